@@ -1,0 +1,1 @@
+"""The only file bytes: content-addressed blobs, directory trees, append-only streams."""

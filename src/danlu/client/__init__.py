@@ -1,0 +1,1 @@
+"""The SDK: requests built purely, sent by one transport."""

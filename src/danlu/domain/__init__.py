@@ -1,0 +1,1 @@
+"""Nouns and their rules. Pure: no input or output, no clock, no randomness."""

@@ -1,0 +1,71 @@
+"""An environment: an interpreter with packages, built once from a lock and shared by all jobs that ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import ClassVar, Final
+
+from pydantic import Field
+
+from danlu.domain.records import Living, Value
+
+HOST: Final = "host"
+
+
+class EnvironmentState(StrEnum):
+    """Where a build is."""
+
+    WANTED = "wanted"
+    BUILDING = "building"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class EnvironmentReason(StrEnum):
+    """Why it is there."""
+
+    REQUESTED = "Requested"
+    BUILDING = "Building"
+    BUILT = "Built"
+    RESOLUTION_FAILED = "ResolutionFailed"
+    INSTALL_FAILED = "InstallFailed"
+    INTERRUPTED = "Interrupted"
+    REBUILD = "Rebuild"
+
+
+S = EnvironmentState
+
+
+class EnvironmentSource(Value):
+    """What an environment is made from: a catalogue entry, or requirements given by a user.
+
+    Exactly one of ``catalogue`` and ``requirements`` is set. ``key()`` is the SHA-256 of it all (see environments/).
+    """
+
+    catalogue: str | None = Field(default=None, description="a name of the catalogue, e.g. tensorflow-1")
+    requirements: str | None = Field(default=None, max_length=1_048_576, description="a requirements.txt as text")
+    python: str = Field(pattern=r"^3\.\d{1,2}$", description="the interpreter's version, e.g. 3.11")
+
+
+class Environment(Living):
+    """An interpreter with packages. ``id`` is a letter and 26 characters; ``lock_digest`` names the folder when built."""
+
+    KIND: ClassVar[str] = "environment"
+    MOVES: ClassVar[Mapping[EnvironmentState, frozenset[EnvironmentState]]] = {
+        S.WANTED: frozenset({S.BUILDING, S.READY, S.FAILED}),
+        S.BUILDING: frozenset({S.READY, S.FAILED, S.WANTED}),
+        S.READY: frozenset({S.WANTED}),
+        S.FAILED: frozenset({S.WANTED}),
+    }
+
+    state: EnvironmentState = S.WANTED
+    reason: EnvironmentReason | None = EnvironmentReason.REQUESTED
+    name: str = Field(description="the catalogue's name, or requirements-xxxxxxxx")
+    source: EnvironmentSource
+    source_digest: str = Field(description="SHA-256 over the source: one record per project and source")
+    lock_digest: str | None = Field(default=None, description="SHA-256 over lock, Python and recipe; the folder's name")
+    packages: int | None = Field(default=None, ge=0, description="how many packages it has, once built")
+    python_version: str | None = Field(default=None, description="the full version, once built")
+    size_bytes: int | None = Field(default=None, ge=0)
+    build_s: float | None = Field(default=None, ge=0)

@@ -1,0 +1,75 @@
+"""What every stored noun has in common: a frozen record with an id, a project, a version; and lives that move by a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from danlu.errors import IllegalMove
+
+
+class Value(BaseModel):
+    """A frozen value; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Record(Value):
+    """A stored noun: who owns it, when it was made and last changed, which version it is."""
+
+    KIND: ClassVar[str]
+
+    id: str = Field(description="the id: a letter and 26 characters, sorted by time")
+    project: str = Field(description="the project that owns it")
+    version: int = Field(default=1, ge=1, description="counts its changes; a change names the version that it saw")
+    created_at: int = Field(ge=0, description="ns UTC")
+    updated_at: int = Field(ge=0, description="ns UTC; never earlier than before")
+
+    def evolved(self, *, now: int, **changes: Any) -> Self:
+        """Returns the next version of this record with ``changes``; time never runs backwards in it."""
+        return self.model_validate(
+            {**self._fields(), **changes, "version": self.version + 1, "updated_at": max(now, self.updated_at)}
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+class Living(Record):
+    """A record with a life: a state, moved only by ``moved`` and only along its table.
+
+    A subclass declares ``MOVES`` (state -> states it may become), and fields ``state`` and ``reason`` of its own enums.
+    """
+
+    MOVES: ClassVar[Mapping[Any, frozenset[Any]]]
+
+    state: StrEnum
+    reason: StrEnum | None = None
+    message: str = Field(default="", max_length=4096, description="the reason in words, with its numbers")
+
+    def moved(self, new: StrEnum, *, now: int, reason: StrEnum | None, message: str = "", **changes: Any) -> Self:
+        """Returns this record in state ``new``.
+
+        Raises:
+            IllegalMove: the table has no move from the present state to ``new``.
+        """
+        if new not in self.MOVES[self.state]:
+            allowed = ", ".join(sorted(self.MOVES[self.state])) or "nothing: it has ended"
+            raise IllegalMove(
+                f"{self.KIND} {self.id} cannot become {new} ({reason}): it is {self.state} ({self.reason}), "
+                f"which may become {allowed}"
+            )
+        return self.evolved(now=now, state=new, reason=reason, message=message[:4096], **changes)
+
+    @property
+    def live(self) -> bool:
+        """Whether it can still change its state."""
+        return bool(self.MOVES[self.state])
+
+
+def terminal(moves: Mapping[Any, frozenset[Any]]) -> frozenset[Any]:
+    """Returns the states that nothing follows."""
+    return frozenset(state for state, following in moves.items() if not following)

@@ -1,0 +1,127 @@
+"""Quantities: CPU in thousandths of a core, memory in bytes, GPUs by count and kind; parsed, printed, added, compared."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, Field
+
+from danlu.domain.records import Value
+
+UNITS: Final = {
+    "": 1,
+    "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15,
+    "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40, "pi": 2**50,
+}  # fmt: skip
+MAX_BYTES: Final = 2**60
+MAX_CPU: Final = 1_000_000
+MAX_GPUS: Final = 4096
+_QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]i?)?b?\s*$", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION_UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+
+
+def parse_bytes(text: object) -> int:
+    """Returns bytes from ``16GiB``, ``16Gi``, ``500MB``, ``1.5g`` or a whole number.
+
+    ``K M G T P`` are powers of 1000, ``Ki Mi Gi Ti Pi`` powers of 1024; a ``B`` may follow; case does not matter.
+
+    Raises:
+        ValueError: it is not an amount of memory, or not within 1 byte .. 1 EiB.
+    """
+    match = _QUANTITY.match(str(text)) if isinstance(text, str | int) and not isinstance(text, bool) else None
+    if match is None:
+        raise ValueError(f"{text!r} is not an amount of memory: write for example 512MiB or 16GiB")
+    number, unit = match.groups()
+    amount = int(Decimal(number) * UNITS[(unit or "").lower()])
+    if not 1 <= amount <= MAX_BYTES:
+        raise ValueError(f"{text!r} is out of range: from 1 byte to 1 EiB")
+    return amount
+
+
+def parse_cpu(text: object) -> int:
+    """Returns thousandths of a core from ``2``, ``0.5`` or ``500m``.
+
+    Raises:
+        ValueError: it is not an amount of CPU, or not within 0.001 .. 1,000,000 cores.
+    """
+    try:
+        if isinstance(text, bool):
+            raise TypeError
+        raw = str(text).strip()
+        milli = Decimal(raw[:-1]) if raw.endswith("m") else Decimal(raw) * 1000
+        if not milli.is_finite() or milli != int(milli):
+            raise ValueError
+    except (InvalidOperation, TypeError, ValueError, OverflowError):
+        raise ValueError(f"{text!r} is not an amount of CPU: write for example 2, 0.5 or 500m") from None
+    if not 1 <= milli <= MAX_CPU * 1000:
+        raise ValueError(f"{text!r} cores are out of range: from 0.001 to 1,000,000")
+    return int(milli)
+
+
+def parse_duration(text: object) -> float:
+    """Returns seconds from ``90``, ``1.5`` (seconds), ``30s``, ``15m``, ``2h``, ``1h30m`` or ``3d``.
+
+    Raises:
+        ValueError: it is not a duration, or not within 1 ms .. 10 years.
+    """
+    seconds: Decimal | None = None
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        seconds = Decimal(str(text))
+    elif isinstance(text, str):
+        raw = text.strip().lower()
+        if re.fullmatch(r"\d+(\.\d+)?", raw):
+            seconds = Decimal(raw)
+        elif re.fullmatch(rf"({_DURATION.pattern})+", raw):
+            seconds = sum((Decimal(n) * _DURATION_UNITS[u] for n, u in _DURATION.findall(raw)), Decimal(0))
+    if seconds is None or not seconds.is_finite():
+        raise ValueError(f"{text!r} is not a duration: write for example 90s, 15m, 2h or 1h30m")
+    if not Decimal("0.001") <= seconds <= 315_360_000:
+        raise ValueError(f"{text!r} is out of range: from 1ms to 3650d")
+    return float(seconds)
+
+
+def format_bytes(amount: int) -> str:
+    """Returns ``16.0 GiB``; below 1 KiB ``512 B``."""
+    size, unit = float(amount), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        if abs(size) < 1024 or unit == "EiB":
+            break
+        size /= 1024
+    return f"{amount} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def format_cpu(milli: int) -> str:
+    """Returns ``2`` or ``0.5``: cores without needless zeros."""
+    return f"{Decimal(milli) / 1000:f}".rstrip("0").rstrip(".") if milli % 1000 else str(milli // 1000)
+
+
+Cores = Annotated[float, BeforeValidator(lambda text: parse_cpu(text) / 1000, json_schema_input_type=int | float | str)]
+MemoryBytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
+Seconds = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=int | float | str)]
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a number")
+    return value
+
+
+GpuCount = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_GPUS)]
+
+
+class Resources(Value):
+    """What one task needs, or what a node has free."""
+
+    cpu_milli: int = Field(default=0, ge=0, description="thousandths of a core")
+    memory_bytes: int = Field(default=0, ge=0)
+    gpus: int = Field(default=0, ge=0)
+
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(
+            cpu_milli=self.cpu_milli + other.cpu_milli,
+            memory_bytes=self.memory_bytes + other.memory_bytes,
+            gpus=self.gpus + other.gpus,
+        )

@@ -1,0 +1,65 @@
+"""Says in a user's words what pydantic found wrong, with the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from danlu.errors import InvalidSpec
+
+MAX_PROBLEMS = 20
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """Returns the choice that ``word`` was probably meant to be, or None."""
+    found = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.55)
+    return found[0] if found else None
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """Returns ``did you mean X?``, or nothing."""
+    found = nearest(word, choices)
+    return f"did you mean {found}?" if found else ""
+
+
+def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            return []
+        inner = [t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type)]
+        models = [t for t in inner if issubclass(t, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)
+
+
+def _one(problem: Any, model: type[BaseModel]) -> tuple[str, str, str]:
+    path = tuple(part for part in problem["loc"] if not str(part).startswith(("function-", "tuple[", "str")))
+    field = ".".join(str(part) for part in path)
+    if problem["type"] == "extra_forbidden":
+        return field, f"{field} is not a field", suggestion(str(path[-1]), _fields_at(model, path[:-1]))
+    if problem["type"] == "missing":
+        return field, f"{field} is missing", ""
+    said = problem["msg"].removeprefix("Value error, ")
+    shown = repr(problem["input"])
+    value = f" (it is {shown[:80]})" if problem["type"] != "value_error" and field else ""
+    return field, f"{field}: {said}{value}" if field else said, ""
+
+
+def invalid_spec(error: ValidationError, model: type[BaseModel]) -> InvalidSpec:
+    """Returns the error that names each wrong field, its value and the nearest right name."""
+    problems = []
+    for raw in error.errors(include_url=False, include_context=False)[:MAX_PROBLEMS]:
+        field, text, hint = _one(raw, model)
+        if (field, text, hint) not in problems:
+            problems.append((field, text, hint))
+    return InvalidSpec(
+        "; ".join(text for _, text, _ in problems),
+        next_step=" ".join(dict.fromkeys(hint for *_, hint in problems if hint)),
+        problems=[{"field": f, "problem": t, "suggestion": h} for f, t, h in problems],
+    )

@@ -1,0 +1,1 @@
+"""Framework environments: catalogue, lock, build."""

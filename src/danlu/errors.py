@@ -1,0 +1,250 @@
+"""Every error of Danlu: one tree, each class with a code, an HTTP status and a next step.
+
+::
+
+    DanluError
+    ├── InvalidRequest 400            the request itself is malformed
+    │   └── InvalidSpec 422           a job's fields are wrong, named one by one
+    │       ├── NeverFits 422         no node could ever hold it
+    │       └── UnknownEnvironment 422
+    ├── NotAuthenticated 401
+    ├── NotAllowed 403
+    ├── NotFound 404
+    ├── Conflict 409
+    │   ├── NameTaken 409
+    │   ├── VersionConflict 409       somebody else changed it first
+    │   ├── IllegalMove 409           the state machine has no such move
+    │   └── StaleAttempt 409          a newer attempt took over
+    ├── TooLarge 413
+    ├── TooManyRequests 429
+    ├── InternalError 500
+    ├── Unavailable 503               try again
+    │   ├── ExecutorUnavailable 503
+    │   └── DatabaseUnavailable 503
+    ├── StorageFull 507
+    ├── LaunchRejected 422            an attempt could not be started; its reason goes to the user
+    ├── EnvironmentFailed 422         an environment could not be built; uv's own words are kept
+    ├── DataDamaged 500               stored bytes are not what was stored
+    └── PlatformError                 the platform on this machine could not be started, found or reached
+        ├── PortTaken
+        ├── AlreadyRunning
+        ├── DatabaseDamaged
+        └── DatabaseTooNew
+
+A class's docstring is its message when none is given. The server answers with ``to_problem`` (RFC 9457), the SDK raises the
+same class again with ``from_problem``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+
+class DanluError(Exception):
+    """Something went wrong.
+
+    Attributes:
+        message: what happened, to which thing, with which value.
+        next_step: what the reader can do now; may be empty.
+        details: JSON-able facts for programs (``field``, ``value``, ``limit`` ...).
+    """
+
+    status: ClassVar[int] = 500
+    step: ClassVar[str] = ""
+
+    def __init__(self, message: str = "", *, next_step: str = "", **details: Any) -> None:
+        self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
+        self.next_step = next_step or self.step
+        self.details = details
+        super().__init__(self.message)
+
+    @classmethod
+    def code(cls) -> str:
+        """The name that programs compare with; it never changes once published."""
+        return cls.__name__
+
+    def to_problem(self) -> dict[str, Any]:
+        """Returns the error as an RFC 9457 problem object."""
+        return {
+            "type": f"urn:danlu:error:{self.code()}",
+            "title": (type(self).__doc__ or "").strip().splitlines()[0],
+            "status": self.status,
+            "code": self.code(),
+            "detail": self.message,
+            "next_step": self.next_step,
+            "details": self.details,
+        }
+
+
+class InvalidRequest(DanluError):
+    """The request is malformed."""
+
+    status = 400
+
+
+class InvalidSpec(InvalidRequest):
+    """The specification has a field that cannot be right."""
+
+    status = 422
+
+
+class NeverFits(InvalidSpec):
+    """The request is larger than any node here."""
+
+
+class UnknownEnvironment(InvalidSpec):
+    """There is no such environment."""
+
+    step = "all of them: danlu env ls"
+
+
+class NotAuthenticated(DanluError):
+    """The request carries no valid credentials."""
+
+    status = 401
+    step = "use the key of this platform: DANLU_TOKEN, or DANLU_HOME of the platform on this machine"
+
+
+class NotAllowed(DanluError):
+    """These credentials do not allow this operation."""
+
+    status = 403
+
+
+class NotFound(DanluError):
+    """There is no such thing here."""
+
+    status = 404
+
+
+class Conflict(DanluError):
+    """The request conflicts with the present state."""
+
+    status = 409
+
+
+class NameTaken(Conflict):
+    """A live job of this project already has that name."""
+
+    step = "choose another --name, or stop the one that has it"
+
+
+class VersionConflict(Conflict):
+    """The thing was changed by somebody else in the meantime."""
+
+    step = "read it again and repeat"
+
+
+class IllegalMove(Conflict):
+    """The state machine has no such move."""
+
+
+class StaleAttempt(Conflict):
+    """This attempt is not the job's current one."""
+
+
+class TooLarge(DanluError):
+    """The request is larger than this platform accepts."""
+
+    status = 413
+
+
+class TooManyRequests(DanluError):
+    """Too many requests at once."""
+
+    status = 429
+    step = "wait a moment and repeat"
+
+
+class InternalError(DanluError):
+    """The server failed; the fault is in its log, under the request's id."""
+
+    status = 500
+
+
+class Unavailable(DanluError):
+    """The platform cannot answer at the moment."""
+
+    status = 503
+    step = "try again; danlu status tells more"
+
+
+class ExecutorUnavailable(Unavailable):
+    """The executor cannot be reached at the moment."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached at the moment."""
+
+
+class StorageFull(DanluError):
+    """The disk of the platform is full; nothing of this request was stored."""
+
+    status = 507
+    step = "free space on the platform's disk, then repeat"
+
+
+class LaunchRejected(DanluError):
+    """The attempt could not be started."""
+
+    status = 422
+
+
+class EnvironmentFailed(DanluError):
+    """The environment could not be built."""
+
+    status = 422
+
+
+class DataDamaged(DanluError):
+    """Stored bytes are not what was stored."""
+
+    status = 500
+
+
+class PlatformError(DanluError):
+    """The platform on this machine could not be started, found or reached."""
+
+    status = 503
+
+
+class PortTaken(PlatformError):
+    """The port is taken by another program."""
+
+
+class AlreadyRunning(PlatformError):
+    """Another server owns this data folder."""
+
+
+class DatabaseDamaged(PlatformError):
+    """The database file is damaged; it was not written to."""
+
+
+class DatabaseTooNew(PlatformError):
+    """The database was written by a newer version of Danlu; it was not written to."""
+
+
+def _tree(root: type[DanluError]) -> Iterator[type[DanluError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+def classes() -> dict[str, type[DanluError]]:
+    """Returns every error class by its code."""
+    return {cls.code(): cls for cls in _tree(DanluError)}
+
+
+def from_problem(problem: Mapping[str, Any], status: int) -> DanluError:
+    """Returns the error that a server's problem object stands for.
+
+    An unknown code (a newer server's) becomes a plain DanluError that keeps the text; nothing is lost.
+    """
+    known = classes().get(str(problem.get("code", "")))
+    details = problem.get("details")
+    kwargs = {str(k): v for k, v in details.items()} if isinstance(details, Mapping) else {}
+    for taken in ("message", "next_step", "self"):
+        kwargs.pop(taken, None)
+    message = str(problem.get("detail") or problem.get("title") or f"the server answered {status}")
+    return (known or DanluError)(message, next_step=str(problem.get("next_step") or ""), **kwargs)

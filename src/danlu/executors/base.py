@@ -1,0 +1,136 @@
+"""The seam between the platform and what runs processes: orders go down, observations come up.
+
+An executor knows nothing of jobs, queues or databases. It launches attempts by id (idempotently), tells the whole truth
+about what it holds, stops and forgets. Two errors only: ``ExecutorUnavailable`` (try again) and ``LaunchRejected`` (the
+attempt fails; the reason goes to the user).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field
+
+from danlu.domain.jobs import Attempt, Job, Task
+from danlu.domain.nodes import NodeCapacity
+from danlu.domain.records import Value
+
+
+class Capabilities(Value):
+    """What an executor can do, as data."""
+
+    name: str
+    memory_limit: bool = False
+    cpu_limit: bool = False
+    separate_users: bool = False
+    host_environment: bool = False
+
+
+class Interpreter(Value):
+    """Where an attempt's Python is: the folder that goes first on PATH, and what must be readable for it to run."""
+
+    bin: Path
+    roots: tuple[Path, ...] = Field(default=(), description="folders that the job must be able to read")
+    variables: dict[str, str] = Field(default_factory=dict, description="set for the job, e.g. VIRTUAL_ENV")
+
+
+class LaunchOrder(Value):
+    """Everything that is needed to start one attempt. The same order twice starts it once."""
+
+    job: Job
+    attempt: Attempt
+    interpreter: Interpreter | None
+    project_number: int = Field(ge=0, description="picks the user id where the server is root")
+    url: str = Field(description="the platform's address, for the SDK inside the job")
+    token: str = Field(repr=False, description="the attempt's own token; never in argv, logs or the database")
+
+
+class Phase(StrEnum):
+    """What an executor sees of an attempt."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDED = "ended"
+    LOST = "lost"
+
+
+class Observation(Value):
+    """One attempt as the executor sees it now.
+
+    ``ended`` and ``lost`` promise that nothing of the attempt is left: no process, no device in use.
+    """
+
+    attempt_id: str
+    phase: Phase
+    tasks: tuple[Task, ...] = Field(default=(), description="the attempt's tasks with what became of them")
+    started_at: int | None = Field(default=None, description="ns UTC; when the first process ran")
+    ended_at: int | None = Field(default=None, description="ns UTC")
+    stopped: bool = Field(default=False, description="it ended because stop() was asked")
+    timed_out: bool = Field(default=False, description="it ended because its time was over")
+    limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
+    resumed_from: str | None = None
+    message: str = ""
+
+
+class Executor(Protocol):
+    """Runs attempts. Every method may be called again with the same arguments at any time."""
+
+    capabilities: Capabilities
+
+    def capacity(self) -> tuple[NodeCapacity, ...]:
+        """Returns the machines that it can use now.
+
+        Raises:
+            ExecutorUnavailable: it cannot tell at the moment.
+        """
+
+    def launch(self, order: LaunchOrder) -> None:
+        """Starts an attempt unless it was started before.
+
+        Raises:
+            ExecutorUnavailable: try again.
+            LaunchRejected: it can never start; nothing is left of it.
+        """
+
+    def observe(self) -> tuple[Observation, ...]:
+        """Returns every attempt that it holds: launched and not forgotten. Never a delta.
+
+        Raises:
+            ExecutorUnavailable: it cannot tell at the moment.
+        """
+
+    def stop(self, attempt_id: str, *, grace_s: float) -> None:
+        """Asks an attempt to end: SIGTERM, ``grace_s``, SIGKILL to the whole tree. Returns at once; absent is success."""
+
+    def forget(self, attempt_id: str) -> None:
+        """Removes all that is kept of an ended attempt. Absent is success; a live attempt is left alone."""
+
+
+Hint = Callable[[], None]
+"""Called by an executor when something may have changed; it only shortens a wait."""
+
+
+class Collected(Value):
+    """A piece of an append-only stream that an attempt produced (see blobs/streams.py)."""
+
+    attempt_id: str
+    task: str
+    stream: str = Field(description="log or metrics")
+    offset: int = Field(ge=0)
+    data: bytes = Field(repr=False)
+
+
+class Spools(Protocol):
+    """Where an executor keeps what attempts write until it is collected."""
+
+    def pending(self, attempt_id: str, *, max_bytes: int) -> Iterable[Collected]:
+        """Yields what was not collected yet, in order per stream, in pieces of at most ``max_bytes``."""
+
+    def collected(self, attempt_id: str, task: str, stream: str, offset: int) -> None:
+        """Frees what lies before ``offset``: it is kept elsewhere now."""
+
+    def outputs(self, attempt_id: str) -> Path | None:
+        """Returns the folder of an ended attempt's outputs, or None where there is none."""

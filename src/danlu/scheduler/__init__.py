@@ -1,0 +1,1 @@
+"""Who runs where. Pure: a snapshot in, a plan out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import ClassVar, Final
 
 from pydantic import Field
@@ -69,3 +70,11 @@ class Environment(Living):
     python_version: str | None = Field(default=None, description="the full version, once built")
     size_bytes: int | None = Field(default=None, ge=0)
     build_s: float | None = Field(default=None, ge=0)
+
+
+class Interpreter(Value):
+    """Where an attempt's Python is: the folder that goes first on PATH, and what must be readable for it to run."""
+
+    bin: Path
+    roots: tuple[Path, ...] = Field(default=(), description="folders that the job must be able to read")
+    variables: dict[str, str] = Field(default_factory=dict, description="set for the job, e.g. VIRTUAL_ENV")

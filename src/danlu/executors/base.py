@@ -14,6 +14,7 @@ from typing import Protocol
 
 from pydantic import Field
 
+from danlu.domain.environments import Interpreter
 from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.records import Value
@@ -27,14 +28,6 @@ class Capabilities(Value):
     cpu_limit: bool = False
     separate_users: bool = False
     host_environment: bool = False
-
-
-class Interpreter(Value):
-    """Where an attempt's Python is: the folder that goes first on PATH, and what must be readable for it to run."""
-
-    bin: Path
-    roots: tuple[Path, ...] = Field(default=(), description="folders that the job must be able to read")
-    variables: dict[str, str] = Field(default_factory=dict, description="set for the job, e.g. VIRTUAL_ENV")
 
 
 class LaunchOrder(Value):

@@ -1,0 +1,234 @@
+"""The wire contract: every endpoint once, as data. The server binds it, the client calls it, the tests enumerate it.
+
+Paths begin with ``/v1``. ``Danlu-Project`` names the project (``default`` when left out). ``{job}`` is an id or a name; other
+ids are ids. Lists come in pages by keyset. Errors are RFC 9457 problems. ``bytes`` as a body or an answer is
+``application/octet-stream``; ``STREAM`` is ``text/event-stream``, whose ``data`` is the operation's ``returns`` as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import Field
+
+from danlu.domain.actors import Token
+from danlu.domain.artifacts import Artifact
+from danlu.domain.environments import Environment
+from danlu.domain.events import Event
+from danlu.domain.jobs import Attempt, Job, JobSpec, JobState
+from danlu.domain.records import Value
+from danlu.domain.resources import Seconds
+from danlu.domain.views import (
+    EnvironmentEntry,
+    LogPage,
+    Metrics,
+    NodeUse,
+    Page,
+    PlatformStatus,
+    TextPage,
+    Why,
+)
+
+PROJECT_HEADER: Final = "Danlu-Project"
+MAX_PAGE: Final = 500
+MAX_JSON_BYTES: Final = 4 * 2**20
+MAX_PACK_BYTES: Final = 16 * 2**20
+MAX_BLOB_BYTES: Final = 2**40
+MAX_ADDRESSES: Final = 20_000
+
+
+class Permission(StrEnum):
+    """Who may call an operation."""
+
+    MEMBER = "member"
+    ADMINISTRATOR = "administrator"
+    ATTEMPT = "attempt"
+
+
+class Kind(StrEnum):
+    """How an operation answers."""
+
+    JSON = "json"
+    BYTES = "bytes"
+    STREAM = "stream"
+
+
+class Paging(Value):
+    """Which part of a list."""
+
+    limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+    cursor: str | None = Field(default=None, max_length=256)
+
+
+class JobsQuery(Paging):
+    """Which jobs."""
+
+    state: JobState | None = None
+    name: str | None = Field(default=None, max_length=63)
+
+
+class EventsQuery(Value):
+    """Which events: those after ``after``, oldest first."""
+
+    after: int = Field(default=0, ge=0)
+    object_id: str | None = Field(default=None, max_length=64)
+    limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+
+
+class LogsQuery(Value):
+    """Which part of a job's logs. Without ``attempt``: the newest, and in a stream every one that follows."""
+
+    attempt: int | None = Field(default=None, ge=1)
+    task: str | None = Field(default=None, max_length=100)
+    since: int | None = Field(default=None, ge=0, description="ns UTC")
+    tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only the last lines")
+    cursor: str | None = Field(default=None, max_length=4096)
+
+
+class MetricsQuery(Value):
+    """Which metrics, in how many points each."""
+
+    name: str | None = Field(default=None, max_length=64)
+    points: int = Field(default=500, ge=2, le=100_000)
+
+
+class WaitQuery(Value):
+    """How long to wait before answering with the present state."""
+
+    timeout_s: float = Field(default=30.0, ge=0, le=60)
+
+
+class OffsetQuery(Value):
+    """Where to begin, in bytes."""
+
+    offset: int = Field(default=0, ge=0)
+
+
+class StopRequest(Value):
+    """How to stop a job."""
+
+    grace: Seconds | None = Field(default=None, le=3600, description="instead of the job's own, e.g. 10s")
+
+
+class RetryRequest(Value):
+    """How to repeat an ended job: same specification, same checkpoints, some fields given anew."""
+
+    id: str = Field(description="the new job's id, made by the client")
+    changes: dict[str, Any] = Field(default_factory=dict, description="fields of the job's specification")
+
+
+class Addresses(Value):
+    """Content addresses."""
+
+    addresses: tuple[str, ...] = Field(max_length=MAX_ADDRESSES)
+
+
+class Stored(Value):
+    """What an upload added."""
+
+    blobs: int
+    size_bytes: int
+
+
+class EnvironmentRequest(Value):
+    """Which environment to build: a catalogue's name, or requirements."""
+
+    env: str = Field(default="python", max_length=63)
+    requirements: str | None = Field(default=None, max_length=1_048_576)
+    python: str | None = Field(default=None, pattern=r"^3\.\d{1,2}$")
+
+
+class TokenRequest(Value):
+    """A new bearer token."""
+
+    name: str = Field(min_length=1, max_length=63)
+    valid_for: Seconds | None = Field(default=None, description="for example 30d; without it, until it is revoked")
+
+
+class TokenMade(Value):
+    """A token with its secret, which is shown only here."""
+
+    token: Token
+    secret: str = Field(repr=False)
+
+
+class PlatformStop(Value):
+    """How to stop the platform."""
+
+    jobs: bool = Field(default=False, description="stop all jobs first; else they go on without the server")
+
+
+class Accepted(Value):
+    """It will be done."""
+
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One endpoint. ``id`` is ``noun.verb``: the service's module and method."""
+
+    id: str
+    method: str
+    path: str
+    summary: str
+    returns: Any
+    body: Any = None
+    query: type[Value] | None = None
+    permission: Permission = Permission.MEMBER
+    kind: Kind = Kind.JSON
+    status: int = 200
+
+
+O = Operation  # noqa: E741 - one letter keeps the table readable
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    O("platform.get", "GET", "/v1/platform", "The platform's state", PlatformStatus),
+    O("platform.stop", "POST", "/v1/platform/stop", "Stop the server; jobs go on unless asked otherwise", Accepted,
+      body=PlatformStop, permission=Permission.ADMINISTRATOR, status=202),
+    O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery),
+    O("jobs.submit", "PUT", "/v1/jobs/{job}", "Submit a job under an id made by the client; twice is once", Job,
+      body=JobSpec, status=201),
+    O("jobs.get", "GET", "/v1/jobs/{job}", "One job, by id or name", Job),
+    O("jobs.wait", "GET", "/v1/jobs/{job}/wait", "The job, as soon as it has ended or the time is over", Job,
+      query=WaitQuery),
+    O("jobs.why", "GET", "/v1/jobs/{job}/why", "Why the job is where it is", Why),
+    O("jobs.stop", "POST", "/v1/jobs/{job}/stop", "Stop the job", Job, body=StopRequest, status=202),
+    O("jobs.retry", "POST", "/v1/jobs/{job}/retry", "Run an ended job again", Job, body=RetryRequest, status=201),
+    O("jobs.attempts", "GET", "/v1/jobs/{job}/attempts", "The job's attempts, newest first", Page[Attempt], query=Paging),
+    O("jobs.logs", "GET", "/v1/jobs/{job}/logs", "A part of the job's logs", LogPage, query=LogsQuery),
+    O("jobs.logs_stream", "GET", "/v1/jobs/{job}/logs/stream", "The job's logs as they are written, until it has ended",
+      LogPage, query=LogsQuery, kind=Kind.STREAM),
+    O("jobs.metrics", "GET", "/v1/jobs/{job}/metrics", "The job's metrics", Metrics, query=MetricsQuery),
+    O("jobs.artifacts", "GET", "/v1/jobs/{job}/artifacts", "What the job left, newest first", Page[Artifact], query=Paging),
+    O("artifacts.get", "GET", "/v1/artifacts/{artifact}", "One artifact", Artifact),
+    O("blobs.missing", "POST", "/v1/blobs/missing", "Which of these blobs the project does not have yet", Addresses,
+      body=Addresses),
+    O("blobs.pack", "POST", "/v1/blobs", "Store many small blobs at once", Stored, body=bytes, status=201),
+    O("blobs.put", "PUT", "/v1/blobs/{address}", "Store one blob", Stored, body=bytes, status=201),
+    O("blobs.get", "GET", "/v1/blobs/{address}", "One blob's bytes", bytes, kind=Kind.BYTES),
+    O("environments.list", "GET", "/v1/environments", "The catalogue, and what was built from requirements",
+      Page[EnvironmentEntry]),
+    O("environments.build", "POST", "/v1/environments", "Build an environment unless it is there", Environment,
+      body=EnvironmentRequest, status=202),
+    O("environments.get", "GET", "/v1/environments/{environment}", "One environment", Environment),
+    O("environments.log", "GET", "/v1/environments/{environment}/log", "What its build printed", TextPage,
+      query=OffsetQuery),
+    O("nodes.list", "GET", "/v1/nodes", "Machines, what they have and what is free", Page[NodeUse]),
+    O("events.list", "GET", "/v1/events", "What happened, oldest first", Page[Event], query=EventsQuery),
+    O("events.stream", "GET", "/v1/events/stream", "What happens, as it happens", Event, query=EventsQuery,
+      kind=Kind.STREAM),
+    O("tokens.list", "GET", "/v1/tokens", "Bearer tokens of the project", Page[Token], query=Paging,
+      permission=Permission.ADMINISTRATOR),
+    O("tokens.make", "POST", "/v1/tokens", "Make a bearer token for the project", TokenMade, body=TokenRequest,
+      permission=Permission.ADMINISTRATOR, status=201),
+    O("tokens.revoke", "DELETE", "/v1/tokens/{token}", "Revoke a token, at once", Accepted,
+      permission=Permission.ADMINISTRATOR),
+    O("attempts.append", "PUT", "/v1/attempts/{attempt}/streams/{task}/{stream}",
+      "A runner ships a piece of a log or of metrics; the same piece twice is once", TextPage, body=bytes,
+      query=OffsetQuery, permission=Permission.ATTEMPT),
+)  # fmt: skip
+BY_ID: Final = {operation.id: operation for operation in OPERATIONS}
+OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz"})
+"""What a stranger may ask: whether the server lives. Nothing else."""

@@ -1,0 +1,124 @@
+"""What is computed when it is read: logs, metrics, the reasons for waiting, the platform itself. Never stored."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import Field
+
+from danlu.domain.environments import Environment
+from danlu.domain.jobs import Job
+from danlu.domain.nodes import Node
+from danlu.domain.records import Value
+from danlu.domain.resources import Resources
+
+T = TypeVar("T")
+
+
+class Page(Value, Generic[T]):
+    """Part of a list. ``next_cursor`` asks for what follows; None at the end."""
+
+    items: tuple[T, ...]
+    next_cursor: str | None = None
+
+
+class LogChunk(Value):
+    """Stamped lines of one task, whole lines only, as danlu.runner.formats writes them."""
+
+    attempt: int = Field(ge=1, description="the attempt's number")
+    task: str
+    data: str
+
+
+class LogPage(Value):
+    """Log lines in order per task. ``cursor`` goes on from here; ``done``: nothing more will ever follow."""
+
+    chunks: tuple[LogChunk, ...]
+    cursor: str
+    done: bool
+
+
+class TextPage(Value):
+    """Part of a growing text."""
+
+    text: str
+    offset: int = Field(ge=0, description="where the next part begins, in bytes")
+    done: bool
+
+
+class Series(Value):
+    """One metric: ``steps``, ``times`` (ns UTC) and ``values`` side by side, in order of arrival.
+
+    With more points than were asked for, each bucket keeps its smallest and largest value: no peak is ever left out.
+    """
+
+    name: str
+    count: int = Field(description="points recorded in all")
+    steps: tuple[float | None, ...]
+    times: tuple[int, ...]
+    values: tuple[float, ...]
+    smallest: float | None
+    largest: float | None
+    last: float | None
+
+
+class Metrics(Value):
+    """A job's metrics over all its attempts."""
+
+    series: tuple[Series, ...]
+
+
+class NodeUse(Value):
+    """A node, what is given away of it and what is free."""
+
+    node: Node
+    used: Resources
+    free: Resources
+    free_gpus: tuple[int, ...] = Field(description="indexes of the GPUs that nobody holds")
+
+
+class Why(Value):
+    """Why a job is where it is."""
+
+    job: Job
+    asks: tuple[Resources, ...]
+    explanation: tuple[str, ...] = Field(description="sentences with the numbers, the most important first")
+    position: int | None = Field(default=None, description="1 for the next one to start; None when it does not wait")
+    ahead: tuple[str, ...] = Field(default=(), description="names of the jobs before it, at most 20")
+    nodes: tuple[NodeUse, ...] = ()
+
+
+class EnvironmentEntry(Value):
+    """A line of ``danlu env ls``: a catalogue entry, or an environment made from requirements."""
+
+    name: str
+    description: str
+    python: str
+    environment: Environment | None = Field(description="the built or building one; None: built when first asked for")
+
+
+class PlatformStatus(Value):
+    """The platform that answers."""
+
+    version: str
+    url: str
+    home: str
+    started_at: int
+    database: str
+    isolation: str = Field(description="how jobs are kept apart: separate users, or one user")
+    jobs: dict[str, int] = Field(description="how many jobs are in each state")
+    nodes: tuple[NodeUse, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class Problem(Value):
+    """An error as RFC 9457 has it."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    next_step: str = ""
+    details: dict[str, Any] = Field(default_factory=dict)
+    request_id: str = ""

@@ -1,0 +1,181 @@
+"""What to do about one attempt: (job, attempt, observation, time) -> Decision. Pure, and tested on every combination."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from danlu.domain.jobs import (
+    INFRASTRUCTURE_ATTEMPTS,
+    LOST,
+    NEVER_RETRIED,
+    Attempt,
+    AttemptState,
+    Desired,
+    Job,
+    JobState,
+    Reason,
+    Task,
+)
+from danlu.executors.base import Observation, Phase
+
+
+class Action(StrEnum):
+    """What to ask of the executor."""
+
+    NOTHING = "nothing"
+    LAUNCH = "launch"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The records as they should be (in order of their moves; empty: unchanged) and what to ask of the executor.
+
+    What is asked comes after the records are stored, and may be asked again.
+    """
+
+    action: Action = Action.NOTHING
+    jobs: tuple[Job, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+
+
+def decide(job: Job, attempt: Attempt, seen: Observation | None, now: int) -> Decision:
+    """Returns what follows for an attempt that has not ended."""
+    if seen is None:
+        return _unseen(job, attempt, now)
+    if seen.phase in (Phase.ENDED, Phase.LOST):
+        return _ended(job, attempt, seen, now)
+    stopping = job.desired is Desired.STOP
+    jobs: list[Job] = []
+    attempts: list[Attempt] = []
+    if seen.phase is Phase.RUNNING and attempt.state is AttemptState.LAUNCHING:
+        changes: dict[str, Any] = {
+            "started_at": seen.started_at,
+            "tasks": seen.tasks or attempt.tasks,
+            "limits": seen.limits,
+            "resumed_from": seen.resumed_from,
+        }
+        attempts.append(attempt.moved(AttemptState.RUNNING, now=now, reason=Reason.STARTED, **changes))
+        if job.state is JobState.STARTING:
+            jobs.append(job.moved(JobState.RUNNING, now=now, reason=Reason.STARTED, started_at=seen.started_at))
+    if not stopping:
+        return Decision(jobs=tuple(jobs), attempts=tuple(attempts))
+    latest_job, latest = (jobs or [job])[-1], (attempts or [attempt])[-1]
+    if latest.state in (AttemptState.LAUNCHING, AttemptState.RUNNING):
+        attempts.append(latest.moved(AttemptState.ENDING, now=now, reason=Reason.STOP_REQUESTED))
+    if latest_job.state in (JobState.STARTING, JobState.RUNNING):
+        jobs.append(latest_job.moved(JobState.STOPPING, now=now, reason=Reason.STOP_REQUESTED))
+    return Decision(Action.STOP, tuple(jobs), tuple(attempts))
+
+
+def _unseen(job: Job, attempt: Attempt, now: int) -> Decision:
+    """The executor does not hold it: it was never launched, or everything of it is gone."""
+    if attempt.state in (AttemptState.PLACED, AttemptState.LAUNCHING):
+        if job.desired is not Desired.STOP:
+            return Decision(Action.LAUNCH)
+        ended = attempt.moved(AttemptState.ENDED, now=now, reason=Reason.STOPPED, ended_at=now, collected=True)
+        return Decision(jobs=after(job, ended, now), attempts=(ended,))
+    ended = attempt.moved(
+        AttemptState.ENDED, now=now, reason=Reason.RUNNER_LOST, message="the executor no longer knows it", ended_at=now
+    )
+    return Decision(jobs=after(job, ended, now), attempts=(ended,))
+
+
+def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
+    reason, message, exit_code = verdict(seen)
+    ended = attempt.moved(
+        AttemptState.ENDED,
+        now=now,
+        reason=reason,
+        message=message,
+        started_at=seen.started_at or attempt.started_at,
+        ended_at=seen.ended_at or now,
+        tasks=seen.tasks or attempt.tasks,
+        limits=seen.limits or attempt.limits,
+        resumed_from=seen.resumed_from or attempt.resumed_from,
+        exit_code=exit_code,
+    )
+    return Decision(jobs=after(job, ended, now), attempts=(ended,))
+
+
+def rejected(job: Job, attempt: Attempt, message: str, now: int) -> Decision:
+    """Returns what follows when the executor refused to launch an attempt."""
+    ended = attempt.moved(
+        AttemptState.ENDED, now=now, reason=Reason.LAUNCH_REJECTED, message=message, ended_at=now, collected=True
+    )
+    return Decision(jobs=after(job, ended, now), attempts=(ended,))
+
+
+def verdict(seen: Observation) -> tuple[Reason, str, int | None]:
+    """Returns how an attempt ended: a reason, its words, and the exit code (128 + signal when killed).
+
+    The first task that failed decides; what was stopped because of it does not.
+    """
+    if seen.phase is Phase.LOST:
+        return Reason.RUNNER_LOST, seen.message or "its runner was killed; everything it had written was kept", None
+    failed = _first_failure(seen.tasks)
+    if failed is None:
+        return Reason.COMPLETED, "", 0
+    code = failed.exit_code if failed.signal is None else 128 + failed.signal
+    who = f"{failed.name}: " if len(seen.tasks) > 1 else ""
+    if seen.timed_out:
+        return Reason.MAX_TIME_EXCEEDED, seen.message or "it ran longer than max_time", code
+    if seen.stopped:
+        return Reason.STOPPED, "", code
+    if failed.oom:
+        return Reason.OUT_OF_MEMORY, who + (failed.error or "killed by the kernel for lack of memory"), code
+    if failed.signal is not None:
+        return Reason.KILLED_BY_SIGNAL, who + (failed.error or f"killed by signal {failed.signal}"), code
+    if failed.error and failed.exit_code in (126, 127):
+        return Reason.COMMAND_NOT_FOUND, who + failed.error, code
+    return Reason.PROCESS_FAILED, who + f"exit code {failed.exit_code}", code
+
+
+def _first_failure(tasks: Sequence[Task]) -> Task | None:
+    failed = [task for task in tasks if task.exit_code != 0]
+    return min(failed, key=lambda task: (task.ended_at or 2**63, task.rank), default=None)
+
+
+def after(job: Job, ended: Attempt, now: int) -> tuple[Job, ...]:
+    """Returns the job's moves that follow the end of its current attempt, in order."""
+    if not job.live or job.attempts != ended.number or job.state is JobState.QUEUED:
+        return ()
+    reason = ended.reason
+    outcome: dict[str, Any] = {"ended_at": ended.ended_at, "exit_code": ended.exit_code, "started_at": ended.started_at}
+    if reason is Reason.COMPLETED:
+        return (job.moved(JobState.SUCCEEDED, now=now, reason=Reason.COMPLETED, **outcome),)
+    if job.desired is Desired.STOP:
+        return _stopped(job, ended, now, outcome)
+    repeat: dict[str, Any] = {"queued_at": now, "exit_code": ended.exit_code}
+    words = f"attempt {ended.number}: {reason}" + (f", {ended.message}" if ended.message else "")
+    if reason in LOST and job.losses < INFRASTRUCTURE_ATTEMPTS:
+        return (job.moved(JobState.QUEUED, now=now, reason=reason, message=words, losses=job.losses + 1, **repeat),)
+    failures = job.failures + (reason not in LOST)
+    if reason not in NEVER_RETRIED and reason not in LOST and failures < job.spec.retry.attempts:
+        wait_ns = int((job.spec.retry.backoff or 0) * 1_000_000_000)
+        return (
+            job.moved(
+                JobState.QUEUED,
+                now=now,
+                reason=Reason.ATTEMPT_FAILED,
+                message=words,
+                failures=failures,
+                not_before=now + wait_ns if wait_ns else 0,
+                **repeat,
+            ),
+        )
+    return (job.moved(JobState.FAILED, now=now, reason=reason, message=ended.message, failures=failures, **outcome),)
+
+
+def _stopped(job: Job, ended: Attempt, now: int, outcome: dict[str, Any]) -> tuple[Job, ...]:
+    moves = []
+    if job.state is not JobState.STOPPING:
+        job = job.moved(JobState.STOPPING, now=now, reason=Reason.STOP_REQUESTED)
+        moves.append(job)
+    final = JobState.CANCELLED if ended.reason is Reason.STOPPED or ended.reason in LOST else JobState.FAILED
+    reason = Reason.STOPPED if final is JobState.CANCELLED else ended.reason
+    moves.append(job.moved(final, now=now, reason=reason, message=ended.message, **outcome))
+    return tuple(moves)

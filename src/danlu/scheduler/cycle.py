@@ -1,0 +1,264 @@
+"""One decision of who runs where: a snapshot in, a plan out. No clock, no database, no randomness.
+
+1. Order: priority (higher first), then who waits longest, then the id.
+2. Place: each job's tasks as one gang, all or none, on the nodes with the least left over that still hold them (packing).
+3. Keep: what a job that does not fit is waiting for is kept for it. On the node that could hold it soonest its share of
+   what is free is taken out of this cycle, so that smaller jobs behind it use only what it does not need, and none starves.
+4. Say why: one reason code for each job that waits; equal shapes are decided once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from danlu.domain.jobs import Reason
+from danlu.domain.nodes import NodeCapacity
+from danlu.domain.resources import Resources, format_bytes, format_cpu
+
+KEPT_FOR = 16
+"""For how many of the first waiting jobs resources are kept; those behind them wait for their turn all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a gang asks for: one entry a task, and the GPU kind that all of them need."""
+
+    tasks: tuple[Resources, ...]
+    gpu_kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that could start now if there were room."""
+
+    id: str
+    priority: int
+    queued_at: int
+    shape: Shape
+
+
+@dataclass(slots=True)
+class Room:
+    """What is free on one node, changed while a plan is made."""
+
+    name: str
+    cpu_milli: int
+    memory_bytes: int
+    gpus: dict[str, list[int]] = field(default_factory=dict)
+    """kind -> indexes of free GPUs, ascending"""
+
+    def fits(self, need: Resources, kind: str | None) -> bool:
+        """Says whether one task fits here now."""
+        return (
+            need.cpu_milli <= self.cpu_milli
+            and need.memory_bytes <= self.memory_bytes
+            and (need.gpus == 0 or self._kind_for(need.gpus, kind) is not None)
+        )
+
+    def _kind_for(self, count: int, kind: str | None) -> str | None:
+        kinds = [kind] if kind is not None else sorted(self.gpus, key=lambda k: (len(self.gpus[k]), k))
+        return next((k for k in kinds if len(self.gpus.get(k, ())) >= count), None)
+
+    def take(self, need: Resources, kind: str | None) -> tuple[int, ...]:
+        """Takes one task's share and returns its GPUs' indexes, ascending. It must fit."""
+        self.cpu_milli -= need.cpu_milli
+        self.memory_bytes -= need.memory_bytes
+        if not need.gpus:
+            return ()
+        chosen = self._kind_for(need.gpus, kind)
+        if chosen is None:
+            raise ValueError(f"{need.gpus} GPUs of kind {kind} do not fit on {self.name}")
+        free = self.gpus[chosen]
+        self.gpus[chosen] = free[need.gpus :]
+        return tuple(free[: need.gpus])
+
+    def give_back(self, need: Resources, devices: Iterable[int], kinds: dict[int, str]) -> None:
+        """Returns what ``take`` took."""
+        self.cpu_milli += need.cpu_milli
+        self.memory_bytes += need.memory_bytes
+        for device in devices:
+            kind = kinds[device]
+            self.gpus[kind] = sorted([*self.gpus.get(kind, []), device])
+
+    def keep(self, need: Resources, kind: str | None) -> None:
+        """Takes out whatever of ``need`` is free, for a job that waits for the rest."""
+        self.cpu_milli = max(0, self.cpu_milli - need.cpu_milli)
+        self.memory_bytes = max(0, self.memory_bytes - need.memory_bytes)
+        wanted = need.gpus
+        for name in [kind] if kind is not None else sorted(self.gpus, key=lambda k: -len(self.gpus[k])):
+            free = self.gpus.get(name, [])
+            self.gpus[name] = free[wanted:]
+            wanted -= min(wanted, len(free))
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a live attempt holds on one node."""
+
+    node: str
+    resources: Resources
+    devices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a decision depends on."""
+
+    nodes: tuple[NodeCapacity, ...]
+    held: tuple[Held, ...]
+    waiting: tuple[Waiting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where one task of a gang goes."""
+
+    node: str
+    devices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A job that starts now; one seat a task, in rank order."""
+
+    job_id: str
+    seats: tuple[Seat, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do: who starts where, and why the others wait (a code and its arithmetic), in queue order."""
+
+    placements: tuple[Placement, ...]
+    waits: dict[str, tuple[Reason, str]]
+
+
+def order(waiting: Iterable[Waiting]) -> list[Waiting]:
+    """Returns the jobs in the order in which they are served."""
+    return sorted(waiting, key=lambda job: (-job.priority, job.queued_at, job.id))
+
+
+def rooms(nodes: Iterable[NodeCapacity], held: Iterable[Held]) -> dict[str, Room]:
+    """Returns what is free on each node: all that it has less what live attempts hold.
+
+    What is held on a node that shrank or vanished never makes a free amount negative.
+    """
+    free: dict[str, Room] = {}
+    for node in nodes:
+        kinds: dict[str, list[int]] = {}
+        for gpu in sorted(node.gpus, key=lambda gpu: gpu.index):
+            kinds.setdefault(gpu.kind, []).append(gpu.index)
+        free[node.name] = Room(node.name, node.cpu_milli, node.memory_bytes, kinds)
+    for share in held:
+        room = free.get(share.node)
+        if room is None:
+            continue
+        room.cpu_milli = max(0, room.cpu_milli - share.resources.cpu_milli)
+        room.memory_bytes = max(0, room.memory_bytes - share.resources.memory_bytes)
+        for kind in room.gpus:
+            room.gpus[kind] = [index for index in room.gpus[kind] if index not in share.devices]
+    return free
+
+
+def seat(shape: Shape, free: dict[str, Room], kinds: dict[str, dict[int, str]]) -> tuple[Seat, ...] | None:
+    """Takes room for a whole gang and returns its seats in rank order, or takes nothing and returns None."""
+    seats: list[Seat] = []
+    for need in shape.tasks:
+        candidates = [room for room in free.values() if room.fits(need, shape.gpu_kind)]
+        if not candidates:
+            for earlier, taken in zip(shape.tasks, seats, strict=False):
+                free[taken.node].give_back(earlier, taken.devices, kinds[taken.node])
+            return None
+        room = min(candidates, key=lambda r: (sum(map(len, r.gpus.values())), r.cpu_milli, r.memory_bytes, r.name))
+        seats.append(Seat(room.name, room.take(need, shape.gpu_kind)))
+    return tuple(seats)
+
+
+def plan(snapshot: Snapshot) -> Plan:
+    """Returns who starts now and why each other job waits."""
+    free = rooms(snapshot.nodes, snapshot.held)
+    empty = rooms(snapshot.nodes, ())
+    kinds = {node.name: {gpu.index: gpu.kind for gpu in node.gpus} for node in snapshot.nodes}
+    placements: list[Placement] = []
+    waits: dict[str, tuple[Reason, str]] = {}
+    refused: dict[Shape, tuple[Reason, str]] = {}
+    kept = 0
+    for job in order(snapshot.waiting):
+        if job.shape in refused:  # within a cycle room only shrinks: what did not fit does not fit now
+            waits[job.id] = refused[job.shape]
+            continue
+        seats = seat(job.shape, free, kinds)
+        if seats is not None:
+            placements.append(Placement(job.id, seats))
+            continue
+        waits[job.id] = refused[job.shape] = explain(job.shape, free, empty)
+        if kept < KEPT_FOR and waits[job.id][0] is Reason.WAITING_FOR_RESOURCES:
+            kept += 1
+            _keep(job.shape, free, empty)
+    return Plan(tuple(placements), waits)
+
+
+def _keep(shape: Shape, free: dict[str, Room], empty: dict[str, Room]) -> None:
+    for need in shape.tasks:
+        able = [name for name, room in empty.items() if room.fits(need, shape.gpu_kind)]
+        if able:
+            best = max(able, key=lambda n: (_gpus(free[n], shape.gpu_kind), free[n].cpu_milli, free[n].memory_bytes, n))
+            free[best].keep(need, shape.gpu_kind)
+
+
+def _gpus(room: Room, kind: str | None) -> int:
+    return len(room.gpus.get(kind, ())) if kind is not None else sum(map(len, room.gpus.values()))
+
+
+def asks(need: Resources, kind: str | None) -> str:
+    """Returns ``1 cpu, 4.0 GiB, 2 gpu (h100)``."""
+    parts = [f"{format_cpu(need.cpu_milli)} cpu"]
+    if need.memory_bytes:
+        parts.append(format_bytes(need.memory_bytes))
+    if need.gpus:
+        parts.append(f"{need.gpus} gpu" + (f" ({kind})" if kind else ""))
+    return ", ".join(parts)
+
+
+def explain(shape: Shape, free: dict[str, Room], empty: dict[str, Room]) -> tuple[Reason, str]:
+    """Returns why a gang does not fit now: a code, and what is short with its numbers."""
+    need = next((task for task in shape.tasks if not any(r.fits(task, shape.gpu_kind) for r in empty.values())), None)
+    if need is not None:
+        return Reason.NO_MATCHING_FLAVOR, f"asks {asks(need, shape.gpu_kind)}; {largest(empty.values(), shape.gpu_kind)}"
+    need = shape.tasks[0]
+    short = []
+    cpu = max((room.cpu_milli for room in free.values()), default=0)
+    memory = max((room.memory_bytes for room in free.values()), default=0)
+    gpus = max((_gpus(room, shape.gpu_kind) for room in free.values()), default=0)
+    if need.cpu_milli > cpu:
+        short.append(f"cpu (at most {format_cpu(cpu)} free on one node)")
+    if need.memory_bytes > memory:
+        short.append(f"memory (at most {format_bytes(memory)} free on one node)")
+    if need.gpus > gpus:
+        short.append(f"gpu (at most {gpus} free on one node)")
+    what = ", ".join(short) or "one node with all of it free at once"
+    return Reason.WAITING_FOR_RESOURCES, f"asks {asks(need, shape.gpu_kind)}; short of {what}"
+
+
+def largest(empty: Iterable[Room], kind: str | None) -> str:
+    """Returns the most that any node has, in words."""
+    nodes = list(empty)
+    if not nodes:
+        return "there is no node"
+    cpu = max(room.cpu_milli for room in nodes)
+    memory = max(room.memory_bytes for room in nodes)
+    gpus = max(_gpus(room, kind) for room in nodes)
+    return f"the largest node here has {asks(Resources(cpu_milli=cpu, memory_bytes=memory, gpus=0), None)}, " + (
+        f"{gpus} gpu" + (f" of kind {kind}" if kind else "")
+    )
+
+
+def could_ever_fit(shape: Shape, nodes: Sequence[NodeCapacity]) -> str | None:
+    """Returns None if the gang fits on empty nodes, else why it never will."""
+    empty = rooms(nodes, ())
+    kinds = {node.name: {gpu.index: gpu.kind for gpu in node.gpus} for node in nodes}
+    if seat(shape, rooms(nodes, ()), kinds) is not None:
+        return None
+    reason, message = explain(shape, empty, empty)
+    return message if reason is Reason.NO_MATCHING_FLAVOR else f"{message}, even when nothing else runs"

@@ -198,6 +198,7 @@ class Job(Living):
     state: JobState = J.QUEUED
     reason: Reason | None = Reason.PENDING_EVALUATION
     desired: Desired = Desired.RUN
+    stop_grace_s: float | None = Field(default=None, description="the grace that was asked for with the stop, if any")
     priority: int = 0
     environment_id: str | None = Field(default=None, description="the environment it waits for or uses; None for host")
     attempts: int = Field(default=0, ge=0, description="the number of its newest attempt")

@@ -1,0 +1,238 @@
+"""Transactions: one behaviour on SQLite and PostgreSQL.
+
+SQLite has one writer. Its thread takes all work that waits, runs each piece in a savepoint of one transaction, commits once
+with one fsync, and only then answers every caller: hundreds of durable writes cost one. PostgreSQL groups commits itself;
+there each piece of work is an ordinary transaction, repeated when the database asks for it. Work is SQL only, in
+milliseconds: no network, process or file call belongs in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import QueuePool
+
+from danlu.database import migrations, sqlite_file
+from danlu.errors import DanluError, DatabaseUnavailable, StorageFull, Unavailable
+
+T = TypeVar("T")
+MAX_WAITING: Final = 4096
+MAX_BATCH: Final = 256
+MAX_BATCH_S: Final = 0.05
+WRITE_TIMEOUT_S: Final = 60.0
+BUSY_TIMEOUT_MS: Final = 10_000
+RETRIES: Final = 8
+RETRIED_STATES: Final = ("40001", "40P01")
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One open transaction. It must not leave the function that it was given to."""
+
+    connection: Connection
+    dialect: str
+
+
+class Database:
+    """Durable writes and consistent reads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.dialect = engine.dialect.name
+        self._writer = _Writer(engine) if self.dialect == "sqlite" else None
+
+    @classmethod
+    def open(cls, url: str) -> Database:
+        """Opens the database, brought to this version's schema.
+
+        Raises:
+            DatabaseDamaged, DatabaseTooNew: it was not written to.
+            DatabaseUnavailable: it does not answer.
+        """
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            path = Path(parsed.database or "")
+            sqlite_file.check(path, newest=migrations.head(), known=migrations.revisions())
+            engine = create_engine(
+                url, poolclass=QueuePool, pool_size=8, max_overflow=16, connect_args={"check_same_thread": False}
+            )
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        else:
+            engine = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
+        try:
+            migrations.migrate(engine)
+        except OperationalError as error:
+            engine.dispose()
+            raise _translated(error) from error
+        return cls(engine)
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Runs ``work`` in a transaction and returns its result once it is durable.
+
+        An exception in ``work`` undoes this work alone and is raised here.
+
+        Raises:
+            StorageFull, DatabaseUnavailable: nothing was stored.
+        """
+        if self._writer is not None:
+            return self._writer.run(work)
+        for trial in range(RETRIES):
+            try:
+                with self._engine.begin() as connection:
+                    return work(Transaction(connection, self.dialect))
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in RETRIED_STATES or trial == RETRIES - 1:
+                    raise _translated(error) from error
+        raise AssertionError("the last trial returns or raises")
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Runs ``work`` on one consistent snapshot; it cannot write."""
+        try:
+            with self._reading() as connection:
+                return work(Transaction(connection, self.dialect))
+        except DBAPIError as error:
+            raise _translated(error) from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            if self.dialect == "sqlite":
+                connection = connection.execution_options(danlu_read=True)
+                with connection.begin():
+                    connection.exec_driver_sql("PRAGMA query_only = ON")
+                    try:
+                        yield connection
+                    finally:
+                        connection.exec_driver_sql("PRAGMA query_only = OFF")
+                return
+            connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Ends all connections; work that waits is done first."""
+        if self._writer is not None:
+            self._writer.close()
+        self._engine.dispose()
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun by _begin_sqlite, not by the driver's guesses
+    for statement in (
+        "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON",
+        f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
+    ):  # fmt: skip
+        connection.execute(statement)
+    found = connection.execute("PRAGMA synchronous").fetchone()[0]
+    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+    if found != 2 or str(mode).lower() != "wal":
+        raise DatabaseUnavailable(f"SQLite refuses synchronous=FULL with WAL: it says {found}, {mode}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reading = connection.get_execution_options().get("danlu_read", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _translated(error: DBAPIError) -> DanluError:
+    said = str(error.orig)
+    if "disk is full" in said or "No space left" in said or "database or disk is full" in said:
+        return StorageFull("the database's disk is full; nothing of this request was stored")
+    if isinstance(error, OperationalError):
+        return DatabaseUnavailable(f"the database does not answer: {said.strip()}")
+    return DatabaseUnavailable(f"the database refused: {said.strip()}")
+
+
+@dataclass(slots=True)
+class _Work:
+    run: Callable[[Transaction], Any]
+    answer: Future[Any]
+
+
+class _Writer:
+    """The thread that owns all writing to a SQLite file."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: queue.Queue[_Work | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._loop, name="database-writer", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Callable[[Transaction], T]) -> T:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("write() inside write(): give the outer work's transaction to the inner one")
+        answer: Future[T] = Future()
+        try:
+            self._waiting.put(_Work(work, answer), timeout=WRITE_TIMEOUT_S)
+        except queue.Full:
+            raise Unavailable(f"the database is busy: {MAX_WAITING} writes wait") from None
+        if not self._thread.is_alive():
+            raise DatabaseUnavailable("the database is closed")
+        return answer.result()
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        self._thread.join(WRITE_TIMEOUT_S)
+
+    def _loop(self) -> None:
+        open_ = True
+        while open_:
+            first = self._waiting.get()
+            if first is None:
+                break
+            batch = [first]
+            done: list[tuple[_Work, Any]] = []
+            try:
+                with self._engine.connect() as connection, connection.begin():
+                    open_ = self._fill(connection, batch, done)
+            except BaseException as error:  # noqa: BLE001 - the thread must live; every caller is told
+                failed = _translated(error) if isinstance(error, DBAPIError) else error
+                for work in batch:
+                    if not work.answer.done():
+                        work.answer.set_exception(failed)
+                continue
+            for work, result in done:
+                work.answer.set_result(result)
+
+    def _fill(self, connection: Connection, batch: list[_Work], done: list[tuple[_Work, Any]]) -> bool:
+        """Runs the first piece of work and what waits behind it. Returns False when the last has come."""
+        until = time.monotonic() + MAX_BATCH_S
+        transaction = Transaction(connection, "sqlite")
+        position = 0
+        while True:
+            work = batch[position]
+            savepoint = connection.begin_nested()
+            try:
+                result = work.run(transaction)
+                savepoint.commit()
+                done.append((work, result))
+            except DBAPIError as error:
+                if not connection.in_transaction() or not savepoint.is_active:
+                    raise  # SQLite rolled everything back: disk full, input or output error
+                savepoint.rollback()
+                work.answer.set_exception(_translated(error))
+            except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who raises it again
+                savepoint.rollback()
+                work.answer.set_exception(error)
+            position += 1
+            if position >= MAX_BATCH or time.monotonic() > until:
+                return True
+            try:
+                following = self._waiting.get_nowait()
+            except queue.Empty:
+                return True
+            if following is None:
+                return False
+            batch.append(following)

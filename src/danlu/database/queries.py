@@ -1,0 +1,118 @@
+"""Queries that are more than a filter on one noun."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import func, literal_column, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from danlu.database import tables
+from danlu.database.engine import Transaction
+from danlu.database.records import ATTEMPTS, JOBS
+from danlu.domain.events import Event
+from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, AttemptState, Job, JobState
+from danlu.domain.resources import Resources
+
+MAX_OPEN_ATTEMPTS = 100_000
+
+
+class QueuedJob(NamedTuple):
+    """What the scheduler needs of a waiting job."""
+
+    id: str
+    project: str
+    priority: int
+    queued_at: int
+    not_before: int
+    environment_id: str | None
+    reason: str | None
+    desired: str
+    version: int
+    cpu: float
+    memory: int | None
+    gpu: int
+    gpu_kind: str | None
+
+    @property
+    def shapes(self) -> tuple[Resources, ...]:
+        """As JobSpec.shapes."""
+        return (Resources(cpu_milli=round(self.cpu * 1000), memory_bytes=self.memory or 0, gpus=self.gpu),)
+
+
+def queued_jobs(tx: Transaction) -> list[QueuedJob]:
+    """Returns every queued job, in no order: columns only, for ten thousand of them at once."""
+    jobs = tables.jobs.c
+    path = "(body->'spec'->>'{0}')::{1}" if tx.dialect == "postgresql" else "body->>'$.spec.{0}'"
+    asked = (("cpu", "float"), ("memory", "bigint"), ("gpu", "int"), ("gpu_kind", "text"))
+    parts = ", ".join(path.format(name, kind) for name, kind in asked)
+    query = select(
+        jobs.id, jobs.project, jobs.priority, jobs.queued_at, jobs.not_before, jobs.environment_id, jobs.reason,
+        jobs.desired, jobs.version, literal_column(parts),
+    ).where(jobs.state == JobState.QUEUED)  # fmt: skip
+    return [QueuedJob._make(row) for row in tx.connection.execute(query)]
+
+
+def job_by_name(tx: Transaction, project: str, name: str) -> Job | None:
+    """Returns the live job of that name, else the newest that had it."""
+    live = JOBS.find(tx, project=project, name=name, state=LIVE_JOB_STATES, limit=1)
+    found = live or JOBS.find(tx, project=project, name=name, descending=True, limit=1)
+    return found[0] if found else None
+
+
+def job_counts(tx: Transaction) -> dict[str, int]:
+    """Returns how many jobs are in each state."""
+    jobs = tables.jobs.c
+    counted = tx.connection.execute(select(jobs.state, func.count()).group_by(jobs.state))
+    return {str(state): int(count) for state, count in counted}
+
+
+def holding_attempts(tx: Transaction) -> list[Attempt]:
+    """Returns every attempt that holds resources, by id."""
+    states = frozenset(AttemptState) - {AttemptState.ENDED}
+    query = select(tables.attempts).where(tables.OPEN_ATTEMPT).order_by(tables.attempts.c.id).limit(MAX_OPEN_ATTEMPTS)
+    found = [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
+    return [attempt for attempt in found if attempt.state in states]
+
+
+def uncollected_attempts(tx: Transaction, limit: int) -> list[Attempt]:
+    """Returns attempts whose logs or results are not all kept yet, by id."""
+    query = select(tables.attempts).where(tables.UNCOLLECTED).order_by(tables.attempts.c.id).limit(limit)
+    return [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
+
+
+def next_number(tx: Transaction, project: str, name: str) -> int:
+    """Returns 1, 2, 3 ... for a name: no number twice."""
+    table = tables.counters
+    build: Any = postgresql.insert if tx.dialect == "postgresql" else sqlite.insert
+    statement = build(table).values(project=project, name=name, value=1)
+    statement = statement.on_conflict_do_update(
+        index_elements=[table.c.project, table.c.name], set_={"value": table.c.value + 1}
+    ).returning(table.c.value)
+    return int(tx.connection.execute(statement).scalar_one())
+
+
+def events_after(
+    tx: Transaction, seq: int, *, limit: int, project: str | None = None, object_id: str | None = None
+) -> list[Event]:
+    """Returns events after ``seq``, oldest first, none that a later commit could still come before.
+
+    On PostgreSQL numbers are given before the commit: an event is shown only when every transaction that began before its
+    own has ended, so that a reader who remembers the last ``seq`` never misses one. On SQLite there is one writer.
+    """
+    events = tables.events
+    query = select(events).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
+    if tx.dialect == "postgresql":
+        query = query.where(
+            events.c.transaction_id < literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
+        )
+    if project is not None:
+        query = query.where(events.c.project == project)
+    if object_id is not None:
+        query = query.where(events.c.object_id == object_id)
+    return [
+        Event.model_validate(
+            {**row["body"], "seq": row["seq"], "project": row["project"], "object_id": row["object_id"]}
+        )
+        for row in tx.connection.execute(query).mappings()
+    ]

@@ -1,0 +1,201 @@
+"""Records in tables: written by compare-and-swap on the version, each move with its event in the same transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from typing import Any, Final, Generic, TypeVar
+
+from sqlalchemy import BigInteger, ColumnElement, Table, cast, delete, func, insert, literal, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.sql.expression import text
+
+from danlu.database import tables
+from danlu.database.engine import Transaction
+from danlu.domain.actors import Token
+from danlu.domain.artifacts import Artifact
+from danlu.domain.environments import Environment
+from danlu.domain.events import Event
+from danlu.domain.jobs import Attempt, Job
+from danlu.domain.nodes import Node
+from danlu.domain.projects import Project
+from danlu.domain.records import Living, Record
+from danlu.domain.views import Page
+from danlu.errors import Conflict, InvalidRequest, NameTaken, NotFound, VersionConflict
+
+T = TypeVar("T", bound=Record)
+MAX_FOUND: Final = 100_000
+
+
+class Records(Generic[T]):
+    """One noun's records."""
+
+    def __init__(self, model: type[T], table: Table) -> None:
+        self.model = model
+        self.table = table
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The fields that have a column of their own."""
+        return tuple(column.name for column in self.table.c if column.name != "body")
+
+    # reading
+
+    def get(self, tx: Transaction, record_id: str) -> T | None:
+        """Returns the record, or None."""
+        row = tx.connection.execute(select(self.table).where(self.table.c.id == record_id)).mappings().one_or_none()
+        return None if row is None else self._record(row)
+
+    def require(self, tx: Transaction, record_id: str) -> T:
+        """Returns the record.
+
+        Raises:
+            NotFound: there is none.
+        """
+        record = self.get(tx, record_id)
+        if record is None:
+            raise NotFound(f"there is no {self.model.KIND} {record_id}")
+        return record
+
+    def find(
+        self, tx: Transaction, *, limit: int, order: str = "id", descending: bool = False, **where: Any
+    ) -> list[T]:
+        """Returns records by column values: equal, None, or one of a collection."""
+        column = self.table.c[order]
+        query = select(self.table).where(*self._conditions(where)).limit(limit)
+        rows = tx.connection.execute(query.order_by(column.desc() if descending else column)).mappings()
+        return [self._record(row) for row in rows]
+
+    def page(self, tx: Transaction, *, limit: int, cursor: str | None, **where: Any) -> Page[T]:
+        """Returns a page by id, newest first; ``cursor`` is the last id of the page before."""
+        if cursor is not None and not cursor.isascii():
+            raise InvalidRequest(f"the cursor {cursor[:80]!r} is not one that this platform gave out")
+        conditions = self._conditions(where)
+        if cursor is not None:
+            conditions.append(self.table.c.id < cursor)
+        query = select(self.table).where(*conditions).order_by(self.table.c.id.desc()).limit(limit + 1)
+        items = [self._record(row) for row in tx.connection.execute(query).mappings()]
+        more = len(items) > limit
+        return Page(items=tuple(items[:limit]), next_cursor=items[limit - 1].id if more else None)
+
+    def count(self, tx: Transaction, **where: Any) -> int:
+        """Returns how many records have these column values."""
+        query = select(func.count()).select_from(self.table).where(*self._conditions(where))
+        return int(tx.connection.execute(query).scalar_one())
+
+    # writing
+
+    def add(self, tx: Transaction, record: T, *, actor: str = "") -> None:
+        """Stores a new record.
+
+        Raises:
+            NameTaken: a live job of the project has that name.
+            Conflict: the id, or what must be unique, is taken.
+        """
+        try:
+            tx.connection.execute(insert(self.table).values(self._row(record)))
+        except IntegrityError as error:
+            raise self._conflict(record, error) from error
+        self._event(tx, record, None, actor)
+
+    def put(self, tx: Transaction, old: T, new: T, *, actor: str = "") -> None:
+        """Replaces ``old`` by ``new``, if nobody else has changed it since.
+
+        Raises:
+            VersionConflict: somebody has.
+        """
+        if new.id != old.id or new.version != old.version + 1:
+            raise ValueError(f"{new.id} version {new.version} does not follow {old.id} version {old.version}")
+        table = self.table
+        query = update(table).where(table.c.id == old.id, table.c.version == old.version).values(self._row(new))
+        try:
+            changed = tx.connection.execute(query).rowcount
+        except IntegrityError as error:
+            raise self._conflict(new, error) from error
+        if changed != 1:
+            raise VersionConflict(f"{self.model.KIND} {old.id} is no longer at version {old.version}")
+        self._event(tx, new, old, actor)
+
+    def remove(self, tx: Transaction, record: T) -> None:
+        """Deletes a record, if nobody else has changed it since."""
+        table = self.table
+        query = delete(table).where(table.c.id == record.id, table.c.version == record.version)
+        if tx.connection.execute(query).rowcount != 1:
+            raise VersionConflict(f"{self.model.KIND} {record.id} is no longer at version {record.version}")
+
+    # conversion
+
+    def _row(self, record: T) -> dict[str, Any]:
+        fields = record.model_dump(mode="json")
+        row = {name: fields.pop(name) for name in self.columns}
+        row["body"] = fields
+        return row
+
+    def _record(self, row: Mapping[str, Any]) -> T:
+        fields = dict(row)
+        body = fields.pop("body")
+        return self.model.model_validate({**body, **fields})
+
+    def _conditions(self, where: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+        conditions: list[ColumnElement[bool]] = []
+        for name, value in where.items():
+            if name not in self.columns:
+                raise TypeError(f"{self.table.name} has no column {name}")
+            column = self.table.c[name]
+            if isinstance(value, Collection) and not isinstance(value, str):
+                conditions.append(column.in_(sorted(value)))
+            else:
+                conditions.append(column == value)
+        return conditions
+
+    def _conflict(self, record: T, error: IntegrityError) -> Conflict:
+        said = str(error.orig)
+        name = getattr(record, "name", "")
+        if "live_name" in said or "jobs.project, jobs.name" in said:
+            return NameTaken(f"a live job of project {record.project} is already named {name!r}")
+        if "checkpoint_owner" in said:
+            return Conflict(
+                f"another live job already goes on from the checkpoints of {getattr(record, 'checkpoint_owner', '')}",
+                next_step="wait until it has ended, or stop it",
+            )
+        return Conflict(
+            f"{self.model.KIND} {record.id} is there already, or something of it that must be unique is taken"
+        )
+
+    def _event(self, tx: Transaction, new: T, old: T | None, actor: str) -> None:
+        state, previous, reason, message = "created", None, None, ""
+        if isinstance(new, Living):
+            before = old if isinstance(old, Living) else None
+            state, reason, message = str(new.state), None if new.reason is None else str(new.reason), new.message
+            if before is not None:
+                previous = str(before.state)
+                desired = getattr(new, "desired", None)
+                if (before.state, before.reason, before.message) == (new.state, new.reason, new.message):
+                    if desired == getattr(before, "desired", None):
+                        return
+                    reason, message = f"Desired{str(desired).title()}", ""
+        elif old is not None:
+            return
+        event = Event(
+            at=new.updated_at, project=new.project, kind=self.model.KIND, object_id=new.id, state=state,
+            previous=previous, reason=reason, message=message, actor=actor,
+        )  # fmt: skip
+        add_event(tx, event)
+
+
+def add_event(tx: Transaction, event: Event) -> None:
+    """Stores an event; its place in the order is given by the database."""
+    body = event.model_dump(mode="json", exclude={"seq", "project", "object_id"})
+    transaction = cast(text("pg_current_xact_id()::text"), BigInteger) if tx.dialect == "postgresql" else literal(0)
+    values = {"project": event.project, "object_id": event.object_id, "body": body, "transaction_id": transaction}
+    tx.connection.execute(insert(tables.events).values(values))
+
+
+JOBS: Final = Records(Job, tables.jobs)
+ATTEMPTS: Final = Records(Attempt, tables.attempts)
+NODES: Final = Records(Node, tables.nodes)
+PROJECTS: Final = Records(Project, tables.projects)
+TOKENS: Final = Records(Token, tables.tokens)
+ENVIRONMENTS: Final = Records(Environment, tables.environments)
+ARTIFACTS: Final = Records(Artifact, tables.artifacts)
+ALL: Final = (JOBS, ATTEMPTS, NODES, PROJECTS, TOKENS, ENVIRONMENTS, ARTIFACTS)

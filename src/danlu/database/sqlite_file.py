@@ -1,0 +1,95 @@
+"""A SQLite file as a file: refused when damaged or too new, without a byte written; backed up while in use."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from danlu.errors import DatabaseDamaged, DatabaseTooNew
+
+HEADER: Final = b"SQLite format 3\x00"
+BACKUP_PATTERN: Final = "danlu-*.db"
+KEPT: Final = 7
+
+
+def check(path: Path, *, newest: str, known: frozenset[str]) -> None:
+    """Raises unless the file is new, or sound and of a known version. Writes nothing.
+
+    After a crash a write-ahead log beside the file is normal: it is read as part of the database.
+
+    Raises:
+        DatabaseDamaged: its contents contradict themselves; the newest backup is named.
+        DatabaseTooNew: a later version of Danlu has written it.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file:
+        if file.read(16) != HEADER:
+            raise _damaged(path, "it does not begin as a SQLite file does")
+    # without a log nothing may be created beside the file; with one, SQLite must read it to see the newest state
+    waiting = path.with_name(path.name + "-wal")
+    immutable = "" if waiting.exists() and waiting.stat().st_size else "&immutable=1"
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro{immutable}", uri=True)
+        try:
+            found = [row[0] for row in connection.execute("PRAGMA quick_check(5)")]
+            if found != ["ok"]:
+                raise _damaged(path, "; ".join(str(line) for line in found))
+            names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            version = (
+                connection.execute("SELECT version_num FROM alembic_version").fetchone()
+                if "alembic_version" in names
+                else None
+            )
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise _damaged(path, str(error)) from error
+    if version is not None and version[0] not in known:
+        raise DatabaseTooNew(
+            f"{path} was written by a newer version of Danlu (schema {version[0]}; this one knows up to {newest}); "
+            "it was not written to",
+            next_step="start that version again, or restore a backup made by this one",
+        )
+
+
+def _damaged(path: Path, finding: str) -> DatabaseDamaged:
+    backups = sorted((path.parent / "backups").glob(BACKUP_PATTERN))
+    if backups:
+        step = f"the newest backup: cp {backups[-1]} {path} (keep a copy of the damaged file first)"
+    else:
+        step = f"there is no backup in {path.parent / 'backups'}; keep the file for repair by sqlite3 .recover"
+    return DatabaseDamaged(f"{path} is damaged: {finding}; it was not written to", next_step=step)
+
+
+def backup(path: Path, folder: Path, *, now: int, kept: int = KEPT) -> Path | None:
+    """Copies a database in use to ``folder`` and returns the copy, checked and complete, or None where there is no file.
+
+    The ``kept`` newest copies stay. A copy that was not finished is never seen under a backup's name.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stamp = datetime.fromtimestamp(now / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
+    unfinished, finished = folder / f".{stamp}.{os.getpid()}.part", folder / f"danlu-{stamp}.db"
+    try:
+        source = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        target = sqlite3.connect(unfinished)
+        try:
+            source.backup(target)
+            if target.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise DatabaseDamaged(f"the copy of {path} does not pass its check")
+        finally:
+            source.close()
+            target.close()
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(finished)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    for old in sorted(folder.glob(BACKUP_PATTERN))[:-kept]:
+        old.unlink()
+    return finished

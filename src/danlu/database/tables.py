@@ -1,0 +1,116 @@
+"""Tables: a column for what is filtered, ordered, unique or guarded; the rest of a record is the JSON column ``body``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from danlu.domain.jobs import LIVE_JOB_STATES
+
+NAMING: Final = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+METADATA: Final = MetaData(naming_convention=NAMING)
+BODY: Final = JSON().with_variant(JSONB(), "postgresql")
+SEQUENCE: Final = BigInteger().with_variant(Integer(), "sqlite")
+LIVE: Final = text("state IN (" + ", ".join(f"'{state}'" for state in sorted(LIVE_JOB_STATES)) + ")")
+
+
+def _record(name: str, *columns: Column[object] | UniqueConstraint | Index) -> Table:
+    return Table(
+        name,
+        METADATA,
+        Column("id", String(80), primary_key=True),
+        Column("project", String(63), nullable=False),
+        Column("version", Integer, nullable=False),
+        *columns,
+        Column("body", BODY, nullable=False),
+    )
+
+
+jobs: Final = _record(
+    "jobs",
+    Column("name", String(63), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", String(40)),
+    Column("desired", String(8), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("queued_at", BigInteger, nullable=False),
+    Column("not_before", BigInteger, nullable=False),
+    Column("environment_id", String(27)),
+    Column("checkpoint_owner", String(27), nullable=False),
+    Index("ix_jobs_project_id", "project", "id"),
+    Index("ix_jobs_project_name_id", "project", "name", "id"),
+    Index("ix_jobs_state_id", "state", "id"),
+)
+Index("uq_jobs_live_name", jobs.c.project, jobs.c.name, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
+# one live job at a time writes into a checkpoint folder
+Index("uq_jobs_live_checkpoint_owner", jobs.c.checkpoint_owner, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
+
+attempts: Final = _record(
+    "attempts",
+    Column("job_id", String(27), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("collected", Boolean, nullable=False),
+    UniqueConstraint("job_id", "number"),
+)
+OPEN_ATTEMPT: Final = text("state <> 'ended'")
+UNCOLLECTED: Final = text("NOT collected")
+Index("ix_attempts_open", attempts.c.id, sqlite_where=OPEN_ATTEMPT, postgresql_where=OPEN_ATTEMPT)
+Index("ix_attempts_uncollected", attempts.c.id, sqlite_where=UNCOLLECTED, postgresql_where=UNCOLLECTED)
+
+nodes: Final = _record("nodes")
+projects: Final = _record("projects", Column("number", Integer, nullable=False, unique=True))
+tokens: Final = _record("tokens", Column("digest", String(64), nullable=False, unique=True))
+environments: Final = _record(
+    "environments",
+    Column("source_digest", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    UniqueConstraint("project", "source_digest"),
+    Index("ix_environments_state", "state"),
+)
+artifacts: Final = _record(
+    "artifacts",
+    Column("job_id", String(27), nullable=False),
+    Column("attempt_id", String(40), nullable=False),
+    Column("name", String(63), nullable=False),
+    UniqueConstraint("attempt_id", "name"),
+    Index("ix_artifacts_job_id_id", "job_id", "id"),
+)
+events: Final = Table(
+    "events",
+    METADATA,
+    Column("seq", SEQUENCE, primary_key=True, autoincrement=True),
+    # the transaction that wrote it: on PostgreSQL a reader must not pass a seq whose transaction is still open
+    Column("transaction_id", BigInteger, nullable=False),
+    Column("project", String(63), nullable=False),
+    Column("object_id", String(80), nullable=False),
+    Column("body", BODY, nullable=False),
+    Index("ix_events_project_seq", "project", "seq"),
+    Index("ix_events_object_id_seq", "object_id", "seq"),
+    sqlite_autoincrement=True,
+)
+counters: Final = Table(
+    "counters",
+    METADATA,
+    Column("project", String(63), primary_key=True),
+    Column("name", String(80), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)

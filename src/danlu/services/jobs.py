@@ -1,0 +1,219 @@
+"""Jobs: submitted, listed, explained, stopped, repeated. Writes what is wanted; controllers make it so."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+from pydantic import ValidationError
+
+from danlu.api import JobsQuery, Paging, RetryRequest, StopRequest
+from danlu.database import queries
+from danlu.database.engine import Transaction
+from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, NODES
+from danlu.domain.artifacts import Artifact
+from danlu.domain.environments import HOST
+from danlu.domain.ids import is_id
+from danlu.domain.jobs import Attempt, Desired, Job, JobSpec, JobState, Reason, json_changes, name_from_command
+from danlu.domain.validation import invalid_spec
+from danlu.domain.views import Page, Why
+from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
+from danlu.scheduler.cycle import Shape, asks, could_ever_fit
+from danlu.services import blobs, environments, nodes
+from danlu.services.context import Call
+
+AHEAD = 20
+
+
+def submit(call: Call, job: str, body: JobSpec) -> Job:
+    """Stores a job that is to run. The same id with the same specification again returns what is there.
+
+    Raises:
+        InvalidSpec, NeverFits, UnknownEnvironment: it could never run; nothing is stored.
+        NameTaken: a live job of the project has that name.
+        Conflict: the id belongs to a job with another specification.
+    """
+    return _submit(call, job, body, retried=None)
+
+
+def retry(call: Call, job: str, body: RetryRequest) -> Job:
+    """Stores a new job like an ended one, which goes on from that one's checkpoints."""
+    old = get(call, job)
+    if old.live:
+        raise Conflict(f"job {old.name} has not ended: it is {old.state}", next_step=f"danlu stop {old.name}")
+    try:
+        spec = json_changes(old.spec, body.changes)
+    except ValidationError as error:
+        raise invalid_spec(error, JobSpec) from error
+    return _submit(call, body.id, spec, retried=old)
+
+
+def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> Job:
+    platform = call.platform
+    if not is_id(job_id, "j"):
+        raise InvalidRequest(f"{job_id!r} is not a job's id: j and 26 characters of 0-9 and a-v, made by the client")
+    if (known := platform.database.read(lambda tx: JOBS.get(tx, job_id))) is not None:
+        return _same(call, known, spec)
+    if spec.env == HOST and not platform.facts.host_environment:
+        raise InvalidSpec("env: host is for single-user platforms", next_step="name an environment, or requirements")
+    source = None if spec.env == HOST else environments.source_of(spec.env, spec.requirements, spec.python)
+    if spec.code is not None:
+        blobs.require_tree(call, spec.code)
+    now = platform.clock.now()
+
+    def work(tx: Transaction) -> Job:
+        known = JOBS.get(tx, job_id)
+        if known is not None:
+            return _same(call, known, spec)
+        _check_fits(tx, spec)
+        environment = None if source is None else environments.ensure(tx, call, source, now=now)
+        name = spec.name or (retried.name if retried else None) or _made_up_name(tx, call.project, spec)
+        job = Job(
+            id=job_id,
+            project=call.project,
+            name=name,
+            spec=spec,
+            priority=spec.priority,
+            environment_id=None if environment is None else environment.id,
+            queued_at=now,
+            checkpoint_owner=retried.checkpoint_owner if retried else job_id,
+            retry_of=retried.id if retried else None,
+            created_by=call.actor.id,
+            created_at=now,
+            updated_at=now,
+        )
+        JOBS.add(tx, job, actor=call.actor.id)
+        return job
+
+    job = platform.database.write(work)
+    platform.hub.notify("jobs")
+    platform.hub.notify("environments")
+    return job
+
+
+def _same(call: Call, known: Job, spec: JobSpec) -> Job:
+    if known.project == call.project and known.spec == spec:
+        return known
+    raise Conflict(f"the id {known.id} belongs to another job", next_step="make a new id for each job")
+
+
+def _check_fits(tx: Transaction, spec: JobSpec) -> None:
+    capacities = [node.capacity for node in NODES.find(tx, limit=nodes.MAX_NODES)]
+    never = could_ever_fit(Shape(spec.shapes, spec.gpu_kind), capacities) if capacities else None
+    if never is not None:
+        raise NeverFits(f"it can never fit: it {never}", next_step="ask for less; what there is: danlu nodes")
+
+
+def _made_up_name(tx: Transaction, project: str, spec: JobSpec) -> str:
+    stem = name_from_command(spec.command)
+    while True:  # a user may have given such a name by hand: take the next number then
+        name = f"{stem}-{queries.next_number(tx, project, f'job/{stem}')}"
+        if queries.job_by_name(tx, project, name) is None:
+            return name
+
+
+def get(call: Call, job: str) -> Job:
+    """Returns a job of the project by id or by name; a name means the live one that has it, else the newest.
+
+    Raises:
+        NotFound: the project has no such job.
+    """
+    return call.platform.database.read(lambda tx: require(tx, call.project, job))
+
+
+def require(tx: Transaction, project: str, job: str) -> Job:
+    """Returns a job of ``project`` by id or name, or raises NotFound."""
+    found = JOBS.get(tx, job) if is_id(job, "j") else queries.job_by_name(tx, project, job)
+    if found is None or found.project != project:
+        raise NotFound(f"there is no job {job!r} in project {project}", next_step="all of them: danlu get jobs")
+    return found
+
+
+def list(call: Call, query: JobsQuery) -> Page[Job]:
+    """Returns the project's jobs, newest first."""
+    where: dict[str, Any] = {"project": call.project}
+    where |= {k: v for k, v in (("state", query.state), ("name", query.name)) if v is not None}
+    return call.platform.database.read(lambda tx: JOBS.page(tx, limit=query.limit, cursor=query.cursor, **where))
+
+
+def attempts(call: Call, job: str, query: Paging) -> Page[Attempt]:
+    """Returns a job's attempts, newest first."""
+
+    def work(tx: Transaction) -> Page[Attempt]:
+        found = require(tx, call.project, job)
+        below = int(query.cursor) if query.cursor and query.cursor.isdigit() else found.attempts + 1
+        numbers = range(below - 1, max(0, below - 1 - query.limit), -1)
+        records = {a.number: a for a in ATTEMPTS.find(tx, job_id=found.id, number=tuple(numbers), limit=query.limit)}
+        items = tuple(records[number] for number in numbers if number in records)
+        more = bool(numbers) and numbers[-1] > 1
+        return Page[Attempt](items=items, next_cursor=str(numbers[-1]) if more else None)
+
+    return call.platform.database.read(work)
+
+
+def artifacts(call: Call, job: str, query: Paging) -> Page[Artifact]:
+    """Returns what a job's attempts left, newest first."""
+
+    def work(tx: Transaction) -> Page[Artifact]:
+        found = require(tx, call.project, job)
+        return ARTIFACTS.page(tx, limit=query.limit, cursor=query.cursor, project=call.project, job_id=found.id)
+
+    return call.platform.database.read(work)
+
+
+def stop(call: Call, job: str, body: StopRequest) -> Job:
+    """Asks a job to stop; an ended one is returned as it is. Once accepted it is never forgotten."""
+    found = get(call, job)
+    return ask_to_stop(call, found.id, body.grace)
+
+
+def ask_to_stop(call: Call, job_id: str, grace_s: float | None) -> Job:
+    """Writes that a job is to stop. Asking again with another grace changes the grace."""
+    platform = call.platform
+
+    def work(tx: Transaction) -> Job:
+        job = JOBS.require(tx, job_id)
+        if not job.live or (job.desired is Desired.STOP and grace_s in (None, job.stop_grace_s)):
+            return job
+        new = job.evolved(now=platform.clock.now(), desired=Desired.STOP, stop_grace_s=grace_s or job.stop_grace_s)
+        JOBS.put(tx, job, new, actor=call.actor.id)
+        return new
+
+    job = platform.database.write(work)
+    platform.hub.notify("jobs")
+    return job
+
+
+def why(call: Call, job: str) -> Why:
+    """Returns why a job is where it is, with the numbers of this moment."""
+
+    def work(tx: Transaction) -> Why:
+        found = require(tx, call.project, job)
+        shape = Shape(found.spec.shapes, found.spec.gpu_kind)
+        lines = [found.message] if found.message else []
+        if found.state is not JobState.QUEUED:
+            return Why(job=found, asks=found.spec.shapes, explanation=tuple(lines or [_ended_or_running(found)]))
+        queue = sorted(queries.queued_jobs(tx), key=lambda row: (-row.priority, row.queued_at, row.id))
+        position = next((n for n, row in enumerate(queue, 1) if row.id == found.id), None)
+        ahead: builtins.list[str] = []
+        for row in queue[: (position or 1) - 1][:AHEAD]:
+            other = JOBS.get(tx, row.id)
+            # another project's job counts, but its name is not told
+            ahead.append(other.name if other is not None and other.project == call.project else "a job of another project")
+        if found.reason is Reason.PENDING_EVALUATION:
+            lines.append("it has just been submitted")
+        lines.append(f"asks {asks(shape.tasks[0], shape.gpu_kind)}")
+        return Why(
+            job=found,
+            asks=found.spec.shapes,
+            explanation=tuple(lines),
+            position=position,
+            ahead=tuple(ahead),
+            nodes=nodes.uses(tx),
+        )
+
+    return call.platform.database.read(work)
+
+
+def _ended_or_running(job: Job) -> str:
+    return f"it is {job.state}" if job.live else f"it has ended: {job.state} ({job.reason})"

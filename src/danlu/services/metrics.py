@@ -1,0 +1,101 @@
+"""Metrics: what a job recorded by ``danlu.log`` or printed, over all its attempts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from danlu.api import MetricsQuery
+from danlu.blobs.streams import StreamKey
+from danlu.database.engine import Transaction
+from danlu.database.records import ATTEMPTS
+from danlu.domain.jobs import Attempt
+from danlu.domain.views import Metrics, Series
+from danlu.services.context import Call
+from danlu.services.jobs import require
+
+METRICS = "metrics"
+READ_BYTES = 4 * 2**20
+MAX_SERIES = 1000
+MAX_ATTEMPTS = 10_000
+
+
+@dataclass(slots=True)
+class _Points:
+    steps: list[float | None] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
+def read(call: Call, job: str, query: MetricsQuery) -> Metrics:
+    """Returns a job's metrics, by name, each in at most ``points`` points, over its attempts in order."""
+
+    def work(tx: Transaction) -> list[Attempt]:
+        found = require(tx, call.project, job)
+        return ATTEMPTS.find(tx, job_id=found.id, order="number", limit=MAX_ATTEMPTS)
+
+    series: dict[str, _Points] = {}
+    for attempt in call.platform.database.read(work):
+        for task in attempt.tasks:
+            for line in _lines(call, StreamKey(attempt.project, attempt.id, task.name, METRICS)):
+                _add(series, line, query.name)
+    return Metrics(series=tuple(_series(name, series[name], query.points) for name in sorted(series)))
+
+
+def _lines(call: Call, key: StreamKey) -> Iterator[bytes]:
+    offset = 0
+    while data := call.platform.streams.read(key, offset, READ_BYTES):
+        data = data[: data.rfind(b"\n") + 1]
+        if not data:
+            return
+        offset += len(data)
+        yield from data.splitlines()
+
+
+def _add(series: dict[str, _Points], line: bytes, wanted: str | None) -> None:
+    point = json.loads(line)  # the runner wrote it and checked it
+    for name, value in point["m"].items():
+        if wanted is not None and name != wanted:
+            continue
+        points = series.get(name)
+        if points is None:
+            if len(series) >= MAX_SERIES:
+                continue
+            points = series[name] = _Points()
+        points.steps.append(point["s"])
+        points.times.append(point["t"])
+        points.values.append(float(value))
+
+
+def _series(name: str, points: _Points, most: int) -> Series:
+    kept = downsample(points.values, most)
+    finite = [value for value in points.values if math.isfinite(value)]
+    return Series(
+        name=name,
+        count=len(points.values),
+        steps=tuple(points.steps[i] for i in kept),
+        times=tuple(points.times[i] for i in kept),
+        values=tuple(points.values[i] for i in kept),
+        smallest=min(finite, default=None),
+        largest=max(finite, default=None),
+        last=points.values[-1] if points.values else None,
+    )
+
+
+def downsample(values: list[float], most: int) -> list[int]:
+    """Returns indexes, ascending, of at most ``most`` (>= 2) values: of each equal bucket its smallest and its largest.
+
+    Values that are not finite count as the largest, so that a NaN is never left out of its bucket.
+    """
+    if len(values) <= most:
+        return list(range(len(values)))
+    buckets = most // 2
+    kept: list[int] = []
+    for bucket in range(buckets):
+        span = range(len(values) * bucket // buckets, len(values) * (bucket + 1) // buckets)
+        low = min(span, key=lambda i: values[i] if math.isfinite(values[i]) else math.inf)
+        high = max(span, key=lambda i: values[i] if math.isfinite(values[i]) else math.inf)
+        kept.extend(sorted({low, high}))
+    return kept

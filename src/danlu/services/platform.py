@@ -1,0 +1,47 @@
+"""The platform itself: its state, and how it is stopped."""
+
+from __future__ import annotations
+
+from danlu import __version__
+from danlu.api import Accepted, PlatformStop
+from danlu.database import queries
+from danlu.database.engine import Transaction
+from danlu.database.records import JOBS
+from danlu.domain.jobs import LIVE_JOB_STATES, Desired, Job
+from danlu.domain.views import PlatformStatus
+from danlu.services import jobs, nodes
+from danlu.services.context import Call
+
+
+def get(call: Call) -> PlatformStatus:
+    """Returns the platform's state."""
+    platform = call.platform
+    return PlatformStatus(
+        version=__version__,
+        url=platform.url,
+        home=platform.facts.home,
+        started_at=platform.facts.started_at,
+        database=platform.database.dialect,
+        isolation=platform.facts.isolation,
+        jobs=platform.database.read(queries.job_counts),
+        nodes=nodes.list(call).items,
+        warnings=platform.facts.warnings,
+    )
+
+
+def stop(call: Call, body: PlatformStop) -> Accepted:
+    """Stops the server; with ``jobs`` every live job is asked to stop first, and the server ends after they have.
+
+    Idempotent.
+    """
+    platform = call.platform
+    if body.jobs:
+        while live := platform.database.read(_running):
+            for job in live:
+                jobs.ask_to_stop(call, job.id, None)
+    platform.stop_server(body.jobs)
+    return Accepted(message="jobs are asked to stop first" if body.jobs else "jobs go on without the server")
+
+
+def _running(tx: Transaction) -> list[Job]:
+    return JOBS.find(tx, state=LIVE_JOB_STATES, desired=Desired.RUN, limit=100)

@@ -199,7 +199,9 @@ def why(call: Call, job: str) -> Why:
         for row in queue[: (position or 1) - 1][:AHEAD]:
             other = JOBS.get(tx, row.id)
             # another project's job counts, but its name is not told
-            ahead.append(other.name if other is not None and other.project == call.project else "a job of another project")
+            ahead.append(
+                other.name if other is not None and other.project == call.project else "a job of another project"
+            )
         if found.reason is Reason.PENDING_EVALUATION:
             lines.append("it has just been submitted")
         lines.append(f"asks {asks(shape.tasks[0], shape.gpu_kind)}")

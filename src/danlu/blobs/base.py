@@ -1,0 +1,39 @@
+"""The seam to where bytes are kept: content-addressed blobs, each project for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import BinaryIO, Protocol
+
+
+class Blobs(Protocol):
+    """Bytes by content address. What one project has, no other can see or guess."""
+
+    def missing(self, project: str, addresses: Iterable[str]) -> tuple[str, ...]:
+        """Returns those addresses that the project does not have, in the order given."""
+
+    def put(self, project: str, address: str, data: BinaryIO) -> int:
+        """Stores one blob and returns its size, once it is durable. Storing it again changes nothing.
+
+        Raises:
+            InvalidRequest: the bytes are not what the address says; nothing is stored.
+            StorageFull: nothing is stored.
+        """
+
+    def put_many(self, project: str, blobs: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
+        """Stores small blobs and returns (how many were new, their bytes), once all are durable."""
+
+    def open(self, project: str, address: str) -> BinaryIO:
+        """Opens a blob for reading.
+
+        Raises:
+            NotFound: the project has no such blob.
+        """
+
+    def read(self, project: str, address: str) -> bytes:
+        """Returns a blob's bytes, checked against its address; for small ones.
+
+        Raises:
+            NotFound: the project has no such blob.
+            DataDamaged: the stored bytes are not what was stored; they are set aside.
+        """

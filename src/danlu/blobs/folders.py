@@ -1,0 +1,324 @@
+"""A folder to a tree and back: the one walker, for a user's code (client) and for what jobs leave (server).
+
+Runs on every system. Where the system has them, folders are opened by descriptor and without following links, so that what
+another process swaps in meanwhile is never followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol
+
+from pathspec import GitIgnoreSpec
+
+from danlu.domain.trees import (
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    Entry,
+    address_of,
+    decode,
+    encode,
+    link_stays_inside,
+    require_name,
+)
+from danlu.errors import DataDamaged, InvalidSpec
+
+IGNORE_FILES: Final = (".gitignore", ".danluignore")
+ALWAYS_IGNORED: Final = (".git/", "__pycache__/", "*.pyc", ".DS_Store")
+MAX_FILES: Final = 1_000_000
+MAX_SKIPPED: Final = 100
+READ_BYTES: Final = 2**20
+RACY_NS: Final = 2_000_000_000
+NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
+OPEN_FLAGS: Final = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+BY_DESCRIPTOR: Final = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
+
+Progress = Callable[[int, int], None]
+"""Called with (files, bytes) done so far."""
+
+
+@dataclass(slots=True)
+class Scan:
+    """A folder's tree: ``nodes`` by address, ``files`` as (address -> path, size); what could not be taken and why."""
+
+    root: str = ""
+    nodes: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    count: int = 0
+    size_bytes: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+class Cache:
+    """Addresses of files by (path, size, times, inode), so that an unchanged file is not read again.
+
+    A file changed within two seconds of its reading is read again the next time: its times could not tell (git's "racy" rule).
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._known: dict[str, list[object]] = {}
+        self._next: dict[str, list[object]] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            loaded = json.loads(file.read_bytes())
+            self._known = loaded["files"] if loaded.get("format") == 1 else {}
+
+    def get(self, path: str, status: os.stat_result) -> str | None:
+        """Returns a file's address if it has not changed."""
+        known = self._known.get(path)
+        if known is None or known[:4] != _stamp(status):
+            return None
+        self._next[path] = known
+        return str(known[4])
+
+    def put(self, path: str, status: os.stat_result, address: str, read_at: int) -> None:
+        """Remembers a file's address, unless it changed too recently to tell."""
+        if read_at - max(status.st_mtime_ns, status.st_ctime_ns) > RACY_NS:
+            self._next[path] = [*_stamp(status), address]
+
+    def save(self) -> None:
+        """Stores what this scan saw. A cache that cannot be stored only costs time."""
+        unfinished = self._file.with_suffix(f".{os.getpid()}.part")
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps({"format": 1, "files": self._next}))
+            unfinished.replace(self._file)
+
+
+def _stamp(status: os.stat_result) -> list[object]:
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def scan(root: Path, *, code: bool, now: int, cache: Cache | None = None, progress: Progress | None = None) -> Scan:
+    """Returns the tree of a folder.
+
+    Args:
+        root: the folder.
+        code: it is a user's code: ignore files are honoured and what cannot be read is an error. Otherwise it is what a
+            job left: everything is taken, and what cannot be is listed in ``skipped``.
+        now: ns UTC, for the cache.
+        cache: see Cache.
+        progress: called now and then.
+
+    Raises:
+        InvalidSpec: (code) something cannot be read, or a link leaves the folder.
+    """
+    walk = _Walk(root, code, now, cache, progress)
+    walk.scan.root, walk.scan.size_bytes, walk.scan.count = walk.folder(root, None, "", 0, [])
+    if cache is not None:
+        cache.save()
+    return walk.scan
+
+
+class _Walk:
+    def __init__(self, root: Path, code: bool, now: int, cache: Cache | None, progress: Progress | None) -> None:
+        self.root, self.code, self.now, self.cache, self.progress = root, code, now, cache, progress
+        self.scan = Scan()
+        self._done_files = self._done_bytes = 0
+
+    def trouble(self, relative: str, why: str) -> None:
+        """Raises for code; lists it for what a job left."""
+        if self.code:
+            raise InvalidSpec(
+                f"{self.root / relative}: {why}", next_step="mend it, or name it in .danluignore to leave it out"
+            )
+        self.skip(relative, why)
+
+    def skip(self, relative: str, why: str) -> None:
+        if len(self.scan.skipped) < MAX_SKIPPED:
+            self.scan.skipped.append(f"{relative}: {why}"[:500])
+
+    def folder(
+        self, path: Path, parent: int | None, relative: str, depth: int, ignores: list[tuple[str, GitIgnoreSpec]]
+    ) -> tuple[str, int, int]:
+        """Returns a folder's (address, bytes, files)."""
+        entries: list[Entry] = []
+        descriptor = -1
+        try:
+            if BY_DESCRIPTOR:
+                name: str | Path = path if parent is None else path.name
+                flags = os.O_RDONLY | os.O_DIRECTORY | (0 if parent is None else NOFOLLOW)
+                descriptor = os.open(name, flags, dir_fd=parent)
+            with os.scandir(descriptor if descriptor >= 0 else path) as listing:
+                found = sorted(listing, key=lambda e: e.name)
+            if self.code:
+                ignores = [*ignores, *self._ignores(path, relative)]
+            if depth > MAX_DEPTH or len(found) > MAX_ENTRIES:
+                self.trouble(relative, f"deeper than {MAX_DEPTH} folders, or more than {MAX_ENTRIES} names in one")
+                found = []
+            for item in found:
+                inner = f"{relative}/{item.name}" if relative else item.name
+                if not (self.code and self._ignored(item, path, inner, ignores)):
+                    entry = self._entry(item, path / item.name, descriptor, inner, depth, ignores)
+                    if entry is not None:
+                        entries.append(entry)
+        except OSError as error:
+            self.trouble(relative or ".", f"the folder cannot be read: {error.strerror}")
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        node = encode(entries)
+        address = address_of(node)
+        self.scan.nodes[address] = node
+        return (
+            address,
+            sum(e.size for e in entries),
+            sum(e.files if e.kind == "dir" else e.kind == "file" for e in entries),
+        )
+
+    def _entry(
+        self,
+        item: os.DirEntry[str],
+        path: Path,
+        parent: int,
+        relative: str,
+        depth: int,
+        ignores: list[tuple[str, GitIgnoreSpec]],
+    ) -> Entry | None:
+        try:
+            require_name(item.name)
+            status = item.stat(follow_symlinks=False)
+        except (ValueError, UnicodeError, OSError) as error:
+            self.trouble(relative.encode(errors="backslashreplace").decode(), f"it cannot be stored: {error}")
+            return None
+        dir_fd = parent if parent >= 0 else None
+        if stat.S_ISDIR(status.st_mode):
+            address, size, files = self.folder(path, dir_fd, relative, depth + 1, ignores)
+            return Entry(item.name, "dir", address, size=size, files=files)
+        if stat.S_ISLNK(status.st_mode):
+            target = os.readlink(item.name if dir_fd is not None else path, dir_fd=dir_fd)
+            if link_stays_inside(depth, target):
+                return Entry(item.name, "link", target=target)
+            self.trouble(relative, f"this link leaves the folder: {target}")
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            self.skip(relative, "a socket, pipe or device is left out")
+            return None
+        return self._file(item.name, path, dir_fd, relative)
+
+    def _file(self, name: str, path: Path, dir_fd: int | None, relative: str) -> Entry | None:
+        if self._done_files >= MAX_FILES:
+            self.trouble(relative, f"more than {MAX_FILES} files")
+            return None
+        for _ in range(3):
+            try:
+                descriptor = os.open(name if dir_fd is not None else path, OPEN_FLAGS, dir_fd=dir_fd)
+            except OSError as error:
+                self.trouble(relative, f"it cannot be read: {error.strerror}")
+                return None
+            with open(descriptor, "rb", buffering=0) as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    self.skip(relative, "a socket, pipe or device is left out")
+                    return None
+                address = self._address(file, relative, status)
+                if _stamp(os.fstat(descriptor)) == _stamp(status):
+                    mode = 0o755 if status.st_mode & 0o100 else 0o644
+                    self.scan.files[address] = (path, status.st_size)
+                    self._done_files += 1
+                    self._done_bytes += status.st_size
+                    if self.progress is not None and self._done_files % 64 == 0:
+                        self.progress(self._done_files, self._done_bytes)
+                    return Entry(name, "file", address, mode, status.st_size)
+        self.trouble(relative, "it changes while it is read")
+        return None
+
+    def _address(self, file: BinaryIO, relative: str, status: os.stat_result) -> str:
+        known = self.cache.get(relative, status) if self.cache is not None else None
+        if known is not None:
+            return known
+        hasher = hashlib.sha256()
+        while chunk := file.read(READ_BYTES):
+            hasher.update(chunk)
+        address = "sha256:" + hasher.hexdigest()
+        if self.cache is not None:
+            self.cache.put(relative, status, address, self.now)
+        return address
+
+    def _ignores(self, path: Path, relative: str) -> list[tuple[str, GitIgnoreSpec]]:
+        specs = [] if relative else [("", GitIgnoreSpec.from_lines(ALWAYS_IGNORED))]
+        for name in IGNORE_FILES:
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                lines = (path / name).read_text(errors="replace").splitlines()
+                specs.append((relative, GitIgnoreSpec.from_lines(lines)))
+        return specs
+
+    def _ignored(
+        self, item: os.DirEntry[str], path: Path, relative: str, ignores: list[tuple[str, GitIgnoreSpec]]
+    ) -> bool:
+        folder = item.is_dir(follow_symlinks=False)
+        verdict = folder and (path / item.name / "pyvenv.cfg").is_file()
+        for base, spec in ignores:  # the last pattern that speaks of it decides, as in git
+            name = relative[len(base) :].lstrip("/") if base else relative
+            said = spec.check_file(name + "/" if folder else name).include
+            if said is not None:
+                verdict = said
+        return verdict
+
+
+class Reader(Protocol):
+    """Gives blobs by address."""
+
+    def open(self, address: str) -> BinaryIO:
+        """Opens a blob; the caller closes it."""
+
+
+def checkout(reader: Reader, root: str, destination: Path, *, progress: Progress | None = None) -> tuple[int, int]:
+    """Writes a private copy of a tree into ``destination``, which must be empty or absent; returns (files, bytes).
+
+    Regular files, folders and links that stay inside; nothing else can come out of a tree.
+
+    Raises:
+        InvalidSpec: the destination is not empty.
+        DataDamaged: a blob is not what its address says; the copy is not complete.
+    """
+    destination.mkdir(parents=True, exist_ok=True)
+    if any(destination.iterdir()):
+        raise InvalidSpec(f"{destination} is not empty", next_step="name a folder that does not exist yet")
+    files = size = 0
+    waiting = [(root, destination, 0)]
+    while waiting:
+        address, folder, depth = waiting.pop()
+        for entry in decode(_checked(reader, address)):
+            path = folder / entry.name
+            if entry.kind == "dir":
+                path.mkdir(mode=0o755)
+                waiting.append((entry.address, path, depth + 1))
+            elif entry.kind == "link":
+                if not link_stays_inside(depth, entry.target):
+                    raise DataDamaged(f"the link {path} of tree {root} leaves it: {entry.target}")
+                path.symlink_to(entry.target)
+            else:
+                size += _copy(reader, entry, path)
+                files += 1
+                if progress is not None:
+                    progress(files, size)
+    return files, size
+
+
+def _checked(reader: Reader, address: str) -> bytes:
+    with reader.open(address) as file:
+        data = file.read()
+    if address_of(data) != address:
+        raise DataDamaged(f"blob {address} is not what its address says")
+    return data
+
+
+def _copy(reader: Reader, entry: Entry, path: Path) -> int:
+    hasher, size = hashlib.sha256(), 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | getattr(os, "O_BINARY", 0)
+    with reader.open(entry.address) as source, open(os.open(path, flags, entry.mode), "wb") as target:
+        while chunk := source.read(READ_BYTES):
+            hasher.update(chunk)
+            target.write(chunk)
+            size += len(chunk)
+    if "sha256:" + hasher.hexdigest() != entry.address:
+        raise DataDamaged(f"blob {entry.address} of {path.name} is not what its address says")
+    return size

@@ -1,0 +1,147 @@
+"""Blobs as files: ``ROOT/PROJECT/sha256/ab/cdef...``. No name in a path comes from a user unchecked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from danlu.domain.ids import NAME_PATTERN
+from danlu.domain.trees import MAX_NODE_BYTES, address_of, require_address
+from danlu.errors import DataDamaged, InvalidRequest, NotFound, StorageFull, TooLarge
+
+CHUNK_BYTES: Final = 2**20
+_NAME: Final = re.compile(NAME_PATTERN)
+
+
+@contextlib.contextmanager
+def storage_full_is_an_error(what: str) -> Iterator[None]:
+    """Raises StorageFull, naming ``what``, where the system says that there is no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(f"no room on the disk for {what}: {error.strerror}; nothing of it was stored") from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LocalBlobs:
+    """Blobs in a folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _path(self, project: str, address: str) -> Path:
+        if not _NAME.fullmatch(project):
+            raise InvalidRequest(f"{project[:80]!r} is not a project's name")
+        digest = require_address(address).removeprefix("sha256:")
+        return self.root / project / "sha256" / digest[:2] / digest[2:]
+
+    def missing(self, project: str, addresses: Iterable[str]) -> tuple[str, ...]:
+        """See Blobs."""
+        return tuple(address for address in addresses if not self._path(project, address).is_file())
+
+    def put(self, project: str, address: str, data: BinaryIO) -> int:
+        """See Blobs."""
+        path = self._path(project, address)
+        if path.is_file():
+            return path.stat().st_size
+        hasher, size = hashlib.sha256(), 0
+        unfinished = self._unfinished(path)
+        try:
+            with storage_full_is_an_error(f"blob {address}"), unfinished.open("xb") as file:
+                while chunk := data.read(CHUNK_BYTES):
+                    hasher.update(chunk)
+                    file.write(chunk)
+                    size += len(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            if (found := "sha256:" + hasher.hexdigest()) != address:
+                raise InvalidRequest(f"the bytes sent are {found}, not {address}; nothing was stored")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        sync_folder(path.parent)
+        return size
+
+    def put_many(self, project: str, blobs: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
+        """See Blobs. Files are flushed one by one, folders once."""
+        written: list[tuple[Path, Path]] = []
+        size = 0
+        try:
+            with storage_full_is_an_error("an upload"):
+                for address, data in blobs:
+                    path = self._path(project, address)
+                    if path.is_file():
+                        continue
+                    if address_of(data) != address:
+                        raise InvalidRequest(
+                            f"the bytes sent are {address_of(data)}, not {address}; nothing was stored"
+                        )
+                    unfinished = self._unfinished(path)
+                    written.append((unfinished, path))
+                    with unfinished.open("xb") as file:
+                        file.write(data)
+                    size += len(data)
+                for unfinished, _ in written:
+                    descriptor = os.open(unfinished, os.O_RDONLY)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+                for unfinished, path in written:
+                    unfinished.replace(path)
+        finally:
+            for unfinished, _ in written:
+                unfinished.unlink(missing_ok=True)
+        for folder in {path.parent for _, path in written}:
+            sync_folder(folder)
+        return len(written), size
+
+    def _unfinished(self, path: Path) -> Path:
+        made = not path.parent.is_dir()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if made:
+            sync_folder(path.parent.parent)
+        return path.parent / f".{path.name[:16]}.{secrets.token_hex(8)}.part"
+
+    def open(self, project: str, address: str) -> BinaryIO:
+        """See Blobs."""
+        try:
+            return self._path(project, address).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"project {project} has no blob {address}") from None
+
+    def read(self, project: str, address: str) -> bytes:
+        """See Blobs."""
+        with self.open(project, address) as file:
+            data = file.read(MAX_NODE_BYTES + 1)
+        if len(data) > MAX_NODE_BYTES:
+            raise TooLarge(f"blob {address} is larger than {MAX_NODE_BYTES} bytes")
+        if address_of(data) != address:
+            raise self.damaged(project, address)
+        return data
+
+    def damaged(self, project: str, address: str) -> DataDamaged:
+        """Sets a damaged blob aside, so that it can be sent again, and returns the error to raise."""
+        path = self._path(project, address)
+        aside = path.with_name(f".{path.name}.damaged")
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(aside)
+        return DataDamaged(f"blob {address} of project {project} is damaged on disk; it was set aside as {aside}")

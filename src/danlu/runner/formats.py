@@ -1,0 +1,152 @@
+"""The files through which a runner speaks: written and read here only.
+
+A *stamped log* is lines ``<ns> <stream><mark> <text>``. Streams: ``o`` stdout, ``e`` stderr, ``r`` the runner's notices.
+Marks: ``.`` a whole line; ``+`` a piece of a line that the next record of its stream goes on with; ``~`` a progress line,
+replaced by the next record of its stream. The time never decreases.
+
+A *metrics* stream is JSON lines ``{"t":ns,"s":step or null,"m":{"loss":0.1}}``.
+
+``status`` is JSON lines, one event each; a torn last line is not there yet.
+
+``index`` says, in one record of fixed size, up to which byte the spools are consistent and which raw bytes they hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+
+FORMAT = 1
+INDEX_BYTES = 512
+SEAL_BYTES = 1 << 20
+MAX_STATUS_BYTES = 1 << 20
+STDOUT, STDERR, NOTICE = b"o", b"e", b"r"
+WHOLE, PIECE, PROGRESS = b".", b"+", b"~"
+LOG, METRICS = "log", "metrics"
+
+
+class Line(NamedTuple):
+    """One record of a stamped log."""
+
+    at: int
+    stream: str
+    mark: str
+    text: str
+
+
+def stamp(at: int, stream: bytes, mark: bytes, text: bytes) -> bytes:
+    """Returns one record."""
+    return b"%d %s%s %s\n" % (at, stream, mark, text)
+
+
+def stamp_lines(at: int, stream: bytes, lines: bytes) -> bytes:
+    """Returns whole lines (each ending in a newline) as records with one time, at the speed of bytes.replace."""
+    head = b"%d %s. " % (at, stream)
+    return head + lines[:-1].replace(b"\n", b"\n" + head) + b"\n"
+
+
+def parse_lines(data: str) -> Iterator[Line]:
+    """Yields the records of a stamped log; what is no record is passed over."""
+    for raw in data.split("\n"):
+        parts = raw.split(" ", 2)
+        if len(parts) == 3 and parts[0].isdigit() and len(parts[1]) == 2:
+            yield Line(int(parts[0]), parts[1][0], parts[1][1], parts[2])
+
+
+class Index(NamedTuple):
+    """What is consistent: lengths of the spooled streams, and of the raw files that they hold."""
+
+    log: int = 0
+    metrics: int = 0
+    stdout: int = 0
+    stderr: int = 0
+    raw_metrics: int = 0
+    dropped: int = 0
+    noticed: int = 0
+    last_at: int = 0
+    bad_metrics: int = 0
+
+
+def pack_index(index: Index) -> bytes:
+    """Returns the record, with a checksum, in INDEX_BYTES bytes."""
+    body = json.dumps(list(index)).encode()
+    text = b"%08x %s" % (zlib.crc32(body), body)
+    return text.ljust(INDEX_BYTES - 1) + b"\n"
+
+
+def read_index(path: str) -> Index:
+    """Returns the record; all zeros where none was written."""
+    try:
+        with open(path, "rb") as file:
+            checksum, _, body = file.read(INDEX_BYTES).strip().partition(b" ")
+    except FileNotFoundError:
+        return Index()
+    if not body or int(checksum, 16) != zlib.crc32(body):
+        raise ValueError("the index %s is damaged" % path)
+    return Index(*json.loads(body.decode()))
+
+
+def spool_files(folder: str, stream: str) -> List[Any]:
+    """Returns (offset, path) of a stream's spool files, in order."""
+    found = []
+    for name in os.listdir(folder):
+        head, _, tail = name.partition(".")
+        if head == stream and tail.isdigit():
+            found.append((int(tail), os.path.join(folder, name)))
+    return sorted(found)
+
+
+def spool_name(stream: str, offset: int) -> str:
+    """Returns the name of the spool file that begins at ``offset``."""
+    return "%s.%020d" % (stream, offset)
+
+
+def read_status(path: str) -> List[Dict[str, Any]]:
+    """Returns the events of a status file, in order; nothing where there is no file."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_STATUS_BYTES)
+    except FileNotFoundError:
+        return []
+    events = []
+    for raw in data.split(b"\n")[:-1]:
+        try:
+            event = json.loads(raw.decode())
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            events.append(event)
+    return events
+
+
+def start_time(pid: int) -> Optional[int]:
+    """Returns when a process started, in ticks since boot (field 22 of /proc/PID/stat); None if there is none."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def boot_id() -> str:
+    """Returns the id of this boot of the machine."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Writes a file so that a reader sees the old or the new one, never a part."""
+    unfinished = "%s.%d.part" % (path, os.getpid())
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.write(descriptor, data)
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(unfinished, path)

@@ -1,0 +1,301 @@
+"""The runner: one per attempt and node, the parent of its tasks' processes.
+
+It holds the lock of the attempt's folder for its whole life, writes what happens to ``status``, follows what its processes
+write, ends them when asked, and leaves nothing of them behind. It needs no server: one that restarts finds it by its lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any, Dict, List, Optional
+
+from . import formats, processes
+from .checkpoints import Seals
+from .counters import Counters
+from .follow import Follower, size
+
+ACTIVE_S, IDLE_S = 0.02, 0.25
+TICK_S = 1.0
+LEFTOVER_GRACE_S = 2.0
+HINT_EVERY_S = 0.02
+ALREADY = 3
+
+
+class Task:
+    """One process of the attempt."""
+
+    def __init__(self, folder: str, order: Dict[str, Any], spec: Dict[str, Any]) -> None:
+        self.name = str(spec["name"])
+        self.spec = spec
+        self.folder = os.path.join(folder, self.name)
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self.follower = Follower(self.folder, int(order["log_limit_bytes"]), bool(order.get("parse_metrics")))
+        self.pid: Optional[int] = None
+        self.done = False
+        self.failed = False
+
+
+class Runner:
+    """One attempt's life."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        with open(os.path.join(folder, "order.json"), "rb") as file:
+            self.order: Dict[str, Any] = json.loads(file.read().decode())
+        self.counters = Counters(self.order.get("counters"))
+        self.oom_at_start = self.counters.oom_kills()
+        self.status = os.open(
+            os.path.join(folder, "status"), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        self.seals = Seals(self.order["checkpoint_dir"])
+        self.tasks = [Task(folder, self.order, spec) for spec in self.order["tasks"]]
+        self.stopping_until: Optional[float] = None
+        self.stopped = self.timed_out = False
+        self.hints: Optional[socket.socket] = None
+        self.hinted_at = 0.0
+        if self.order.get("hint_socket"):
+            self.hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self.hints.setblocking(False)
+
+    # what others see
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Appends an event to the status, durably; waits for room on a full disk."""
+        line = json.dumps({"event": event, "at": time.time_ns(), **facts}).encode() + b"\n"
+        while True:
+            before = os.fstat(self.status).st_size
+            try:
+                if os.write(self.status, line) == len(line):
+                    os.fdatasync(self.status)
+                    break
+                os.ftruncate(self.status, before)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+            time.sleep(1.0)
+        self.hint(at_once=True)
+
+    def hint(self, at_once: bool = False) -> None:
+        """Tells the server that there is something to see. It may not be there; that is no error."""
+        now = time.monotonic()
+        if self.hints is None or (not at_once and now - self.hinted_at < HINT_EVERY_S):
+            return
+        self.hinted_at = now
+        try:
+            self.hints.sendto(self.order["attempt_id"].encode(), self.order["hint_socket"])
+        except OSError:
+            return
+
+    # the life
+
+    def run(self) -> None:
+        """Runs every task to its end."""
+        processes.become_subreaper()
+        self.say(
+            "runner", pid=os.getpid(), start_time=formats.start_time(os.getpid()), boot_id=formats.boot_id(),
+            version=formats.FORMAT,
+        )  # fmt: skip
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        settled = self.seals.settle(self.order["attempt_id"])
+        if settled.newest or settled.set_aside:
+            self.say("resumed", checkpoint=settled.newest, set_aside=settled.set_aside)
+        for name in settled.set_aside:
+            self.tasks[0].follower.notice("checkpoint %s was not complete: it was set aside in .danlu/incomplete" % name)
+        deadline = None
+        if self.order.get("max_time_s"):
+            deadline = time.monotonic() + float(self.order["max_time_s"])
+        self.look_for_stop()
+        for task in self.tasks:
+            if not self.stopped:
+                self.start(task, settled.newest)
+        self.loop(wake_read, deadline)
+        self.finish()
+
+    def start(self, task: Task, resume_from: Optional[str]) -> None:
+        """Starts one task's process."""
+        spec = task.spec
+        devices = ",".join(str(device) for device in spec.get("devices", []))
+        env = {
+            "OMP_NUM_THREADS": str(max(1, int(spec.get("cpu") or 1))),
+            **spec["env"],
+            "DANLU_TASK": task.name,
+            "DANLU_ROLE": str(spec["role"]),
+            "DANLU_INDEX": str(spec["index"]),
+            "DANLU_RANK": str(spec["rank"]),
+            "DANLU_WORLD_SIZE": str(len(self.tasks)),
+            "DANLU_METRICS_FILE": os.path.join(task.folder, "metrics"),
+            "CUDA_VISIBLE_DEVICES": devices,
+            "NVIDIA_VISIBLE_DEVICES": devices or "void",
+        }
+        if resume_from:
+            env["DANLU_RESUME_FROM"] = resume_from
+        stdout, stderr = os.path.join(task.folder, "stdout"), os.path.join(task.folder, "stderr")
+        pid, error, code = processes.start(spec["argv"], env, spec["cwd"], stdout, stderr)
+        if pid is None:
+            task.follower.notice(error)
+            task.done = task.failed = True
+            self.exited(task, code, None, False, error, None, None)
+            return
+        task.pid = pid
+        self.say("started", task=task.name, pid=pid, start_time=formats.start_time(pid))
+
+    def loop(self, wake: int, deadline: Optional[float]) -> None:
+        """Follows and waits until every task has ended."""
+        interval, tick = ACTIVE_S, 0.0
+        while not all(task.done or task.pid is None for task in self.tasks):
+            readable, _, _ = select.select([wake], [], [], interval)
+            if readable:
+                os.read(wake, 4096)
+            for ended in processes.reap():
+                self.ended(ended)
+            active = False
+            for task in self.tasks:
+                active = task.follower.step() or active
+            if active:
+                self.hint()
+            # quick while there is output; a quiet job costs four looks a second
+            interval = ACTIVE_S if active else min(IDLE_S, interval * 1.3)
+            now = time.monotonic()
+            if readable or now - tick >= TICK_S:
+                tick = now
+                self.look_for_stop()
+                self.seals.watch(time.time_ns())
+            if deadline is not None and now > deadline and not self.timed_out and not self.stopped:
+                self.timed_out = True
+                self.end(float(self.order["grace_s"]))
+            if self.stopping_until is not None:
+                interval = min(interval, 0.05)
+                if now > self.stopping_until:
+                    for ended in processes.kill_all():
+                        self.ended(ended)
+
+    def look_for_stop(self) -> None:
+        """Reads the stop file, if there is one."""
+        try:
+            with open(os.path.join(self.folder, "stop"), "rb") as file:
+                grace_s = float(json.loads(file.read().decode())["grace_s"])
+        except FileNotFoundError:
+            return
+        if not self.timed_out:
+            self.stopped = True
+        self.end(grace_s)
+
+    def end(self, grace_s: float) -> None:
+        """Asks everything to end; a second call can only shorten the time that is left."""
+        until = time.monotonic() + grace_s
+        if self.stopping_until is None:
+            self.stopping_until = until
+            processes.send(signal.SIGTERM)
+            processes.send(signal.SIGCONT)
+        self.stopping_until = min(self.stopping_until, until)
+
+    def ended(self, ended: processes.Exit) -> None:
+        """Records a child's end, if it is a task's."""
+        task = next((t for t in self.tasks if t.pid == ended.pid), None)
+        if task is None or task.done:
+            return
+        task.done = True
+        task.failed = ended.exit_code != 0
+        oom = ended.signal == signal.SIGKILL and self.counters.oom_kills() > self.oom_at_start
+        peak = self.counters.peak_memory_bytes() or ended.max_rss_bytes
+        error = ""
+        if oom:
+            limit = self.counters.memory_limit_bytes()
+            error = "killed by the kernel: it used %s" % size(peak) + (" of its %s" % size(limit) if limit else "")
+        elif ended.signal is not None:
+            error = "killed by %s" % signal.Signals(ended.signal).name
+        cpu_ns = self.counters.cpu_ns() if len(self.tasks) == 1 else None
+        self.exited(task, ended.exit_code, ended.signal, oom, error, peak, cpu_ns or ended.cpu_ns)
+        if task.failed and self.stopping_until is None and len(self.tasks) > 1:
+            self.end(float(self.order["grace_s"]))
+
+    def exited(
+        self, task: Task, code: Optional[int], number: Optional[int], oom: bool, error: str, peak: Optional[int], cpu_ns: Optional[int]
+    ) -> None:
+        """Writes a task's end to the status."""
+        self.say(
+            "exited", task=task.name, exit_code=code, signal=number, oom=oom, error=error, peak_memory_bytes=peak, cpu_ns=cpu_ns
+        )
+
+    def finish(self) -> None:
+        """Ends what the tasks left behind, spools everything, and says so."""
+        if processes.send(signal.SIGTERM):
+            until = time.monotonic() + LEFTOVER_GRACE_S
+            while time.monotonic() < until and processes.descendants(os.getpid()):
+                processes.reap()
+                time.sleep(0.01)
+            processes.kill_all()
+        processes.reap()
+        trusted = all(not task.failed for task in self.tasks)
+        self.seals.settle(self.order["attempt_id"], trusted=trusted)
+        for task in self.tasks:
+            task.follower.drain()
+            task.follower.close()
+        never = [task for task in self.tasks if task.pid is None and not task.done]
+        for task in never:
+            self.exited(task, None, int(signal.SIGTERM), False, "stopped before it began", None, None)
+        message = "it ran longer than its max_time of %g s" % float(self.order["max_time_s"]) if self.timed_out else ""
+        self.say("ended", stopped=self.stopped, timed_out=self.timed_out, message=message)
+
+    def salvage(self) -> None:
+        """Spools what a killed runner left, and says that the attempt is lost. Its processes are dead already."""
+        events = formats.read_status(os.path.join(self.folder, "status"))
+        over = {event.get("task") for event in events if event["event"] == "exited"}
+        for task in self.tasks:
+            task.follower.drain()
+            task.follower.close()
+            if task.name not in over:
+                self.exited(task, None, None, False, "its runner was killed", None, None)
+        self.say("ended", stopped=False, timed_out=False, lost=True, message="the runner was lost")
+
+
+def run(folder: str, salvage: bool = False) -> int:
+    """Runs (or salvages) the attempt in ``folder``; returns 0, or 3 where that is done or being done already."""
+    lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return ALREADY
+    _mend_status(os.path.join(folder, "status"))
+    events = formats.read_status(os.path.join(folder, "status"))
+    if any(event["event"] == "ended" for event in events):
+        return ALREADY
+    if not salvage and events:
+        return ALREADY  # another runner was here and died: only salvage may follow
+    runner = Runner(folder)
+    if salvage:
+        runner.salvage()
+    else:
+        runner.run()
+    return 0
+
+
+def _mend_status(path: str) -> None:
+    """Cuts off a line that was not written to its end, so that the next one stands alone."""
+    try:
+        with open(path, "r+b") as file:
+            data = file.read()
+            if data and not data.endswith(b"\n"):
+                file.truncate(data.rfind(b"\n") + 1)
+    except FileNotFoundError:
+        return
+
+
+def main(arguments: List[str]) -> int:
+    """``[--salvage] FOLDER``."""
+    salvage = arguments[:1] == ["--salvage"]
+    if len(arguments) != 1 + salvage:
+        print("usage: runner [--salvage] FOLDER", file=sys.stderr)
+        return 2
+    return run(arguments[-1], salvage)

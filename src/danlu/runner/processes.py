@@ -1,0 +1,163 @@
+"""Processes: started as the job's own session, counted, ended to the last descendant.
+
+The runner is the subreaper of everything that a task starts: what a daemon leaves behind by double fork and setsid becomes
+the runner's child, so that its tree is always whole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import os
+import signal
+import sys
+import time
+from typing import Any, Dict, List, NamedTuple, Optional, Set
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+EXEC_FAILED_MARK = b"\0danlu-exec:"
+KILL_ROUNDS = 200
+
+
+class Exit(NamedTuple):
+    """How a process ended."""
+
+    pid: int
+    exit_code: Optional[int]
+    signal: Optional[int]
+    max_rss_bytes: int
+    cpu_ns: int
+
+
+def become_subreaper() -> None:
+    """Makes orphans of this process's descendants its children."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def start(argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: str) -> Any:
+    """Starts a process in its own session, its output appended to two files.
+
+    Returns (pid, "", 0), or (None, error, 127 or 126) where it could not be executed. If this process dies, the kernel
+    kills that one.
+    """
+    libc = ctypes.CDLL(None)  # loaded before the fork: the child must do as little as possible
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _child(libc, parent, writer, argv, env, cwd, stdout, stderr)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        failure = pipe.read()
+    if not failure:
+        return pid, "", 0
+    os.waitpid(pid, 0)
+    number, _, text = failure.decode(errors="replace").partition(" ")
+    return None, _explain(argv[0], int(number), text, env.get("PATH", "")), 127 if int(number) in (2, 20) else 126
+
+
+def _child(libc: Any, parent: int, writer: int, argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: str) -> None:
+    try:
+        os.setsid()
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the call above
+            os._exit(137)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        null = os.open(os.devnull, os.O_RDONLY)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        out, err = os.open(stdout, flags, 0o600), os.open(stderr, flags, 0o600)
+        os.dup2(null, 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.set_inheritable(writer, False)
+        keep = os.dup2(writer, 3, inheritable=False)
+        os.closerange(4, max(os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 4096, 64))
+        writer = keep
+        os.chdir(cwd)
+        os.execvpe(argv[0], argv, env)
+    except OSError as error:
+        os.write(writer, ("%d %s" % (error.errno or 1, error.strerror)).encode())
+    finally:
+        os._exit(127)
+
+
+def _explain(command: str, number: int, text: str, path: str) -> str:
+    if number != 2:
+        return "cannot execute %s: %s" % (command, text)
+    if "/" in command:
+        return "command not found: %s (no such file)" % command
+    names: Set[str] = set()
+    for folder in path.split(":"):
+        try:
+            names.update(os.listdir(folder or "."))
+        except OSError:
+            continue
+    near = difflib.get_close_matches(command, sorted(names), n=1, cutoff=0.75)
+    return "command not found: %s" % command + (" (did you mean %s?)" % near[0] if near else "")
+
+
+def reap() -> List[Exit]:
+    """Returns every child that has ended since the last call, orphans included."""
+    ended = []
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        cpu_ns = int((usage.ru_utime + usage.ru_stime) * 1e9)
+        ended.append(Exit(pid, code, killed, usage.ru_maxrss * 1024, cpu_ns))
+
+
+def descendants(root: int) -> List[int]:
+    """Returns every living process below ``root``, by /proc."""
+    children: Dict[int, List[int]] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open("/proc/%s/stat" % name, "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if fields[0] not in (b"Z", b"X"):
+            children.setdefault(int(fields[1]), []).append(int(name))
+    found: List[int] = []
+    waiting = [root]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found.extend(below)
+        waiting.extend(below)
+    return found
+
+
+def send(number: int) -> int:
+    """Sends a signal to every descendant of this process; returns to how many."""
+    sent = 0
+    for pid in descendants(os.getpid()):
+        try:
+            os.kill(pid, number)
+            sent += 1
+        except ProcessLookupError:
+            continue
+        except PermissionError as error:
+            print("cannot signal %d: %s" % (pid, error), file=sys.stderr)
+    return sent
+
+
+def kill_all() -> List[Exit]:
+    """Kills every descendant until none is left, and returns those that were reaped."""
+    ended: List[Exit] = []
+    for _ in range(KILL_ROUNDS):
+        left = send(signal.SIGKILL)
+        ended.extend(reap())
+        if not left:
+            break
+        time.sleep(0.005)
+    return ended

@@ -31,7 +31,6 @@ class _Output:
 
     def __init__(self, path: str, stream: bytes, offset: int) -> None:
         self.path, self.stream, self.offset = path, stream, offset
-        self.rest = b""
         self.rest_since = 0
         self.shown = b""
         self.progress_at = 0
@@ -78,7 +77,7 @@ class Follower:
         state["last_at"] = now
         log: List[bytes] = []
         points: List[bytes] = []
-        before = [(o.offset, o.rest, o.rest_since, o.shown, o.progress_at) for o in self.outputs]
+        before = [(o.offset, o.rest_since, o.shown, o.progress_at) for o in self.outputs]
         for output, name in zip(self.outputs, ("stdout", "stderr")):
             self._take(output, now, final, log, points)
             state[name] = output.offset
@@ -97,7 +96,7 @@ class Follower:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             for output, kept in zip(self.outputs, before):
-                output.offset, output.rest, output.rest_since, output.shown, output.progress_at = kept
+                output.offset, output.rest_since, output.shown, output.progress_at = kept
             self._forget_open()
             self._full = True
             time.sleep(RETRY_FULL_S)
@@ -155,8 +154,7 @@ class Follower:
             output.offset += len(cut)
             output.rest_since = 0
             return
-        if rest != output.rest:
-            output.rest, output.rest_since = rest, output.rest_since or now
+        output.rest_since = output.rest_since or now
         if now - output.rest_since < PROMPT_NS:
             return
         line = rest.rstrip(b"\r").rpartition(b"\r")[2]

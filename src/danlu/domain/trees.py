@@ -8,6 +8,8 @@ in the order of their names' UTF-8 bytes, no spaces::
                            {"name":"now","kind":"link","target":"a.py"}]}
 
 A pack is a sequence of frames: 32 bytes of SHA-256, 8 bytes of length (big-endian), the bytes.
+
+There is one way only to write a folder: what is written in another way is refused, as is what could lead out of it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +30,10 @@ MAX_DEPTH: Final = 64
 MAX_NAME_BYTES: Final = 255
 MODES: Final = (0o644, 0o755)
 FRAME_HEAD_BYTES: Final = 40
+MAX_FRAMES: Final = 100_000
+MAX_TARGET_BYTES: Final = 4096
+MAX_TREE_ENTRIES: Final = 1_000_000
+_DRIVE: Final = re.compile(r"[A-Za-z]:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +56,30 @@ def address_of(data: bytes) -> str:
 
 def require_address(text: str) -> str:
     """Returns ``text`` if it is an address, else raises InvalidRequest."""
-    if not ADDRESS.match(text) or text.endswith("\n"):
-        raise InvalidRequest(f"{text[:80]!r} is not an address: sha256: and 64 hex digits")
+    if not isinstance(text, str) or not ADDRESS.fullmatch(text):
+        raise InvalidRequest(f"{str(text)[:80]!r} is not an address: sha256: and 64 hex digits")
     return text
 
 
 def link_stays_inside(depth: int, target: str) -> bool:
-    """Says whether a link ``depth`` folders below the root, with this target, ends inside the tree."""
-    if not target or target.startswith("/") or "\0" in target or "\\" in target or re.match(r"^[A-Za-z]:", target):
+    """Says whether a link ``depth`` folders below the root, with this target, ends inside the tree.
+
+    ``..`` may only stand at the beginning. After a name it would climb from wherever a second link leads, and so could
+    leave the tree although the text of the target does not.
+    """
+    if not target or target.startswith("/") or "\0" in target or "\\" in target or _DRIVE.match(target):
         return False
-    for part in target.split("/"):
-        if part == "..":
-            depth -= 1
-            if depth < 0:
-                return False
-        elif part not in ("", "."):
-            depth += 1
-    return True
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    ups = next((at for at, part in enumerate(parts) if part != ".."), len(parts))
+    return ups <= depth and ".." not in parts[ups:]
 
 
 def encode(entries: Iterable[Entry]) -> bytes:
-    """Returns a node's bytes; equal folders give equal bytes."""
+    """Returns a node's bytes; equal folders give equal bytes.
+
+    Raises:
+        InvalidRequest: they are more than a node holds.
+    """
     listed: list[dict[str, Any]] = []
     for entry in sorted(entries, key=lambda e: e.name.encode()):
         if entry.kind == "file":
@@ -83,7 +92,12 @@ def encode(entries: Iterable[Entry]) -> bytes:
             )
         else:
             listed.append({"name": entry.name, "kind": "link", "target": entry.target})
-    return json.dumps({"format": 1, "entries": listed}, separators=(",", ":"), ensure_ascii=False).encode()
+    data = json.dumps({"format": 1, "entries": listed}, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(listed) > MAX_ENTRIES or len(data) > MAX_NODE_BYTES:
+        raise InvalidRequest(
+            f"a folder holds at most {MAX_ENTRIES} names in {MAX_NODE_BYTES} bytes; this one has {len(listed)} in {len(data)}"
+        )
+    return data
 
 
 _FIELDS: Final = {
@@ -102,8 +116,13 @@ def decode(data: bytes) -> tuple[Entry, ...]:
     if len(data) > MAX_NODE_BYTES:
         raise InvalidRequest(f"a tree node has at most {MAX_NODE_BYTES} bytes; this one has {len(data)}")
     try:
-        node = json.loads(data)
-        if node["format"] != 1 or set(node) != {"format", "entries"} or len(node["entries"]) > MAX_ENTRIES:
+        node = json.loads(data.decode())
+        if (
+            not isinstance(node["entries"], list)
+            or node["format"] != 1
+            or set(node) != {"format", "entries"}
+            or len(node["entries"]) > MAX_ENTRIES
+        ):
             raise ValueError("it is not of format 1")
         entries = tuple(_entry(raw) for raw in node["entries"])
         if len({entry.name for entry in entries}) != len(entries):
@@ -111,7 +130,7 @@ def decode(data: bytes) -> tuple[Entry, ...]:
         if encode(entries) != data:
             raise ValueError("it is not in canonical form")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UnicodeError) as error:
-        raise InvalidRequest(f"this is not a tree node: {error}") from error
+        raise InvalidRequest(f"this is not a tree node: {type(error).__name__}: {str(error)[:200]!a}") from error
     return entries
 
 
@@ -125,9 +144,13 @@ def _entry(raw: dict[str, Any]) -> Entry:
             raise ValueError(f"{number} is {raw[number]!r}")
     if kind == "file" and (type(raw["mode"]) is not int or raw["mode"] not in MODES):
         raise ValueError(f"mode is {raw['mode']!r}")
-    if kind == "link" and (not isinstance(raw["target"], str) or len(raw["target"]) > 4096):
-        raise ValueError("a link's target is no text")
-    if kind != "link" and (not isinstance(raw["address"], str) or not ADDRESS.match(raw["address"])):
+    if kind == "link":
+        target = raw["target"]
+        if not isinstance(target, str) or len(target.encode()) > MAX_TARGET_BYTES:
+            raise ValueError(f"a link's target is a text of at most {MAX_TARGET_BYTES} bytes")
+        if not link_stays_inside(MAX_DEPTH, target):
+            raise ValueError(f"the link {raw['name']!r} to {target[:80]!r} leaves its tree")
+    elif not isinstance(raw["address"], str) or not ADDRESS.fullmatch(raw["address"]):
         raise ValueError(f"address is {raw['address']!r}")
     return Entry(**raw)
 
@@ -139,10 +162,9 @@ def require_name(name: object) -> None:
         or name in ("", ".", "..")
         or "/" in name
         or "\0" in name
-        or "\\" in name
         or len(name.encode()) > MAX_NAME_BYTES
     ):
-        raise ValueError(f"{name!r} cannot be a file's name")
+        raise ValueError(f"{str(name)[:80]!r} cannot be a file's name")
 
 
 def frames(blobs: Iterable[bytes]) -> Iterator[bytes]:
@@ -151,20 +173,78 @@ def frames(blobs: Iterable[bytes]) -> Iterator[bytes]:
         yield hashlib.sha256(blob).digest() + len(blob).to_bytes(8, "big") + blob
 
 
-def unpack(pack: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yields (address, bytes) of a pack, each checked.
+def unpack(
+    pack: bytes | Iterable[bytes], *, max_blob_bytes: int = MAX_NODE_BYTES, max_blobs: int = MAX_FRAMES
+) -> Iterator[tuple[str, bytes]]:
+    """Yields (address, bytes) of a pack, each checked, as soon as it is complete.
+
+    The pack may come in chunks, cut anywhere; at most one blob and one chunk are held.
 
     Raises:
-        InvalidRequest: a frame is cut short, or its bytes are not what its hash says.
+        InvalidRequest: a frame is cut short or too large, there are too many, or bytes are not what their hash says.
     """
-    at = 0
-    while at < len(pack):
-        head = pack[at : at + FRAME_HEAD_BYTES]
-        size = int.from_bytes(head[32:], "big")
-        blob = pack[at + FRAME_HEAD_BYTES : at + FRAME_HEAD_BYTES + size]
-        if len(head) != FRAME_HEAD_BYTES or len(blob) != size:
-            raise InvalidRequest(f"the pack is cut short at byte {at} of {len(pack)}")
-        if hashlib.sha256(blob).digest() != head[:32]:
-            raise InvalidRequest(f"the pack's bytes at {at} are not those that its hash promises")
-        yield "sha256:" + head[:32].hex(), blob
-        at += FRAME_HEAD_BYTES + size
+    held, begin, found = bytearray(), 0, 0
+    for chunk in (pack,) if isinstance(pack, bytes) else pack:
+        held += chunk
+        at = 0
+        while len(held) - at >= FRAME_HEAD_BYTES:
+            size = int.from_bytes(held[at + 32 : at + FRAME_HEAD_BYTES], "big")
+            if size > max_blob_bytes or found >= max_blobs:
+                raise InvalidRequest(
+                    f"a pack carries at most {max_blobs} blobs of {max_blob_bytes} bytes; number {found + 1} has {size}"
+                )
+            end = at + FRAME_HEAD_BYTES + size
+            if len(held) < end:
+                break
+            digest, blob = bytes(held[at : at + 32]), bytes(memoryview(held)[at + FRAME_HEAD_BYTES : end])
+            if hashlib.sha256(blob).digest() != digest:
+                raise InvalidRequest(f"the pack's bytes at {begin + at} are not those that its hash promises")
+            yield "sha256:" + digest.hex(), blob
+            found += 1
+            at = end
+        del held[:at]
+        begin += at
+    if held:
+        raise InvalidRequest(f"the pack is cut short at byte {begin} of {begin + len(held)}")
+
+
+def walk(
+    root: str, read: Callable[[str], bytes], *, max_entries: int = MAX_TREE_ENTRIES
+) -> Iterator[tuple[tuple[str, ...], tuple[Entry, ...]]]:
+    """Yields (path, entries) of each folder of a tree, a folder before those in it.
+
+    Bounded however the tree was made: a few nodes that name each other twice would describe 2**64 folders.
+
+    Args:
+        root: the address of the topmost folder, whose path is ().
+        read: returns a node's bytes, which it must have checked against the address.
+        max_entries: of all folders together.
+
+    Raises:
+        InvalidRequest: a node is wrong or claims other totals than it has, a link leaves the tree, it is too deep or large.
+    """
+    seen = 0
+    waiting: list[tuple[tuple[str, ...], str, Entry | None]] = [((), require_address(root), None)]
+    while waiting:
+        path, address, claim = waiting.pop()
+        entries = decode(read(address))
+        seen += len(entries)
+        if seen > max_entries or len(path) > MAX_DEPTH:
+            raise InvalidRequest(f"tree {root} has more than {max_entries} entries or {MAX_DEPTH} levels")
+        if claim is not None and (claim.size, claim.files) != totals(entries):
+            raise InvalidRequest(f"tree {root}: {'/'.join(path)!a} has other totals than the folder above it says")
+        for entry in entries:
+            if entry.kind == "link" and not link_stays_inside(len(path), entry.target):
+                name = "/".join((*path, entry.name))
+                raise InvalidRequest(f"tree {root}: the link {name!a} leaves it: {entry.target!a}")
+        yield path, entries
+        waiting.extend(((*path, e.name), e.address, e) for e in reversed(entries) if e.kind == "dir")
+
+
+def totals(entries: Iterable[Entry]) -> tuple[int, int]:
+    """Returns (bytes, files) of a folder and all below it."""
+    size = files = 0
+    for entry in entries:
+        size += entry.size
+        files += entry.files if entry.kind == "dir" else entry.kind == "file"
+    return size, files

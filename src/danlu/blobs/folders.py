@@ -144,7 +144,7 @@ class _Walk:
         try:
             if BY_DESCRIPTOR:
                 name: str | Path = path if parent is None else path.name
-                flags = os.O_RDONLY | os.O_DIRECTORY | (0 if parent is None else NOFOLLOW)
+                flags = os.O_RDONLY | os.O_DIRECTORY | (0 if parent is None and self.code else NOFOLLOW)
                 descriptor = os.open(name, flags, dir_fd=parent)
             with os.scandir(descriptor if descriptor >= 0 else path) as listing:
                 found = sorted(listing, key=lambda e: e.name)

@@ -167,7 +167,9 @@ def _complete(paths: List[str]) -> bool:
     totals = {int(part.group(2)) for part in parts if part}
     if not totals and not any(name.endswith(".index") for name in names):
         return True
-    return len(totals) == 1 and len([p for p in parts if p]) == totals.pop() and any(n.endswith(".index") for n in names)
+    return (
+        len(totals) == 1 and len([p for p in parts if p]) == totals.pop() and any(n.endswith(".index") for n in names)
+    )
 
 
 def probe(path: str) -> Optional[bool]:

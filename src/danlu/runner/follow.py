@@ -52,7 +52,9 @@ class Follower:
             _Output(os.path.join(folder, "stdout"), formats.STDOUT, self.index.stdout),
             _Output(os.path.join(folder, "stderr"), formats.STDERR, self.index.stderr),
         ]
-        self.metrics = os.open(os.path.join(folder, "metrics"), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self.metrics = os.open(
+            os.path.join(folder, "metrics"), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
         self._index_file = os.open(self.index_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._open: Dict[str, Tuple[int, int]] = {}
         self._notices: List[bytes] = []
@@ -188,7 +190,9 @@ class Follower:
 
     # metrics
 
-    def _take_metrics(self, state: Dict[str, int], points: List[bytes], final: bool, log: List[bytes], now: int) -> None:
+    def _take_metrics(
+        self, state: Dict[str, int], points: List[bytes], final: bool, log: List[bytes], now: int
+    ) -> None:
         data = os.pread(self.metrics, READ_BYTES, state["raw_metrics"])
         end = data.rfind(b"\n") + 1
         if not end:
@@ -204,7 +208,11 @@ class Follower:
                 points.append(point)
         state["raw_metrics"] += end
         if bad and not state["bad_metrics"]:
-            log.append(formats.stamp(now, formats.NOTICE, formats.WHOLE, b"%d metrics could not be read and were left out" % bad))
+            log.append(
+                formats.stamp(
+                    now, formats.NOTICE, formats.WHOLE, b"%d metrics could not be read and were left out" % bad
+                )
+            )
         state["bad_metrics"] += bad
 
     # spool

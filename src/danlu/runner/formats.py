@@ -76,16 +76,23 @@ def pack_index(index: Index) -> bytes:
     return text.ljust(INDEX_BYTES - 1) + b"\n"
 
 
+def parse_index(data: bytes) -> Index:
+    """Returns the record; all zeros for no bytes. Raises ValueError where it is damaged."""
+    checksum, _, body = data.strip().partition(b" ")
+    if not body:
+        return Index()
+    if int(checksum, 16) != zlib.crc32(body):
+        raise ValueError("the spool's index is damaged")
+    return Index(*json.loads(body.decode()))
+
+
 def read_index(path: str) -> Index:
-    """Returns the record; all zeros where none was written."""
+    """Returns the record in a file; all zeros where there is none."""
     try:
         with open(path, "rb") as file:
-            checksum, _, body = file.read(INDEX_BYTES).strip().partition(b" ")
+            return parse_index(file.read(INDEX_BYTES))
     except FileNotFoundError:
         return Index()
-    if not body or int(checksum, 16) != zlib.crc32(body):
-        raise ValueError("the index %s is damaged" % path)
-    return Index(*json.loads(body.decode()))
 
 
 def spool_files(folder: str, stream: str) -> List[Any]:
@@ -103,13 +110,8 @@ def spool_name(stream: str, offset: int) -> str:
     return "%s.%020d" % (stream, offset)
 
 
-def read_status(path: str) -> List[Dict[str, Any]]:
-    """Returns the events of a status file, in order; nothing where there is no file."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_STATUS_BYTES)
-    except FileNotFoundError:
-        return []
+def parse_status(data: bytes) -> List[Dict[str, Any]]:
+    """Returns the events in a status file's bytes, in order. A torn last line is not there yet."""
     events = []
     for raw in data.split(b"\n")[:-1]:
         try:
@@ -119,6 +121,15 @@ def read_status(path: str) -> List[Dict[str, Any]]:
         if isinstance(event, dict) and isinstance(event.get("event"), str):
             events.append(event)
     return events
+
+
+def read_status(path: str) -> List[Dict[str, Any]]:
+    """Returns the events of a status file; nothing where there is no file."""
+    try:
+        with open(path, "rb") as file:
+            return parse_status(file.read(MAX_STATUS_BYTES))
+    except FileNotFoundError:
+        return []
 
 
 def start_time(pid: int) -> Optional[int]:
@@ -143,7 +154,12 @@ def boot_id() -> str:
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
     """Writes a file so that a reader sees the old or the new one, never a part."""
     unfinished = "%s.%d.part" % (path, os.getpid())
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.unlink(unfinished)
+    except FileNotFoundError:
+        pass
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(unfinished, flags, mode)
     try:
         os.write(descriptor, data)
         os.fdatasync(descriptor)

@@ -111,7 +111,9 @@ class Runner:
         if settled.newest or settled.set_aside:
             self.say("resumed", checkpoint=settled.newest, set_aside=settled.set_aside)
         for name in settled.set_aside:
-            self.tasks[0].follower.notice("checkpoint %s was not complete: it was set aside in .danlu/incomplete" % name)
+            self.tasks[0].follower.notice(
+                "checkpoint %s was not complete: it was set aside in .danlu/incomplete" % name
+            )
         deadline = None
         if self.order.get("max_time_s"):
             deadline = time.monotonic() + float(self.order["max_time_s"])
@@ -221,11 +223,25 @@ class Runner:
             self.end(float(self.order["grace_s"]))
 
     def exited(
-        self, task: Task, code: Optional[int], number: Optional[int], oom: bool, error: str, peak: Optional[int], cpu_ns: Optional[int]
+        self,
+        task: Task,
+        code: Optional[int],
+        number: Optional[int],
+        oom: bool,
+        error: str,
+        peak: Optional[int],
+        cpu_ns: Optional[int],
     ) -> None:
         """Writes a task's end to the status."""
         self.say(
-            "exited", task=task.name, exit_code=code, signal=number, oom=oom, error=error, peak_memory_bytes=peak, cpu_ns=cpu_ns
+            "exited",
+            task=task.name,
+            exit_code=code,
+            signal=number,
+            oom=oom,
+            error=error,
+            peak_memory_bytes=peak,
+            cpu_ns=cpu_ns,
         )
 
     def finish(self) -> None:

@@ -13,7 +13,11 @@ from typing import Dict, Optional, Tuple
 
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf|NaN|Infinity)"
 PAIR = re.compile(
-    (r"(?:^|(?<=[\s,;|(\[]))([A-Za-z_][\w./-]{0,63}?)(?:\s*=\s*|:\s+|:(?=[-+.\dniNI]))(" + NUMBER + r")(?=$|[\s,;|)\]%])").encode()
+    (
+        r"(?:^|(?<=[\s,;|(\[]))([A-Za-z_][\w./-]{0,63}?)(?:\s*=\s*|:\s+|:(?=[-+.\dniNI]))("
+        + NUMBER
+        + r")(?=$|[\s,;|)\]%])"
+    ).encode()
 )
 STEPS = ("step", "global_step", "iteration", "iter", "epoch")
 MAX_LINE_BYTES = 4096

@@ -57,7 +57,9 @@ def start(argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: s
     return None, _explain(argv[0], int(number), text, env.get("PATH", "")), 127 if int(number) in (2, 20) else 126
 
 
-def _child(libc: Any, parent: int, writer: int, argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: str) -> None:
+def _child(
+    libc: Any, parent: int, writer: int, argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: str
+) -> None:
     try:
         os.setsid()
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

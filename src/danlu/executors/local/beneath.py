@@ -1,0 +1,75 @@
+"""Reading files in a folder that the job's user owns, without ever being led out of it.
+
+The job may replace anything there by a link to a file that only the server may read. Every part of a path is opened relative
+to the one before, links are refused, and what is opened must be a regular file that belongs to the job's user.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from danlu.errors import DataDamaged
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_folder(root: Path, *parts: str) -> int:
+    """Opens a folder below ``root``; the caller closes the descriptor. Raises OSError where there is none."""
+    descriptor = os.open(root, FOLDER)
+    for part in parts:
+        try:
+            inner = os.open(part, FOLDER, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = inner
+    return descriptor
+
+
+def read(root: Path, *parts: str, max_bytes: int, offset: int = 0) -> bytes:
+    """Returns up to ``max_bytes`` of a file below ``root``.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DataDamaged: it is no regular file of the folder's owner.
+    """
+    folder = open_folder(root, *parts[:-1])
+    try:
+        owner = os.fstat(folder).st_uid
+        descriptor = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid not in (owner, os.geteuid()) or status.st_nlink != 1:
+                raise DataDamaged(f"{root / Path(*parts)} is no file of this attempt any more")
+            return os.pread(descriptor, max_bytes, offset)
+        finally:
+            os.close(descriptor)
+    finally:
+        os.close(folder)
+
+
+def names(root: Path, *parts: str) -> list[str]:
+    """Returns the names in a folder below ``root``; none where there is no such folder."""
+    try:
+        descriptor = open_folder(root, *parts)
+    except FileNotFoundError:
+        return []
+    try:
+        return os.listdir(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(root: Path, *parts: str) -> None:
+    """Removes a file below ``root``. Absent is success."""
+    try:
+        descriptor = open_folder(root, *parts[:-1])
+    except FileNotFoundError:
+        return
+    try:
+        os.unlink(parts[-1], dir_fd=descriptor)
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(descriptor)

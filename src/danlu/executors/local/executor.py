@@ -1,0 +1,446 @@
+"""Attempts as processes of this machine: launched through the launcher, found again by their folders, ended to the last one.
+
+The attempt's folder is the whole truth: order, lock, status, spools. This object holds nothing that it could not read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from danlu import __version__
+from danlu.domain.nodes import Gpu, NodeCapacity
+from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull
+from danlu.executors.base import Capabilities, Collected, Hint, LaunchOrder, Observation
+from danlu.executors.local import beneath, cgroups, machine, sweep
+from danlu.executors.local.hints import HintSocket
+from danlu.executors.local.observing import Seen, observation
+from danlu.executors.local.orders import order_file
+from danlu.runner import formats
+
+START_TIMEOUT_S: Final = 20.0
+PACKAGE: Final = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalConfig:
+    """Where the local executor works.
+
+    Attributes:
+        home: the data folder.
+        runtime: a folder for sockets.
+        gpus: declared GPUs; None: those that the driver shows.
+        uid_base: as root, a project's processes run as this plus the project's number.
+    """
+
+    home: Path
+    runtime: Path
+    gpus: tuple[Gpu, ...] | None = None
+    uid_base: int = 200_000
+
+
+class LocalExecutor:
+    """See Executor and Spools in executors/base.py."""
+
+    def __init__(self, config: LocalConfig, *, checkout: Callable[[str, str, Path], None], hint: Hint) -> None:
+        self.config = config
+        self._checkout = checkout
+        self.attempts = config.home / "attempts"
+        self.checkpoints = config.home / "checkpoints"
+        self._root = os.geteuid() == 0
+        self._tree = cgroups.detect(Path("/sys/fs/cgroup"), _own_groups())
+        self._hints = HintSocket(config.runtime / "hints.sock", hint)
+        self._launching: set[str] = set()
+        self._lock = threading.Lock()
+        self._seen: dict[str, Seen] = {}
+        self._sdk = config.home / "sdk" / __version__
+        limits = self._tree is not None
+        self.capabilities = Capabilities(
+            name="local", memory_limit=limits, cpu_limit=limits, separate_users=self._root, host_environment=True
+        )
+
+    def start(self) -> None:
+        """Prepares the folders and listens for hints. What a killed server left half made is removed."""
+        for folder in (self.attempts, self.checkpoints):
+            folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+            folder.chmod(0o711)
+        for leftover in self.attempts.glob(".*"):
+            _remove(leftover)
+        self._install_sdk()
+        self._hints.start()
+
+    def close(self) -> None:
+        """Stops listening; attempts go on."""
+        self._hints.close()
+
+    # Executor
+
+    def capacity(self) -> tuple[NodeCapacity, ...]:
+        """See Executor."""
+        return (machine.capacity(self.config.gpus),)
+
+    def launch(self, order: LaunchOrder) -> None:
+        """See Executor."""
+        attempt_id = order.attempt.id
+        folder = self._folder(attempt_id)
+        with self._lock:
+            if attempt_id in self._launching:
+                return
+            self._launching.add(attempt_id)
+        try:
+            if not folder.exists():
+                self._prepare(order, folder)
+            if not _begun(folder):
+                self._start_runner(folder, order)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFull(f"no room to start {attempt_id}") from error
+            raise ExecutorUnavailable(f"{attempt_id} could not be prepared: {error}") from error
+        finally:
+            with self._lock:
+                self._launching.discard(attempt_id)
+
+    def observe(self) -> tuple[Observation, ...]:
+        """See Executor."""
+        found: list[Observation] = []
+        present: set[str] = set()
+        for folder in sorted(self.attempts.iterdir()):
+            if folder.name.startswith("."):
+                continue
+            present.add(folder.name)
+            seen = self._seen.setdefault(folder.name, Seen(folder))
+            try:
+                one = self._look(seen)
+            except (DanluError, OSError, ValueError) as error:
+                one = seen.unreadable(str(error))
+            if one is not None:
+                found.append(one)
+        for gone in set(self._seen) - present:
+            del self._seen[gone]
+        return tuple(found)
+
+    def stop(self, attempt_id: str, *, grace_s: float) -> None:
+        """See Executor."""
+        folder = self._folder(attempt_id)
+        try:
+            formats.write_atomically(str(folder / "stop"), json.dumps({"grace_s": grace_s}).encode(), 0o644)
+        except FileNotFoundError:
+            return
+        runner = Seen(folder).runner()
+        if runner is not None:
+            with contextlib.suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(runner["pid"])
+                try:
+                    if formats.start_time(runner["pid"]) == runner["start_time"]:
+                        signal.pidfd_send_signal(descriptor, signal.SIGUSR1)
+                finally:
+                    os.close(descriptor)
+
+    def forget(self, attempt_id: str) -> None:
+        """See Executor."""
+        folder = self._folder(attempt_id)
+        if not folder.exists():
+            return
+        if not _lock_is_free(folder) or Seen(folder).ended() is None:
+            return
+        self._clean(attempt_id)
+        gone = folder.with_name(f".gone-{attempt_id}")
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(gone)
+        _remove(gone)
+        group = self._group(attempt_id)
+        if group is not None:
+            group.remove()
+        self._seen.pop(attempt_id, None)
+
+    # Spools
+
+    def pending(self, attempt_id: str, *, max_bytes: int) -> Iterable[Collected]:
+        """See Spools."""
+        folder = self._folder(attempt_id)
+        for task in _tasks(folder):
+            try:
+                index = formats.parse_index(beneath.read(folder, task, "spool", "index", max_bytes=formats.INDEX_BYTES))
+                names = beneath.names(folder, task, "spool")
+            except FileNotFoundError:
+                continue
+            for stream, end in ((formats.LOG, index.log), (formats.METRICS, index.metrics)):
+                files = sorted(
+                    name for name in names if name.startswith(f"{stream}.") and name[len(stream) + 1 :].isdigit()
+                )
+                for name in files:
+                    at = start = int(name[len(stream) + 1 :])
+                    done = self._collected(folder, task, stream)
+                    at = max(at, done)
+                    while at < end:
+                        size = min(max_bytes, end - at)
+                        data = beneath.read(folder, task, "spool", name, max_bytes=size, offset=at - start)
+                        if not data:
+                            break
+                        yield Collected(attempt_id=attempt_id, task=task, stream=stream, offset=at, data=data)
+                        at += len(data)
+
+    def collected(self, attempt_id: str, task: str, stream: str, offset: int) -> None:
+        """See Spools."""
+        folder = self._folder(attempt_id)
+        seen = self._seen.setdefault(attempt_id, Seen(folder))
+        seen.collected[task, stream] = max(offset, seen.collected.get((task, stream), 0))
+        starts = sorted(
+            int(name[len(stream) + 1 :])
+            for name in beneath.names(folder, task, "spool")
+            if name.startswith(f"{stream}.") and name[len(stream) + 1 :].isdigit()
+        )
+        for start, following in zip(starts, starts[1:], strict=False):
+            if following <= offset:  # a newer file exists: the runner writes to this one no more
+                beneath.remove(folder, task, "spool", formats.spool_name(stream, start))
+
+    def outputs(self, attempt_id: str) -> Path | None:
+        """See Spools."""
+        folder = self._folder(attempt_id) / "outputs"
+        return folder if folder.is_dir() and not folder.is_symlink() else None
+
+    def _collected(self, folder: Path, task: str, stream: str) -> int:
+        seen = self._seen.get(folder.name)
+        return 0 if seen is None else seen.collected.get((task, stream), 0)
+
+    # launching
+
+    def _folder(self, attempt_id: str) -> Path:
+        return self.attempts / attempt_id
+
+    def _uid(self, order: LaunchOrder) -> int | None:
+        return self.config.uid_base + order.project_number if self._root else None
+
+    def _prepare(self, order: LaunchOrder, folder: Path) -> None:
+        unfinished = folder.with_name(f".new-{folder.name}")
+        _remove(unfinished)
+        unfinished.mkdir(mode=0o700)
+        for name in ("work", "outputs", "tmp"):
+            (unfinished / name).mkdir(mode=0o700)
+        checkpoint = self.checkpoints / order.job.checkpoint_owner
+        checkpoint.mkdir(mode=0o700, exist_ok=True)
+        if order.job.spec.code is not None:
+            try:
+                self._checkout(order.job.project, order.job.spec.code, unfinished / "work")
+            except DataDamaged as error:
+                raise LaunchRejected(f"the job's code cannot be read: {error.message}") from error
+        group = self._group(folder.name)
+        content = order_file(order, folder, checkpoint, self._sdk)
+        content["hint_socket"] = str(self._hints.path)
+        content["counters"] = None if group is None else group.counters()
+        for name, text in (("order.json", json.dumps(content)), ("token", order.token)):
+            formats.write_atomically(str(unfinished / name), text.encode())
+        uid = self._uid(order)
+        if uid is not None:
+            _give(unfinished, uid)
+            os.chown(checkpoint, uid, uid)
+        unfinished.rename(folder)
+
+    def _start_runner(self, folder: Path, order: LaunchOrder) -> None:
+        spec = order.job.spec
+        group = self._group(folder.name)
+        limits: tuple[str, ...] = ()
+        if group is not None:
+            limits = group.create(
+                memory_bytes=spec.memory, cpu_milli=round(spec.cpu * 1000) if "cpu" in spec.model_fields_set else None
+            )
+        roots = [] if order.interpreter is None else list(order.interpreter.roots)
+        checkpoint = self.checkpoints / order.job.checkpoint_owner
+        answer = self._run_launcher(
+            folder,
+            self._uid(order),
+            roots=[*map(str, roots)],
+            limits=list(limits),
+            checkpoint=checkpoint,
+            salvage=False,
+        )
+        if "error" in answer:
+            self._clean(folder.name)
+            if answer.get("rejected"):
+                folder.rename(folder.with_name(f".gone-{folder.name}"))
+                _remove(folder.with_name(f".gone-{folder.name}"))
+                raise LaunchRejected(answer["error"])
+            raise ExecutorUnavailable(answer["error"])
+        formats.write_atomically(str(folder / "launched.json"), json.dumps(answer).encode(), 0o644)
+        until = time.monotonic() + START_TIMEOUT_S
+        while not _begun(folder):
+            if time.monotonic() > until:
+                raise ExecutorUnavailable(f"the runner of {folder.name} did not begin within {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.002)
+
+    def _run_launcher(
+        self,
+        folder: Path,
+        uid: int | None,
+        *,
+        roots: list[str],
+        limits: list[str],
+        checkpoint: Path | None,
+        salvage: bool,
+    ) -> dict[str, Any]:
+        group = self._group(folder.name)
+        writable = [str(folder), str(self.config.runtime)] + ([] if checkpoint is None else [str(checkpoint)])
+        readable = [str(self._sdk), sys.base_prefix, *roots]
+        config = {
+            "folder": str(folder), "uid": uid, "sdk": str(self._sdk), "limits": limits, "salvage": salvage,
+            "cgroup_procs": [] if group is None else [str(place / "cgroup.procs") for place in group.places if place.is_dir()],
+            "needed": [{"path": p, "write": True} for p in writable] + [{"path": p, "write": False} for p in readable],
+        }  # fmt: skip
+        started = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(__file__).with_name("launcher.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env={"PATH": os.defpath},
+        )  # fmt: skip
+        try:
+            out, err = started.communicate(json.dumps(config).encode(), timeout=START_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.communicate()
+            raise ExecutorUnavailable(
+                f"the launcher of {folder.name} did not answer within {START_TIMEOUT_S:.0f} s"
+            ) from None
+        try:
+            answer: dict[str, Any] = json.loads(out.splitlines()[0])
+        except (IndexError, ValueError):
+            raise ExecutorUnavailable(
+                f"the launcher of {folder.name} failed: {err.decode(errors='replace')[-2000:]}"
+            ) from None
+        return answer
+
+    # observing
+
+    def _look(self, seen: Seen) -> Observation | None:
+        attempt_id = seen.folder.name
+        with self._lock:
+            launching = attempt_id in self._launching
+        seen.refresh()
+        if seen.ended() is None and not launching and _lock_is_free(seen.folder):
+            seen.refresh()  # it may have ended between the two looks
+            if seen.ended() is None:
+                if not seen.events:
+                    return None  # made ready but never started: as if it were not there; launch() goes on with it
+                self._clean(attempt_id)
+                if seen.salvages < 3:
+                    seen.salvages += 1
+                    uid = seen.folder.stat().st_uid if self._root else None
+                    self._run_launcher(
+                        seen.folder, uid, roots=[], limits=[], checkpoint=seen.checkpoint(), salvage=True
+                    )
+                    return seen.running("its runner was killed; what it wrote is being saved")
+                return seen.unreadable("its runner was killed, and what it wrote could not be read")
+        if seen.ended() is not None and not seen.clean:
+            if not _lock_is_free(seen.folder) or not self._clean(attempt_id):
+                return seen.running("it has ended, but some of its processes cannot be killed yet")
+            seen.clean = True
+        return observation(seen)
+
+    def _clean(self, attempt_id: str) -> bool:
+        """Kills whatever is left of an attempt; returns whether nothing is."""
+        group = self._group(attempt_id)
+        if group is not None and group.places and group.places[0].is_dir():
+            return group.kill()
+        return sweep.kill_marked(attempt_id)
+
+    def _group(self, attempt_id: str) -> cgroups.Group | None:
+        if self._tree is None:
+            return None
+        digest = hashlib.sha256(str(self.config.home.resolve()).encode()).hexdigest()[:8]
+        return self._tree.group(f"{digest}/{attempt_id}")
+
+    def _install_sdk(self) -> None:
+        """Copies what jobs may import (danlu.log and the runner) to a folder that holds nothing else."""
+        target = self._sdk / "danlu"
+        fresh = self._sdk.with_name(f".{self._sdk.name}.{os.getpid()}")
+        _remove(fresh)
+        (fresh / "danlu" / "runner").mkdir(parents=True)
+        shutil.copyfile(PACKAGE / "__init__.py", fresh / "danlu" / "__init__.py")
+        for source in sorted((PACKAGE / "runner").glob("*.py")):
+            shutil.copyfile(source, fresh / "danlu" / "runner" / source.name)
+        for path in [fresh.parent, fresh, *fresh.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if target.exists() and _same(target, fresh / "danlu"):
+            _remove(fresh)
+            return
+        _remove(self._sdk)
+        fresh.rename(self._sdk)
+
+
+def _own_groups() -> str:
+    try:
+        return Path("/proc/self/cgroup").read_text()
+    except OSError:
+        return ""
+
+
+def _tasks(folder: Path) -> list[str]:
+    try:
+        order = json.loads(beneath.read(folder, "order.json", max_bytes=64 << 20))
+    except FileNotFoundError:
+        return []
+    return [str(task["name"]) for task in order["tasks"]]
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a runner has ever spoken in this folder."""
+    try:
+        return bool(formats.parse_status(beneath.read(folder, "status", max_bytes=4096)))
+    except FileNotFoundError:
+        return False
+
+
+def _lock_is_free(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _give(folder: Path, uid: int) -> None:
+    for base, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            os.chown(Path(base) / name, uid, uid, follow_symlinks=False)
+    os.chown(folder, uid, uid)
+
+
+def _same(one: Path, other: Path) -> bool:
+    def content(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.py")}
+
+    return content(one) == content(other)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a tree whatever its modes; links in it are not followed. Absent is success."""
+
+    def opened(function: Callable[[str], object], path: str, _error: object) -> None:
+        with contextlib.suppress(OSError):
+            Path(path).parent.chmod(0o700)
+            Path(path).chmod(0o700)
+            function(path)
+
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink(missing_ok=True)
+    elif folder.exists():
+        shutil.rmtree(folder, onerror=opened)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,165 @@
+"""From the server to the runner: joins the control groups, opens what the job must see, drops every privilege, and becomes it.
+
+Started as a program of its own (``python -I -S launcher.py``, its configuration as JSON on standard input), because a server
+with threads must not fork and go on in Python. It answers on standard output with one JSON line, ``{"limits": [...]}`` or
+``{"error": ..., "rejected": true or false}``, and is gone; the runner goes on as nobody's child.
+
+Where a folder on the way to what the job needs is closed to the job's user (a home folder of mode 0700, with the interpreter
+in it), a small empty file system is mounted over the topmost closed folder, in this attempt's own mount namespace, and only
+what is needed is bound back below it, at the same path. The job sees the same paths and nothing else of that folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import resource
+import stat
+import sys
+from typing import Any
+
+CLONE_NEWNS = 0x00020000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+PR_SET_NO_NEW_PRIVS = 38
+
+
+class Refused(Exception):  # noqa: N818
+    """The attempt can never start so."""
+
+
+def libc_call(name: str, *arguments: Any) -> None:
+    """Calls a function of the C library; raises OSError where it fails."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    """Mounts."""
+    libc_call(
+        "mount", source.encode(), target.encode(), None if kind is None else kind.encode(), ctypes.c_ulong(flags),
+        None if data is None else data.encode(),
+    )  # fmt: skip
+
+
+def closed_ancestor(path: str, uid: int, gid: int) -> str | None:
+    """Returns the topmost folder above ``path`` that this user may not pass, or None."""
+    at = "/"
+    for part in [""] + [p for p in path.split("/")[:-1] if p]:
+        at = os.path.join(at, part) if part else at
+        status = os.stat(at)
+        bits = 0o100 if status.st_uid == uid else 0o010 if status.st_gid == gid else 0o001
+        if not status.st_mode & bits:
+            return at
+    return None
+
+
+def chain(path: str) -> list[str]:
+    """Returns every path that must be passable to open ``path``: itself and where links on the way lead."""
+    found = [os.path.abspath(path)]
+    if os.path.realpath(path) != found[0]:
+        found.append(os.path.realpath(path))
+    return found
+
+
+def open_closed(needed: list[dict[str, Any]], uid: int, gid: int) -> bool:
+    """Makes every needed path passable for the user; returns whether anything had to be mounted."""
+    covers: dict[str, list[tuple[str, bool]]] = {}
+    for item in needed:
+        for path in chain(item["path"]):
+            closed = closed_ancestor(path, uid, gid) if os.path.lexists(path) else None
+            if closed is not None:
+                covers.setdefault(closed, []).append((path, bool(item["write"])))
+    if not covers:
+        return False
+    try:
+        libc_call("unshare", CLONE_NEWNS)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
+    except OSError as error:
+        closed, paths = next(iter(covers.items()))
+        raise Refused(
+            f"the job's user cannot pass {closed} to reach {paths[0][0]}, and this machine does not allow mounts "
+            f"({error.strerror}): put DANLU_HOME and the interpreter where every user may go, or open it: chmod o+x {closed}"
+        ) from error
+    for closed, paths in covers.items():
+        unique = sorted(dict(paths).items())
+        kept = [
+            (p, w) for p, w in unique if not any(p != q and p.startswith(q + "/") and (not w or v) for q, v in unique)
+        ]
+        held = [(os.open(path, os.O_PATH), path, write) for path, write in kept]
+        mount("tmpfs", closed, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
+        for descriptor, path, write in held:
+            source = f"/proc/self/fd/{descriptor}"
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                os.makedirs(path, mode=0o755, exist_ok=True)
+            else:
+                os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+            mount(source, path, None, MS_BIND | MS_REC)
+            if not write:
+                mount("none", path, None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID)
+            os.close(descriptor)
+    return True
+
+
+def drop(uid: int, gid: int) -> None:
+    """Becomes the job's user, for ever."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def prepare(config: dict[str, Any]) -> list[str]:
+    """Does all that needs privilege; returns what is in force."""
+    force: list[str] = list(config["limits"])
+    for procs in config["cgroup_procs"]:
+        with open(procs, "w") as file:
+            file.write(str(os.getpid()))
+    if config["uid"] is not None:
+        if open_closed(config["needed"], config["uid"], config["uid"]):
+            force.append("mounts")
+        drop(config["uid"], config["uid"])
+        force.append("user")
+    libc_call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    force.append("no-new-privileges")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o077)
+    return force
+
+
+def main() -> int:
+    """Reads the configuration, prepares, answers, and runs the runner."""
+    config = json.load(sys.stdin)
+    answer = os.dup(1)
+    sys.path.insert(0, config["sdk"])
+    from danlu.runner import main as runner  # imported before the user changes: later the path may be closed
+
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    try:
+        force = prepare(config)
+    except Refused as error:
+        return _answer(answer, {"error": str(error), "rejected": True})
+    except OSError as error:
+        passing = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EBUSY)
+        return _answer(answer, {"error": str(error), "rejected": error.errno not in passing})
+    null = os.open(os.devnull, os.O_RDWR)
+    log = os.open(os.path.join(config["folder"], "runner.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for target, source in ((0, null), (1, log), (2, log)):
+        os.dup2(source, target)
+    _answer(answer, {"limits": force})
+    return runner.run(config["folder"], salvage=config["salvage"])
+
+
+def _answer(descriptor: int, answer: dict[str, Any]) -> int:
+    os.write(descriptor, json.dumps(answer).encode() + b"\n")
+    os.close(descriptor)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

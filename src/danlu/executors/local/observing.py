@@ -1,0 +1,124 @@
+"""From an attempt's folder to an observation: the status file, read again only when it has changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from danlu.domain.jobs import Task
+from danlu.executors.base import Observation, Phase
+from danlu.executors.local import beneath
+from danlu.runner import formats
+
+MAX_ORDER_BYTES = 64 << 20
+
+
+class Seen:
+    """What is known of one attempt's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.events: list[dict[str, Any]] = []
+        self.clean = False
+        self.salvages = 0
+        self.collected: dict[tuple[str, str], int] = {}
+        self._stamp: tuple[int, int] | None = None
+        self._order: dict[str, Any] | None = None
+
+    def refresh(self) -> None:
+        """Reads the status again, if it has changed."""
+        try:
+            status = (self.folder / "status").lstat()
+        except FileNotFoundError:
+            return
+        stamp = (status.st_size, status.st_mtime_ns)
+        if stamp != self._stamp:
+            data = beneath.read(self.folder, "status", max_bytes=formats.MAX_STATUS_BYTES)
+            self.events = formats.parse_status(data)
+            self._stamp = stamp
+
+    def _last(self, event: str) -> dict[str, Any] | None:
+        if not self.events:
+            self.refresh()
+        return next((e for e in reversed(self.events) if e["event"] == event), None)
+
+    def runner(self) -> dict[str, Any] | None:
+        """Returns the runner's identity, if it has spoken in this boot of the machine."""
+        found = self._last("runner")
+        return found if found is not None and found.get("boot_id") == formats.boot_id() else None
+
+    def ended(self) -> dict[str, Any] | None:
+        """Returns the last word of the attempt, once it was said."""
+        return self._last("ended")
+
+    def order(self) -> dict[str, Any]:
+        """Returns the order that the attempt was launched with."""
+        if self._order is None:
+            self._order = json.loads(beneath.read(self.folder, "order.json", max_bytes=MAX_ORDER_BYTES))
+        return self._order
+
+    def checkpoint(self) -> Path:
+        """Returns the folder of the job's checkpoints."""
+        return Path(str(self.order()["checkpoint_dir"]))
+
+    def limits(self) -> tuple[str, ...]:
+        """Returns what the launcher said is in force."""
+        try:
+            said = json.loads(beneath.read(self.folder, "launched.json", max_bytes=65_536))
+        except (FileNotFoundError, ValueError):
+            return ()
+        return tuple(str(name) for name in said.get("limits", ()))
+
+    def running(self, message: str) -> Observation:
+        """Returns that something of it is still there."""
+        return Observation(attempt_id=self.folder.name, phase=Phase.RUNNING, limits=self.limits(), message=message)
+
+    def unreadable(self, message: str) -> Observation:
+        """Returns that it is lost: its folder cannot be read."""
+        return Observation(attempt_id=self.folder.name, phase=Phase.LOST, message=message)
+
+
+def observation(seen: Seen) -> Observation:
+    """Returns what the status says. ``ended`` must have been made sure of by the caller."""
+    ended = seen.ended()
+    tasks = tuple(_task(spec, seen.events) for spec in seen.order()["tasks"])
+    started = min((t.started_at for t in tasks if t.started_at is not None), default=None)
+    resumed = next((e.get("checkpoint") for e in seen.events if e["event"] == "resumed"), None)
+    phase = Phase.STARTING if started is None else Phase.RUNNING
+    if ended is not None:
+        phase = Phase.LOST if ended.get("lost") else Phase.ENDED
+    return Observation(
+        attempt_id=seen.folder.name,
+        phase=phase,
+        tasks=() if started is None and ended is None else tasks,
+        started_at=started,
+        ended_at=None if ended is None else int(ended["at"]),
+        stopped=bool(ended and ended.get("stopped")),
+        timed_out=bool(ended and ended.get("timed_out")),
+        limits=seen.limits(),
+        resumed_from=None if resumed is None else Path(str(resumed)).name,
+        message="" if ended is None else str(ended.get("message", ""))[:4096],
+    )
+
+
+def _task(spec: dict[str, Any], events: list[dict[str, Any]]) -> Task:
+    name = spec["name"]
+    started = next((e for e in events if e["event"] == "started" and e.get("task") == name), {})
+    exited = next((e for e in events if e["event"] == "exited" and e.get("task") == name), {})
+    return Task(
+        role=spec["role"],
+        index=spec["index"],
+        rank=spec["rank"],
+        node=spec.get("node", ""),
+        resources=spec.get("resources", {}),
+        devices=tuple(spec["devices"]),
+        started_at=started.get("at"),
+        ended_at=exited.get("at"),
+        exit_code=exited.get("exit_code"),
+        signal=exited.get("signal"),
+        oom=bool(exited.get("oom")),
+        error=str(exited.get("error", ""))[:4096],
+        peak_memory_bytes=exited.get("peak_memory_bytes"),
+        cpu_ns=exited.get("cpu_ns"),
+    )

@@ -198,7 +198,7 @@ def probe(path: str) -> Optional[bool]:
                 return _json(path, size)
             if name.endswith((".pkl", ".pickle", ".joblib")) and size:
                 file.seek(-1, os.SEEK_END)
-                return True if file.read(1) == b"." else False
+                return file.read(1) == b"."
             if name.endswith((".pt", ".pth")):
                 return None if size else False
     except OSError:
@@ -235,7 +235,8 @@ def _hdf5(path: str, size: int) -> bool:
     version, offset = block[8], 40 if block[8] in (0, 1) else 28
     if version == 1:
         offset += 4
-    return struct.unpack("<Q", block[offset : offset + 8])[0] <= size
+    end: int = struct.unpack("<Q", block[offset : offset + 8])[0]
+    return end <= size
 
 
 def _npy(path: str, size: int, head: bytes) -> bool:

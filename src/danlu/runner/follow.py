@@ -86,9 +86,9 @@ class Follower:
         self._take_metrics(state, points, final, log, now)
         text = self._capped(b"".join(log), state, now, final)
         metrics = b"".join(points)
-        if not text and not metrics and state["stdout"] == self.index.stdout and state["stderr"] == self.index.stderr:
-            if state["raw_metrics"] == self.index.raw_metrics:
-                return False
+        raw = ("stdout", "stderr", "raw_metrics")
+        if not text and not metrics and all(state[name] == getattr(self.index, name) for name in raw):
+            return False
         try:
             state["log"] = self._append(formats.LOG, self.index.log, text)
             state["metrics"] = self._append(formats.METRICS, self.index.metrics, metrics)
@@ -231,8 +231,8 @@ class Follower:
                 notices += formats.stamp(now, formats.NOTICE, formats.WHOLE, words.encode())
         if final and state["noticed"] == 1 and not text:
             state["noticed"] = 2
-            words = b"%d bytes of output were dropped past the limit" % state["dropped"]
-            notices += formats.stamp(now, formats.NOTICE, formats.WHOLE, words)
+            words = "%d bytes of output were dropped past the limit" % state["dropped"]
+            notices += formats.stamp(now, formats.NOTICE, formats.WHOLE, words.encode())
         return text + notices
 
     def _append(self, stream: str, at: int, data: bytes) -> int:
@@ -282,7 +282,7 @@ def _point(at: int, step: Optional[float], values: Dict[str, float]) -> bytes:
 
 
 def parse_point(line: bytes) -> Optional[bytes]:
-    """Returns a line of ``danlu.log`` (``ns<TAB>step<TAB>name=value<TAB>...``) as a point of the metrics stream; None if bad."""
+    """Returns a line of ``danlu.log`` (``ns<TAB>step<TAB>name=value...``) as a point of the metrics stream; None if bad."""
     try:
         at, step, *pairs = line.decode().split("\t")
         values = {}
@@ -299,10 +299,8 @@ def parse_point(line: bytes) -> Optional[bytes]:
 def size(amount: int) -> str:
     """Returns ``1.0 GiB``."""
     number = float(amount)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            break
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
         number /= 1024
-    else:
-        unit = "TiB"
-    return "%.1f %s" % (number, unit) if unit != "B" else "%d B" % amount
+        units.pop(0)
+    return "%d B" % amount if units[0] == "B" else "%.1f %s" % (number, units[0])

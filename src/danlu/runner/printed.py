@@ -1,7 +1,7 @@
 """Metrics in what a program prints: ``name: value`` and ``name=value``, for jobs that ask for it.
 
-A pair is a name, ``:`` or ``=``, and a number that ends at white space, ``,``, ``;``, ``|``, ``)``, ``]``, ``%`` or the line's
-end. The name begins after white space, one of ``,;|([-`` or at the line's start. So ``12:30:45``, ``http://host:80/``,
+A pair is a name, ``:`` or ``=``, and a number that ends at white space, ``,``, ``;``, ``|``, ``)``, ``]``, ``%`` or the
+line's end. The name begins after white space, one of ``,;|([-`` or at the line's start. So ``12:30:45``, ``http://host:80/``,
 ``file.py:12: error`` and ``{'loss': 'high'}`` give nothing. ``step``, ``global_step``, ``iteration``, ``iter`` or else
 ``epoch`` (any case) gives the step and is not a metric itself.
 """

@@ -103,7 +103,7 @@ def _explain(command: str, number: int, text: str, path: str) -> str:
 
 def reap() -> List[Exit]:
     """Returns every child that has ended since the last call, orphans included."""
-    ended = []
+    ended: List[Exit] = []
     while True:
         try:
             pid, status, usage = os.wait4(-1, os.WNOHANG)

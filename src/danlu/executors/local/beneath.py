@@ -56,7 +56,7 @@ def names(root: Path, *parts: str) -> list[str]:
     except FileNotFoundError:
         return []
     try:
-        return os.listdir(descriptor)
+        return os.listdir(descriptor)  # noqa: PTH208 - a descriptor has no path
     finally:
         os.close(descriptor)
 

@@ -86,7 +86,7 @@ class Group:
     def create(self, *, memory_bytes: int | None, cpu_milli: int | None) -> tuple[str, ...]:
         """Makes the group, sets its limits, and returns the names of those that are in force."""
         force: list[str] = []
-        for controller, folder in self.folders.items():
+        for folder in self.places:
             with contextlib.suppress(OSError):
                 if self.version == 2:
                     self._hand_on(folder)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -136,9 +137,12 @@ class LocalExecutor:
     def stop(self, attempt_id: str, *, grace_s: float) -> None:
         """See Executor."""
         folder = self._folder(attempt_id)
+        if not folder.exists():
+            return
         try:
             formats.write_atomically(str(folder / "stop"), json.dumps({"grace_s": grace_s}).encode(), 0o644)
-        except FileNotFoundError:
+        except OSError:  # the disk is full, or the job has put something in the way: it does not get its grace
+            self._clean(attempt_id)
             return
         runner = Seen(folder).runner()
         if runner is not None:
@@ -204,7 +208,7 @@ class LocalExecutor:
             for name in beneath.names(folder, task, "spool")
             if name.startswith(f"{stream}.") and name[len(stream) + 1 :].isdigit()
         )
-        for start, following in zip(starts, starts[1:], strict=False):
+        for start, following in itertools.pairwise(starts):
             if following <= offset:  # a newer file exists: the runner writes to this one no more
                 beneath.remove(folder, task, "spool", formats.spool_name(stream, start))
 
@@ -297,7 +301,7 @@ class LocalExecutor:
         readable = [str(self._sdk), sys.base_prefix, *roots]
         config = {
             "folder": str(folder), "uid": uid, "sdk": str(self._sdk), "limits": limits, "salvage": salvage,
-            "cgroup_procs": [] if group is None else [str(place / "cgroup.procs") for place in group.places if place.is_dir()],
+            "cgroup_procs": [] if group is None else [str(p / "cgroup.procs") for p in group.places if p.is_dir()],
             "needed": [{"path": p, "write": True} for p in writable] + [{"path": p, "write": False} for p in readable],
         }  # fmt: skip
         started = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""From the server to the runner: joins the control groups, opens what the job must see, drops every privilege, and becomes it.
+"""From the server to the runner: joins the control groups, opens what the job must see, drops privileges, becomes it.
 
 Started as a program of its own (``python -I -S launcher.py``, its configuration as JSON on standard input), because a server
 with threads must not fork and go on in Python. It answers on standard output with one JSON line, ``{"limits": [...]}`` or
@@ -25,7 +25,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 
 PR_SET_NO_NEW_PRIVS = 38
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """The attempt can never start so."""
 
 

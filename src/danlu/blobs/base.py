@@ -24,7 +24,10 @@ class Blobs(Protocol):
         """Stores small blobs and returns (how many were new, their bytes), once all are durable."""
 
     def open(self, project: str, address: str) -> BinaryIO:
-        """Opens a blob for reading.
+        """Opens a blob for reading from its beginning to its end.
+
+        What is read is checked: the last bytes of a damaged blob never come, DataDamaged is raised in their place, and the
+        blob is set aside.
 
         Raises:
             NotFound: the project has no such blob.

@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
@@ -19,26 +20,36 @@ from typing import BinaryIO, Final, Protocol
 from pathspec import GitIgnoreSpec
 
 from danlu.domain.trees import (
+    ADDRESS,
     MAX_DEPTH,
     MAX_ENTRIES,
+    MAX_NODE_BYTES,
+    MAX_TREE_ENTRIES,
     Entry,
     address_of,
-    decode,
     encode,
     link_stays_inside,
     require_name,
+    totals,
+    walk,
 )
 from danlu.errors import DataDamaged, InvalidSpec
 
 IGNORE_FILES: Final = (".gitignore", ".danluignore")
-ALWAYS_IGNORED: Final = (".git/", "__pycache__/", "*.pyc", ".DS_Store")
-MAX_FILES: Final = 1_000_000
+GIT: Final = ".git"
+ALWAYS_IGNORED: Final = (GIT, "__pycache__/", "*.pyc", ".DS_Store")
+MAX_IGNORE_BYTES: Final = 2**20
+MAX_ENTRY_BYTES: Final = 6 * 255 + 6 * 4096 + 300
+"""No entry is longer in a node: a name and a link's target, each byte escaped."""
 MAX_SKIPPED: Final = 100
 READ_BYTES: Final = 2**20
 RACY_NS: Final = 2_000_000_000
 NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 OPEN_FLAGS: Final = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 BY_DESCRIPTOR: Final = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
+_NOT_ON_WINDOWS: Final = re.compile(
+    r"""[<>:"|?*\\\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)""", re.IGNORECASE
+)
 
 Progress = Callable[[int, int], None]
 """Called with (files, bytes) done so far."""
@@ -59,24 +70,28 @@ class Scan:
 class Cache:
     """Addresses of files by (path, size, times, inode), so that an unchanged file is not read again.
 
-    A file changed within two seconds of its reading is read again the next time: its times could not tell (git's "racy" rule).
+    A file changed within two seconds of its reading is read again the next time: its times could not tell (git's "racy"
+    rule).
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._known: dict[str, list[object]] = {}
         self._next: dict[str, list[object]] = {}
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             loaded = json.loads(file.read_bytes())
-            self._known = loaded["files"] if loaded.get("format") == 1 else {}
+            self._known = dict(loaded["files"]) if loaded["format"] == 1 else {}
 
     def get(self, path: str, status: os.stat_result) -> str | None:
         """Returns a file's address if it has not changed."""
         known = self._known.get(path)
-        if known is None or known[:4] != _stamp(status):
+        if not isinstance(known, list) or len(known) != 5 or known[:4] != _stamp(status):
+            return None
+        address = str(known[4])
+        if not ADDRESS.fullmatch(address):
             return None
         self._next[path] = known
-        return str(known[4])
+        return address
 
     def put(self, path: str, status: os.stat_result, address: str, read_at: int) -> None:
         """Remembers a file's address, unless it changed too recently to tell."""
@@ -108,20 +123,30 @@ def scan(root: Path, *, code: bool, now: int, cache: Cache | None = None, progre
         progress: called now and then.
 
     Raises:
-        InvalidSpec: (code) something cannot be read, or a link leaves the folder.
+        InvalidSpec: (code) something cannot be read, a link leaves the folder, or it is larger than a tree can be.
     """
-    walk = _Walk(root, code, now, cache, progress)
-    walk.scan.root, walk.scan.size_bytes, walk.scan.count = walk.folder(root, None, "", 0, [])
+    scanner = _Scanner(root, code, now, cache, progress)
+    scanner.scan.root, scanner.scan.size_bytes, scanner.scan.count = scanner.folder(root, None, "", 0, [])
     if cache is not None:
         cache.save()
-    return walk.scan
+    return scanner.scan
 
 
-class _Walk:
+@dataclass(frozen=True, slots=True)
+class _Ignores:
+    """The patterns of one ignore file, for what lies below the folder that it is in."""
+
+    base: str
+    spec: GitIgnoreSpec
+    names_git: bool
+    """A line of it speaks of .git by name."""
+
+
+class _Scanner:
     def __init__(self, root: Path, code: bool, now: int, cache: Cache | None, progress: Progress | None) -> None:
         self.root, self.code, self.now, self.cache, self.progress = root, code, now, cache, progress
         self.scan = Scan()
-        self._done_files = self._done_bytes = 0
+        self._entries = self._done_files = self._done_bytes = 0
 
     def trouble(self, relative: str, why: str) -> None:
         """Raises for code; lists it for what a job left."""
@@ -136,7 +161,7 @@ class _Walk:
             self.scan.skipped.append(f"{relative}: {why}"[:500])
 
     def folder(
-        self, path: Path, parent: int | None, relative: str, depth: int, ignores: list[tuple[str, GitIgnoreSpec]]
+        self, path: Path, parent: int | None, relative: str, depth: int, ignores: list[_Ignores]
     ) -> tuple[str, int, int]:
         """Returns a folder's (address, bytes, files)."""
         entries: list[Entry] = []
@@ -149,10 +174,7 @@ class _Walk:
             with os.scandir(descriptor if descriptor >= 0 else path) as listing:
                 found = sorted(listing, key=lambda e: e.name)
             if self.code:
-                ignores = [*ignores, *self._ignores(path, relative)]
-            if depth > MAX_DEPTH or len(found) > MAX_ENTRIES:
-                self.trouble(relative, f"deeper than {MAX_DEPTH} folders, or more than {MAX_ENTRIES} names in one")
-                found = []
+                ignores = [*ignores, *self._ignores(path, descriptor, relative)]
             for item in found:
                 inner = f"{relative}/{item.name}" if relative else item.name
                 if not (self.code and self._ignored(item, path, inner, ignores)):
@@ -164,14 +186,24 @@ class _Walk:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+        entries = self._fitting(entries, relative or ".")
         node = encode(entries)
         address = address_of(node)
         self.scan.nodes[address] = node
-        return (
-            address,
-            sum(e.size for e in entries),
-            sum(e.files if e.kind == "dir" else e.kind == "file" for e in entries),
-        )
+        return (address, *totals(entries))
+
+    def _fitting(self, entries: list[Entry], relative: str) -> list[Entry]:
+        """Returns what of a folder fits into one node: all of it, but for monstrous ones."""
+        if len(entries) * MAX_ENTRY_BYTES <= MAX_NODE_BYTES:
+            return entries
+        size, kept = 0, list[Entry]()
+        for entry in entries:
+            size += len(encode((entry,)))
+            if size > MAX_NODE_BYTES or len(kept) == MAX_ENTRIES:
+                self.trouble(relative, f"a folder holds at most {MAX_ENTRIES} names in {MAX_NODE_BYTES} bytes")
+                break
+            kept.append(entry)
+        return kept
 
     def _entry(
         self,
@@ -180,20 +212,30 @@ class _Walk:
         parent: int,
         relative: str,
         depth: int,
-        ignores: list[tuple[str, GitIgnoreSpec]],
+        ignores: list[_Ignores],
     ) -> Entry | None:
+        dir_fd = parent if parent >= 0 else None
+        target = ""
         try:
             require_name(item.name)
             status = item.stat(follow_symlinks=False)
-        except (ValueError, UnicodeError, OSError) as error:
+            if stat.S_ISLNK(status.st_mode):
+                target = os.readlink(item.name if dir_fd is not None else path, dir_fd=dir_fd)
+                target.encode()
+        except (ValueError, OSError) as error:
             self.trouble(relative.encode(errors="backslashreplace").decode(), f"it cannot be stored: {error}")
             return None
-        dir_fd = parent if parent >= 0 else None
+        if self._entries >= MAX_TREE_ENTRIES:
+            self.trouble(relative, f"more than {MAX_TREE_ENTRIES} names in all")
+            return None
+        self._entries += 1
         if stat.S_ISDIR(status.st_mode):
+            if depth >= MAX_DEPTH:
+                self.trouble(relative, f"it lies more than {MAX_DEPTH} folders deep")
+                return None
             address, size, files = self.folder(path, dir_fd, relative, depth + 1, ignores)
             return Entry(item.name, "dir", address, size=size, files=files)
         if stat.S_ISLNK(status.st_mode):
-            target = os.readlink(item.name if dir_fd is not None else path, dir_fd=dir_fd)
             if link_stays_inside(depth, target):
                 return Entry(item.name, "link", target=target)
             self.trouble(relative, f"this link leaves the folder: {target}")
@@ -204,9 +246,6 @@ class _Walk:
         return self._file(item.name, path, dir_fd, relative)
 
     def _file(self, name: str, path: Path, dir_fd: int | None, relative: str) -> Entry | None:
-        if self._done_files >= MAX_FILES:
-            self.trouble(relative, f"more than {MAX_FILES} files")
-            return None
         for _ in range(3):
             try:
                 descriptor = os.open(name if dir_fd is not None else path, OPEN_FLAGS, dir_fd=dir_fd)
@@ -242,22 +281,41 @@ class _Walk:
             self.cache.put(relative, status, address, self.now)
         return address
 
-    def _ignores(self, path: Path, relative: str) -> list[tuple[str, GitIgnoreSpec]]:
-        specs = [] if relative else [("", GitIgnoreSpec.from_lines(ALWAYS_IGNORED))]
+    def _ignores(self, path: Path, descriptor: int, relative: str) -> list[_Ignores]:
+        found = [] if relative else [_Ignores("", GitIgnoreSpec.from_lines(ALWAYS_IGNORED), names_git=True)]
+        dir_fd = descriptor if descriptor >= 0 else None
         for name in IGNORE_FILES:
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                lines = (path / name).read_text(errors="replace").splitlines()
-                specs.append((relative, GitIgnoreSpec.from_lines(lines)))
-        return specs
+            try:
+                opened = os.open(name if dir_fd is not None else path / name, OPEN_FLAGS, dir_fd=dir_fd)
+            except FileNotFoundError:
+                continue
+            with open(opened, "rb") as file:
+                data = file.read(MAX_IGNORE_BYTES + 1) if stat.S_ISREG(os.fstat(opened).st_mode) else b""
+            where = f"{relative}/{name}" if relative else name
+            if len(data) > MAX_IGNORE_BYTES:
+                self.trouble(where, f"an ignore file has at most {MAX_IGNORE_BYTES} bytes")
+            lines = [line.removesuffix("\r") for line in data.decode("utf-8-sig", errors="replace").split("\n")]
+            try:
+                spec = GitIgnoreSpec.from_lines(lines)
+            except ValueError as error:
+                self.trouble(where, f"a line of it is not a pattern: {error}")
+                continue
+            named = any(line.strip().rstrip("/").rpartition("/")[2].lstrip("!") == GIT for line in lines)
+            found.append(_Ignores(relative, spec, named))
+        return found
 
-    def _ignored(
-        self, item: os.DirEntry[str], path: Path, relative: str, ignores: list[tuple[str, GitIgnoreSpec]]
-    ) -> bool:
+    def _ignored(self, item: os.DirEntry[str], path: Path, relative: str, ignores: list[_Ignores]) -> bool:
         folder = item.is_dir(follow_symlinks=False)
-        verdict = folder and (path / item.name / "pyvenv.cfg").is_file()
-        for base, spec in ignores:  # the last pattern that speaks of it decides, as in git
-            name = relative[len(base) :].lstrip("/") if base else relative
-            said = spec.check_file(name + "/" if folder else name).include
+        git = item.name.lower() == GIT  # it may hold passwords: `!*/` does not bring it back, only its name does
+        verdict = git
+        if folder:
+            with contextlib.suppress(OSError):  # what cannot be looked into is told later, unless it is ignored
+                verdict = verdict or (path / item.name / "pyvenv.cfg").is_file()
+        for one in ignores:  # the last pattern that speaks of it decides, as in git
+            if git and not one.names_git:
+                continue
+            name = relative[len(one.base) :].lstrip("/") if one.base else relative
+            said = one.spec.check_file(name + "/" if folder else name).include
             if said is not None:
                 verdict = said
         return verdict
@@ -273,52 +331,74 @@ class Reader(Protocol):
 def checkout(reader: Reader, root: str, destination: Path, *, progress: Progress | None = None) -> tuple[int, int]:
     """Writes a private copy of a tree into ``destination``, which must be empty or absent; returns (files, bytes).
 
-    Regular files, folders and links that stay inside; nothing else can come out of a tree.
+    Regular files, folders and links that stay inside; nothing else can come out of a tree. Nothing is written through a
+    link: everything is made under a name that was free, and links are made last.
 
     Raises:
-        InvalidSpec: the destination is not empty.
+        InvalidRequest: it is not a tree, or it leads out of itself, or is too deep or large.
+        InvalidSpec: the destination is not empty, or this system cannot hold one of the names.
         DataDamaged: a blob is not what its address says; the copy is not complete.
     """
     destination.mkdir(parents=True, exist_ok=True)
     if any(destination.iterdir()):
         raise InvalidSpec(f"{destination} is not empty", next_step="name a folder that does not exist yet")
     files = size = 0
-    waiting = [(root, destination, 0)]
-    while waiting:
-        address, folder, depth = waiting.pop()
-        for entry in decode(_checked(reader, address)):
-            path = folder / entry.name
-            if entry.kind == "dir":
-                path.mkdir(mode=0o755)
-                waiting.append((entry.address, path, depth + 1))
-            elif entry.kind == "link":
-                if not link_stays_inside(depth, entry.target):
-                    raise DataDamaged(f"the link {path} of tree {root} leaves it: {entry.target}")
-                path.symlink_to(entry.target)
-            else:
+    links: list[tuple[Path, str]] = []
+    for parts, entries in walk(root, lambda address: _checked(reader, address)):
+        for entry in entries:
+            path = destination.joinpath(*parts, entry.name)
+            if os.name == "nt" and windows_refuses(entry.name):
+                raise InvalidSpec(f"Windows cannot hold the name {entry.name!r}, in {'/'.join(parts) or 'the tree'}")
+            if entry.kind == "link":
+                links.append((path, entry.target))
+                continue
+            with _taken_is_an_error(path):
+                if entry.kind == "dir":
+                    path.mkdir(mode=0o755)
+                    continue
                 size += _copy(reader, entry, path)
-                files += 1
-                if progress is not None:
-                    progress(files, size)
+            files += 1
+            if progress is not None:
+                progress(files, size)
+    for path, target in links:
+        with _taken_is_an_error(path):
+            path.symlink_to(target)
     return files, size
+
+
+@contextlib.contextmanager
+def _taken_is_an_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise InvalidSpec(
+            f"{path} is there already under a name that this file system takes for the same",
+            next_step="use a file system that tells upper case from lower case",
+        ) from None
+
+
+def windows_refuses(name: str) -> bool:
+    """Says whether Windows takes a name for something else than a file in this folder."""
+    return _NOT_ON_WINDOWS.search(name) is not None
 
 
 def _checked(reader: Reader, address: str) -> bytes:
     with reader.open(address) as file:
-        data = file.read()
-    if address_of(data) != address:
+        data = file.read(MAX_NODE_BYTES + 1)
+    if len(data) <= MAX_NODE_BYTES and address_of(data) != address:
         raise DataDamaged(f"blob {address} is not what its address says")
-    return data
+    return data  # walk() refuses what is too large
 
 
 def _copy(reader: Reader, entry: Entry, path: Path) -> int:
     hasher, size = hashlib.sha256(), 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | getattr(os, "O_BINARY", 0)
     with reader.open(entry.address) as source, open(os.open(path, flags, entry.mode), "wb") as target:
-        while chunk := source.read(READ_BYTES):
+        while size <= entry.size and (chunk := source.read(READ_BYTES)):
             hasher.update(chunk)
             target.write(chunk)
             size += len(chunk)
-    if "sha256:" + hasher.hexdigest() != entry.address:
-        raise DataDamaged(f"blob {entry.address} of {path.name} is not what its address says")
+    if size != entry.size or "sha256:" + hasher.hexdigest() != entry.address:
+        path.unlink()
+        raise DataDamaged(f"blob {entry.address} of {entry.name} is not what its address and its size say")
     return size

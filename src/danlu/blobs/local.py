@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.trees import MAX_NODE_BYTES, address_of, require_address
 from danlu.errors import DataDamaged, InvalidRequest, NotFound, StorageFull, TooLarge
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 CHUNK_BYTES: Final = 2**20
 _NAME: Final = re.compile(NAME_PATTERN)
@@ -40,6 +44,33 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class _Checked(io.RawIOBase):
+    """A blob's bytes as they are read, the last of them only once all of them are right."""
+
+    def __init__(self, file: io.FileIO, address: str, damaged: Callable[[], DataDamaged]) -> None:
+        self._file, self._address, self._damaged = file, address, damaged
+        self._left = os.fstat(file.fileno()).st_size
+        self._hasher = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        read = self._file.readinto(buffer)
+        self._hasher.update(memoryview(buffer)[:read])
+        self._left -= read
+        if (read == 0 or self._left <= 0) and "sha256:" + self._hasher.hexdigest() != self._address:
+            raise self._damaged()
+        return read
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 class LocalBlobs:
     """Blobs in a folder of this machine."""
 
@@ -63,33 +94,36 @@ class LocalBlobs:
         if path.is_file():
             return path.stat().st_size
         hasher, size = hashlib.sha256(), 0
-        unfinished = self._unfinished(path)
-        try:
-            with storage_full_is_an_error(f"blob {address}"), unfinished.open("xb") as file:
-                while chunk := data.read(CHUNK_BYTES):
-                    hasher.update(chunk)
-                    file.write(chunk)
-                    size += len(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            if (found := "sha256:" + hasher.hexdigest()) != address:
-                raise InvalidRequest(f"the bytes sent are {found}, not {address}; nothing was stored")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        with storage_full_is_an_error(f"blob {address}"):
+            unfinished = self._unfinished(path)
+            try:
+                with unfinished.open("xb") as file:
+                    while chunk := data.read(CHUNK_BYTES):
+                        hasher.update(chunk)
+                        file.write(chunk)
+                        size += len(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if (found := "sha256:" + hasher.hexdigest()) != address:
+                    raise InvalidRequest(f"the bytes sent are {found}, not {address}; nothing was stored")
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+            sync_folder(path.parent)
         return size
 
     def put_many(self, project: str, blobs: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
         """See Blobs. Files are flushed one by one, folders once."""
         written: list[tuple[Path, Path]] = []
+        named: set[str] = set()
         size = 0
         try:
             with storage_full_is_an_error("an upload"):
                 for address, data in blobs:
                     path = self._path(project, address)
-                    if path.is_file():
+                    if address in named or path.is_file():
                         continue
+                    named.add(address)
                     if address_of(data) != address:
                         raise InvalidRequest(
                             f"the bytes sent are {address_of(data)}, not {address}; nothing was stored"
@@ -122,21 +156,20 @@ class LocalBlobs:
         return path.parent / f".{path.name[:16]}.{secrets.token_hex(8)}.part"
 
     def open(self, project: str, address: str) -> BinaryIO:
-        """See Blobs."""
+        """See Blobs. Its ``fileno()`` is the file's, for its size."""
         try:
-            return self._path(project, address).open("rb")
+            file = self._path(project, address).open("rb", buffering=0)
         except FileNotFoundError:
             raise NotFound(f"project {project} has no blob {address}") from None
+        return io.BufferedReader(_Checked(file, address, lambda: self.damaged(project, address)), CHUNK_BYTES)
 
     def read(self, project: str, address: str) -> bytes:
         """See Blobs."""
         with self.open(project, address) as file:
-            data = file.read(MAX_NODE_BYTES + 1)
-        if len(data) > MAX_NODE_BYTES:
-            raise TooLarge(f"blob {address} is larger than {MAX_NODE_BYTES} bytes")
-        if address_of(data) != address:
-            raise self.damaged(project, address)
-        return data
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_NODE_BYTES:
+                raise TooLarge(f"blob {address} is larger than {MAX_NODE_BYTES} bytes")
+            return file.read()
 
     def damaged(self, project: str, address: str) -> DataDamaged:
         """Sets a damaged blob aside, so that it can be sent again, and returns the error to raise."""

@@ -6,6 +6,7 @@ decimal time in ns that never decreases, which makes it searchable by time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from danlu.errors import Conflict, DataDamaged, InvalidRequest
 SEGMENT_BYTES: Final = 8 * 2**20
 SCAN_BYTES: Final = 256 * 1024
 LOCKS: Final = 64
+MAX_TIME_DIGITS: Final = 20
 _PROJECT: Final = re.compile(NAME_PATTERN)
 _PART: Final = re.compile(r"^[a-z0-9][a-z0-9-]{0,79}$")
 
@@ -38,8 +40,9 @@ class StreamKey:
 class Streams:
     """Streams in a folder of this machine."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.root = root
+        self.segment_bytes = segment_bytes
         self._locks = [threading.Lock() for _ in range(LOCKS)]
 
     def _folder(self, key: StreamKey) -> Path:
@@ -67,7 +70,7 @@ class Streams:
         Raises:
             Conflict: ``offset`` lies past the end: something in between is missing.
             DataDamaged: what is there already is not what ``data`` says.
-            StorageFull: nothing of it is visible.
+            StorageFull: the first part of it may be there; sending all of it again adds the rest.
         """
         folder = self._folder(key)
         with self._locks[hash(key) % LOCKS]:
@@ -81,9 +84,9 @@ class Streams:
             while rest:
                 segments = self._segments(folder)
                 start, path = segments[-1] if segments else (0, folder / f"{0:020d}")
-                if size - start >= SEGMENT_BYTES:
+                if size - start >= self.segment_bytes:
                     start, path = size, folder / f"{size:020d}"
-                piece = rest[: SEGMENT_BYTES - (size - start)]
+                piece = rest[: self.segment_bytes - (size - start)]
                 self._write(path, size - start, piece)
                 size += len(piece)
                 rest = rest[len(piece) :]
@@ -91,22 +94,22 @@ class Streams:
 
     @staticmethod
     def _write(path: Path, at: int, piece: memoryview) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            with storage_full_is_an_error(f"{len(piece)} bytes of a stream"):
-                try:
-                    written = 0
-                    while written < len(piece):
-                        written += os.pwrite(descriptor, piece[written:], at + written)
-                except OSError:
-                    os.ftruncate(descriptor, at)
-                    raise
-        finally:
-            os.close(descriptor)
+        with storage_full_is_an_error(f"{len(piece)} bytes of a stream"):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                written = 0
+                while written < len(piece):
+                    written += os.pwrite(descriptor, piece[written:], at + written)
+            finally:
+                os.close(descriptor)
 
     def read(self, key: StreamKey, offset: int, max_bytes: int) -> bytes:
-        """Returns up to ``max_bytes`` from ``offset``; empty at the end."""
+        """Returns up to ``max_bytes`` from ``offset``; empty at the end.
+
+        Raises:
+            DataDamaged: a segment in between is missing or was cut.
+        """
         pieces: list[bytes] = []
         for start, path in self._segments(self._folder(key)):
             if max_bytes <= 0:
@@ -114,6 +117,8 @@ class Streams:
             size = path.stat().st_size
             if offset >= start + size:
                 continue
+            if offset < start:
+                raise DataDamaged(f"stream {key.name} of {key.owner} has no bytes from {offset} to {start}")
             with path.open("rb") as file:
                 file.seek(offset - start)
                 piece = file.read(min(max_bytes, size - (offset - start)))
@@ -154,10 +159,10 @@ class Streams:
             end = block.rfind(b"\n") + 1
             if not end:
                 break
-            for line in block[:end].splitlines(keepends=True):
-                if _time(line) >= since:
+            for whole in block[: end - 1].split(b"\n"):
+                if _time(whole) >= since:
                     return at
-                at += len(line)
+                at += len(whole) + 1
         return at
 
     def _line_after(self, key: StreamKey, offset: int) -> tuple[int, bytes] | None:
@@ -168,9 +173,10 @@ class Streams:
 
     def delete(self, project: str, owner: str) -> None:
         """Removes every stream of an owner. Absent is success."""
-        shutil.rmtree(self._folder(StreamKey(project, owner, "x", "x")).parent.parent, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._folder(StreamKey(project, owner, "x", "x")).parent.parent)
 
 
 def _time(line: bytes) -> int:
     head = line.split(b" ", 1)[0]
-    return int(head) if head.isdigit() else 0
+    return int(head) if head.isdigit() and len(head) < MAX_TIME_DIGITS else 0

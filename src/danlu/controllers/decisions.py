@@ -34,7 +34,7 @@ class Action(StrEnum):
 class Decision:
     """The records as they should be (in order of their moves; empty: unchanged) and what to ask of the executor.
 
-    What is asked comes after the records are stored, and may be asked again.
+    A launch comes after the records are stored, a stop before; both may be asked again.
     """
 
     action: Action = Action.NOTHING
@@ -44,10 +44,27 @@ class Decision:
 
 def decide(job: Job, attempt: Attempt, seen: Observation | None, now: int) -> Decision:
     """Returns what follows for an attempt that has not ended."""
+    jobs, attempts = _launching(job, attempt, now)
+    job, attempt = (jobs or [job])[-1], (attempts or [attempt])[-1]
     if seen is None:
-        return _unseen(job, attempt, now)
-    if seen.phase in (Phase.ENDED, Phase.LOST):
-        return _ended(job, attempt, seen, now)
+        decision = _unseen(job, attempt, now)
+    elif seen.phase in (Phase.ENDED, Phase.LOST):
+        decision = _ended(job, attempt, seen, now)
+    else:
+        decision = _alive(job, attempt, seen, now)
+    return Decision(decision.action, (*jobs, *decision.jobs), (*attempts, *decision.attempts))
+
+
+def _launching(job: Job, attempt: Attempt, now: int) -> tuple[list[Job], list[Attempt]]:
+    """Returns the moves that come before all others: what was placed is launched."""
+    if attempt.state is not AttemptState.PLACED:
+        return [], []
+    moves = [job.moved(JobState.STARTING, now=now, reason=Reason.LAUNCHING)] if job.state is JobState.ADMITTED else []
+    return moves, [attempt.moved(AttemptState.LAUNCHING, now=now, reason=Reason.LAUNCHING)]
+
+
+def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
+    """The executor holds it: it starts or runs."""
     stopping = job.desired is Desired.STOP
     jobs: list[Job] = []
     attempts: list[Attempt] = []
@@ -73,11 +90,12 @@ def decide(job: Job, attempt: Attempt, seen: Observation | None, now: int) -> De
 
 def _unseen(job: Job, attempt: Attempt, now: int) -> Decision:
     """The executor does not hold it: it was never launched, or everything of it is gone."""
-    if attempt.state in (AttemptState.PLACED, AttemptState.LAUNCHING):
+    if attempt.state is AttemptState.LAUNCHING:
         if job.desired is not Desired.STOP:
             return Decision(Action.LAUNCH)
+        # a launch that a killed server had begun may still come through: the stop is there before it
         ended = attempt.moved(AttemptState.ENDED, now=now, reason=Reason.STOPPED, ended_at=now, collected=True)
-        return Decision(jobs=after(job, ended, now), attempts=(ended,))
+        return Decision(Action.STOP, jobs=after(job, ended, now), attempts=(ended,))
     ended = attempt.moved(
         AttemptState.ENDED, now=now, reason=Reason.RUNNER_LOST, message="the executor no longer knows it", ended_at=now
     )
@@ -117,8 +135,10 @@ def verdict(seen: Observation) -> tuple[Reason, str, int | None]:
     if seen.phase is Phase.LOST:
         return Reason.RUNNER_LOST, seen.message or "its runner was killed; everything it had written was kept", None
     failed = _first_failure(seen.tasks)
-    if failed is None:
+    if failed is None and seen.tasks:
         return Reason.COMPLETED, "", 0
+    if failed is None:
+        return _taskless(seen)
     code = failed.exit_code if failed.signal is None else 128 + failed.signal
     who = f"{failed.name}: " if len(seen.tasks) > 1 else ""
     if seen.timed_out:
@@ -131,7 +151,18 @@ def verdict(seen: Observation) -> tuple[Reason, str, int | None]:
         return Reason.KILLED_BY_SIGNAL, who + (failed.error or f"killed by signal {failed.signal}"), code
     if failed.error and failed.exit_code in (126, 127):
         return Reason.COMMAND_NOT_FOUND, who + failed.error, code
+    if failed.exit_code is None:
+        return Reason.PROCESS_FAILED, who + (failed.error or "it ended without an exit code"), None
     return Reason.PROCESS_FAILED, who + f"exit code {failed.exit_code}", code
+
+
+def _taskless(seen: Observation) -> tuple[Reason, str, int | None]:
+    """Returns how an attempt ended of whose tasks nothing is known: never that it succeeded."""
+    if seen.timed_out:
+        return Reason.MAX_TIME_EXCEEDED, seen.message or "it ran longer than max_time", None
+    if seen.stopped:
+        return Reason.STOPPED, seen.message, None
+    return Reason.RUNNER_LOST, seen.message or "it ended, and nothing tells how", None
 
 
 def _first_failure(tasks: Sequence[Task]) -> Task | None:

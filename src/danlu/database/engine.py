@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
@@ -34,6 +34,7 @@ WRITE_TIMEOUT_S: Final = 60.0
 BUSY_TIMEOUT_MS: Final = 10_000
 RETRIES: Final = 8
 RETRIED_STATES: Final = ("40001", "40P01")
+CLOSED: Final = "the database is closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,11 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.dialect = engine.dialect.name
+        self._open = True
         self._writer = _Writer(engine) if self.dialect == "sqlite" else None
 
     @classmethod
-    def open(cls, url: str) -> Database:
+    def open(cls, url: str | URL) -> Database:
         """Opens the database, brought to this version's schema.
 
         Raises:
@@ -73,10 +75,13 @@ class Database:
             engine = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
         try:
             migrations.migrate(engine)
-        except OperationalError as error:
+            return cls(engine)
+        except DBAPIError as error:
             engine.dispose()
             raise _translated(error) from error
-        return cls(engine)
+        except BaseException:
+            engine.dispose()
+            raise
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Runs ``work`` in a transaction and returns its result once it is durable.
@@ -89,16 +94,24 @@ class Database:
         if self._writer is not None:
             return self._writer.run(work)
         for trial in range(RETRIES):
+            self._require_open()
             try:
                 with self._engine.begin() as connection:
-                    return work(Transaction(connection, self.dialect))
+                    result = work(Transaction(connection, self.dialect))
+                    _require_sound(connection)
+                return result
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) not in RETRIED_STATES or trial == RETRIES - 1:
                     raise _translated(error) from error
         raise AssertionError("the last trial returns or raises")
 
     def read(self, work: Callable[[Transaction], T]) -> T:
-        """Runs ``work`` on one consistent snapshot; it cannot write."""
+        """Runs ``work`` on one consistent snapshot; it cannot write.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer, is closed, or was to be written to.
+        """
+        self._require_open()
         try:
             with self._reading() as connection:
                 return work(Transaction(connection, self.dialect))
@@ -121,11 +134,23 @@ class Database:
             with connection.begin():
                 yield connection
 
+    def _require_open(self) -> None:
+        if not self._open:
+            raise DatabaseUnavailable(CLOSED)
+
     def close(self) -> None:
-        """Ends all connections; work that waits is done first."""
+        """Ends all connections; work that waits is done first. What comes later is refused."""
+        self._open = False
         if self._writer is not None:
             self._writer.close()
         self._engine.dispose()
+
+
+def _require_sound(connection: Connection) -> None:
+    """Raises where an error was swallowed: PostgreSQL would answer the commit by undoing everything, and say nothing."""
+    driver: Any = connection.connection.dbapi_connection
+    if driver.info.transaction_status == driver.info.transaction_status.INERROR:
+        raise RuntimeError("work swallowed an error of the database; nothing of it was stored")
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
@@ -167,24 +192,35 @@ class _Writer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._waiting: queue.Queue[_Work | None] = queue.Queue(MAX_WAITING)
+        self._closing = self._ended = False
         self._thread = threading.Thread(target=self._loop, name="database-writer", daemon=True)
         self._thread.start()
 
     def run(self, work: Callable[[Transaction], T]) -> T:
         if threading.current_thread() is self._thread:
             raise RuntimeError("write() inside write(): give the outer work's transaction to the inner one")
+        if self._closing:
+            raise DatabaseUnavailable(CLOSED)
         answer: Future[T] = Future()
         try:
             self._waiting.put(_Work(work, answer), timeout=WRITE_TIMEOUT_S)
         except queue.Full:
             raise Unavailable(f"the database is busy: {MAX_WAITING} writes wait") from None
-        if not self._thread.is_alive():
-            raise DatabaseUnavailable("the database is closed")
+        if self._ended:  # it came too late for the thread to see it
+            self._refuse_rest()
         return answer.result()
 
     def close(self) -> None:
+        self._closing = True
         self._waiting.put(None)
         self._thread.join(WRITE_TIMEOUT_S)
+
+    def _refuse_rest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                late = self._waiting.get_nowait()
+                if late is not None:
+                    late.answer.set_exception(DatabaseUnavailable(CLOSED))
 
     def _loop(self) -> None:
         open_ = True
@@ -205,6 +241,8 @@ class _Writer:
                 continue
             for work, result in done:
                 work.answer.set_result(result)
+        self._ended = True
+        self._refuse_rest()
 
     def _fill(self, connection: Connection, batch: list[_Work], done: list[tuple[_Work, Any]]) -> bool:
         """Runs the first piece of work and what waits behind it. Returns False when the last has come."""
@@ -219,8 +257,8 @@ class _Writer:
                 savepoint.commit()
                 done.append((work, result))
             except DBAPIError as error:
-                if not connection.in_transaction() or not savepoint.is_active:
-                    raise  # SQLite rolled everything back: disk full, input or output error
+                if not connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]
+                    raise  # SQLite has undone everything: disk full, input or output error
                 savepoint.rollback()
                 work.answer.set_exception(_translated(error))
             except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who raises it again

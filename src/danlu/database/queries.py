@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import func, literal_column, select
+from sqlalchemy import ColumnElement, func, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.events import Event
-from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, AttemptState, Job, JobState
+from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobState
 from danlu.domain.resources import Resources
 
-MAX_OPEN_ATTEMPTS = 100_000
+MAX_OPEN_ATTEMPTS: Final = 100_000
 
 
 class QueuedJob(NamedTuple):
@@ -69,10 +69,8 @@ def job_counts(tx: Transaction) -> dict[str, int]:
 
 def holding_attempts(tx: Transaction) -> list[Attempt]:
     """Returns every attempt that holds resources, by id."""
-    states = frozenset(AttemptState) - {AttemptState.ENDED}
     query = select(tables.attempts).where(tables.OPEN_ATTEMPT).order_by(tables.attempts.c.id).limit(MAX_OPEN_ATTEMPTS)
-    found = [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
-    return [attempt for attempt in found if attempt.state in states]
+    return [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
 
 
 def uncollected_attempts(tx: Transaction, limit: int) -> list[Attempt]:
@@ -97,15 +95,19 @@ def events_after(
 ) -> list[Event]:
     """Returns events after ``seq``, oldest first, none that a later commit could still come before.
 
-    On PostgreSQL numbers are given before the commit: an event is shown only when every transaction that began before its
-    own has ended, so that a reader who remembers the last ``seq`` never misses one. On SQLite there is one writer.
+    On PostgreSQL numbers are given before the commit, so that a lower one may appear after a higher one. Whoever has a lower
+    number had begun before the higher one's ``horizon`` was taken. So nothing is shown from the first event on whose
+    horizon lies beyond the oldest transaction that is still open, and a reader who remembers the last ``seq`` never
+    misses one. On SQLite there is one writer.
     """
+    if not 0 <= seq < 2**63:
+        return []
     events = tables.events
     query = select(events).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
     if tx.dialect == "postgresql":
-        query = query.where(
-            events.c.transaction_id < literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
-        )
+        oldest_open: ColumnElement[Any] = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
+        unsure = select(func.min(events.c.seq)).where(events.c.horizon > oldest_open).scalar_subquery()
+        query = query.where(events.c.seq < func.coalesce(unsure, literal_column(str(2**63 - 1))))
     if project is not None:
         query = query.where(events.c.project == project)
     if object_id is not None:

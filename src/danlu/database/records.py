@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import BigInteger, ColumnElement, Table, cast, delete, func, insert, literal, select, update
+from sqlalchemy import BigInteger, ColumnElement, RowMapping, Table, cast, delete, false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.sql.expression import text
 
@@ -43,7 +44,8 @@ class Records(Generic[T]):
 
     def get(self, tx: Transaction, record_id: str) -> T | None:
         """Returns the record, or None."""
-        row = tx.connection.execute(select(self.table).where(self.table.c.id == record_id)).mappings().one_or_none()
+        query = select(self.table).where(*self._conditions({"id": record_id}))
+        row = tx.connection.execute(query).mappings().one_or_none()
         return None if row is None else self._record(row)
 
     def require(self, tx: Transaction, record_id: str) -> T:
@@ -68,7 +70,7 @@ class Records(Generic[T]):
 
     def page(self, tx: Transaction, *, limit: int, cursor: str | None, **where: Any) -> Page[T]:
         """Returns a page by id, newest first; ``cursor`` is the last id of the page before."""
-        if cursor is not None and not cursor.isascii():
+        if cursor is not None and not (cursor.isascii() and cursor.isprintable()):
             raise InvalidRequest(f"the cursor {cursor[:80]!r} is not one that this platform gave out")
         conditions = self._conditions(where)
         if cursor is not None:
@@ -90,12 +92,11 @@ class Records(Generic[T]):
 
         Raises:
             NameTaken: a live job of the project has that name.
-            Conflict: the id, or what must be unique, is taken.
+            Conflict: the id, or what must be unique, is taken. The transaction can go on.
+            InvalidRequest: a text has a NUL character, which PostgreSQL cannot store.
         """
-        try:
+        with self._conflicts(tx, record):
             tx.connection.execute(insert(self.table).values(self._row(record)))
-        except IntegrityError as error:
-            raise self._conflict(record, error) from error
         self._event(tx, record, None, actor)
 
     def put(self, tx: Transaction, old: T, new: T, *, actor: str = "") -> None:
@@ -108,10 +109,8 @@ class Records(Generic[T]):
             raise ValueError(f"{new.id} version {new.version} does not follow {old.id} version {old.version}")
         table = self.table
         query = update(table).where(table.c.id == old.id, table.c.version == old.version).values(self._row(new))
-        try:
+        with self._conflicts(tx, new):
             changed = tx.connection.execute(query).rowcount
-        except IntegrityError as error:
-            raise self._conflict(new, error) from error
         if changed != 1:
             raise VersionConflict(f"{self.model.KIND} {old.id} is no longer at version {old.version}")
         self._event(tx, new, old, actor)
@@ -125,13 +124,26 @@ class Records(Generic[T]):
 
     # conversion
 
+    @contextlib.contextmanager
+    def _conflicts(self, tx: Transaction, record: T) -> Iterator[None]:
+        """Tells what was taken. On PostgreSQL a savepoint keeps the rest of the transaction, as SQLite does by itself."""
+        try:
+            with tx.connection.begin_nested() if tx.dialect == "postgresql" else contextlib.nullcontext():
+                yield
+        except IntegrityError as error:
+            raise self._conflict(record, error) from error
+
     def _row(self, record: T) -> dict[str, Any]:
         fields = record.model_dump(mode="json")
+        if not _storable(fields):
+            raise InvalidRequest(
+                f"{self.model.KIND} {record.id!r} has a text with a NUL character, which cannot be stored"
+            )
         row = {name: fields.pop(name) for name in self.columns}
         row["body"] = fields
         return row
 
-    def _record(self, row: Mapping[str, Any]) -> T:
+    def _record(self, row: RowMapping) -> T:
         fields = dict(row)
         body = fields.pop("body")
         return self.model.model_validate({**body, **fields})
@@ -143,9 +155,9 @@ class Records(Generic[T]):
                 raise TypeError(f"{self.table.name} has no column {name}")
             column = self.table.c[name]
             if isinstance(value, Collection) and not isinstance(value, str):
-                conditions.append(column.in_(sorted(value)))
+                conditions.append(column.in_(sorted(one for one in value if _searchable(one))))
             else:
-                conditions.append(column == value)
+                conditions.append(column == value if _searchable(value) else false())
         return conditions
 
     def _conflict(self, record: T, error: IntegrityError) -> Conflict:
@@ -186,9 +198,29 @@ class Records(Generic[T]):
 def add_event(tx: Transaction, event: Event) -> None:
     """Stores an event; its place in the order is given by the database."""
     body = event.model_dump(mode="json", exclude={"seq", "project", "object_id"})
-    transaction = cast(text("pg_current_xact_id()::text"), BigInteger) if tx.dialect == "postgresql" else literal(0)
-    values = {"project": event.project, "object_id": event.object_id, "body": body, "transaction_id": transaction}
+    values: dict[str, Any] = {"project": event.project, "object_id": event.object_id, "body": body, "horizon": 0}
+    if tx.dialect == "postgresql":
+        # first the transaction's number, then the event's, and after both the horizon: see queries.events_after
+        numbers = text("SELECT pg_current_xact_id(), nextval('events_seq_seq')")
+        values["seq"] = tx.connection.execute(numbers).one()[1]
+        values["horizon"] = cast(text("pg_snapshot_xmax(pg_current_snapshot())::text"), BigInteger)
     tx.connection.execute(insert(tables.events).values(values))
+
+
+def _storable(value: Any) -> bool:
+    """Says whether no text in a JSON value has a NUL."""
+    if isinstance(value, str):
+        return "\0" not in value
+    if isinstance(value, dict):
+        return all("\0" not in key and _storable(inner) for key, inner in value.items())
+    return not isinstance(value, list) or all(map(_storable, value))
+
+
+def _searchable(value: object) -> bool:
+    """Says whether a record could have this value; the databases' drivers fail on one that they cannot send."""
+    if isinstance(value, str):
+        return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
 JOBS: Final = Records(Job, tables.jobs)

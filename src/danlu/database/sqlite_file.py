@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from datetime import UTC, datetime
@@ -33,7 +34,7 @@ def check(path: Path, *, newest: str, known: frozenset[str]) -> None:
     waiting = path.with_name(path.name + "-wal")
     immutable = "" if waiting.exists() and waiting.stat().st_size else "&immutable=1"
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro{immutable}", uri=True)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)
         try:
             found = [row[0] for row in connection.execute("PRAGMA quick_check(5)")]
             if found != ["ok"]:
@@ -76,20 +77,26 @@ def backup(path: Path, folder: Path, *, now: int, kept: int = KEPT) -> Path | No
     stamp = datetime.fromtimestamp(now / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
     unfinished, finished = folder / f".{stamp}.{os.getpid()}.part", folder / f"danlu-{stamp}.db"
     try:
-        source = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        target = sqlite3.connect(unfinished)
-        try:
+        with (
+            contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
+            contextlib.closing(sqlite3.connect(unfinished)) as target,
+        ):
             source.backup(target)
             if target.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise DatabaseDamaged(f"the copy of {path} does not pass its check")
-        finally:
-            source.close()
-            target.close()
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(unfinished)
         unfinished.replace(finished)
+        _sync(folder)
     finally:
         unfinished.unlink(missing_ok=True)
     for old in sorted(folder.glob(BACKUP_PATTERN))[:-kept]:
         old.unlink()
     return finished
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -28,6 +28,8 @@ NAMING: Final = {
 }
 METADATA: Final = MetaData(naming_convention=NAMING)
 BODY: Final = JSON().with_variant(JSONB(), "postgresql")
+# in the order of its bytes, which is the order of time, whatever the database's language
+ID: Final = String(80).with_variant(String(80, collation="C"), "postgresql")
 SEQUENCE: Final = BigInteger().with_variant(Integer(), "sqlite")
 LIVE: Final = text("state IN (" + ", ".join(f"'{state}'" for state in sorted(LIVE_JOB_STATES)) + ")")
 
@@ -36,7 +38,7 @@ def _record(name: str, *columns: Column[object] | UniqueConstraint | Index) -> T
     return Table(
         name,
         METADATA,
-        Column("id", String(80), primary_key=True),
+        Column("id", ID, primary_key=True),
         Column("project", String(63), nullable=False),
         Column("version", Integer, nullable=False),
         *columns,
@@ -98,13 +100,14 @@ events: Final = Table(
     "events",
     METADATA,
     Column("seq", SEQUENCE, primary_key=True, autoincrement=True),
-    # the transaction that wrote it: on PostgreSQL a reader must not pass a seq whose transaction is still open
-    Column("transaction_id", BigInteger, nullable=False),
+    # on PostgreSQL the first transaction that had not begun when it was written: see queries.events_after
+    Column("horizon", BigInteger, nullable=False),
     Column("project", String(63), nullable=False),
     Column("object_id", String(80), nullable=False),
     Column("body", BODY, nullable=False),
     Index("ix_events_project_seq", "project", "seq"),
     Index("ix_events_object_id_seq", "object_id", "seq"),
+    Index("ix_events_horizon_seq", "horizon", "seq"),
     sqlite_autoincrement=True,
 )
 counters: Final = Table(

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from danlu.domain.records import Record
+from danlu.domain.records import Record, Said
 
 
 class Artifact(Record):
@@ -21,4 +21,4 @@ class Artifact(Record):
     partial: bool = Field(description="the attempt did not succeed: files may be missing or half written")
     files: int = Field(ge=0)
     size_bytes: int = Field(ge=0)
-    skipped: tuple[str, ...] = Field(default=(), description="what could not be kept, with the reason; at most 100")
+    skipped: tuple[Said, ...] = Field(default=(), description="what could not be kept, with the reason; at most 100")

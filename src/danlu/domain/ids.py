@@ -28,7 +28,7 @@ def make_id(letter: str, now_ns: int, random_bits: int) -> str:
 
 def is_id(text: str, letter: str) -> bool:
     """Says whether ``text`` has the form of an id of this letter."""
-    return text[:1] == letter and _ID.match(text) is not None
+    return text[:1] == letter and _ID.fullmatch(text) is not None
 
 
 def attempt_id(job_id: str, number: int) -> str:
@@ -42,7 +42,7 @@ def job_of_attempt(attempt: str) -> tuple[str, int]:
     Raises:
         ValueError: it is not an attempt's id.
     """
-    if not re.match(ATTEMPT_PATTERN, attempt):
+    if not re.fullmatch(ATTEMPT_PATTERN, attempt):
         raise ValueError(f"{attempt!r} is not an attempt's id")
     job, _, number = attempt.rpartition("-")
     return job, int(number)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
-from danlu.domain.records import Living, Value
+from danlu.domain.records import Living, Said, Text, Value
 from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds
 
 TREE_PATTERN: Final = r"^sha256:[0-9a-f]{64}$"
@@ -111,8 +111,8 @@ class JobSpec(Value):
         description="a list of words, or one line for /bin/sh"
     )
     code: str | None = Field(default=None, pattern=TREE_PATTERN, description="address of the code's tree")
-    env: str = Field(default="python", max_length=63, description="environment: danlu env ls")
-    requirements: str | None = Field(
+    env: Text = Field(default="python", max_length=63, description="environment: danlu env ls")
+    requirements: Text | None = Field(
         default=None, max_length=1_048_576, description="a requirements.txt as text, instead of a catalogue environment"
     )
     python: str | None = Field(default=None, pattern=r"^3\.\d{1,2}$", description="Python version, for requirements")
@@ -123,7 +123,9 @@ class JobSpec(Value):
         default_factory=dict, max_length=500, description="environment variables of the command"
     )
     cpu: Cores = Field(default=1.0, description="cores, for example 2 or 0.5")
-    memory: MemoryBytes | None = Field(default=None, description="for example 4GiB; a limit where the machine can set one")
+    memory: MemoryBytes | None = Field(
+        default=None, description="for example 4GiB; a limit where the machine can set one"
+    )
     gpu: GpuCount = Field(default=0, description="whole GPUs")
     gpu_kind: str | None = Field(default=None, pattern=r"^[a-z0-9][-a-z0-9_.]{0,62}$", description="for example h100")
     priority: int = Field(default=0, ge=-1000, le=1000, description="a higher one starts earlier")
@@ -132,7 +134,7 @@ class JobSpec(Value):
     grace: Seconds = Field(default=30.0, le=3600, description="time between SIGTERM and SIGKILL")
     parse_metrics: bool = Field(default=False, description="take printed `name: value` and `name=value` as metrics")
     log_limit: MemoryBytes = Field(default=2**30, description="what is kept of each attempt's output")
-    labels: dict[Name, Annotated[str, StringConstraints(max_length=255)]] = Field(default_factory=dict, max_length=64)
+    labels: dict[Name, Annotated[Text, StringConstraints(max_length=255)]] = Field(default_factory=dict, max_length=64)
 
     @field_validator("command")
     @classmethod
@@ -150,7 +152,9 @@ class JobSpec(Value):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name) or "\0" in value:
                 raise ValueError(f"{name!r} cannot be a variable: letters, digits and _, and no NUL in its value")
             if name.startswith(RESERVED_VARIABLES):
-                raise ValueError(f"{name} is set by the platform: names from {' and '.join(RESERVED_VARIABLES)} are its own")
+                raise ValueError(
+                    f"{name} is set by the platform: names from {' and '.join(RESERVED_VARIABLES)} are its own"
+                )
         return variables
 
     @model_validator(mode="after")
@@ -229,7 +233,7 @@ class Task(Value):
     exit_code: int | None = Field(default=None, description="as the process gave it; None when a signal ended it")
     signal: int | None = None
     oom: bool = False
-    error: str = Field(default="", description="why it could not be executed, or what ended it")
+    error: Said = Field(default="", description="why it could not be executed, or what ended it")
     peak_memory_bytes: int | None = None
     cpu_ns: int | None = None
 
@@ -263,7 +267,9 @@ class Attempt(Living):
     started_at: int | None = None
     ended_at: int | None = None
     exit_code: int | None = None
-    start: str = Field(default="cold", description="cold, or warm: forked from a process that had imported the framework")
+    start: str = Field(
+        default="cold", description="cold, or warm: forked from a process that had imported the framework"
+    )
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
     resumed_from: str | None = Field(default=None, description="the checkpoint that it was handed")
     collected: bool = Field(default=False, description="its logs, metrics and outputs are all kept")

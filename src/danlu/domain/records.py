@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from danlu.errors import IllegalMove
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("it has a NUL character")
+    return text
+
+
+def _printable(text: object) -> object:
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+"""What a user gives; PostgreSQL cannot store a NUL."""
+Said = Annotated[str, BeforeValidator(_printable)]
+"""What a program printed or a file is called: it is told as far as it can be."""
 
 
 class Value(BaseModel):
@@ -48,7 +64,7 @@ class Living(Record):
 
     state: StrEnum
     reason: StrEnum | None = None
-    message: str = Field(default="", max_length=4096, description="the reason in words, with its numbers")
+    message: Said = Field(default="", max_length=4096, description="the reason in words, with its numbers")
 
     def moved(self, new: StrEnum, *, now: int, reason: StrEnum | None, message: str = "", **changes: Any) -> Self:
         """Returns this record in state ``new``.

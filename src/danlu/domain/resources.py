@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
@@ -18,9 +18,18 @@ UNITS: Final = {
 MAX_BYTES: Final = 2**60
 MAX_CPU: Final = 1_000_000
 MAX_GPUS: Final = 4096
+MAX_TEXT: Final = 64
+"""No quantity is longer; what a million digits cost is never found out."""
 _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]i?)?b?\s*$", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _DURATION_UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+
+
+def _short(text: object) -> str:
+    """Returns a number or a text as a text without spaces around it; nothing where it is too long to be a quantity."""
+    bits = text.bit_length() if isinstance(text, int) else 0
+    raw = "" if bits > MAX_TEXT * 4 else str(text).strip()
+    return raw if len(raw) <= MAX_TEXT else ""
 
 
 def parse_bytes(text: object) -> int:
@@ -31,9 +40,10 @@ def parse_bytes(text: object) -> int:
     Raises:
         ValueError: it is not an amount of memory, or not within 1 byte .. 1 EiB.
     """
-    match = _QUANTITY.match(str(text)) if isinstance(text, str | int) and not isinstance(text, bool) else None
+    raw = _short(text) if isinstance(text, str | int) and not isinstance(text, bool) else ""
+    match = _QUANTITY.match(raw)
     if match is None:
-        raise ValueError(f"{text!r} is not an amount of memory: write for example 512MiB or 16GiB")
+        raise ValueError(f"{text!r:.80} is not an amount of memory: write for example 512MiB or 16GiB")
     number, unit = match.groups()
     amount = int(Decimal(number) * UNITS[(unit or "").lower()])
     if not 1 <= amount <= MAX_BYTES:
@@ -50,12 +60,14 @@ def parse_cpu(text: object) -> int:
     try:
         if isinstance(text, bool):
             raise TypeError
-        raw = str(text).strip()
+        raw = _short(text)
         milli = Decimal(raw[:-1]) if raw.endswith("m") else Decimal(raw) * 1000
-        if not milli.is_finite() or milli != int(milli):
+        if not milli.is_finite():
             raise ValueError
-    except (InvalidOperation, TypeError, ValueError, OverflowError):
-        raise ValueError(f"{text!r} is not an amount of CPU: write for example 2, 0.5 or 500m") from None
+    except (ArithmeticError, TypeError, ValueError):
+        raise ValueError(f"{text!r:.80} is not an amount of CPU: write for example 2, 0.5 or 500m") from None
+    if 1 <= milli <= MAX_CPU * 1000 and milli != int(milli):
+        raise ValueError(f"{text!r} is finer than a thousandth of a core: write for example 2, 0.5 or 500m")
     if not 1 <= milli <= MAX_CPU * 1000:
         raise ValueError(f"{text!r} cores are out of range: from 0.001 to 1,000,000")
     return int(milli)
@@ -68,16 +80,16 @@ def parse_duration(text: object) -> float:
         ValueError: it is not a duration, or not within 1 ms .. 10 years.
     """
     seconds: Decimal | None = None
-    if isinstance(text, int | float) and not isinstance(text, bool):
-        seconds = Decimal(str(text))
+    raw = _short(text).lower() if isinstance(text, str | int | float) and not isinstance(text, bool) else ""
+    if isinstance(text, int | float) and raw:
+        seconds = Decimal(raw)
     elif isinstance(text, str):
-        raw = text.strip().lower()
-        if re.fullmatch(r"\d+(\.\d+)?", raw):
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)?", raw):
             seconds = Decimal(raw)
         elif re.fullmatch(rf"({_DURATION.pattern})+", raw):
             seconds = sum((Decimal(n) * _DURATION_UNITS[u] for n, u in _DURATION.findall(raw)), Decimal(0))
     if seconds is None or not seconds.is_finite():
-        raise ValueError(f"{text!r} is not a duration: write for example 90s, 15m, 2h or 1h30m")
+        raise ValueError(f"{text!r:.80} is not a duration: write for example 90s, 15m, 2h or 1h30m")
     if not Decimal("0.001") <= seconds <= 315_360_000:
         raise ValueError(f"{text!r} is out of range: from 1ms to 3650d")
     return float(seconds)

@@ -53,8 +53,13 @@ def _one(problem: Any, model: type[BaseModel]) -> tuple[str, str, str]:
 
 def invalid_spec(error: ValidationError, model: type[BaseModel]) -> InvalidSpec:
     """Returns the error that names each wrong field, its value and the nearest right name."""
+    return invalid_fields(error.errors(include_url=False, include_context=False), model)
+
+
+def invalid_fields(errors: Iterable[Any], model: type[BaseModel]) -> InvalidSpec:
+    """Returns the same from pydantic's list of errors: ``type``, ``loc``, ``msg`` and ``input`` of each."""
     problems = []
-    for raw in error.errors(include_url=False, include_context=False)[:MAX_PROBLEMS]:
+    for raw in [*errors][:MAX_PROBLEMS]:
         field, text, hint = _one(raw, model)
         if (field, text, hint) not in problems:
             problems.append((field, text, hint))

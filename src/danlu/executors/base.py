@@ -17,7 +17,7 @@ from pydantic import Field
 from danlu.domain.environments import Interpreter
 from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.nodes import NodeCapacity
-from danlu.domain.records import Value
+from danlu.domain.records import Said, Value
 
 
 class Capabilities(Value):
@@ -65,7 +65,7 @@ class Observation(Value):
     timed_out: bool = Field(default=False, description="it ended because its time was over")
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
     resumed_from: str | None = None
-    message: str = ""
+    message: Said = ""
 
 
 class Executor(Protocol):

@@ -73,6 +73,23 @@ class Room:
         self.gpus[chosen] = free[need.gpus :]
         return tuple(free[: need.gpus])
 
+    def take_devices(self, need: Resources, devices: tuple[int, ...]) -> bool:
+        """Takes one task's share with exactly these GPUs, if all of it is free; returns whether it was."""
+        left = {kind: [index for index in free if index not in devices] for kind, free in self.gpus.items()}
+        found = sum(map(len, self.gpus.values())) - sum(map(len, left.values()))
+        if need.cpu_milli > self.cpu_milli or need.memory_bytes > self.memory_bytes or found != len(devices):
+            return False
+        self.cpu_milli -= need.cpu_milli
+        self.memory_bytes -= need.memory_bytes
+        self.gpus = left
+        return True
+
+    def copy(self) -> Room:
+        """Returns one that can be changed without changing this one."""
+        return Room(
+            self.name, self.cpu_milli, self.memory_bytes, {kind: list(free) for kind, free in self.gpus.items()}
+        )
+
     def give_back(self, need: Resources, devices: Iterable[int], kinds: dict[int, str]) -> None:
         """Returns what ``take`` took."""
         self.cpu_milli += need.cpu_milli
@@ -82,14 +99,11 @@ class Room:
             self.gpus[kind] = sorted([*self.gpus.get(kind, []), device])
 
     def keep(self, need: Resources, kind: str | None) -> None:
-        """Takes out whatever of ``need`` is free, for a job that waits for the rest."""
+        """Takes out whatever of ``need`` is free, its GPUs of this kind, for a job that waits for the rest."""
         self.cpu_milli = max(0, self.cpu_milli - need.cpu_milli)
         self.memory_bytes = max(0, self.memory_bytes - need.memory_bytes)
-        wanted = need.gpus
-        for name in [kind] if kind is not None else sorted(self.gpus, key=lambda k: -len(self.gpus[k])):
-            free = self.gpus.get(name, [])
-            self.gpus[name] = free[wanted:]
-            wanted -= min(wanted, len(free))
+        if kind is not None:
+            self.gpus[kind] = self.gpus[kind][need.gpus :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +189,16 @@ def seat(shape: Shape, free: dict[str, Room], kinds: dict[str, dict[int, str]]) 
     return tuple(seats)
 
 
+def take_seats(free: dict[str, Room], needs: Sequence[Resources], seats: Sequence[Seat]) -> bool:
+    """Takes exactly these seats, one a task in rank order, if every one of them is still free; else takes nothing."""
+    trial = {seat.node: free[seat.node].copy() for seat in seats if seat.node in free}
+    for need, where in zip(needs, seats, strict=True):
+        if where.node not in trial or not trial[where.node].take_devices(need, where.devices):
+            return False
+    free.update(trial)
+    return True
+
+
 def plan(snapshot: Snapshot) -> Plan:
     """Returns who starts now and why each other job waits."""
     free = rooms(snapshot.nodes, snapshot.held)
@@ -201,14 +225,32 @@ def plan(snapshot: Snapshot) -> Plan:
 
 def _keep(shape: Shape, free: dict[str, Room], empty: dict[str, Room]) -> None:
     for need in shape.tasks:
-        able = [name for name, room in empty.items() if room.fits(need, shape.gpu_kind)]
+        able = [
+            (name, kind)
+            for name, room in empty.items()
+            for kind in (_kinds(room, shape.gpu_kind) if need.gpus else (None,))
+            if room.fits(need, kind)
+        ]
         if able:
-            best = max(able, key=lambda n: (_gpus(free[n], shape.gpu_kind), free[n].cpu_milli, free[n].memory_bytes, n))
-            free[best].keep(need, shape.gpu_kind)
+            name, kind = max(able, key=lambda where: _nearness(need, free[where[0]], where[1]))
+            free[name].keep(need, kind)
+
+
+def _nearness(need: Resources, room: Room, kind: str | None) -> tuple[int, int, int, str, str]:
+    """Says how much of ``need`` is there. What is there beyond it does not count: others may use that, and were it counted
+    the choice would go to and fro between two nodes, and neither would ever be free.
+    """
+    gpus = 0 if kind is None else min(need.gpus, len(room.gpus.get(kind, ())))
+    return gpus, min(need.cpu_milli, room.cpu_milli), min(need.memory_bytes, room.memory_bytes), room.name, kind or ""
+
+
+def _kinds(room: Room, kind: str | None) -> Iterable[str]:
+    return room.gpus if kind is None else (kind,)
 
 
 def _gpus(room: Room, kind: str | None) -> int:
-    return len(room.gpus.get(kind, ())) if kind is not None else sum(map(len, room.gpus.values()))
+    """Returns how many GPUs one task could have here: they are all of one kind."""
+    return max((len(room.gpus.get(one, ())) for one in _kinds(room, kind)), default=0)
 
 
 def asks(need: Resources, kind: str | None) -> str:
@@ -225,7 +267,10 @@ def explain(shape: Shape, free: dict[str, Room], empty: dict[str, Room]) -> tupl
     """Returns why a gang does not fit now: a code, and what is short with its numbers."""
     need = next((task for task in shape.tasks if not any(r.fits(task, shape.gpu_kind) for r in empty.values())), None)
     if need is not None:
-        return Reason.NO_MATCHING_FLAVOR, f"asks {asks(need, shape.gpu_kind)}; {largest(empty.values(), shape.gpu_kind)}"
+        return (
+            Reason.NO_MATCHING_FLAVOR,
+            f"asks {asks(need, shape.gpu_kind)}; {largest(empty.values(), shape.gpu_kind)}",
+        )
     need = shape.tasks[0]
     short = []
     cpu = max((room.cpu_milli for room in free.values()), default=0)

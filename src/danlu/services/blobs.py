@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from danlu.api import MAX_PACK_BYTES, Addresses, Stored
-from danlu.domain.trees import MAX_DEPTH, decode, unpack
-from danlu.errors import InvalidSpec, TooLarge
+from danlu.domain.trees import unpack, walk
+from danlu.errors import InvalidSpec, NotFound, TooLarge
 from danlu.services.context import Call
-
-MAX_TREE_FILES = 1_000_000
 
 
 def missing(call: Call, body: Addresses) -> Addresses:
@@ -36,23 +34,18 @@ def get(call: Call, address: str) -> BinaryIO:
 
 
 def require_tree(call: Call, root: str) -> None:
-    """Raises InvalidSpec unless the tree and every file in it are there."""
+    """Raises InvalidSpec unless it is a tree, and all of it is there."""
     blobs = call.platform.blobs
-    waiting, seen, files = [(root, 0)], set[str](), set[str]()
-    while waiting:
-        address, depth = waiting.pop()
-        if address in seen:
-            continue
-        seen.add(address)
-        if depth > MAX_DEPTH or len(files) > MAX_TREE_FILES:
-            raise InvalidSpec(f"code {root} is too deep or too large: {MAX_DEPTH} levels, {MAX_TREE_FILES} files")
-        if blobs.missing(call.project, (address,)):
-            raise InvalidSpec(f"code {root} is not complete: {address} was not uploaded", next_step="upload it again")
-        for entry in decode(blobs.read(call.project, address)):
-            if entry.kind == "dir":
-                waiting.append((entry.address, depth + 1))
-            elif entry.kind == "file":
-                files.add(entry.address)
+
+    def read(address: str) -> bytes:
+        try:
+            return blobs.read(call.project, address)
+        except NotFound:
+            raise InvalidSpec(
+                f"code {root} is not complete: {address} was not uploaded", next_step="upload it again"
+            ) from None
+
+    files = {entry.address for _, entries in walk(root, read) for entry in entries if entry.kind == "file"}
     absent = blobs.missing(call.project, sorted(files))
     if absent:
         raise InvalidSpec(

@@ -10,7 +10,7 @@ from danlu.database.records import JOBS
 from danlu.domain.jobs import LIVE_JOB_STATES, Desired, Job
 from danlu.domain.views import PlatformStatus
 from danlu.services import jobs, nodes
-from danlu.services.context import Call
+from danlu.services.context import Call, Platform
 
 
 def get(call: Call) -> PlatformStatus:
@@ -41,6 +41,15 @@ def stop(call: Call, body: PlatformStop) -> Accepted:
                 jobs.ask_to_stop(call, job.id, None)
     platform.stop_server(body.jobs)
     return Accepted(message="jobs are asked to stop first" if body.jobs else "jobs go on without the server")
+
+
+def any_live(platform: Platform) -> bool:
+    """Says whether any job of the platform has not ended or is not all kept yet."""
+
+    def work(tx: Transaction) -> bool:
+        return bool(JOBS.find(tx, state=LIVE_JOB_STATES, limit=1)) or bool(queries.uncollected_attempts(tx, 1))
+
+    return platform.database.read(work)
 
 
 def _running(tx: Transaction) -> list[Job]:

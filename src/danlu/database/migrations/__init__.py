@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
+
+from danlu.errors import DatabaseTooNew
+
+LOCK: Final = 0x64616E6C75
+"""Held by the server that changes the schema; "danlu" as a number."""
+_ONE_AT_A_TIME: Final = threading.Lock()  # Alembic keeps its context in module variables
 
 
 def _config() -> Config:
@@ -31,8 +40,21 @@ def revisions() -> frozenset[str]:
 
 
 def migrate(engine: Engine) -> None:
-    """Brings a database to the newest revision, in one transaction. Idempotent."""
+    """Brings a database to the newest revision, in one transaction. Idempotent; several servers may do it at once.
+
+    Raises:
+        DatabaseTooNew: a later version of Danlu has written it.
+    """
     config = _config()
-    with engine.begin() as connection:
+    with _ONE_AT_A_TIME, engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
+        found = MigrationContext.configure(connection).get_current_revision()
+        if found is not None and found not in revisions():
+            raise DatabaseTooNew(
+                f"the database was written by a newer version of Danlu (schema {found}; this one knows up to {head()}); "
+                "it was not written to",
+                next_step="start that version again",
+            )
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

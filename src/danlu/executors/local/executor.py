@@ -159,7 +159,7 @@ class LocalExecutor:
         folder = self._folder(attempt_id)
         if not folder.exists():
             return
-        if not _lock_is_free(folder) or Seen(folder).ended() is None:
+        if not _lock_is_free(folder) or (_begun(folder) and Seen(folder).ended() is None):
             return
         self._clean(attempt_id)
         gone = folder.with_name(f".gone-{attempt_id}")

@@ -7,12 +7,14 @@ from sqlalchemy.dialects import postgresql
 revision = "0001"
 down_revision = None
 
+ID = sa.String(length=80).with_variant(sa.String(length=80, collation="C"), "postgresql")
+
 
 def upgrade() -> None:
     """Creates every table."""
     op.create_table(
         "artifacts",
-        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("id", ID, nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("job_id", sa.String(length=27), nullable=False),
@@ -27,7 +29,7 @@ def upgrade() -> None:
     op.create_index("ix_artifacts_job_id_id", "artifacts", ["job_id", "id"], unique=False)
     op.create_table(
         "attempts",
-        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("id", ID, nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("job_id", sa.String(length=27), nullable=False),
@@ -65,7 +67,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "environments",
-        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("id", ID, nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("source_digest", sa.String(length=64), nullable=False),
@@ -80,7 +82,7 @@ def upgrade() -> None:
     op.create_table(
         "events",
         sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("transaction_id", sa.BigInteger(), nullable=False),
+        sa.Column("horizon", sa.BigInteger(), nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("object_id", sa.String(length=80), nullable=False),
         sa.Column(
@@ -89,11 +91,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_events")),
         sqlite_autoincrement=True,
     )
+    op.create_index("ix_events_horizon_seq", "events", ["horizon", "seq"], unique=False)
     op.create_index("ix_events_object_id_seq", "events", ["object_id", "seq"], unique=False)
     op.create_index("ix_events_project_seq", "events", ["project", "seq"], unique=False)
     op.create_table(
         "jobs",
-        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("id", ID, nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(length=63), nullable=False),
@@ -131,7 +134,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "nodes",
-        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("id", ID, nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column(
@@ -141,7 +144,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "projects",
-        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("id", ID, nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
@@ -153,7 +156,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "tokens",
-        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("id", ID, nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),

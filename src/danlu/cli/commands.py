@@ -1,0 +1,76 @@
+"""Every command once: its name, where it lies, its group and its line in the overview. Standard library only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+
+class Command(NamedTuple):
+    """A command: ``target`` is the module in this package and the function, or the app of a nested one."""
+
+    name: str
+    target: str
+    group: str
+    summary: str
+
+
+C = Command
+COMMANDS: Final = (
+    C("run", "run:run", "Work", "run a command with this folder's code as a job, and follow it"),
+    C("apply", "apply:apply", "Work", "submit the jobs described in a file"),
+    C("stop", "jobs:stop", "Work", "stop jobs"),
+    C("retry", "retry:retry", "Work", "run an ended job again, with changes if need be"),
+    C("wait", "jobs:wait", "Work", "wait for a job; exits with its exit code"),
+    C("get", "get:get", "Look", "list jobs, nodes, envs, events, or show one"),
+    C("describe", "describe:describe", "Look", "all about a job: attempts, limits, events, what it left"),
+    C("why", "why:why", "Look", "why a job waits, or why it ended"),
+    C("logs", "logs:logs", "Look", "what a job printed"),
+    C("metrics", "metrics:metrics", "Look", "what a job measured, drawn in the terminal"),
+    C("artifacts", "artifacts:app", "Look", "the files that a job left: ls, get"),
+    C("up", "platform:up", "Platform", "start the platform on this machine"),
+    C("down", "platform:down", "Platform", "stop it; jobs go on unless --jobs"),
+    C("status", "platform:status", "Platform", "is it running, where, with what"),
+    C("nodes", "nodes:nodes", "Platform", "machines, what they have and what is free"),
+    C("env", "environments:app", "Platform", "ready-made environments: ls, build"),
+    C("api", "api:api", "Platform", "send a request of your own"),
+    C("completion", "completion:completion", "Platform", "completion for bash, zsh or fish"),
+)
+BY_NAME: Final = {command.name: command for command in COMMANDS}
+NESTED: Final = frozenset({"artifacts", "env"})
+
+
+def overview() -> str:
+    """Returns what ``danlu`` alone prints: one screen."""
+    lines = ["danlu: submit training code as it is, watch it, keep the result", ""]
+    for group in dict.fromkeys(command.group for command in COMMANDS):
+        lines.append(f"{group}:")
+        lines += [f"  {command.name:<11} {command.summary}" for command in COMMANDS if command.group == group]
+    lines += [
+        "",
+        "Every command takes --url and --project; its own flags: danlu COMMAND --help",
+        "",
+        "Begin with:  danlu run -- python train.py",
+    ]
+    return "\n".join(lines)
+
+
+def build() -> App:
+    """Returns the parser of all commands. A command's module is imported when it is used."""
+    from cyclopts import App
+
+    import danlu
+
+    app = App(
+        name="danlu",
+        help="Submit training code as it is, watch it, keep the result.",
+        version=danlu.__version__,
+        help_format="plaintext",
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for command in COMMANDS:
+        app.command(f"danlu.cli.{command.target}", name=command.name, group=command.group)
+    return app

@@ -1,0 +1,34 @@
+"""Exit codes, all of them.
+
+====  ==========================================================================================
+   0  it is done; for run, retry, wait: the job succeeded
+   1  it could not be done; for run, retry, wait: the job failed without a code of its own
+   2  it was asked wrongly: an unknown command, flag or field, or a value that cannot be
+   3  the platform is not running, cannot be reached or cannot answer
+ 124  wait: the time is over and the job has not ended
+ 130  Ctrl-C; for run, retry, wait: the job was cancelled
+ 141  nobody reads the output any more
+   N  for run, retry, wait: the job's own exit code; 128 + the signal when one ended it
+====  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from danlu.errors import DanluError, InvalidRequest, PlatformError, Unavailable
+
+OK = 0
+FAILED = 1
+USAGE = 2
+UNREACHABLE = 3
+TIMED_OUT = 124
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+def code_of(error: DanluError) -> int:
+    """Returns the exit code that an error stands for."""
+    if isinstance(error, InvalidRequest):
+        return USAGE
+    if isinstance(error, Unavailable | PlatformError):
+        return UNREACHABLE
+    return FAILED

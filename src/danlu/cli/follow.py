@@ -1,0 +1,242 @@
+"""Follows a job until it has ended: its output, why it waits, how its environment is built; and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from danlu.api import EventsQuery, LogsQuery, OffsetQuery, Paging, StopRequest
+from danlu.cli import wording
+from danlu.cli.lines import LogLines, emit, screens
+from danlu.cli.session import FOLLOW_PATIENCE_S
+from danlu.cli.terminal import Messages
+from danlu.domain.jobs import Job
+from danlu.errors import DanluError
+
+if TYPE_CHECKING:
+    from danlu.client.transport import Client
+    from danlu.domain.events import Event
+    from danlu.domain.views import LogPage
+
+WAITING_PAGES: Final = 16
+BUILD_POLL_S: Final = 0.5
+PLAIN_BUILD_LINE_S: Final = 10.0
+TICK_S: Final = 0.25
+GOING_ON: Final = frozenset({"PendingEvaluation", "Placed", "Launching", "Started", "StopRequested"})
+
+
+class Detached(Exception):
+    """The user left; the job goes on."""
+
+
+class Following:
+    """One job being followed. All printing happens in the thread that calls ``run``; others only fetch.
+
+    Args:
+        client: of the job's platform and project.
+        job: as it was submitted.
+        messages: where danlu's own words go.
+        output: print the job's output.
+        news: tell each change of the job's state.
+    """
+
+    def __init__(self, client: Client, job: Job, messages: Messages, *, output: bool = True, news: bool = True) -> None:
+        self._client, self._job, self._messages, self._output = client, job, messages, output
+        self._lines = LogLines(*screens(sys.stdout, sys.stderr))
+        self._news: queue.Queue[tuple[str, Any]] = queue.Queue(WAITING_PAGES)
+        self._begun = time.monotonic()
+        self._tell = news
+        self._building = threading.Event()
+        self._waits = ""
+        self._attempt = 1
+        self._stopping = False
+        self._last_build_line = 0.0
+        client.patience_s = FOLLOW_PATIENCE_S
+        client.notice = lambda text: self._news.put(("notice", text))
+
+    def run(self) -> Job:
+        """Returns the job as it ended.
+
+        Raises:
+            Detached: the user left.
+            DanluError: the platform refused, or stayed away for too long.
+        """
+        client, job_id = self._client, self._job.id
+        path = {"job": job_id}
+        self._fetch("page", lambda: client.stream("jobs.logs_stream", path, query=LogsQuery()), last=True)
+        if self._tell:
+            self._fetch("event", lambda: client.stream("events.stream", query=EventsQuery(object_id=job_id)))
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            self._until_the_end()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            self._building.clear()
+            self._messages.clear()
+            emit(self._lines.end())
+        self._job = client.call("jobs.get", path)
+        return self._job
+
+    def _fetch(self, kind: str, stream: Callable[[], Any], *, last: bool = False) -> None:
+        def work() -> None:
+            try:
+                for item in stream():
+                    self._news.put((kind, item))
+                if last:
+                    self._news.put(("end", None))
+            except Exception as error:  # noqa: BLE001 - it is raised again in the thread that can tell it
+                self._news.put(("error", error))
+
+        threading.Thread(target=work, daemon=True, name=f"danlu-{kind}").start()
+
+    def _until_the_end(self) -> None:
+        while True:
+            try:
+                kind, item = self._news.get(timeout=TICK_S)
+            except queue.Empty:
+                self._tick()
+                continue
+            except KeyboardInterrupt:
+                self._interrupted()
+                continue
+            try:
+                if kind == "end":
+                    return
+                self._take(kind, item)
+            except KeyboardInterrupt:
+                self._interrupted()
+
+    def _take(self, kind: str, item: Any) -> None:
+        if kind == "page":
+            self._page(item)
+        elif kind == "event":
+            self._event(item)
+        elif kind == "build":
+            self._build_line(item)
+        elif kind == "notice":
+            self._messages.say(item, "yellow")
+        else:
+            raise item
+
+    def _page(self, page: LogPage) -> None:
+        if not self._output:
+            return
+        for chunk in page.chunks:
+            if chunk.attempt > self._attempt:
+                self._attempt = chunk.attempt
+                self._waits = ""
+        if page.chunks:
+            self._messages.clear()
+            emit(self._lines.take(page))
+
+    def _event(self, event: Event) -> None:
+        if event.state != "queued" or event.reason != "EnvironmentBuilding":
+            self._building.clear()
+        if event.state == "queued" and event.reason == "EnvironmentBuilding":
+            self._waits = "its environment is being built"
+            self._watch_build()
+        elif event.state == "queued" and event.reason not in GOING_ON:
+            self._waits = f"{event.reason}" + (f": {event.message}" if event.message else "")
+            self._messages.say(f"{self._job.name} waits: {self._waits}   (more: danlu why {self._job.name})", "dim")
+        elif event.state == "running":
+            self._waits = ""
+            self._messages.step(f"job {self._job.name}", self._where(), time.monotonic() - self._begun)
+        elif event.state == "stopping":
+            self._waits = "it is being stopped"
+            self._messages.say(f"{self._job.name} is being stopped: {event.message or event.reason}", "dim")
+
+    def _where(self) -> str:
+        page = self._client.call("jobs.attempts", {"job": self._job.id}, query=Paging(limit=1))
+        if not page.items:
+            return "running"
+        attempt = page.items[0]
+        parts = [f"{'queued → ' if attempt.number == 1 else ''}running on {attempt.tasks[0].node}"]
+        if devices := attempt.tasks[0].devices:
+            parts.append("gpu " + ",".join(map(str, devices)))
+        parts.append(attempt.start)
+        if attempt.number > 1:
+            parts.append(f"attempt {attempt.number}")
+        if attempt.resumed_from:
+            parts.append(f"from {attempt.resumed_from.rstrip('/').rpartition('/')[2]}")
+        return " · ".join(parts)
+
+    def _tick(self) -> None:
+        if self._waits and not self._building.is_set():
+            waited = wording.duration(float(int(time.monotonic() - self._begun)))
+            self._messages.status(f"{self._job.name} waits: {self._waits}  {waited}")
+
+    def _watch_build(self) -> None:
+        if self._building.is_set():
+            return
+        self._building.set()
+        job = self._client.call("jobs.get", {"job": self._job.id})
+        if job.environment_id is None:
+            return
+        env = self._client.call("environments.get", {"environment": job.environment_id})
+        self._messages.step("environment", f"{env.name} is being built", time.monotonic() - self._begun)
+        threading.Thread(target=self._read_build, args=(job.environment_id,), daemon=True, name="danlu-build").start()
+
+    def _read_build(self, environment_id: str) -> None:
+        offset = 0
+        try:
+            while self._building.is_set():
+                page = self._client.call(
+                    "environments.log", {"environment": environment_id}, query=OffsetQuery(offset=offset)
+                )
+                offset = page.offset
+                if lines := page.text.split("\n")[:-1]:
+                    self._news.put(("build", lines[-1]))
+                if page.done:
+                    return
+                if not page.text:
+                    time.sleep(BUILD_POLL_S)
+        except DanluError as error:
+            self._news.put(("build", f"(its log cannot be read: {error.message})"))
+
+    def _build_line(self, line: str) -> None:
+        if not self._building.is_set():
+            return
+        if self._messages.moving:
+            took = wording.duration(float(int(time.monotonic() - self._begun)))
+            self._messages.status(f"{'environment':<13} {took}  {line}")
+        elif time.monotonic() - self._last_build_line > PLAIN_BUILD_LINE_S:
+            self._last_build_line = time.monotonic()
+            self._messages.step("environment", line)
+
+    def _interrupted(self) -> None:
+        """Asks what Ctrl-C means; where nobody can be asked, it means what it means for a process: stop.
+
+        A second one leaves the job to its stopping.
+        """
+        name = self._job.name
+        self._messages.clear()
+        emit(self._lines.end())
+        if self._stopping:
+            raise Detached(f"{name} is still being stopped: danlu wait {name}")
+        answer = self._ask(name) if sys.stdin.isatty() and sys.stderr.isatty() else "s"
+        if answer == "d":
+            raise Detached(f"follow it with `danlu logs -f {name}`")
+        if answer == "s":
+            self._stopping = True
+            self._client.call("jobs.stop", {"job": self._job.id}, body=StopRequest())
+            self._messages.say(f"{name} is asked to stop; Ctrl-C again leaves it to that")
+
+    def _ask(self, name: str) -> str:
+        question = f"\n  {name} goes on if you detach.  [d]etach  [s]top  [c]ontinue: "
+        while True:
+            sys.stderr.write(question)
+            sys.stderr.flush()
+            try:
+                answer = sys.stdin.readline()
+            except KeyboardInterrupt:
+                return "d"
+            if not answer:
+                return "d"
+            if (letter := answer.strip().lower()[:1]) in ("d", "s", "c"):
+                return letter
+            question = "  d, s or c: "

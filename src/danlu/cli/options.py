@@ -1,0 +1,136 @@
+"""Flags that several commands share, and how they are read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from cyclopts import Parameter
+
+from danlu.cli.output import Format
+from danlu.errors import InvalidRequest, InvalidSpec
+
+EVERYWHERE: Final = "Every command"
+
+Flag = Parameter(negative=())
+Words = Parameter(negative_iterable=())
+Output = Annotated[Format, Parameter(name=("--output", "-o"), help="table, wide, json, yaml or name")]
+
+
+@Parameter(name="*", group=EVERYWHERE)
+@dataclass(frozen=True)
+class Common:
+    """Which platform and which project."""
+
+    url: Annotated[str | None, Parameter(help="the platform's address, instead of DANLU_URL or the one here")] = None
+    project: Annotated[str | None, Parameter(help="the project, instead of DANLU_PROJECT or default")] = None
+
+
+@Parameter(name="*", group="What the job asks for")
+@dataclass(frozen=True)
+class Asked:
+    """Fields of a job's specification, as flags."""
+
+    name: Annotated[str | None, Parameter(help="a name; made up from the command when left out")] = None
+    env: Annotated[str | None, Parameter(help="environment (danlu env ls), or host: the Python you stand in")] = None
+    requirements: Annotated[Path | None, Parameter(help="a requirements.txt, instead of --env")] = None
+    python: Annotated[str | None, Parameter(help="Python version for --requirements, e.g. 3.11")] = None
+    cpu: Annotated[str | None, Parameter(help="cores, e.g. 2 or 0.5")] = None
+    memory: Annotated[str | None, Parameter(help="e.g. 4GiB; a limit where the machine can set one")] = None
+    gpu: Annotated[int | None, Parameter(help="whole GPUs")] = None
+    gpu_kind: Annotated[str | None, Parameter(help="e.g. h100")] = None
+    var: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE, a variable of the command; repeatable"), Words] = ()
+    label: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE; repeatable"), Words] = ()
+    priority: Annotated[int | None, Parameter(help="a higher one starts earlier")] = None
+    retries: Annotated[int | None, Parameter(help="how often a failed attempt is repeated")] = None
+    max_time: Annotated[str | None, Parameter(help="an attempt that runs longer is ended, e.g. 2h")] = None
+    grace: Annotated[str | None, Parameter(help="time between SIGTERM and SIGKILL, e.g. 30s")] = None
+    metrics: Annotated[bool | None, Parameter(help="take printed name: value and name=value as metrics"), Flag] = None
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the fields of JobSpec that were given, not validated yet.
+
+        Raises:
+            InvalidRequest: a KEY=VALUE is not one.
+            InvalidSpec: the requirements cannot be read.
+        """
+        given: dict[str, Any] = {
+            "name": self.name,
+            "env": self.env,
+            "python": self.python,
+            "cpu": self.cpu,
+            "memory": self.memory,
+            "gpu": self.gpu,
+            "gpu_kind": self.gpu_kind,
+            "priority": self.priority,
+            "max_time": self.max_time,
+            "grace": self.grace,
+            "parse_metrics": self.metrics,
+            "requirements": None if self.requirements is None else read_requirements(self.requirements),
+            "variables": pairs("--var", self.var) or None,
+            "labels": pairs("--label", self.label) or None,
+            "retry": None if self.retries is None else {"attempts": self.retries + 1},
+            "interpreter": own_interpreter() if self.env == "host" else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def pairs(flag: str, words: Sequence[str]) -> dict[str, str]:
+    """Returns ``KEY=VALUE`` words as a dict; a later one wins."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InvalidRequest(f"{flag} {word!r} is not KEY=VALUE", next_step=f"write for example {flag} LR=0.1")
+        found[key] = value
+    return found
+
+
+def read_requirements(file: Path) -> str:
+    """Returns a requirements file's text, or raises InvalidSpec."""
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InvalidSpec(f"the requirements {file} cannot be read: {said}") from error
+
+
+def own_interpreter() -> str:
+    """Returns the Python that the user stands in: of the virtual environment, else the first on PATH."""
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        found = Path(os.environ.get(variable, "")) / "bin" / "python"
+        if os.environ.get(variable) and found.exists():
+            return str(found.absolute())
+    for name in ("python", "python3"):
+        if where := shutil.which(name):
+            return str(Path(where).absolute())
+    return sys.executable
+
+
+def one(words: Sequence[str], kind: str = "job") -> str:
+    """Returns the one name in ``X``, ``job X`` or ``job/X``.
+
+    Raises:
+        InvalidRequest: none or several are named.
+    """
+    names = several(words, kind)
+    if len(names) != 1:
+        raise InvalidRequest(f"this takes one {kind}; {len(names)} are named: {', '.join(names)}")
+    return names[0]
+
+
+def several(words: Sequence[str], kind: str = "job") -> list[str]:
+    """Returns the names in ``X Y``, ``job X Y``, ``jobs X`` or ``job/X job/Y``, at least one."""
+    kinds = (kind, kind + "s")
+    words = list(words)
+    if len(words) > 1 and words[0] in kinds:
+        words = words[1:]
+    names = [name if head in kinds and slash else word for word in words for head, slash, name in [word.partition("/")]]
+    if not names or not all(names):
+        raise InvalidRequest(f"no {kind} is named", next_step=f"all of them: danlu get {kind}s")
+    return names

@@ -1,0 +1,47 @@
+"""``danlu run``: a command with this folder's code as a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from danlu.cli.options import Asked, Common, Flag, Output
+from danlu.cli.session import connect_or_start
+from danlu.cli.submitting import code_folder, conclude, new_job_id, send_code, spec_of, tell_environment
+from danlu.cli.terminal import Messages
+from danlu.errors import InvalidRequest
+
+
+def run(
+    *command: Annotated[str, Parameter(help="the words to run; one word with spaces is a line for /bin/sh")],
+    detach: Annotated[bool, Parameter(name=("--detach", "-d"), help="print the job's name and return"), Flag] = False,
+    code: Annotated[Path | None, Parameter(help="the folder to send; the present one when left out")] = None,
+    no_code: Annotated[bool, Parameter(help="send no folder"), Flag] = False,
+    output: Output = "table",
+    asked: Asked | None = None,
+    common: Common | None = None,
+) -> int:
+    """Run a command with this folder's code as a job, follow it, and exit with its exit code.
+
+    Starts a platform where none runs. Ctrl-C asks whether to stop the job or to leave it running.
+    What the job prints goes to stdout and stderr; what danlu says goes to stderr.
+
+    Example: danlu run --env tensorflow-1 --gpu 1 -- python train.py --lr 0.1
+    """
+    if not command:
+        raise InvalidRequest("there is no command to run", next_step="danlu run -- python train.py   danlu run --help")
+    if code is not None and no_code:
+        raise InvalidRequest("--code and --no-code exclude each other")
+    fields = (asked or Asked()).fields()
+    fields["command"] = command[0] if len(command) == 1 and len(command[0].split()) > 1 else list(command)
+    spec = spec_of(fields)  # before anything is started or sent
+    folder = None if no_code else code_folder(code)
+    messages = Messages(quiet=output in ("json", "yaml"))
+    with connect_or_start(common, messages) as client:
+        if folder is not None:
+            spec = spec.model_copy(update={"code": send_code(client, folder, messages)})
+        job = client.call("jobs.submit", {"job": new_job_id()}, body=spec)
+        tell_environment(client, job, messages)
+        return conclude(client, job, messages, output, detach=detach)

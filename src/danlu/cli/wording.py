@@ -1,0 +1,104 @@
+"""Times, amounts and jobs in words."""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING, Final
+
+from danlu.domain.resources import format_bytes, format_cpu
+
+if TYPE_CHECKING:
+    from danlu.domain.environments import Environment
+    from danlu.domain.jobs import Job, JobSpec
+    from danlu.domain.nodes import Node
+
+SECOND_NS: Final = 1_000_000_000
+
+
+def duration(seconds: float) -> str:
+    """Returns ``4.2s``, ``58s``, ``3m12s``, ``1h5m`` or ``3d4h``."""
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60}s" if whole % 60 else f"{whole // 60}m"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60}m" if whole % 3600 // 60 else f"{whole // 3600}h"
+    return f"{whole // 86400}d{whole % 86400 // 3600}h" if whole % 86400 // 3600 else f"{whole // 86400}d"
+
+
+def between(begin: int | None, end: int) -> str:
+    """Returns how long it is between two times in ns; ``-`` without a beginning."""
+    return "-" if begin is None else duration((end - begin) / SECOND_NS)
+
+
+def age(at: int | None, now: int) -> str:
+    """Returns how long ago it was, in whole seconds."""
+    return "-" if at is None else duration(float(max(0, now - at) // SECOND_NS)).replace(".0s", "s")
+
+
+def clock(at: int) -> str:
+    """Returns a time in ns as UTC, to the millisecond: ``2026-11-24T01:44:02.123Z``."""
+    moment = datetime.datetime.fromtimestamp(at // SECOND_NS, datetime.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at % SECOND_NS // 1_000_000:03d}Z"
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """Returns ``1 file`` or ``3 files``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def why(job: Job) -> str:
+    """Returns the reason of a job where it says more than its state."""
+    return "-" if job.reason is None or job.reason in ("Completed", "Started", "Stopped") else str(job.reason)
+
+
+def asks(spec: JobSpec) -> str:
+    """Returns what a job asks for: ``2 cpu, 4.0 GiB, 1 gpu (h100)``."""
+    parts = [f"{format_cpu(round(spec.cpu * 1000))} cpu"]
+    if spec.memory:
+        parts.append(format_bytes(spec.memory))
+    if spec.gpu:
+        parts.append(f"{spec.gpu} gpu" + (f" ({spec.gpu_kind})" if spec.gpu_kind else ""))
+    return ", ".join(parts)
+
+
+def command_line(spec: JobSpec) -> str:
+    """Returns a job's command as one would type it."""
+    import shlex
+
+    text = spec.command if isinstance(spec.command, str) else shlex.join(spec.command)
+    return text.replace("\n", " ")
+
+
+def environment(env: Environment) -> str:
+    """Returns ``tensorflow-1 (py3.11, 41 packages)``."""
+    facts = [f"py{env.python_version or env.source.python}"]
+    if env.packages is not None:
+        facts.append(count(env.packages, "package"))
+    return f"{env.name} ({', '.join(facts)})"
+
+
+def gpus(node: Node) -> str:
+    """Returns a node's GPUs by kind: ``8 h100``; ``-`` for none."""
+    kinds: dict[str, int] = {}
+    for gpu in node.capacity.gpus:
+        kinds[gpu.kind] = kinds.get(gpu.kind, 0) + 1
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "-"
+
+
+def outcome(job: Job) -> str:
+    """Returns how a job ended, in a sentence without its name."""
+    text = str(job.state)
+    if job.state == "failed":
+        text += f": {job.reason}"
+        if job.exit_code:
+            text += f", exit code {job.exit_code}"
+    if job.started_at is not None and job.ended_at is not None:
+        text += f", {between(job.started_at, job.ended_at)} after its start"
+    if job.attempts > 1:
+        text += f", in attempt {job.attempts}"
+    return text

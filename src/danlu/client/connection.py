@@ -1,0 +1,176 @@
+"""Finds the platform: an address that was given, the environment's, or the one that runs on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from danlu.errors import NotAuthenticated, PlatformError
+from danlu.runner.formats import boot_id, start_time
+
+PLATFORM_FILE = "platform.json"
+KEY_FILE = Path("keys", "bootstrap")
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where a platform is and the key to it. ``home`` is its data folder when it was found on this machine."""
+
+    url: str
+    token: str = field(repr=False)
+    home: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A live server on this machine, as its ``platform.json`` tells."""
+
+    url: str
+    pid: int
+    start_time: int | None
+    boot_id: str
+    home: Path
+
+    def alive(self) -> bool:
+        """Whether that very process still lives: same boot, same pid, same start. Always true outside Linux."""
+        if not sys.platform.startswith("linux"):
+            return True
+        if self.boot_id != boot_id():
+            return False
+        started = start_time(self.pid)
+        return started is not None and started == self.start_time
+
+
+def data_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Returns the data folder of this user's platform: DANLU_HOME, else the system's usual place."""
+    if environ.get("DANLU_HOME"):
+        return Path(environ["DANLU_HOME"]).expanduser().absolute()
+    if getattr(os, "geteuid", lambda: 1)() == 0:
+        return Path("/var/lib/danlu")
+    share = environ.get("XDG_DATA_HOME", "")
+    return (Path(share) if Path(share).is_absolute() else Path.home() / ".local" / "share") / "danlu"
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Returns where the client keeps what only saves time."""
+    cache = environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "danlu"
+
+
+def running(home: Path) -> Running | None:
+    """Returns the live server of a data folder, or None.
+
+    Raises:
+        PlatformError: the folder may not be read, or its ``platform.json`` is damaged.
+    """
+    file = home / PLATFORM_FILE
+    try:
+        raw = json.loads(file.read_bytes())
+        found = Running(
+            url=str(raw["url"]).rstrip("/"),
+            pid=int(raw["pid"]),
+            start_time=None if raw.get("start_time") is None else int(raw["start_time"]),
+            boot_id=str(raw.get("boot_id", "")),
+            home=home,
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        raise PlatformError(
+            f"{file} cannot be read: {error.strerror}", next_step="set DANLU_HOME to a folder of your own"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlatformError(f"{file} is damaged: {error!r}", next_step=f"remove {file}, then: danlu up") from error
+    return found if found.alive() else None
+
+
+def find(url: str | None = None, environ: Mapping[str, str] = os.environ) -> Connection | None:
+    """Returns the platform to talk to; None when none was named and none runs here.
+
+    ``url`` comes first, then DANLU_URL, then the platform on this machine. The key of DANLU_TOKEN is only ever sent to the
+    platform that DANLU_URL names, or to ``url`` where DANLU_URL is not set.
+
+    Raises:
+        NotAuthenticated: there is no key for that address.
+        PlatformError: the address is not one, or a file cannot be read.
+    """
+    home, named = data_folder(environ), url or environ.get("DANLU_URL")
+    if not named:
+        local = running(home)
+        return None if local is None else Connection(local.url, _bootstrap_key(home), home)
+    address = require_url(named)
+    given = environ.get("DANLU_URL")
+    if (token := _given_token(environ)) and (not given or require_url(given) == address):
+        return Connection(address, token)
+    local = running(home)
+    if local is not None and local.url == address:
+        return Connection(address, _bootstrap_key(home), home)
+    raise NotAuthenticated(
+        f"there is no key for {address}",
+        next_step="set DANLU_TOKEN or DANLU_TOKEN_FILE, and DANLU_URL to the address it belongs to",
+    )
+
+
+def require(url: str | None = None, environ: Mapping[str, str] = os.environ) -> Connection:
+    """Returns the platform to talk to, as ``find`` does.
+
+    Raises:
+        PlatformError: none was named and none runs here.
+    """
+    found = find(url, environ)
+    if found is None:
+        raise PlatformError(f"danlu is not running here ({data_folder(environ)})", next_step="start it: danlu up")
+    return found
+
+
+def require_url(text: str) -> str:
+    """Returns an http or https address without a slash at its end, or raises PlatformError."""
+    try:
+        parts = urlsplit(text)
+        port_ok = parts.port is None or 0 < parts.port < 65536
+    except ValueError:
+        parts, port_ok = urlsplit(""), False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok or parts.query or parts.fragment:
+        raise PlatformError(
+            f"{text!r} is not the address of a platform", next_step="write for example http://127.0.0.1:7070"
+        )
+    return text.rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    """Says whether an address is this machine's own, which no proxy can reach."""
+    return urlsplit(url).hostname in LOOPBACK
+
+
+def _given_token(environ: Mapping[str, str]) -> str:
+    if token := environ.get("DANLU_TOKEN", "").strip():
+        return _sendable(token, "DANLU_TOKEN")
+    if not (name := environ.get("DANLU_TOKEN_FILE")):
+        return ""
+    try:
+        return _sendable(Path(name).expanduser().read_text().strip(), name)
+    except (OSError, UnicodeError) as error:
+        raise NotAuthenticated(f"the key in {name} (DANLU_TOKEN_FILE) cannot be read: {error}") from error
+
+
+def _bootstrap_key(home: Path) -> str:
+    file = home / KEY_FILE
+    try:
+        return _sendable(file.read_text().strip(), str(file))
+    except (OSError, UnicodeError) as error:
+        raise NotAuthenticated(
+            f"the key of the platform here cannot be read: {file}: {error}",
+            next_step="ask its owner for a token and set DANLU_URL and DANLU_TOKEN, or run your own with DANLU_HOME",
+        ) from error
+
+
+def _sendable(token: str, where: str) -> str:
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise NotAuthenticated(f"{where} holds no key: a key is one printable word")
+    return token

@@ -1,0 +1,311 @@
+"""The one place that sends: a client of one platform, which waits for it when it is away for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
+
+from danlu import __version__
+from danlu.api import PROJECT_HEADER
+from danlu.client.connection import Connection, is_loopback
+from danlu.client.requests import Request, build, failure, parse
+from danlu.errors import DanluError, PlatformError, TooManyRequests, Unavailable, from_problem
+
+if TYPE_CHECKING:
+    import httpx2
+    from pydantic import BaseModel
+
+CONNECT_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 60.0
+STREAM_SILENCE_S: Final = 60.0
+"""A stream that says nothing for so long, not even that it lives, is opened again."""
+PATIENCE_S: Final = 1.0
+FIRST_PAUSE_S: Final = 0.05
+MAX_PAUSE_S: Final = 3.0
+MAX_EVENT_BYTES: Final = 64 * 2**20
+CHUNK_BYTES: Final = 256 * 1024
+
+Notice = Callable[[str], None]
+Progress = Callable[[int], None]
+"""Called with the bytes that were moved since the last call."""
+
+
+class Client:
+    """Calls the operations of ``danlu.api`` by their ids. One client may be used by several threads.
+
+    Args:
+        connection: where the platform is, and the key.
+        project: whose things are meant.
+        patience_s: how long a call that may be repeated is repeated while the platform is away.
+        relocate: says where the platform is now; asked while it is away, since it may come back elsewhere.
+        notice: told that the platform is away and that it is back.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        project: str = "default",
+        patience_s: float = PATIENCE_S,
+        relocate: Callable[[], Connection | None] | None = None,
+        notice: Notice | None = None,
+    ) -> None:
+        self.connection, self.project, self.patience_s = connection, project, patience_s
+        self.relocate, self.notice = relocate, notice
+        self._open: httpx2.Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The platform's address."""
+        return self.connection.url
+
+    def close(self) -> None:
+        """Closes all connections."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def call(
+        self,
+        operation_id: str,
+        path: Mapping[str, str] | None = None,
+        *,
+        query: BaseModel | None = None,
+        body: BaseModel | bytes | None = None,
+    ) -> Any:
+        """Returns what the operation answers, as the model that ``danlu.api`` names.
+
+        Raises:
+            DanluError: as the server raised it.
+            Unavailable: the platform could not be reached.
+        """
+        request = build(operation_id, path, query=query, body=body)
+
+        def send() -> Any:
+            answer = self._http().request(
+                request.method, self.url + request.target, content=request.content, headers=_headers(request)
+            )
+            self._check(answer)
+            return parse(request.operation, answer.content, self.url)
+
+        return self._patiently(send, repeatable=request.repeatable)
+
+    def stream(self, operation_id: str, path: Mapping[str, str] | None = None, *, query: BaseModel) -> Iterator[Any]:
+        """Yields what happens; goes on where it was after a break, until an item says ``done``.
+
+        Raises:
+            DanluError: as the server raised it.
+            Unavailable: the platform stayed away for longer than ``patience_s``.
+        """
+        import httpx2
+
+        waiting = _Waiting(self, self.patience_s)
+        while True:
+            request = build(operation_id, path, query=query)
+            try:
+                with self._http().stream(
+                    "GET",
+                    self.url + request.target,
+                    headers={"Accept": "text/event-stream", "Accept-Encoding": "identity"},
+                    timeout=_timeout(STREAM_SILENCE_S),
+                ) as answer:
+                    self._check(answer)
+                    for event in httpx2.EventSource(answer, max_event_size=MAX_EVENT_BYTES):
+                        waiting.over()
+                        if event.event == "error":
+                            raise _from_event(event.data, self.url)
+                        item = parse(request.operation, event.data, self.url)
+                        query = _resumed(query, event.id)
+                        yield item
+                        if getattr(item, "done", False):
+                            return
+                waiting.pause(Unavailable(f"{self.url} ended a stream"))
+            except (httpx2.TransportError, Unavailable, TooManyRequests) as error:
+                waiting.pause(error)
+
+    def upload(self, address: str, file: BinaryIO, size_bytes: int, progress: Progress | None = None) -> Any:
+        """Stores one blob of any size from a file; returns ``Stored``."""
+        request = build("blobs.put", {"address": address}, body=b"")
+
+        def chunks() -> Iterator[bytes]:
+            left = size_bytes
+            while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
+                left -= len(chunk)
+                if progress is not None:
+                    progress(len(chunk))
+                yield chunk
+            if left:  # a file that became shorter: fill up, the server will see that it is not what was promised
+                yield from (b"\0" * min(CHUNK_BYTES, left - at) for at in range(0, left, CHUNK_BYTES))
+
+        def send() -> Any:
+            file.seek(0)
+            answer = self._http().request(
+                "PUT",
+                self.url + request.target,
+                content=chunks(),
+                headers={**_headers(request), "Content-Length": str(size_bytes)},
+            )
+            self._check(answer)
+            return parse(request.operation, answer.content, self.url)
+
+        return self._patiently(send, repeatable=True)
+
+    def download(self, address: str, target: BinaryIO, progress: Progress | None = None) -> int:
+        """Writes one blob's bytes to a file that can seek, from its beginning; returns how many they are."""
+        request = build("blobs.get", {"address": address})
+
+        def receive() -> int:
+            target.seek(0)
+            target.truncate()
+            with self._http().stream("GET", self.url + request.target) as answer:
+                self._check(answer)
+                for chunk in answer.iter_bytes(CHUNK_BYTES):
+                    target.write(chunk)
+                    if progress is not None:
+                        progress(len(chunk))
+            return target.tell()
+
+        return int(self._patiently(receive, repeatable=True))
+
+    @contextlib.contextmanager
+    def raw(self, method: str, target: str, content: bytes | None = None) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Sends any request with the key; gives the status and the answer's bytes as they come. Nothing is repeated.
+
+        Raises:
+            Unavailable: the platform could not be reached.
+        """
+        import httpx2
+
+        headers = {} if content is None else {"Content-Type": "application/json"}
+        try:
+            with self._http().stream(method, self.url + target, content=content, headers=headers) as answer:
+                yield answer.status_code, answer.iter_bytes()
+        except httpx2.InvalidURL as error:
+            raise PlatformError(f"{target!r} is not a path: {error}") from error
+        except httpx2.TransportError as error:
+            raise self._away(error) from error
+
+    def _http(self) -> httpx2.Client:
+        if self._open is None:
+            import ssl
+
+            import httpx2
+
+            plain = self.url.startswith("http:")
+            self._open = httpx2.Client(
+                headers={
+                    "Authorization": f"Bearer {self.connection.token}",
+                    PROJECT_HEADER: self.project,
+                    "User-Agent": f"danlu/{__version__}",
+                },
+                timeout=_timeout(READ_TIMEOUT_S),
+                trust_env=not is_loopback(self.url),  # a proxy cannot reach this machine's own address
+                verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True,  # loading authorities takes 20 ms
+            )
+        return self._open
+
+    def _check(self, answer: httpx2.Response) -> None:
+        if answer.is_success:
+            return
+        answer.read()
+        if answer.is_redirect:
+            raise PlatformError(
+                f"{self.url} redirects to {answer.headers.get('location', '?')[:200]}", next_step="use that address"
+            )
+        raise failure(answer.status_code, answer.content, self.url)
+
+    def _patiently(self, send: Callable[[], Any], *, repeatable: bool) -> Any:
+        import httpx2
+
+        waiting = _Waiting(self, self.patience_s)
+        while True:
+            try:
+                result = send()
+                waiting.over()
+                return result
+            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:  # nothing was sent: any call may be repeated
+                waiting.pause(error)
+            except (httpx2.TransportError, Unavailable, TooManyRequests) as error:
+                if not repeatable:
+                    raise self._away(error) from error
+                waiting.pause(error)
+
+    def _away(self, error: Exception) -> DanluError:
+        if isinstance(error, DanluError):
+            return error
+        return Unavailable(
+            f"the platform at {self.url} cannot be reached: {str(error) or type(error).__name__}",
+            next_step="is it running? danlu status" + ("     start it: danlu up" if is_loopback(self.url) else ""),
+        )
+
+    def _find_again(self) -> None:
+        found = self.relocate() if self.relocate is not None else None
+        if found is not None and found != self.connection:
+            # left open: another thread may still be using it
+            self.connection, self._open = found, None
+
+
+class _Waiting:
+    """One stretch of waiting for a platform that is away: pauses that grow, and an end."""
+
+    def __init__(self, client: Client, patience_s: float) -> None:
+        self._client, self._patience_s = client, patience_s
+        self.over()
+
+    def over(self) -> None:
+        """It answered."""
+        if getattr(self, "_told", False) and self._client.notice is not None:
+            self._client.notice("the platform is back")
+        self._since: float | None = None
+        self._pause_s, self._told = FIRST_PAUSE_S, False
+
+    def pause(self, error: Exception) -> None:
+        """Waits a little, or raises once the patience is at its end."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        elif now - self._since + self._pause_s > self._patience_s:
+            raise self._client._away(error) from error
+        if not self._told and now - self._since > 1.0 and self._client.notice is not None:
+            self._told = True
+            self._client.notice(f"the platform is away; waiting for it ({str(error)[:200] or type(error).__name__})")
+        time.sleep(self._pause_s)
+        self._pause_s = min(self._pause_s * 2, MAX_PAUSE_S)
+        self._client._find_again()
+
+
+def _timeout(read_s: float) -> Any:
+    import httpx2
+
+    return httpx2.Timeout(connect=CONNECT_TIMEOUT_S, read=read_s, write=READ_TIMEOUT_S, pool=CONNECT_TIMEOUT_S)
+
+
+def _headers(request: Request) -> dict[str, str]:
+    return {} if request.content is None else {"Content-Type": request.content_type}
+
+
+def _resumed(query: BaseModel, cursor: str) -> BaseModel:
+    if not cursor:
+        return query
+    if "cursor" in type(query).model_fields:
+        return query.model_copy(update={"cursor": cursor})
+    return query.model_copy(update={"after": int(cursor)})
+
+
+def _from_event(data: str, url: str) -> DanluError:
+    try:
+        import json
+
+        problem = json.loads(data)
+        return from_problem(problem, int(problem.get("status", 500)))
+    except (ValueError, TypeError, AttributeError):
+        return Unavailable(f"{url} ended a stream: {data[:300]}")

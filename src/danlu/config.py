@@ -1,0 +1,78 @@
+"""Settings of a server: every option, its unit, its default. Read once, in server/main.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+DEFAULT_PORT: Final = 7070
+PORTS_TRIED: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a server runs.
+
+    Attributes:
+        home: the data folder (``DANLU_HOME``).
+        host: the address to listen on.
+        port: None: the first free one from 7070 on.
+        gpus: declared GPUs, such as ``8`` or ``2:h100``; None: what the driver shows.
+        database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
+        ready_fd: where to say, in one JSON line, that the server is ready or why it is not.
+        backup_every_s: time between two copies of a SQLite database.
+    """
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int | None = None
+    gpus: str | None = None
+    database_url: str | None = None
+    ready_fd: int | None = None
+    backup_every_s: float = 86_400.0
+
+
+def default_home(environ: Mapping[str, str], *, root: bool) -> Path:
+    """Returns the data folder: ``DANLU_HOME``, else ``/var/lib/danlu`` for root, else below the user's data folder."""
+    if environ.get("DANLU_HOME"):
+        return Path(environ["DANLU_HOME"]).expanduser().absolute()
+    if root:
+        return Path("/var/lib/danlu")
+    base = environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "danlu"
+
+
+def runtime_folder(home: Path, environ: Mapping[str, str], *, uid: int) -> Path:
+    """Returns the folder for sockets, whose paths are limited to 108 bytes: one for each data folder."""
+    import hashlib
+
+    digest = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:8]
+    if uid == 0:
+        return Path("/run/danlu") / digest
+    if environ.get("XDG_RUNTIME_DIR"):
+        return Path(environ["XDG_RUNTIME_DIR"]) / f"danlu-{digest}"
+    return Path("/tmp") / f"danlu-{uid}-{digest}"  # noqa: S108 - made 0700 and checked to be ours before it is used
+
+
+def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
+    parser = argparse.ArgumentParser(prog="danlu.server", description="The Danlu server; usually started by: danlu up")
+    parser.add_argument("--home", type=Path, help="the data folder")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (loopback only)")
+    parser.add_argument("--port", type=int, help=f"the port; without it the first free one from {DEFAULT_PORT} on")
+    parser.add_argument("--gpus", help="declare GPUs: 8, or 2:h100,1:a100; without it the driver is asked")
+    parser.add_argument("--ready-fd", type=int, help="file descriptor to say one JSON line to, once ready")
+    found = parser.parse_args(list(arguments))
+    home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
+    return Settings(
+        home=home,
+        host=found.host,
+        port=found.port,
+        gpus=found.gpus,
+        database_url=environ.get("DANLU_DATABASE_URL") or None,
+        ready_fd=found.ready_fd,
+    )

@@ -1,0 +1,205 @@
+"""Attempts: launched, watched and ended, as the executor's observations and the users' wishes have it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, NoReturn, Protocol
+
+from danlu.controllers.decisions import Action, Decision, decide, rejected
+from danlu.database import queries
+from danlu.database.engine import Database, Transaction
+from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
+from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
+from danlu.domain.jobs import Attempt, AttemptState, Job
+from danlu.errors import ExecutorUnavailable, LaunchRejected, StorageFull, VersionConflict
+from danlu.executors.base import Executor, LaunchOrder, Observation, Phase
+from danlu.services.context import Clock, Hub
+
+LOG: Final = logging.getLogger("danlu.controllers")
+LIVE_PERIOD_S: Final = 1.0
+IDLE_PERIOD_S: Final = 30.0
+LAUNCH_BACKOFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STORAGE_TRIALS: Final = 10
+UNKNOWN_GRACE_S: Final = 30.0
+Spawn = Callable[[Callable[[], None]], None]
+"""Runs something beside the loop, soon."""
+
+
+class Interpreters(Protocol):
+    """Where the interpreters of built environments are."""
+
+    def interpreter(self, environment: Environment) -> Interpreter | None:
+        """Returns a ready environment's interpreter; None when its folder is no longer there."""
+
+    def host(self, executable: str) -> Interpreter:
+        """Returns the interpreter of ``env: host``, or raises LaunchRejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launches:
+    """What a launch needs besides the records."""
+
+    interpreters: Interpreters
+    token: Callable[[str], str]
+    url: Callable[[], str]
+
+
+@dataclass(slots=True)
+class _Trial:
+    """How often a launch did not come through, and when it is tried again (ns UTC)."""
+
+    failures: int = 0
+    not_before: int = 0
+
+
+@dataclass(slots=True)
+class AttemptsController:
+    """Decides for each live attempt by what the executor sees of it. Restarting it is the normal path."""
+
+    database: Database
+    executor: Executor
+    clock: Clock
+    hub: Hub
+    launches: Launches
+    spawn: Spawn
+    _in_flight: set[str] = field(default_factory=set)
+    _trials: dict[str, _Trial] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def step(self) -> float:
+        """Looks once."""
+        with self._lock:
+            busy = frozenset(self._in_flight)  # before the look: what is being launched now may not be seen yet
+        seen = {one.attempt_id: one for one in self.executor.observe()}
+        attempts, jobs = self.database.read(_live)
+        now = self.clock.now()
+        for attempt in attempts:
+            if attempt.id not in busy:
+                self._decide(jobs[attempt.job_id], attempt, seen.get(attempt.id), now)
+        live = {attempt.id for attempt in attempts}
+        self._end_strangers([one for one in seen.values() if one.attempt_id not in live | busy])
+        for gone in set(self._trials) - live:
+            del self._trials[gone]
+        retries = [max(0.001, (t.not_before - now) / 1e9) for t in self._trials.values() if t.not_before]
+        return min([LIVE_PERIOD_S if attempts else IDLE_PERIOD_S, *retries])
+
+    def _decide(self, job: Job, attempt: Attempt, seen: Observation | None, now: int) -> None:
+        decision = decide(job, attempt, seen, now)
+        if decision.action is Action.STOP:
+            grace_s = job.spec.grace if job.stop_grace_s is None else job.stop_grace_s
+            self.executor.stop(attempt.id, grace_s=grace_s)
+        if decision.jobs or decision.attempts:
+            try:
+                self.database.write(lambda tx: self._store(tx, job, attempt, decision))
+            except VersionConflict:
+                self.hub.notify("attempts")  # somebody was quicker: look again
+                return
+            for topic in ("jobs", "output", "events"):
+                self.hub.notify(topic)
+            if any(one.collected for one in decision.attempts):
+                self.executor.forget(attempt.id)
+        if decision.action is Action.LAUNCH and self._trials.get(attempt.id, _Trial()).not_before <= now:
+            with self._lock:
+                self._in_flight.add(attempt.id)
+            self.spawn(lambda: self._launch(job, attempt))
+
+    def _end_strangers(self, seen: Iterable[Observation]) -> None:
+        """Ends what runs although its attempt has ended: a launch that came through after the job was stopped."""
+        strangers = list(seen)
+        if not strangers:
+            return
+        known = self.database.read(lambda tx: {o.attempt_id: ATTEMPTS.get(tx, o.attempt_id) for o in strangers})
+        for one in strangers:
+            attempt, running = known[one.attempt_id], one.phase in (Phase.STARTING, Phase.RUNNING)
+            if attempt is None and running:  # of a database that was set back: its files may be worth something
+                LOG.warning("attempt %s runs but is not in the database: it is stopped", one.attempt_id)
+                self.executor.stop(one.attempt_id, grace_s=UNKNOWN_GRACE_S)
+            elif attempt is not None and attempt.state is AttemptState.ENDED:
+                if running:
+                    self.executor.stop(one.attempt_id, grace_s=0.0)
+                elif attempt.collected:
+                    self.executor.forget(one.attempt_id)
+
+    # launching, beside the loop
+
+    def _launch(self, job: Job, attempt: Attempt) -> None:
+        trial = self._trials.get(attempt.id, _Trial())
+        try:
+            self.executor.launch(self._order(job, attempt))
+            self._trials.pop(attempt.id, None)
+        except LaunchRejected as error:
+            self._reject(job, attempt, error.message)
+        except StorageFull as error:
+            if trial.failures + 1 >= STORAGE_TRIALS:
+                self._reject(job, attempt, error.message)
+            else:
+                self._again(attempt, trial, error)
+        except ExecutorUnavailable as error:
+            self._again(attempt, trial, error)
+        finally:
+            with self._lock:
+                self._in_flight.discard(attempt.id)
+            self.hub.notify("attempts")
+
+    def _again(self, attempt: Attempt, trial: _Trial, error: Exception) -> None:
+        wait_s = LAUNCH_BACKOFF_S[min(trial.failures, len(LAUNCH_BACKOFF_S) - 1)]
+        self._trials[attempt.id] = _Trial(trial.failures + 1, self.clock.now() + int(wait_s * 1e9))
+        LOG.warning("launch of %s: %s; tried again in %g s", attempt.id, error, wait_s)
+
+    def _order(self, job: Job, attempt: Attempt) -> LaunchOrder:
+        project, environment = self.database.read(
+            lambda tx: (
+                PROJECTS.require(tx, job.project),
+                None if job.environment_id is None else ENVIRONMENTS.require(tx, job.environment_id),
+            )
+        )
+        interpreter: Interpreter | None = None
+        if environment is not None:
+            interpreter = self.launches.interpreters.interpreter(environment)
+            if interpreter is None:
+                self._rebuild(environment)
+        elif job.spec.env == HOST and job.spec.interpreter is not None:
+            interpreter = self.launches.interpreters.host(job.spec.interpreter)
+        return LaunchOrder(
+            job=job, attempt=attempt, interpreter=interpreter, project_number=project.number,
+            url=self.launches.url(), token=self.launches.token(attempt.id),
+        )  # fmt: skip
+
+    def _rebuild(self, environment: Environment) -> NoReturn:
+        if environment.state is EnvironmentState.FAILED:
+            raise LaunchRejected(f"environment {environment.name}: {environment.message}")
+        if environment.state is EnvironmentState.READY:
+            wanted = environment.moved(
+                EnvironmentState.WANTED, now=self.clock.now(), reason=EnvironmentReason.REBUILD,
+                message="its folder is no longer there",
+            )  # fmt: skip
+            self.database.write(lambda tx: ENVIRONMENTS.put(tx, environment, wanted))
+            self.hub.notify("environments")
+        raise ExecutorUnavailable(f"environment {environment.name} is being built again")
+
+    def _store(self, tx: Transaction, job: Job, attempt: Attempt, decision: Decision) -> None:
+        for new_attempt in decision.attempts:
+            ATTEMPTS.put(tx, attempt, new_attempt)
+            attempt = new_attempt
+        for new_job in decision.jobs:
+            JOBS.put(tx, job, new_job)
+            job = new_job
+
+    def _reject(self, job: Job, attempt: Attempt, message: str) -> None:
+        def work(tx: Transaction) -> None:
+            newest_job, newest = JOBS.require(tx, job.id), ATTEMPTS.require(tx, attempt.id)
+            if newest.state is not AttemptState.ENDED:
+                self._store(tx, newest_job, newest, rejected(newest_job, newest, message, self.clock.now()))
+
+        self.database.write(work)
+        self.hub.notify("jobs")
+
+
+def _live(tx: Transaction) -> tuple[list[Attempt], dict[str, Job]]:
+    attempts = queries.holding_attempts(tx)
+    return attempts, {attempt.job_id: JOBS.require(tx, attempt.job_id) for attempt in attempts}
+
+

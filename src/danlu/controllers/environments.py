@@ -1,0 +1,109 @@
+"""Environments: wanted ones are built, one at a time, with what the build prints kept as it comes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from danlu.blobs.streams import StreamKey, Streams
+from danlu.controllers.attempts import Spawn
+from danlu.database.engine import Database, Transaction
+from danlu.database.records import ENVIRONMENTS
+from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
+from danlu.errors import DanluError, EnvironmentFailed, VersionConflict
+from danlu.services.context import Clock, Hub
+from danlu.services.environments import BUILD_STREAM, BUILD_TASK
+
+PERIOD_S: Final = 30.0
+AT_ONCE: Final = 2
+MAX_OPEN: Final = 10_000
+
+
+class Built(Protocol):
+    """What a build made."""
+
+    lock_digest: str
+    packages: int
+    python_version: str
+    size_bytes: int
+    build_s: float
+
+
+class Builder(Protocol):
+    """Builds environments; what is there already is used again."""
+
+    def build(self, source: EnvironmentSource, report: Callable[[str], None]) -> Any:
+        """Returns what was built (see Built), or raises EnvironmentFailed; ``report`` gets each line that is printed."""
+
+
+@dataclass(slots=True)
+class EnvironmentsController:
+    """Builds what is wanted. A build that a killed server left is begun again."""
+
+    database: Database
+    builder: Builder
+    streams: Streams
+    clock: Clock
+    hub: Hub
+    spawn: Spawn
+    _in_flight: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def step(self) -> float:
+        """Looks once."""
+        states = (EnvironmentState.WANTED, EnvironmentState.BUILDING)
+        for environment in self.database.read(lambda tx: ENVIRONMENTS.find(tx, state=states, limit=MAX_OPEN)):
+            with self._lock:
+                if environment.id in self._in_flight:
+                    continue
+                room = len(self._in_flight) < AT_ONCE
+            if environment.state is EnvironmentState.BUILDING:
+                self._store(environment, EnvironmentState.WANTED, EnvironmentReason.INTERRUPTED)
+                return 0.0
+            if room:
+                building = self._store(environment, EnvironmentState.BUILDING, EnvironmentReason.BUILDING)
+                with self._lock:
+                    self._in_flight.add(building.id)
+                self.spawn(lambda building=building: self._build(building))  # type: ignore[misc]
+        return PERIOD_S
+
+    def _build(self, environment: Environment) -> None:
+        key = StreamKey(environment.project, environment.id, BUILD_TASK, BUILD_STREAM)
+
+        def report(line: str) -> None:
+            self.streams.append(key, self.streams.size(key), line.encode(errors="replace") + b"\n")
+            self.hub.notify("logs")
+
+        try:
+            built = self.builder.build(environment.source, report)
+            facts = {
+                name: getattr(built, name)
+                for name in ("lock_digest", "packages", "python_version", "size_bytes", "build_s")
+            }
+            self._store(environment, EnvironmentState.READY, EnvironmentReason.BUILT, **facts)
+        except DanluError as error:
+            stage = error.details.get("stage")
+            reason = EnvironmentReason.RESOLUTION_FAILED if stage == "resolve" else EnvironmentReason.INSTALL_FAILED
+            if not isinstance(error, EnvironmentFailed):
+                report(error.message)
+            self._store(environment, EnvironmentState.FAILED, reason, message=error.message)
+        finally:
+            with self._lock:
+                self._in_flight.discard(environment.id)
+            for topic in ("environments", "jobs", "logs", "events"):
+                self.hub.notify(topic)
+
+    def _store(
+        self, old: Environment, state: EnvironmentState, reason: EnvironmentReason, *, message: str = "", **facts: Any
+    ) -> Environment:
+        def work(tx: Transaction) -> Environment:
+            newest = ENVIRONMENTS.require(tx, old.id)
+            if newest.state is not old.state:
+                raise VersionConflict(f"environment {old.id} is {newest.state}, no longer {old.state}")
+            new = newest.moved(state, now=self.clock.now(), reason=reason, message=message, **facts)
+            ENVIRONMENTS.put(tx, newest, new)
+            return new
+
+        return self.database.write(work)

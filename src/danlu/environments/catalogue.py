@@ -1,0 +1,68 @@
+"""The catalogue: environments that are ready to use by name. Only data; to change a version, edit it here and relock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from danlu.domain.environments import HOST
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """One environment of the catalogue.
+
+    Attributes:
+        name: what users type.
+        description: one line, for ``danlu env ls``.
+        python: the one version that it works with, e.g. ``3.11``; None: the server's own, or the one asked for.
+        oldest_python: where ``python`` is None, the oldest version that its lock covers.
+        requirements: what ``relock`` resolves into ``locks/NAME.txt``.
+        variables: set for its jobs, unless they set them themselves.
+        hook: the folder beside this file whose files go into site-packages, or None.
+        buildable: False for the interpreter that the user stands in.
+    """
+
+    name: str
+    description: str
+    python: str | None = None
+    oldest_python: str = "3.8"
+    requirements: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    hook: str | None = None
+    buildable: bool = True
+
+
+_ENTRIES = (
+    CatalogueEntry(name="python", description="plain Python, no packages"),
+    CatalogueEntry(
+        name="sklearn",
+        description="scikit-learn and NumPy",
+        oldest_python="3.11",
+        requirements=("scikit-learn>=1.6,<2", "numpy>=2,<3"),
+    ),
+    CatalogueEntry(
+        name="tensorflow-1",
+        description="TensorFlow 1 programs, unchanged: TensorFlow 2.15, which imports as tensorflow.compat.v1",
+        python="3.11",
+        oldest_python="3.11",
+        requirements=(
+            "tensorflow==2.15.1",  # the last with tf.estimator
+            "numpy>=1.23.5,<1.24",  # the last with np.bool, np.float, np.int, np.object, which code of that time uses
+            "protobuf<4.26",
+            "setuptools<81",  # tensorboard imports pkg_resources
+        ),
+        # 1 leaves out TensorFlow's INFO lines about this machine's CPU, which say nothing about the program. Warnings and
+        # errors stay. oneDNN stays on, as TensorFlow has it: off is much slower, for the sake of the last bits of a float.
+        variables={"TF_CPP_MIN_LOG_LEVEL": "1"},
+        hook="tf1",
+    ),
+    CatalogueEntry(
+        name=HOST,
+        description="the Python that you stand in, on a single-user platform: nothing is built",
+        buildable=False,
+    ),
+)
+
+CATALOGUE: Final[Mapping[str, CatalogueEntry]] = {entry.name: entry for entry in _ENTRIES}

@@ -1,0 +1,124 @@
+"""From what a user names to an EnvironmentSource, and what such a source is identified by."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+from danlu.domain.environments import EnvironmentSource
+from danlu.domain.validation import suggestion
+from danlu.environments.catalogue import CATALOGUE, CatalogueEntry
+from danlu.environments.requirements import check, normalized
+from danlu.errors import InvalidSpec, UnknownEnvironment
+
+RECIPE: Final = 1
+"""Counts the ways of building; a new one makes every environment anew."""
+
+OLDEST_PYTHON: Final = "3.8"
+FOLDER: Final = Path(__file__).parent
+
+
+def own_python() -> str:
+    """Returns the server's own version of Python, e.g. ``3.11``."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def source_for(env: str, requirements: str | None, python: str | None) -> EnvironmentSource:
+    """Returns the source that a request names.
+
+    Args:
+        env: a name of the catalogue; ``python`` where requirements are given.
+        requirements: a requirements.txt as text.
+        python: a version such as ``3.12``; the server's own where neither this nor the catalogue says one.
+
+    Raises:
+        UnknownEnvironment: the catalogue has no such name.
+        InvalidSpec: nothing can be built from it.
+    """
+    entry = CATALOGUE.get(env)
+    if entry is None:
+        near = suggestion(env, CATALOGUE)
+        raise UnknownEnvironment(
+            f"env: there is no environment {env[:63]!r}", next_step=f"{near} all of them: danlu env ls".strip(), field="env"
+        )
+    if python is not None:
+        _check_python(python, entry)
+    if requirements is not None:
+        if env != "python":
+            raise InvalidSpec("env and requirements exclude each other: leave one of them out", field="requirements")
+        text = normalized(requirements)
+        check(text)
+        return EnvironmentSource(requirements=text, python=python or own_python())
+    if not entry.buildable:
+        raise InvalidSpec(f"env: {env} is used as it is, there is nothing to build", field="env")
+    chosen = python or entry.python or own_python()
+    return EnvironmentSource(catalogue=entry.name, python=chosen)
+
+
+def _check_python(python: str, entry: CatalogueEntry) -> None:
+    if not re.fullmatch(r"3\.\d{1,2}", python):
+        raise InvalidSpec(f"python: {python[:40]!r} is not a version such as 3.11", field="python", value=python[:40])
+    if entry.python is not None and python != entry.python:
+        raise InvalidSpec(
+            f"python: {entry.name} runs on Python {entry.python} only (asked for: {python})",
+            next_step="leave python out",
+            field="python",
+            value=python,
+        )
+    if _minor(python) < _minor(entry.oldest_python):
+        raise InvalidSpec(
+            f"python: {entry.name} needs Python {entry.oldest_python} or later (asked for: {python})",
+            field="python",
+            value=python,
+        )
+
+
+def _minor(version: str) -> int:
+    return int(version.split(".")[1])
+
+
+def lock_text(entry: CatalogueEntry) -> str:
+    """Returns the entry's lock: every package with version and hashes, as ``relock`` wrote it."""
+    return (FOLDER / "locks" / f"{entry.name}.txt").read_text(encoding="utf-8")
+
+
+def hook_files(hook: str) -> tuple[Path, ...]:
+    """Returns the files that a hook puts into site-packages, in the order of their names."""
+    return tuple(sorted(p for p in (FOLDER / hook).iterdir() if p.suffix in (".py", ".pth") and p.name != "__init__.py"))
+
+
+@functools.cache
+def hook_digest(hook: str) -> str:
+    """Returns the SHA-256 over a hook's files and their names."""
+    digest = hashlib.sha256()
+    for path in hook_files(hook):
+        digest.update(f"{path.name}\n{path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _recipe(name: str) -> dict[str, object]:
+    """Returns all of an entry that decides what is in the environment; its description and variables do not."""
+    entry = CATALOGUE[name]
+    return {
+        "lock": hashlib.sha256(lock_text(entry).encode()).hexdigest(),
+        "hook": None if entry.hook is None else hook_digest(entry.hook),
+    }
+
+
+def source_digest(source: EnvironmentSource) -> str:
+    """Returns the SHA-256 over a source, its catalogue entry's lock and hook, and the way of building.
+
+    A version of Danlu with a changed lock or hook so makes a new environment; the old one stays as it is.
+    """
+    whole = {
+        "recipe": RECIPE,
+        "source": source.model_dump(mode="json"),
+        "entry": None if source.catalogue is None else _recipe(source.catalogue),
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

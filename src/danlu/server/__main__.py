@@ -1,0 +1,7 @@
+"""``python -m danlu.server``."""
+
+import sys
+
+from danlu.server.main import main
+
+sys.exit(main())

@@ -1,0 +1,248 @@
+"""Binds the wire contract: an endpoint for each operation, made from its line in the table. No route is written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import tempfile
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final
+
+import anyio.to_thread
+from fastapi import Body, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+
+from danlu import __version__
+from danlu.api import (
+    MAX_BLOB_BYTES,
+    MAX_PACK_BYTES,
+    OPERATIONS,
+    PROJECT_HEADER,
+    Kind,
+    Operation,
+)
+from danlu.blobs.local import storage_full_is_an_error
+from danlu.database.records import PROJECTS
+from danlu.domain.actors import Actor
+from danlu.domain.projects import DEFAULT_PROJECT
+from danlu.domain.validation import invalid_fields
+from danlu.domain.views import Problem
+from danlu.errors import InvalidRequest, NotFound, TooLarge
+from danlu.server.auth import BINARY, problem
+from danlu.server.streams import Streams
+from danlu.services.access import authorize
+from danlu.services.context import Call, Platform
+
+SPOOL_BYTES: Final = 2**20
+READ_BYTES: Final = 2**20
+UPLOADS_AT_ONCE: Final = 4
+RENAMED: Final = {"jobs.logs": "danlu.services.logs", "jobs.metrics": "danlu.services.metrics"}
+Endpoint = Callable[..., Awaitable[Response]]
+
+
+def service(operation: Operation) -> Callable[..., Any]:
+    """Returns the service of an operation: ``noun.verb`` is the verb of module ``noun``; logs and metrics read."""
+    noun, _, verb = operation.id.partition(".")
+    if operation.id in RENAMED:
+        found = importlib.import_module(RENAMED[operation.id]).read
+    else:
+        found = getattr(importlib.import_module(f"danlu.services.{noun}"), verb)
+    return typing.cast(Callable[..., Any], found)
+
+
+class Edge:
+    """Makes endpoints and answers by them."""
+
+    def __init__(self, platform: Platform, uploads: Path) -> None:
+        self.platform = platform
+        self.streams = Streams(platform.hub)
+        self._uploads = uploads
+        self._upload_turns = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._projects: set[str] = set()
+
+    async def call(self, request: Request, operation: Operation) -> Call:
+        """Returns the call that a request is, if its actor may make it.
+
+        Raises:
+            NotAllowed: the actor may not.
+            NotFound: there is no such project, or it is another's.
+        """
+        actor: Actor = request.state.actor
+        authorize(actor, operation.permission)
+        name = request.headers.get(PROJECT_HEADER) or actor.project or DEFAULT_PROJECT
+        if actor.sees(name) and name not in self._projects:
+            found = await anyio.to_thread.run_sync(self.platform.database.read, lambda tx: PROJECTS.get(tx, name))
+            if found is not None:
+                self._projects.add(name)  # a project is never removed
+        if not actor.sees(name) or name not in self._projects:
+            raise NotFound(f"there is no project {name[:63]!r}")
+        return Call(self.platform, actor, name)
+
+    def endpoint(self, operation: Operation) -> Endpoint:
+        """Returns the endpoint of an operation, with the signature that FastAPI reads."""
+        path_names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+        answer = self._streaming if operation.kind is Kind.STREAM or operation.id == "jobs.wait" else self._answering
+        respond = answer(operation)
+
+        async def endpoint(request: Request, **arguments: Any) -> Response:
+            call = await self.call(request, operation)
+            arguments.pop("project_header", None)
+            return await respond(call, request, arguments)
+
+        endpoint.__signature__ = self._signature(operation, path_names)  # type: ignore[attr-defined]
+        return endpoint
+
+    @staticmethod
+    def _signature(operation: Operation, path_names: list[str]) -> inspect.Signature:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("request", kind, annotation=Request)]
+        parameters += [inspect.Parameter(name, kind, annotation=str) for name in path_names]
+        if operation.query is not None:
+            parameters.append(inspect.Parameter("query", kind, annotation=Annotated[operation.query, Query()]))
+        if operation.body is not None and operation.body is not bytes:
+            parameters.append(inspect.Parameter("body", kind, annotation=Annotated[operation.body, Body()]))
+        project = Annotated[str | None, Header(alias=PROJECT_HEADER, description="default when left out")]
+        parameters.append(inspect.Parameter("project_header", kind, annotation=project, default=None))
+        return inspect.Signature(parameters)
+
+    def _answering(self, operation: Operation) -> Callable[[Call, Request, dict[str, Any]], Awaitable[Response]]:
+        run = service(operation)
+        wants_file = operation.body is bytes and typing.get_type_hints(run)["body"] is BinaryIO
+        adapter = None if operation.returns is bytes else TypeAdapter(operation.returns)
+
+        def work(call: Call, arguments: dict[str, Any]) -> Any:
+            result = run(call, **arguments)
+            return result if adapter is None else adapter.dump_json(result)
+
+        async def respond(call: Call, request: Request, arguments: dict[str, Any]) -> Response:
+            if operation.body is bytes:
+                limit = MAX_BLOB_BYTES if wants_file else MAX_PACK_BYTES
+                async with self._upload_turns, self._received(request, limit) as file:
+                    body = file if wants_file else await anyio.to_thread.run_sync(file.read)
+                    result = await anyio.to_thread.run_sync(work, call, {**arguments, "body": body})
+            else:
+                result = await anyio.to_thread.run_sync(work, call, arguments)
+            if adapter is None:
+                return StreamingResponse(_pieces(result), media_type=BINARY)
+            return Response(result, operation.status, media_type="application/json")
+
+        return respond
+
+    def _received(self, request: Request, limit: int) -> _Upload:
+        return _Upload(request, limit, self._uploads)
+
+    def _streaming(self, operation: Operation) -> Callable[[Call, Request, dict[str, Any]], Awaitable[Response]]:
+        async def respond(call: Call, request: Request, arguments: dict[str, Any]) -> Response:
+            last_id = request.headers.get("last-event-id")
+            if operation.id == "jobs.logs_stream":
+                return await self.streams.logs(call, arguments["job"], arguments["query"], last_id)
+            if operation.id == "events.stream":
+                return await self.streams.events(call, arguments["query"], last_id)
+            job = await self.streams.wait(call, arguments["job"], arguments["query"])
+            return Response(job.model_dump_json(), media_type="application/json")
+
+        return respond
+
+
+class _Upload:
+    """A request's raw body in a temporary file, bounded, rewound; gone when left."""
+
+    def __init__(self, request: Request, limit: int, folder: Path) -> None:
+        self._request, self._limit = request, limit
+        self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(folder))  # noqa: SIM115 - closed by __aexit__
+
+    async def __aenter__(self) -> BinaryIO:
+        size = 0
+        async for chunk in self._request.stream():
+            size += len(chunk)
+            if size > self._limit:
+                raise TooLarge(f"this body has at most {self._limit} bytes")
+            with storage_full_is_an_error("an upload"):
+                if size > SPOOL_BYTES:
+                    await anyio.to_thread.run_sync(self._file.write, chunk)
+                else:
+                    self._file.write(chunk)
+        self._file.seek(0)
+        return typing.cast(BinaryIO, self._file)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._file.close()
+
+
+async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
+    try:
+        while piece := await anyio.to_thread.run_sync(file.read, READ_BYTES):
+            yield piece
+    finally:
+        file.close()
+
+
+def build(platform: Platform, uploads: Path) -> tuple[FastAPI, Edge]:
+    """Returns the application and its edge. It must stand behind auth.Gate, which says who calls."""
+    app = FastAPI(
+        title="Danlu", version=__version__, openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,
+        separate_input_output_schemas=False,
+    )  # fmt: skip
+    edge = Edge(platform, uploads)
+    for operation in OPERATIONS:
+        app.add_api_route(
+            operation.path, edge.endpoint(operation), methods=[operation.method], name=operation.id,
+            operation_id=operation.id, summary=operation.summary, status_code=operation.status,
+            tags=[operation.id.partition(".")[0]], **_documented(operation),
+        )  # fmt: skip
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    return app, edge
+
+
+def _documented(operation: Operation) -> dict[str, Any]:
+    errors = {"default": {"model": Problem, "description": "an RFC 9457 problem"}}
+    found: dict[str, Any] = {"responses": errors}
+    if operation.kind is Kind.JSON:
+        found["response_model"] = operation.returns
+    else:
+        media = BINARY if operation.kind is Kind.BYTES else "text/event-stream"
+        found["response_class"] = Response
+        schema = {"type": "string"} | ({"format": "binary"} if operation.kind is Kind.BYTES else {})
+        found["responses"] = {**errors, operation.status: {"content": {media: {"schema": schema}}}}
+    if operation.body is bytes:
+        content = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
+        found["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+    return found
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this class alone
+    operation = next((o for o in OPERATIONS if o.id == request.scope["route"].name), None)
+    problems = [dict(one) for one in error.errors()]
+    place = problems[0]["loc"][0] if problems else "body"
+    model = getattr(operation, "body" if place == "body" else "query", None)
+    if place == "body" and problems[0]["type"] in ("json_invalid", "missing") and len(problems[0]["loc"]) <= 2:
+        found: Exception = InvalidRequest(
+            "the body is not JSON: " + str(problems[0].get("ctx", {}).get("error", "it is missing"))
+        )
+    elif model is None:
+        found = InvalidRequest("; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in problems[:20]))
+    else:
+        found = invalid_fields([{**one, "loc": one["loc"][1:]} for one in problems], model)
+    return problem(typing.cast(Any, found), request.state.request_id)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this class alone
+    path = request.url.path
+    if error.status_code in (404, 405):
+        found: Any = NotFound(
+            f"there is no {request.method} {path[:200]}", next_step="all operations: GET /v1/openapi.json"
+        )
+        if error.status_code == 405:
+            found.status = 405
+    else:
+        found = InvalidRequest(str(error.detail))
+    return problem(found, request.state.request_id)

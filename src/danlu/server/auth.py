@@ -1,0 +1,121 @@
+"""The outermost layer: nobody gets past it without a valid token, but for the health checks. It also bounds every body."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import anyio.to_thread
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, PlainTextResponse
+
+from danlu.api import MAX_JSON_BYTES, OPEN_PATHS
+from danlu.errors import DanluError, InternalError, NotAuthenticated, TooLarge, TooManyRequests
+from danlu.services.access import authenticate
+from danlu.services.context import Platform
+
+LOG: Final = logging.getLogger("danlu.server")
+MAX_REQUESTS: Final = 512
+BINARY: Final = "application/octet-stream"
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def problem(error: DanluError, request_id: str) -> JSONResponse:
+    """Returns an error as an RFC 9457 answer."""
+    headers = {"Danlu-Request-Id": request_id}
+    if error.status == NotAuthenticated.status:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, TooManyRequests) or error.status == 503:
+        headers["Retry-After"] = "1"
+    body = {**error.to_problem(), "request_id": request_id}
+    return JSONResponse(body, error.status, headers, media_type="application/problem+json")
+
+
+class Gate:
+    """Lets a request through with its actor in ``scope["state"]``; answers every other one itself."""
+
+    def __init__(self, app: App, platform: Platform, ready: Callable[[], bool]) -> None:
+        self._app, self._platform, self._ready = app, platform, ready
+        self._requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # a web socket is refused by not being accepted
+        if scope["path"] in OPEN_PATHS:
+            await self._health(scope["path"])(scope, receive, send)
+            return
+        request_id = f"{self._platform.random_bits(64):016x}"
+        self._requests += 1
+        try:
+            await self._let_in(scope, receive, send, request_id)
+        except DanluError as error:
+            await problem(error, request_id)(scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        if self._requests > MAX_REQUESTS:
+            raise TooManyRequests(f"{MAX_REQUESTS} requests are being answered already")
+        headers = Headers(scope=scope)
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secret or not secret.isascii():
+            raise NotAuthenticated
+        actor = await anyio.to_thread.run_sync(authenticate, self._platform, secret.strip())
+        scope.setdefault("state", {}).update(actor=actor, request_id=request_id)
+        bounded = receive if headers.get("content-type") == BINARY else _bounded(receive, headers)
+        begun = False
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message.setdefault("headers", []).append((b"danlu-request-id", request_id.encode()))
+            await send(message)
+
+        began = time.monotonic()
+        try:
+            await self._app(scope, bounded, watched)
+        except DanluError as error:
+            if begun:
+                raise
+            await problem(error, request_id)(scope, receive, send)
+        except Exception as error:
+            LOG.error("%s %s %s", request_id, scope["method"], scope["path"], exc_info=error)
+            if begun:
+                raise
+            await problem(InternalError(details_at=f"server.log, request {request_id}"), request_id)(
+                scope, receive, send
+            )
+        finally:
+            LOG.debug("%s %s %s %.1f ms", request_id, scope["method"], scope["path"], 1e3 * (time.monotonic() - began))
+
+    def _health(self, path: str) -> PlainTextResponse:
+        alive = path == "/livez" or self._ready()
+        return PlainTextResponse("ok\n" if alive else "not ready\n", 200 if alive else 503)
+
+
+def _bounded(receive: Receive, headers: Headers) -> Receive:
+    length = headers.get("content-length", "0")
+    too_large = f"a JSON body has at most {MAX_JSON_BYTES} bytes"
+    if length.isdigit() and int(length) > MAX_JSON_BYTES:
+        raise TooLarge(f"{too_large}; this one has {length}")
+    total = 0
+
+    async def bounded() -> MutableMapping[str, Any]:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > MAX_JSON_BYTES:
+            raise TooLarge(f"{too_large}; this one has more")
+        return message
+
+    return bounded

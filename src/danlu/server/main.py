@@ -1,0 +1,352 @@
+"""Composes the server: reads the environment, opens everything in order, serves, and closes it again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+
+from danlu import __version__
+from danlu.blobs.folders import checkout
+from danlu.blobs.local import LocalBlobs
+from danlu.blobs.streams import Streams
+from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_folder
+from danlu.controllers.attempts import AttemptsController, Launches
+from danlu.controllers.collection import CollectionController
+from danlu.controllers.environments import EnvironmentsController
+from danlu.controllers.loop import Loop
+from danlu.controllers.nodes import NodesController
+from danlu.controllers.scheduling import SchedulingController
+from danlu.database import migrations, sqlite_file
+from danlu.database.engine import Database, Transaction
+from danlu.database.records import PROJECTS
+from danlu.domain.projects import DEFAULT_PROJECT, Project
+from danlu.environments.builder import Builder
+from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken
+from danlu.executors.local.executor import LocalConfig, LocalExecutor
+from danlu.executors.local.gpus import declared
+from danlu.runner import formats
+from danlu.server import app as edge
+from danlu.server import keys
+from danlu.server.auth import Gate
+from danlu.services import platform as platform_service
+from danlu.services.access import attempt_token, digest
+from danlu.services.context import Hub, Platform, PlatformFacts
+
+LOG: Final = logging.getLogger("danlu.server")
+WORKERS: Final = 8
+LOOPS_END_S: Final = 10.0
+GRACEFUL_S: Final = 3
+BACKLOG: Final = 512
+
+
+class SystemClock:
+    """The machine's time, which never runs backwards while the server lives."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def now(self) -> int:
+        """See Clock."""
+        with self._lock:
+            self._last = max(self._last, time.time_ns())
+            return self._last
+
+
+class Workers:
+    """Threads for what takes long, beside the loops. What goes wrong there is logged: its loop tries again."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="worker")
+
+    def spawn(self, task: Callable[[], None]) -> None:
+        """See Spawn."""
+
+        def run() -> None:
+            try:
+                task()
+            except Exception as error:
+                known = isinstance(error, DanluError)
+                LOG.error("worker: %s: %s", type(error).__name__, error, exc_info=None if known else error)
+
+        self._pool.submit(run)
+
+    def close(self) -> None:
+        """Takes no more work; what runs is abandoned, as after a kill."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Code:
+    """Reads a project's blobs for a checkout."""
+
+    def __init__(self, blobs: LocalBlobs, project: str) -> None:
+        self._blobs, self._project = blobs, project
+
+    def open(self, address: str) -> Any:
+        return self._blobs.open(self._project, address)
+
+
+@dataclass(slots=True)
+class Composition:
+    """Everything that a running server is made of."""
+
+    settings: Settings
+    platform: Platform
+    executor: LocalExecutor
+    workers: Workers
+    loops: list[Loop] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Ends the loops, then what they use. Jobs go on."""
+        ended = [loop.stop(LOOPS_END_S) for loop in self.loops]
+        self.workers.close()
+        self.executor.close()
+        if all(ended):
+            self.platform.database.close()
+
+
+def take_lock(home: Path) -> int:
+    """Returns the descriptor of the data folder's lock, held as long as it is open.
+
+    Raises:
+        AlreadyRunning: another server has it.
+    """
+    descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        url = ""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            url = " at " + json.loads((home / "platform.json").read_text())["url"]
+        raise AlreadyRunning(
+            f"a server of {home} runs already{url}", next_step="danlu status; another platform needs its own DANLU_HOME"
+        ) from None
+    return descriptor
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Returns a listening socket on the port that was asked for, else on the first free one.
+
+    Raises:
+        PortTaken: there is none.
+    """
+    ports = [settings.port] if settings.port is not None else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
+    for port in ports:
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((settings.host, port))
+            listening.listen(BACKLOG)
+        except OSError as error:
+            listening.close()
+            if settings.port is not None:
+                raise PortTaken(
+                    f"port {port} of {settings.host} cannot be used: {error.strerror}",
+                    next_step="name another one: danlu up --port N, or none for the first free one",
+                ) from error
+            continue
+        return listening
+    raise PortTaken(f"no port from {ports[0]} to {ports[-1]} is free", next_step="name one: danlu up --port N")
+
+
+def open_database(settings: Settings, now: int) -> Database:
+    """Opens the database: checked, backed up, then brought to this version's schema."""
+    if settings.database_url is not None:
+        return Database.open(settings.database_url)
+    path = settings.home / "danlu.db"
+    sqlite_file.check(path, newest=migrations.head(), known=migrations.revisions())
+    sqlite_file.backup(path, settings.home / "backups", now=now)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    return Database.open(f"sqlite:///{path}")
+
+
+def compose(settings: Settings) -> Composition:
+    """Opens everything in order; nothing serves or runs yet."""
+    clock, hub, workers, root = SystemClock(), Hub(), Workers(), os.geteuid() == 0
+    gpus = None if settings.gpus is None else declared(settings.gpus)
+    bootstrap, attempt_key = keys.load(settings.home / "keys")
+    database = open_database(settings, clock.now())
+    blobs, streams = LocalBlobs(settings.home / "blobs"), Streams(settings.home / "blobs")
+
+    def hint() -> None:
+        hub.notify("attempts")
+        hub.notify("output")
+
+    executor = LocalExecutor(
+        LocalConfig(settings.home, runtime_folder(settings.home, os.environ, uid=os.geteuid()), gpus),
+        checkout=lambda project, tree, folder: void(checkout(_Code(blobs, project), tree, folder)),
+        hint=hint,
+    )
+    executor.start()
+    database.write(lambda tx: _first_project(tx, clock.now()))
+    limits = executor.capabilities.memory_limit
+    facts = PlatformFacts(
+        home=str(settings.home), started_at=clock.now(), host_environment=executor.capabilities.host_environment,
+        isolation="one user for each project" if root else "all jobs run as you",
+        warnings=() if limits else ("memory and CPU limits cannot be set on this machine: no control groups",),
+    )  # fmt: skip
+    platform = Platform(
+        database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits, facts=facts,
+        attempt_key=attempt_key, bootstrap_digest=digest(bootstrap), hub=hub,
+    )  # fmt: skip
+    builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
+    launches = Launches(builder, lambda attempt: attempt_token(attempt_key, attempt), lambda: platform.url)
+    nodes = NodesController(database, executor, clock, hub)
+    nodes.step()  # the first submit must know what could ever fit
+    steps: list[tuple[str, Callable[[], float], str]] = [
+        ("nodes", nodes.step, "nodes"),
+        ("scheduling", SchedulingController(database, clock, hub, "local").step, "jobs"),
+        ("attempts", AttemptsController(database, executor, clock, hub, launches, workers.spawn).step, "attempts"),
+        ("collection", CollectionController(
+            database, executor, executor, blobs, streams, clock, hub, workers.spawn).step, "output"),
+        ("environments", EnvironmentsController(
+            database, builder, streams, clock, hub, workers.spawn).step, "environments"),
+    ]  # fmt: skip
+    if settings.database_url is None:
+        steps.append(("backups", lambda: _back_up(settings, clock), "backups"))
+    loops = [Loop(name, step, hub, topic) for name, step, topic in steps]
+    return Composition(settings, platform, executor, workers, loops)
+
+
+def void(_: object) -> None:
+    """Drops a result that is not asked for."""
+
+
+def _first_project(tx: Transaction, now: int) -> None:
+    if PROJECTS.get(tx, DEFAULT_PROJECT) is None:
+        PROJECTS.add(tx, Project(id=DEFAULT_PROJECT, project=DEFAULT_PROJECT, number=0, created_at=now, updated_at=now))
+
+
+def _back_up(settings: Settings, clock: SystemClock) -> float:
+    folder = settings.home / "backups"
+    newest = max((path.stat().st_mtime for path in folder.glob(sqlite_file.BACKUP_PATTERN)), default=0.0)
+    left = newest + settings.backup_every_s - clock.now() / 1e9
+    if left > 0:
+        return left
+    sqlite_file.backup(settings.home / "danlu.db", folder, now=clock.now())
+    return settings.backup_every_s
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which says when it listens and ends streams before it ends."""
+
+    def __init__(self, config: uvicorn.Config, *, ready: Callable[[], None], ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready, self._ending = ready, ending
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        self._ending()
+        await super().shutdown(sockets)
+
+
+def serve(composition: Composition, listening: socket.socket) -> None:
+    """Serves until a signal or ``danlu down`` ends it."""
+    settings, platform = composition.settings, composition.platform
+    host, port = listening.getsockname()[:2]
+    platform.url = f"http://{host}:{port}"
+    uploads = settings.home / "cache" / "uploads"
+    uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
+    application, bound = edge.build(platform, uploads)
+    facts = {
+        "url": platform.url, "pid": os.getpid(), "start_time": formats.start_time(os.getpid()),
+        "boot_id": formats.boot_id(), "version": __version__, "home": str(settings.home),
+    }  # fmt: skip
+    described = settings.home / "platform.json"
+
+    def ready() -> None:
+        formats.write_atomically(str(described), json.dumps(facts).encode())
+        say(settings.ready_fd, {"ready": True, "url": platform.url})
+        LOG.info("danlu %s serves %s at %s", __version__, settings.home, platform.url)
+
+    config = uvicorn.Config(
+        Gate(application, platform, lambda: server.started), log_config=None, access_log=False, lifespan="off",
+        http="httptools", timeout_graceful_shutdown=GRACEFUL_S, server_header=False, proxy_headers=False, ws="none",
+    )  # fmt: skip
+    server = Server(config, ready=ready, ending=bound.streams.end)
+
+    def stop(jobs_first: bool) -> None:
+        def wait_and_end() -> None:
+            while jobs_first and platform_service.any_live(platform):
+                platform.hub.wait("jobs", platform.hub.count("jobs"), 1.0)
+            server.should_exit = True
+
+        threading.Thread(target=wait_and_end, name="stopping", daemon=True).start()
+
+    platform.stop_server = stop
+    for loop in composition.loops:
+        loop.start()
+    try:
+        server.run(sockets=[listening])
+    finally:
+        described.unlink(missing_ok=True)
+
+
+def say(descriptor: int | None, line: dict[str, Any]) -> None:
+    """Tells whoever started the server; nobody may be there any more."""
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, json.dumps(line).encode() + b"\n")
+            os.close(descriptor)
+
+
+def prepare_home(settings: Settings) -> None:
+    """Makes the data folder and the runtime folder, closed to others as far as jobs allow."""
+    os.umask(0o022)
+    settings.home.mkdir(mode=0o711, parents=True, exist_ok=True)
+    settings.home.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    runtime = runtime_folder(settings.home, os.environ, uid=os.geteuid())
+    runtime.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+    status = runtime.lstat()
+    if runtime.is_symlink() or status.st_uid != os.geteuid():
+        raise PlatformError(
+            f"{runtime} belongs to another user", next_step="set XDG_RUNTIME_DIR to a folder of your own"
+        )
+
+
+def main() -> int:
+    """Runs a server; returns its exit code."""
+    settings = parse(sys.argv[1:], os.environ)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        prepare_home(settings)
+        lock = take_lock(settings.home)
+        listening = listen(settings)
+        composition = compose(settings)
+    except DanluError as error:
+        LOG.error("%s %s", error.message, error.next_step)
+        say(settings.ready_fd, {"error": error.to_problem()})
+        return 1
+    except OSError as error:
+        failed = PlatformError(f"the server cannot start in {settings.home}: {error}")
+        LOG.error("%s", failed.message, exc_info=error)
+        say(settings.ready_fd, {"error": failed.to_problem()})
+        return 1
+    try:
+        serve(composition, listening)
+    finally:
+        composition.close()
+        os.close(lock)
+    return 0

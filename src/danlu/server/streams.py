@@ -1,0 +1,153 @@
+"""What is answered over time: logs and events as server-sent events, and waiting for a job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+import anyio.to_thread
+from starlette.responses import StreamingResponse
+
+from danlu.api import EventsQuery, LogsQuery, WaitQuery
+from danlu.domain.jobs import Job
+from danlu.errors import TooManyRequests
+from danlu.services import events, jobs, logs
+from danlu.services.context import Call, Hub
+
+MAX_STREAMS: Final = 256
+KEEP_ALIVE_S: Final = 15.0
+LOOK_AGAIN_S: Final = 5.0
+PAUSE_S: Final = 0.03
+EVENTS_AT_ONCE: Final = 200
+
+
+class Waiter:
+    """Waits in the event loop for a notification on one of some topics."""
+
+    def __init__(self, hub: Hub, topics: frozenset[str]) -> None:
+        self._hub, self._topics = hub, topics
+        self._event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listens while the block runs; what comes before a wait is not missed."""
+        leave = self._hub.listen(self._heard)
+        try:
+            yield
+        finally:
+            leave()
+
+    def _heard(self, topic: str) -> None:
+        if topic in self._topics and not self._event.is_set():
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, timeout_s: float) -> None:
+        """Returns at a notification since the last call, at the latest after ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), timeout_s)
+        self._event.clear()
+
+
+class Streams:
+    """The open streams of one server. ``end`` ends them all, so that a server can stop."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._open = 0
+        self._ending = False
+
+    def end(self) -> None:
+        """Ends every stream; clients go on elsewhere from their cursor."""
+        self._ending = True
+        for topic in ("logs", "events", "jobs"):
+            self._hub.notify(topic)
+
+    def _answer(self, pieces: AsyncIterator[bytes]) -> StreamingResponse:
+        if self._open >= MAX_STREAMS:
+            raise TooManyRequests(f"{MAX_STREAMS} streams are open already")
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(self._counted(pieces), media_type="text/event-stream", headers=headers)
+
+    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self._open += 1
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            self._open -= 1
+
+    async def logs(self, call: Call, job: str, query: LogsQuery, last_id: str | None) -> StreamingResponse:
+        """Answers a job's log from the cursor on until the job has ended."""
+        if last_id:
+            query = query.model_copy(update={"cursor": last_id})
+        await anyio.to_thread.run_sync(jobs.get, call, job)  # an unknown job is a 404, not a stream
+        return self._answer(self._logs(call, job, query))
+
+    async def _logs(self, call: Call, job: str, query: LogsQuery) -> AsyncIterator[bytes]:
+        waiter = Waiter(self._hub, frozenset({"logs"}))
+        quiet_s = 0.0
+        with waiter.listening():
+            while not self._ending:
+                page = await anyio.to_thread.run_sync(logs.read, call, job, query)
+                moved = page.cursor != query.cursor
+                query = query.model_copy(update={"cursor": page.cursor})
+                if page.chunks or page.done:
+                    quiet_s = 0.0
+                    yield _event(page.cursor, page.model_dump_json())
+                if page.done:
+                    return
+                if page.chunks:
+                    await asyncio.sleep(PAUSE_S)  # many small hints become one answer
+                elif not moved:
+                    await waiter.wait(LOOK_AGAIN_S)
+                    quiet_s += LOOK_AGAIN_S
+                    if quiet_s >= KEEP_ALIVE_S:
+                        quiet_s = 0.0
+                        yield b": keep-alive\n\n"
+
+    async def events(self, call: Call, query: EventsQuery, last_id: str | None) -> StreamingResponse:
+        """Answers events after the cursor, for ever."""
+        if last_id and last_id.isdigit():
+            query = query.model_copy(update={"after": int(last_id)})
+        return self._answer(self._events(call, query))
+
+    async def _events(self, call: Call, query: EventsQuery) -> AsyncIterator[bytes]:
+        waiter = Waiter(self._hub, frozenset({"events", "jobs"}))
+        query = query.model_copy(update={"limit": EVENTS_AT_ONCE})
+        quiet_s = 0.0
+        with waiter.listening():
+            while not self._ending:
+                page = await anyio.to_thread.run_sync(events.list, call, query)
+                for event in page.items:
+                    yield _event(str(event.seq), event.model_dump_json())
+                if page.items:
+                    query = query.model_copy(update={"after": page.items[-1].seq})
+                    quiet_s = 0.0
+                    await asyncio.sleep(PAUSE_S)
+                    continue
+                await waiter.wait(LOOK_AGAIN_S)
+                quiet_s += LOOK_AGAIN_S
+                if quiet_s >= KEEP_ALIVE_S:
+                    quiet_s = 0.0
+                    yield b": keep-alive\n\n"
+
+    async def wait(self, call: Call, job: str, query: WaitQuery) -> Job:
+        """Returns the job as soon as it has ended, or as it is when the time is over."""
+        waiter = Waiter(self._hub, frozenset({"jobs"}))
+        loop = asyncio.get_running_loop()
+        until = loop.time() + query.timeout_s
+        with waiter.listening():
+            while True:
+                found = await anyio.to_thread.run_sync(jobs.get, call, job)
+                left = until - loop.time()
+                if not found.live or left <= 0 or self._ending:
+                    return found
+                await waiter.wait(min(left, LOOK_AGAIN_S))
+
+
+def _event(event_id: str, data: str) -> bytes:
+    return f"id: {event_id}\ndata: {data}\n\n".encode()

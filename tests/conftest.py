@@ -1,0 +1,153 @@
+"""Fixtures for all tests: databases of both kinds, and the rule for what a machine cannot run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+
+from danlu.database.engine import Database
+
+POSTGRES = Path("/usr/lib/postgresql/15/bin")
+START_TIMEOUT_S = 60
+settings.register_profile(
+    "danlu", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("danlu")
+
+
+def cannot_run(reason: str) -> None:
+    """Skips a test for what the machine lacks; fails it where everything is required (DANLU_REQUIRE_ALL=1)."""
+    if os.environ.get("DANLU_REQUIRE_ALL") == "1":
+        pytest.fail(f"DANLU_REQUIRE_ALL=1, but {reason}")
+    pytest.skip(reason)
+
+
+class Cluster:
+    """A private PostgreSQL in a folder of its own, reached by a unix socket only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._numbers = itertools.count(1)
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(folder, self._user, self._user)
+        # an order of texts that differs from the bytes' own shows what relies on either
+        self._run("initdb", "-U", "danlu", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--locale-provider=icu",
+                  "--icu-locale=en", "--no-sync", "-D", str(folder / "data"))  # fmt: skip
+        self._run("pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), "-D", str(folder / "data"), "-l",
+                  str(folder / "log"), "-o", f"-c listen_addresses='' -c unix_socket_directories='{folder}' "
+                  "-c fsync=off -c max_connections=60 -c shared_buffers=32MB")  # fmt: skip
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(POSTGRES / program), *arguments], user=self._user, group=self._user,
+            extra_groups=[] if self._user else None, cwd=self.folder, timeout=2 * START_TIMEOUT_S, check=False,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env={"PATH": os.defpath},
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{program} failed: {done.stderr.decode()[-2000:]}")
+
+    def url(self, name: str) -> str:
+        return f"postgresql+psycopg://danlu@/{name}?host={self.folder}"
+
+    def execute(self, statement: str) -> None:
+        with psycopg.connect(host=str(self.folder), user="danlu", dbname="postgres", autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[arg-type]
+
+    def create(self, template: str = "template1") -> str:
+        """Makes a database and returns its name."""
+        name = f"test_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop(self, name: str) -> None:
+        self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-m", "immediate", "-D", str(self.folder / "data"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A running PostgreSQL with a migrated database called ``migrated``."""
+    if not (POSTGRES / "initdb").exists():
+        cannot_run(f"PostgreSQL 15 is not in {POSTGRES}")
+    folder = Path(tempfile.mkdtemp(prefix="danlu-pg-", dir="/tmp"))  # a socket's path is limited to 108 bytes
+    try:
+        running = Cluster(folder)
+        try:
+            running.execute("CREATE DATABASE migrated")
+            Database.open(running.url("migrated")).close()
+            yield running
+        finally:
+            running.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of a database without a schema, of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'danlu.db'}"
+        return
+    running: Cluster = request.getfixturevalue("cluster")
+    name = running.create()
+    yield running.url(name)
+    running.drop(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of a fresh database, of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'danlu.db'}"
+        return
+    running: Cluster = request.getfixturevalue("cluster")
+    name = running.create("migrated")
+    yield running.url(name)
+    running.drop(name)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An open, empty database, of each kind."""
+    opened = Database.open(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Database]:
+    """An open, empty SQLite database."""
+    opened = Database.open(f"sqlite:///{tmp_path / 'danlu.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts file systems of a given size in bytes, where the machine allows it."""
+    mounted: list[Path] = []
+
+    def mount(size_bytes: int) -> Path:
+        folder = tmp_path / f"disk-{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+            cannot_run("a small file system can be mounted by root only")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,0 +1,127 @@
+"""Does the system keep its promises under faults, restarts and races? Each seed is a life; a planted bug must be found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danlu.controllers.attempts import AttemptsController
+from danlu.controllers.collection import CollectionController
+from danlu.controllers.decisions import Action, Decision, decide
+from danlu.database.engine import Database, Transaction
+from danlu.database.records import ATTEMPTS, JOBS
+from danlu.domain.jobs import Attempt, Job
+from danlu.executors.base import LaunchOrder, Observation, Phase
+from danlu.executors.simulated import SimulatedExecutor
+from tests.simulation.world import Broken, Parts, World
+
+SEEDS = int(os.environ.get("DANLU_SEEDS", "100"))
+ACTIONS = 250
+PLANTED_SEEDS = 40
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "danlu.db"
+    Database.open(f"sqlite:///{path}").close()
+    return path
+
+
+def live(world: World) -> None:
+    try:
+        world.shake()
+        for _ in range(ACTIONS):
+            world.act()
+        world.finish()
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_every_promise_holds(seed: int, tmp_path: Path, template: Path) -> None:
+    live(World(seed, tmp_path, template))
+
+
+class FreesEarly(SimulatedExecutor):
+    """Says that an attempt has ended while its process is still there."""
+
+    def observe(self) -> tuple[Observation, ...]:
+        return tuple(
+            one.model_copy(update={"phase": Phase.ENDED, "stopped": True})
+            if self.processes[one.attempt_id].stopped_at
+            else one
+            for one in super().observe()
+        )
+
+
+class LaunchesTwice(SimulatedExecutor):
+    """Starts an attempt again when it is asked again."""
+
+    def launch(self, order: LaunchOrder) -> None:
+        self.processes.pop(order.attempt.id, None)
+        super().launch(order)
+
+
+class IgnoresVersions(AttemptsController):
+    """Writes over what somebody else has changed meanwhile."""
+
+    def _store(self, tx: Transaction, job: Job, attempt: Attempt, decision: Decision) -> None:
+        for records, news in ((ATTEMPTS, decision.attempts), (JOBS, decision.jobs)):
+            for new in news:
+                newest: Any = records.require(tx, new.id)  # type: ignore[attr-defined]
+                records.put(tx, newest, new.model_copy(update={"version": newest.version + 1}))  # type: ignore[attr-defined]
+
+
+class ForgetsStops(AttemptsController):
+    """Never passes a stop on."""
+
+    def _decide(self, job: Job, attempt: Attempt, seen: Observation | None, now: int) -> None:
+        decision = decide(job, attempt, seen, now)
+        if decision.action is not Action.STOP:
+            super()._decide(job, attempt, seen, now)
+
+
+class ForgetsTooSoon(CollectionController):
+    """Lets the executor forget an attempt before its log was copied."""
+
+    def _copy(self, attempt: Attempt) -> bool:
+        return False
+
+
+PLANTED: list[Parts] = [
+    Parts(executor=FreesEarly),
+    Parts(executor=LaunchesTwice),
+    Parts(attempts=IgnoresVersions),
+    Parts(attempts=ForgetsStops),
+    Parts(collection=ForgetsTooSoon),
+]
+
+
+def named(parts: Parts) -> str:
+    default = Parts()
+    return next(
+        getattr(parts, name).__name__ for name in vars(parts) if getattr(parts, name) is not getattr(default, name)
+    )
+
+
+@pytest.mark.parametrize("parts", PLANTED, ids=named)
+def test_a_planted_bug_is_found(parts: Parts, tmp_path: Path, template: Path) -> None:
+    for seed in range(PLANTED_SEEDS):
+        try:
+            live(World(seed, tmp_path, template, parts))
+        except (Broken, ValueError):
+            return
+    pytest.fail(f"{named(parts)} was not found in {PLANTED_SEEDS} seeds")
+
+
+def test_a_seed_repeats_itself(tmp_path: Path, template: Path) -> None:
+    logs = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        world = World(3, tmp_path / folder, template)
+        live(world)
+        logs.append((world.log, world.executor.begun))
+    assert logs[0] == logs[1]

@@ -1,0 +1,370 @@
+"""A whole platform in one thread: real database, services and controllers; simulated executor, clock, builder and faults."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+from danlu.api import RetryRequest, StopRequest
+from danlu.blobs.local import LocalBlobs
+from danlu.blobs.streams import StreamKey, Streams
+from danlu.controllers.attempts import AttemptsController, Launches
+from danlu.controllers.collection import CollectionController
+from danlu.controllers.environments import EnvironmentsController
+from danlu.controllers.nodes import NodesController
+from danlu.controllers.scheduling import SchedulingController
+from danlu.database import queries
+from danlu.database.engine import Database, Transaction
+from danlu.database.records import ATTEMPTS, JOBS, PROJECTS
+from danlu.domain.actors import Actor, Role
+from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
+from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobSpec, JobState, Reason
+from danlu.domain.nodes import Gpu, NodeCapacity
+from danlu.domain.projects import Project
+from danlu.errors import Conflict, DanluError, EnvironmentFailed
+from danlu.executors.simulated import Faults, SimulatedExecutor
+from danlu.services import jobs
+from danlu.services.context import Call, Platform, PlatformFacts
+
+T = TypeVar("T")
+START = 1_700_000_000_000_000_000
+SECOND = 1_000_000_000
+GIB = 2**30
+
+
+class Killed(BaseException):
+    """The server was killed here."""
+
+
+class Broken(AssertionError):
+    """A promise of the system does not hold."""
+
+
+@dataclass
+class SimulatedClock:
+    at: int = START
+
+    def now(self) -> int:
+        self.at += 1000  # time goes on
+        return self.at
+
+
+@dataclass
+class ShakyDatabase:
+    """The real database; its caller may be killed before or after a commit, and others act between transactions."""
+
+    real: Database
+    random: Random
+    kill: float = 0.0
+    between: Callable[[], None] | None = None
+    busy: bool = False
+
+    @property
+    def dialect(self) -> str:
+        return self.real.dialect
+
+    def _perhaps(self) -> None:
+        if self.random.random() < self.kill:
+            raise Killed
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        if self.between is not None and not self.busy:
+            self.busy = True
+            try:
+                self.between()
+            finally:
+                self.busy = False
+        self._perhaps()
+        result = self.real.write(work)
+        self._perhaps()
+        return result
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        return self.real.read(work)
+
+
+@dataclass(frozen=True)
+class Built:
+    lock_digest: str = "0" * 64
+    packages: int = 1
+    python_version: str = "3.11.7"
+    size_bytes: int = 1
+    build_s: float = 1.0
+
+
+@dataclass
+class SimulatedBuilder:
+    random: Random
+    vanish: float = 0.0
+
+    def build(self, source: EnvironmentSource, report: Callable[[str], None]) -> Built:
+        report("building")
+        if "impossible" in (source.requirements or ""):
+            raise EnvironmentFailed("no such package", stage="resolve")
+        return Built()
+
+    def interpreter(self, environment: Environment) -> Interpreter | None:
+        if environment.lock_digest is None or self.random.random() < self.vanish:
+            return None
+        return Interpreter(bin=Path("/environment/bin"))
+
+    def host(self, executable: str) -> Interpreter:
+        return Interpreter(bin=Path(executable).parent)
+
+
+NODES = (
+    NodeCapacity(name="node-a", cpu_milli=4000, memory_bytes=16 * GIB, gpus=tuple(Gpu(index=i) for i in range(4))),
+    NodeCapacity(
+        name="node-b", cpu_milli=8000, memory_bytes=8 * GIB, gpus=tuple(Gpu(index=i, kind="h100") for i in range(2))
+    ),
+)
+
+
+@dataclass
+class Parts:
+    """Which classes the world is made of; a planted bug replaces one."""
+
+    scheduling: type[SchedulingController] = SchedulingController
+    attempts: type[AttemptsController] = AttemptsController
+    collection: type[CollectionController] = CollectionController
+    executor: type[SimulatedExecutor] = SimulatedExecutor
+
+
+@dataclass
+class World:
+    seed: int
+    folder: Path
+    template: Path
+    parts: Parts = field(default_factory=Parts)
+
+    def __post_init__(self) -> None:
+        self.random = Random(self.seed)
+        self.clock = SimulatedClock()
+        path = self.folder / f"{self.seed}.db"
+        shutil.copyfile(self.template, path)
+        real = Database.open(f"sqlite:///{path}")
+        self.real = real
+        self.database: Any = ShakyDatabase(real, self.random)
+        store = self.folder / f"{self.seed}"
+        self.streams = Streams(store)
+        self.blobs = LocalBlobs(store)
+        self.executor = self.parts.executor(NODES, self.clock, self.random)
+        self.builder = SimulatedBuilder(self.random)
+        facts = PlatformFacts(home="", started_at=START, isolation="", host_environment=True)
+        self.platform = Platform(
+            database=real, blobs=self.blobs, streams=self.streams, clock=self.clock,
+            random_bits=self.random.getrandbits, facts=facts, attempt_key=b"", bootstrap_digest="",
+        )  # fmt: skip
+        self.call = Call(self.platform, Actor(id="user", role=Role.ADMINISTRATOR, project=None), "default")
+        self.submitted: list[str] = []
+        self.stopped: set[str] = set()
+        real.write(self._project)
+        self.tasks: list[Callable[[], None]] = []
+        self.log: list[str] = []
+        self.restart()
+
+    def _project(self, tx: Transaction) -> None:
+        now = self.clock.now()
+        PROJECTS.add(tx, Project(id="default", project="default", number=0, created_at=now, updated_at=now))
+
+    def restart(self) -> None:
+        """The server begins anew: nothing but the database, the blobs and the executor's world goes on."""
+        self.tasks.clear()
+        spawn = self.tasks.append
+        hub = self.platform.hub
+        launches = Launches(self.builder, token=lambda _: "token", url=lambda: "http://localhost")
+        self.controllers: dict[str, Any] = {
+            "nodes": NodesController(self.database, self.executor, self.clock, hub),
+            "scheduling": self.parts.scheduling(self.database, self.clock, hub, "simulated"),
+            "attempts": self.parts.attempts(self.database, self.executor, self.clock, hub, launches, spawn),
+            "collection": self.parts.collection(
+                self.database, self.executor, self.executor, self.blobs, self.streams, self.clock, hub, spawn
+            ),
+            "environments": EnvironmentsController(
+                self.database, self.builder, self.streams, self.clock, hub, spawn
+            ),
+        }  # fmt: skip
+
+    # what can happen
+
+    def shake(self) -> None:
+        """Turns faults on."""
+        self.executor.faults = Faults(unavailable=0.05, unheard=0.1, rejected=0.02, lost=0.15)
+        self.builder.vanish = 0.05
+        self.database.kill = 0.02
+        self.database.between = lambda: self.user() if self.random.random() < 0.2 else None
+
+    def calm(self) -> None:
+        """Turns faults off."""
+        self.executor.faults = Faults()
+        self.builder.vanish = 0.0
+        self.database.kill = 0.0
+        self.database.between = None
+
+    def act(self) -> None:
+        """Lets one thing happen, then checks every promise."""
+        what = self.random.choices(["user", "controller", "task", "time", "restart"], weights=[2, 10, 5, 4, 0.3], k=1)[
+            0
+        ]
+        try:
+            {"user": self.user, "controller": self.controller, "task": self.task, "time": self.time,
+             "restart": self.restart}[what]()  # fmt: skip
+        except Killed:
+            self.log.append("killed")
+            self.restart()
+        self.check()
+
+    def time(self) -> None:
+        self.clock.at += int(self.random.choice([0.01, 0.1, 1.0, 5.0]) * SECOND)
+
+    def controller(self, name: str | None = None) -> None:
+        name = name or self.random.choice(list(self.controllers))
+        self.log.append(name)
+        with contextlib.suppress(DanluError):  # as Loop does: try again later
+            self.controllers[name].step()
+
+    def task(self) -> None:
+        if self.tasks:
+            task = self.tasks.pop(self.random.randrange(len(self.tasks)))
+            self.log.append("task")
+            with contextlib.suppress(DanluError):
+                task()
+
+    def user(self) -> None:
+        what = self.random.random()
+        if what < 0.6 or not self.submitted:
+            job_id = self.platform.new_id("j")
+            spec = self.spec()
+            for _ in range(self.random.choice([1, 1, 2])):  # submitting twice is harmless
+                jobs.submit(self.call, job_id, spec)
+            self.submitted.append(job_id)
+            self.log.append(f"submit {job_id}")
+        elif what < 0.9:
+            job_id = self.random.choice(self.submitted)
+            job = jobs.stop(self.call, job_id, StopRequest(grace=self.random.choice([None, 0.5])))
+            if job.live:
+                self.stopped.add(job_id)
+            self.log.append(f"stop {job_id}")
+        else:
+            with contextlib.suppress(Conflict):
+                again = jobs.retry(
+                    self.call, self.random.choice(self.submitted), RetryRequest(id=self.platform.new_id("j"))
+                )
+                self.submitted.append(again.id)
+
+    def spec(self) -> JobSpec:
+        r = self.random
+        words = ["simulated"] + [f"print:line {n}" for n in range(r.randrange(3))]
+        words += r.choice(
+            [["sleep:1"], ["sleep:20"], ["hold"], ["exit:3"], ["sleep:1", "exit:1"], ["hold", "deaf"], []]
+        )
+        words += r.choice([[], ["print:late"]])
+        gpu = r.choice([0, 0, 1, 2])
+        environment: dict[str, Any] = r.choice(
+            [{"env": "host", "interpreter": "/usr/bin/python3"}, {"requirements": "a"}, {"requirements": "impossible"}]
+            + [{"env": "python"}] * 4
+        )
+        if "hold" in words:  # it ends by itself only when somebody stops it: give it a limit for the end of the test
+            environment = {"env": "python"}
+        return JobSpec.model_validate(
+            {
+                "command": words, "cpu": r.choice([1, 2, 4]), "memory": r.choice([None, "1GiB", "6GiB"]), "gpu": gpu,
+                "gpu_kind": r.choice([None, "h100", "gpu"]) if gpu else None, "priority": r.choice([0, 0, 5]),
+                "retry": {"attempts": r.choice([1, 2, 3]), "backoff": r.choice([None, 2])},
+                "grace": r.choice([1, 5]), **environment,
+            }
+        )  # fmt: skip
+
+    # promises
+
+    def check(self) -> None:
+        """Raises Broken unless every promise holds now."""
+        held = self.real.read(queries.holding_attempts)
+        self._fits("the database", [(t.node, t.resources, t.devices) for a in held for t in a.tasks])
+        alive = self.executor.alive()
+        self._fits("the machines", [(t.node, t.resources, t.devices) for p in alive for t in p.order.attempt.tasks])
+        if len(set(self.executor.begun)) != len(self.executor.begun):
+            raise Broken("an attempt was started twice")
+        for job in self.real.read(lambda tx: JOBS.find(tx, id=self.stopped or {"-"}, limit=10_000)):
+            if job.desired is not Desired.STOP:
+                raise Broken(f"an accepted stop of {job.id} was forgotten")
+
+    def _fits(self, where: str, shares: list[tuple[str, Any, tuple[int, ...]]]) -> None:
+        for node in NODES:
+            mine = [(need, devices) for name, need, devices in shares if name == node.name]
+            devices = [device for _, some in mine for device in some]
+            if len(set(devices)) != len(devices):
+                raise Broken(f"a GPU of {node.name} is sold twice, says {where}")
+            if (
+                sum(n.cpu_milli for n, _ in mine) > node.cpu_milli
+                or sum(n.memory_bytes for n, _ in mine) > node.memory_bytes
+            ):
+                raise Broken(f"{node.name} is oversold, says {where}")
+
+    def finish(self) -> None:
+        """Ends all faults, lets everything come to its end, and checks what must hold then."""
+        self.calm()
+        for job_id in self.submitted:
+            job = jobs.get(self.call, job_id)
+            if job.live and "hold" in job.spec.argv:
+                jobs.stop(self.call, job_id, StopRequest())
+                self.stopped.add(job_id)
+        for _ in range(400):
+            for name in self.controllers:
+                self.controller(name)
+                self.check()
+            while self.tasks:
+                self.task()
+                self.check()
+            self.clock.at += SECOND
+            found = self.real.read(lambda tx: JOBS.find(tx, limit=10_000))
+            uncollected = self.real.read(lambda tx: queries.uncollected_attempts(tx, 10_000))
+            if not any(job.live for job in found) and not uncollected and not self.executor.processes:
+                break
+        else:
+            raise Broken(
+                f"it does not come to an end: {[(j.id, j.state, j.reason) for j in found if j.live]}, {uncollected}"
+            )
+        attempts = self.real.read(lambda tx: ATTEMPTS.find(tx, limit=100_000))
+        self._moves_are_legal()
+        for job in found:
+            self._job_is_right(job, [a for a in attempts if a.job_id == job.id])
+
+    def _job_is_right(self, job: Job, attempts: list[Attempt]) -> None:
+        if sorted(a.number for a in attempts) != list(range(1, job.attempts + 1)):
+            raise Broken(f"{job.id} has attempts {[a.number for a in attempts]}, and says {job.attempts}")
+        if any(a.state is not AttemptState.ENDED for a in attempts):
+            raise Broken(f"an attempt of {job.id} has not ended")
+        if job.failures > job.spec.retry.attempts or job.attempts > job.failures + job.losses + 1:
+            raise Broken(
+                f"{job.id} was tried too often: {job.failures} failures, {job.losses} losses, {job.attempts} attempts"
+            )
+        if job.state is JobState.CANCELLED and job.id not in self.stopped:
+            raise Broken(f"{job.id} was cancelled by nobody")
+        for attempt in attempts:
+            key = StreamKey(attempt.project, attempt.id, "main-0", "log")
+            kept = self.streams.read(key, 0, 10**6)
+            if kept != self.executor.written.get(attempt.id, b""):
+                raise Broken(f"the log of {attempt.id} is {kept!r}, it wrote {self.executor.written.get(attempt.id)!r}")
+            if attempt.id not in self.executor.begun and attempt.reason not in (Reason.LAUNCH_REJECTED, Reason.STOPPED):
+                raise Broken(f"{attempt.id} never ran but ended by {attempt.reason}")
+
+    def _moves_are_legal(self) -> None:
+        tables = {"job": Job.MOVES, "attempt": Attempt.MOVES, "environment": Environment.MOVES}
+        last: dict[str, str] = {}
+        for event in self.real.read(lambda tx: queries.events_after(tx, 0, limit=1_000_000)):
+            if event.kind not in tables:
+                continue
+            before = last.get(event.object_id)
+            same = before == event.state
+            if before is not None and not same and event.state not in tables[event.kind][before]:  # type: ignore[index]
+                raise Broken(f"{event.object_id} went from {before} to {event.state}")
+            last[event.object_id] = event.state
+
+    def close(self) -> None:
+        self.real.close()

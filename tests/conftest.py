@@ -135,6 +135,16 @@ def sqlite(tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture
+def postgresql(cluster: Cluster) -> Iterator[Database]:
+    """An open, empty PostgreSQL database."""
+    name = cluster.create("migrated")
+    opened = Database.open(cluster.url(name))
+    yield opened
+    opened.close()
+    cluster.drop(name)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """Mounts file systems of a given size in bytes, where the machine allows it."""
     mounted: list[Path] = []

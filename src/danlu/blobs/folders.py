@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -172,7 +173,7 @@ class _Scanner:
                 flags = os.O_RDONLY | os.O_DIRECTORY | (0 if parent is None and self.code else NOFOLLOW)
                 descriptor = os.open(name, flags, dir_fd=parent)
             with os.scandir(descriptor if descriptor >= 0 else path) as listing:
-                found = sorted(listing, key=lambda e: e.name)
+                found = sorted(itertools.islice(listing, MAX_TREE_ENTRIES + 1), key=lambda e: e.name)
             if self.code:
                 ignores = [*ignores, *self._ignores(path, descriptor, relative)]
             for item in found:
@@ -285,13 +286,17 @@ class _Scanner:
         found = [] if relative else [_Ignores("", GitIgnoreSpec.from_lines(ALWAYS_IGNORED), names_git=True)]
         dir_fd = descriptor if descriptor >= 0 else None
         for name in IGNORE_FILES:
+            at = name if dir_fd is not None else path / name
             try:
-                opened = os.open(name if dir_fd is not None else path / name, OPEN_FLAGS, dir_fd=dir_fd)
+                status = os.stat(at, dir_fd=dir_fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            with open(opened, "rb") as file:
-                data = file.read(MAX_IGNORE_BYTES + 1) if stat.S_ISREG(os.fstat(opened).st_mode) else b""
             where = f"{relative}/{name}" if relative else name
+            if not stat.S_ISREG(status.st_mode):
+                self.trouble(where, "an ignore file must be a file, not a link or a folder")
+                continue
+            with open(os.open(at, OPEN_FLAGS, dir_fd=dir_fd), "rb") as file:
+                data = file.read(MAX_IGNORE_BYTES + 1)
             if len(data) > MAX_IGNORE_BYTES:
                 self.trouble(where, f"an ignore file has at most {MAX_IGNORE_BYTES} bytes")
             lines = [line.removesuffix("\r") for line in data.decode("utf-8-sig", errors="replace").split("\n")]
@@ -393,12 +398,17 @@ def _checked(reader: Reader, address: str) -> bytes:
 def _copy(reader: Reader, entry: Entry, path: Path) -> int:
     hasher, size = hashlib.sha256(), 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | getattr(os, "O_BINARY", 0)
-    with reader.open(entry.address) as source, open(os.open(path, flags, entry.mode), "wb") as target:
-        while size <= entry.size and (chunk := source.read(READ_BYTES)):
-            hasher.update(chunk)
-            target.write(chunk)
-            size += len(chunk)
-    if size != entry.size or "sha256:" + hasher.hexdigest() != entry.address:
-        path.unlink()
-        raise DataDamaged(f"blob {entry.address} of {entry.name} is not what its address and its size say")
+    with reader.open(entry.address) as source:
+        descriptor = os.open(path, flags, entry.mode)
+        try:
+            with open(descriptor, "wb") as target:
+                while size <= entry.size and (chunk := source.read(READ_BYTES)):
+                    hasher.update(chunk)
+                    target.write(chunk)
+                    size += len(chunk)
+            if size != entry.size or "sha256:" + hasher.hexdigest() != entry.address:
+                raise DataDamaged(f"blob {entry.address} of {entry.name} is not what its address and its size say")
+        except BaseException:
+            path.unlink()
+            raise
     return size

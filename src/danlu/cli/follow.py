@@ -53,7 +53,7 @@ class Following:
         self._tell = news
         self._building = threading.Event()
         self._waits = ""
-        self._attempt = 1
+        self._told = 0
         self._stopping = False
         self._last_build_line = 0.0
         client.patience_s = FOLLOW_PATIENCE_S
@@ -80,6 +80,8 @@ class Following:
             self._messages.clear()
             emit(self._lines.end())
         self._job = client.call("jobs.get", path)
+        if self._job.started_at is not None:
+            self._tell_running(self._job.attempts)
         return self._job
 
     def _fetch(self, kind: str, stream: Callable[[], Any], *, last: bool = False) -> None:
@@ -126,11 +128,8 @@ class Following:
     def _page(self, page: LogPage) -> None:
         if not self._output:
             return
-        for chunk in page.chunks:
-            if chunk.attempt > self._attempt:
-                self._attempt = chunk.attempt
-                self._waits = ""
         if page.chunks:
+            self._tell_running(page.chunks[0].attempt)
             self._messages.clear()
             emit(self._lines.take(page))
 
@@ -144,17 +143,21 @@ class Following:
             self._waits = f"{event.reason}" + (f": {event.message}" if event.message else "")
             self._messages.say(f"{self._job.name} waits: {self._waits}   (more: danlu why {self._job.name})", "dim")
         elif event.state == "running":
-            self._waits = ""
-            self._messages.step(f"job {self._job.name}", self._where(), time.monotonic() - self._begun)
+            self._tell_running(None)
         elif event.state == "stopping":
             self._waits = "it is being stopped"
             self._messages.say(f"{self._job.name} is being stopped: {event.message or event.reason}", "dim")
 
-    def _where(self) -> str:
+    def _tell_running(self, number: int | None) -> None:
+        """Says once for each attempt where it runs: at its event or at its first line, whichever is heard first."""
+        self._waits = ""
+        if not self._tell or (number is not None and number <= self._told):
+            return
         page = self._client.call("jobs.attempts", {"job": self._job.id}, query=Paging(limit=1))
-        if not page.items:
-            return "running"
+        if not page.items or page.items[0].number <= self._told:
+            return
         attempt = page.items[0]
+        self._told = attempt.number
         parts = [f"{'queued → ' if attempt.number == 1 else ''}running on {attempt.tasks[0].node}"]
         if devices := attempt.tasks[0].devices:
             parts.append("gpu " + ",".join(map(str, devices)))
@@ -163,7 +166,7 @@ class Following:
             parts.append(f"attempt {attempt.number}")
         if attempt.resumed_from:
             parts.append(f"from {attempt.resumed_from.rstrip('/').rpartition('/')[2]}")
-        return " · ".join(parts)
+        self._messages.step(f"job {self._job.name}", " · ".join(parts), time.monotonic() - self._begun)
 
     def _tick(self) -> None:
         if self._waits and not self._building.is_set():

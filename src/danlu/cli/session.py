@@ -48,7 +48,7 @@ def _client(connection: Connection, common: Common, messages: Messages | None) -
 
     return Client(
         connection,
-        project=common.project or os.environ.get("DANLU_PROJECT") or "default",
+        project=common.project or os.environ.get("DANLU_PROJECT"),
         relocate=relocate,
         notice=messages.say if messages is not None else None,
     )

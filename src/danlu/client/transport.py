@@ -38,7 +38,7 @@ class Client:
 
     Args:
         connection: where the platform is, and the key.
-        project: whose things are meant.
+        project: whose things are meant; the key's own, or ``default``, when left out.
         patience_s: how long a call that may be repeated is repeated while the platform is away.
         relocate: says where the platform is now; asked while it is away, since it may come back elsewhere.
         notice: told that the platform is away and that it is back.
@@ -48,7 +48,7 @@ class Client:
         self,
         connection: Connection,
         *,
-        project: str = "default",
+        project: str | None = None,
         patience_s: float = PATIENCE_S,
         relocate: Callable[[], Connection | None] | None = None,
         notice: Notice | None = None,
@@ -201,12 +201,11 @@ class Client:
             import httpx2
 
             plain = self.url.startswith("http:")
+            headers = {"Authorization": f"Bearer {self.connection.token}", "User-Agent": f"danlu/{__version__}"}
+            if self.project:
+                headers[PROJECT_HEADER] = self.project
             self._open = httpx2.Client(
-                headers={
-                    "Authorization": f"Bearer {self.connection.token}",
-                    PROJECT_HEADER: self.project,
-                    "User-Agent": f"danlu/{__version__}",
-                },
+                headers=headers,
                 timeout=_timeout(READ_TIMEOUT_S),
                 trust_env=not is_loopback(self.url),  # a proxy cannot reach this machine's own address
                 verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True,  # loading authorities takes 20 ms

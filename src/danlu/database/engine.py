@@ -15,15 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from danlu.database import migrations, sqlite_file
+from danlu.database import migrations, sqlite_file, tables
 from danlu.errors import DanluError, DatabaseUnavailable, StorageFull, Unavailable
 
 T = TypeVar("T")
@@ -34,15 +34,31 @@ WRITE_TIMEOUT_S: Final = 60.0
 BUSY_TIMEOUT_MS: Final = 10_000
 RETRIES: Final = 8
 RETRIED_STATES: Final = ("40001", "40P01")
-CLOSED: Final = "the database is closed"
+EVENTS_LOCK: Final = 0x6576656E7473
+"""Held by who is giving numbers to events; "events" as a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One open transaction. It must not leave the function that it was given to."""
+    """One open transaction. It must not leave the function that it was given to.
+
+    Attributes:
+        events: rows of the table of events, stored when all else is done. On PostgreSQL a lock is held from there to the end
+            of the commit, so that their numbers are in the order of commits: a reader who has seen one has seen all before
+            it. Taken last, the lock is short and cannot be part of a deadlock.
+    """
 
     connection: Connection
     dialect: str
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def store_events(self) -> None:
+        """Stores the events; nothing else may follow but the end of the transaction."""
+        if not self.events:
+            return
+        if self.dialect == "postgresql":
+            self.connection.execute(select(func.pg_advisory_xact_lock(EVENTS_LOCK)))
+        self.connection.execute(insert(tables.events), self.events)
 
 
 class Database:
@@ -52,6 +68,8 @@ class Database:
         self._engine = engine
         self.dialect = engine.dialect.name
         self._open = True
+        self._inside = 0
+        self._left = threading.Condition()
         self._writer = _Writer(engine) if self.dialect == "sqlite" else None
 
     @classmethod
@@ -91,14 +109,17 @@ class Database:
         Raises:
             StorageFull, DatabaseUnavailable: nothing was stored.
         """
-        if self._writer is not None:
-            return self._writer.run(work)
+        with self._entered():
+            return self._writer.run(work) if self._writer is not None else self._run(work)
+
+    def _run(self, work: Callable[[Transaction], T]) -> T:
         for trial in range(RETRIES):
-            self._require_open()
             try:
                 with self._engine.begin() as connection:
-                    result = work(Transaction(connection, self.dialect))
+                    transaction = Transaction(connection, self.dialect)
+                    result = work(transaction)
                     _require_sound(connection)
+                    transaction.store_events()
                 return result
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) not in RETRIED_STATES or trial == RETRIES - 1:
@@ -111,12 +132,12 @@ class Database:
         Raises:
             DatabaseUnavailable: the database does not answer, is closed, or was to be written to.
         """
-        self._require_open()
-        try:
-            with self._reading() as connection:
-                return work(Transaction(connection, self.dialect))
-        except DBAPIError as error:
-            raise _translated(error) from error
+        with self._entered():
+            try:
+                with self._reading() as connection:
+                    return work(Transaction(connection, self.dialect))
+            except DBAPIError as error:
+                raise _translated(error) from error
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -134,13 +155,24 @@ class Database:
             with connection.begin():
                 yield connection
 
-    def _require_open(self) -> None:
-        if not self._open:
-            raise DatabaseUnavailable(CLOSED)
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        with self._left:
+            if not self._open:
+                raise DatabaseUnavailable("the database is closed")
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._left:
+                self._inside -= 1
+                self._left.notify_all()
 
     def close(self) -> None:
-        """Ends all connections; work that waits is done first. What comes later is refused."""
-        self._open = False
+        """Ends all connections; work that has begun or waits is done first. What comes later is refused."""
+        with self._left:
+            self._open = False
+            self._left.wait_for(lambda: self._inside == 0, WRITE_TIMEOUT_S)
         if self._writer is not None:
             self._writer.close()
         self._engine.dispose()
@@ -192,35 +224,22 @@ class _Writer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._waiting: queue.Queue[_Work | None] = queue.Queue(MAX_WAITING)
-        self._closing = self._ended = False
         self._thread = threading.Thread(target=self._loop, name="database-writer", daemon=True)
         self._thread.start()
 
     def run(self, work: Callable[[Transaction], T]) -> T:
         if threading.current_thread() is self._thread:
             raise RuntimeError("write() inside write(): give the outer work's transaction to the inner one")
-        if self._closing:
-            raise DatabaseUnavailable(CLOSED)
         answer: Future[T] = Future()
         try:
             self._waiting.put(_Work(work, answer), timeout=WRITE_TIMEOUT_S)
         except queue.Full:
             raise Unavailable(f"the database is busy: {MAX_WAITING} writes wait") from None
-        if self._ended:  # it came too late for the thread to see it
-            self._refuse_rest()
         return answer.result()
 
     def close(self) -> None:
-        self._closing = True
         self._waiting.put(None)
         self._thread.join(WRITE_TIMEOUT_S)
-
-    def _refuse_rest(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                late = self._waiting.get_nowait()
-                if late is not None:
-                    late.answer.set_exception(DatabaseUnavailable(CLOSED))
 
     def _loop(self) -> None:
         open_ = True
@@ -241,19 +260,18 @@ class _Writer:
                 continue
             for work, result in done:
                 work.answer.set_result(result)
-        self._ended = True
-        self._refuse_rest()
 
     def _fill(self, connection: Connection, batch: list[_Work], done: list[tuple[_Work, Any]]) -> bool:
         """Runs the first piece of work and what waits behind it. Returns False when the last has come."""
         until = time.monotonic() + MAX_BATCH_S
-        transaction = Transaction(connection, "sqlite")
         position = 0
         while True:
             work = batch[position]
             savepoint = connection.begin_nested()
             try:
+                transaction = Transaction(connection, "sqlite")
                 result = work.run(transaction)
+                transaction.store_events()
                 savepoint.commit()
                 done.append((work, result))
             except DBAPIError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, func, literal_column, select
+from sqlalchemy import func, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
@@ -95,19 +95,13 @@ def events_after(
 ) -> list[Event]:
     """Returns events after ``seq``, oldest first, none that a later commit could still come before.
 
-    On PostgreSQL numbers are given before the commit, so that a lower one may appear after a higher one. Whoever has a lower
-    number had begun before the higher one's ``horizon`` was taken. So nothing is shown from the first event on whose
-    horizon lies beyond the oldest transaction that is still open, and a reader who remembers the last ``seq`` never
-    misses one. On SQLite there is one writer.
+    Numbers are given in the order of commits (see Transaction.events), so that a reader who remembers the last ``seq`` never
+    misses one.
     """
     if not 0 <= seq < 2**63:
         return []
     events = tables.events
     query = select(events).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
-    if tx.dialect == "postgresql":
-        oldest_open: ColumnElement[Any] = literal_column("pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
-        unsure = select(func.min(events.c.seq)).where(events.c.horizon > oldest_open).scalar_subquery()
-        query = query.where(events.c.seq < func.coalesce(unsure, literal_column(str(2**63 - 1))))
     if project is not None:
         query = query.where(events.c.project == project)
     if object_id is not None:

@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import BigInteger, ColumnElement, RowMapping, Table, cast, delete, false, func, insert, select, update
+from sqlalchemy import ColumnElement, RowMapping, Table, delete, false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.sql.expression import text
 
 from danlu.database import tables
 from danlu.database.engine import Transaction
@@ -196,15 +195,14 @@ class Records(Generic[T]):
 
 
 def add_event(tx: Transaction, event: Event) -> None:
-    """Stores an event; its place in the order is given by the database."""
-    body = event.model_dump(mode="json", exclude={"seq", "project", "object_id"})
-    values: dict[str, Any] = {"project": event.project, "object_id": event.object_id, "body": body, "horizon": 0}
-    if tx.dialect == "postgresql":
-        # first the transaction's number, then the event's, and after both the horizon: see queries.events_after
-        numbers = text("SELECT pg_current_xact_id(), nextval('events_seq_seq')")
-        values["seq"] = tx.connection.execute(numbers).one()[1]
-        values["horizon"] = cast(text("pg_snapshot_xmax(pg_current_snapshot())::text"), BigInteger)
-    tx.connection.execute(insert(tables.events).values(values))
+    """Stores an event with the transaction; its place in the order is given by the database."""
+    tx.events.append(
+        {
+            "project": event.project,
+            "object_id": event.object_id,
+            "body": event.model_dump(mode="json", exclude={"seq", "project", "object_id"}),
+        }
+    )
 
 
 def _storable(value: Any) -> bool:

@@ -100,14 +100,11 @@ events: Final = Table(
     "events",
     METADATA,
     Column("seq", SEQUENCE, primary_key=True, autoincrement=True),
-    # on PostgreSQL the first transaction that had not begun when it was written: see queries.events_after
-    Column("horizon", BigInteger, nullable=False),
     Column("project", String(63), nullable=False),
     Column("object_id", String(80), nullable=False),
     Column("body", BODY, nullable=False),
     Index("ix_events_project_seq", "project", "seq"),
     Index("ix_events_object_id_seq", "object_id", "seq"),
-    Index("ix_events_horizon_seq", "horizon", "seq"),
     sqlite_autoincrement=True,
 )
 counters: Final = Table(

@@ -17,7 +17,16 @@ MAX_LINES = 20_000
 _NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9._]*[A-Za-z0-9])?\s*(?:\[[-A-Za-z0-9._,\s]*\])?")
 _SPECIFIER = re.compile(r"\s*(?:\(?\s*(?:[<>=!~]=?=?\s*[^\s,;()]+\s*,?\s*)+\)?)?\s*(?:;.*)?")
 _WHEEL = re.compile(r"https://[^\s@/?#]+/[^\s?#]*\.whl(?:#[^\s]*)?\s*(?:;.*)?", re.IGNORECASE)
-_INDEX_OPTIONS = ("-i", "--index-url", "--extra-index-url", "--default-index", "--index", "-f", "--find-links", "--no-index")
+_INDEX_OPTIONS = (
+    "-i",
+    "--index-url",
+    "--extra-index-url",
+    "--default-index",
+    "--index",
+    "-f",
+    "--find-links",
+    "--no-index",
+)
 _FILE_OPTIONS = ("-r", "--requirement", "-c", "--constraint", "-e", "--editable")
 _INDEX_STEP = (
     "remove the line: packages come from the index that the platform's administrator has set; "

@@ -44,7 +44,9 @@ def source_for(env: str, requirements: str | None, python: str | None) -> Enviro
     if entry is None:
         near = suggestion(env, CATALOGUE)
         raise UnknownEnvironment(
-            f"env: there is no environment {env[:63]!r}", next_step=f"{near} all of them: danlu env ls".strip(), field="env"
+            f"env: there is no environment {env[:63]!r}",
+            next_step=f"{near} all of them: danlu env ls".strip(),
+            field="env",
         )
     if python is not None:
         _check_python(python, entry)
@@ -89,7 +91,9 @@ def lock_text(entry: CatalogueEntry) -> str:
 
 def hook_files(hook: str) -> tuple[Path, ...]:
     """Returns the files that a hook puts into site-packages, in the order of their names."""
-    return tuple(sorted(p for p in (FOLDER / hook).iterdir() if p.suffix in (".py", ".pth") and p.name != "__init__.py"))
+    return tuple(
+        sorted(p for p in (FOLDER / hook).iterdir() if p.suffix in (".py", ".pth") and p.name != "__init__.py")
+    )
 
 
 @functools.cache

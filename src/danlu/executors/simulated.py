@@ -38,7 +38,7 @@ class Faults:
     unavailable: float = 0.0
     """a call fails before it does anything"""
     unheard: float = 0.0
-    """a launch works, but its caller is told that the executor is unavailable"""
+    """a launch works, but its caller is told that the executor is unavailable, and cannot see it until it begins"""
     rejected: float = 0.0
     lost: float = 0.0
     """a runner is killed at some moment of its attempt"""
@@ -58,6 +58,7 @@ class Process:
     stopped_at: int | None = None
     killed_at: int | None = None
     collected: int = 0
+    hidden: bool = False
 
     def over_at(self) -> int | None:
         """Returns when nothing of it is left any more; None while that is not known."""
@@ -118,6 +119,7 @@ class SimulatedExecutor:
         if order.attempt.id not in self.processes:
             self._begin(order)
         if self.random.random() < self.faults.unheard:
+            self.processes[order.attempt.id].hidden = True
             raise ExecutorUnavailable("the answer was lost")
 
     def _begin(self, order: LaunchOrder) -> None:
@@ -147,7 +149,11 @@ class SimulatedExecutor:
         """See Executor."""
         self._perhaps_unavailable()
         now = self.clock.now()
-        return tuple(self._observation(attempt_id, process, now) for attempt_id, process in self.processes.items())
+        return tuple(
+            self._observation(attempt_id, process, now)
+            for attempt_id, process in self.processes.items()
+            if not process.hidden or process.begins_at <= now
+        )
 
     def _observation(self, attempt_id: str, process: Process, now: int) -> Observation:
         over = process.over_at()
@@ -189,7 +195,8 @@ class SimulatedExecutor:
         now = self.clock.now()
         if process.stopped_at is None:
             process.stopped_at = now
-        killed_at = now + int(grace_s * SECOND)
+        unbegun = process.begins_at > now  # its runner finds the stop before it starts anything
+        killed_at = now if unbegun else now + int(grace_s * SECOND)
         process.killed_at = killed_at if process.killed_at is None else min(process.killed_at, killed_at)
 
     def forget(self, attempt_id: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from danlu.api import EnvironmentRequest, OffsetQuery
 from danlu.blobs.streams import StreamKey
 from danlu.database.engine import Transaction
@@ -16,12 +18,24 @@ from danlu.services.context import Call
 BUILD_TASK = "build"
 BUILD_STREAM = "log"
 MAX_LISTED = 500
-source_of = source_for
 
 
-def ensure(tx: Transaction, call: Call, source: EnvironmentSource, *, now: int) -> Environment:
+class Wanted(NamedTuple):
+    """What an environment is made from, and its digest (made outside of transactions: it reads the catalogue's files)."""
+
+    source: EnvironmentSource
+    digest: str
+
+
+def wanted(env: str, requirements: str | None, python: str | None) -> Wanted:
+    """Returns what is meant, or raises UnknownEnvironment or InvalidSpec."""
+    source = source_for(env, requirements, python)
+    return Wanted(source, source_digest(source))
+
+
+def ensure(tx: Transaction, call: Call, what: Wanted, *, now: int) -> Environment:
     """Returns the project's environment for a source; makes the record, or asks again for one whose build failed."""
-    digest = source_digest(source)
+    source, digest = what
     known = ENVIRONMENTS.find(tx, project=call.project, source_digest=digest, limit=1)
     if not known:
         made = Environment(
@@ -45,8 +59,8 @@ def ensure(tx: Transaction, call: Call, source: EnvironmentSource, *, now: int) 
 def build(call: Call, body: EnvironmentRequest) -> Environment:
     """Asks for an environment; it is built unless it is there. Idempotent."""
     platform = call.platform
-    source = source_of(body.env, body.requirements, body.python)
-    made = platform.database.write(lambda tx: ensure(tx, call, source, now=platform.clock.now()))
+    what = wanted(body.env, body.requirements, body.python)
+    made = platform.database.write(lambda tx: ensure(tx, call, what, now=platform.clock.now()))
     platform.hub.notify("environments")
     return made
 

@@ -56,7 +56,7 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
         return _same(call, known, spec)
     if spec.env == HOST and not platform.facts.host_environment:
         raise InvalidSpec("env: host is for single-user platforms", next_step="name an environment, or requirements")
-    source = None if spec.env == HOST else environments.source_of(spec.env, spec.requirements, spec.python)
+    what = None if spec.env == HOST else environments.wanted(spec.env, spec.requirements, spec.python)
     if spec.code is not None:
         blobs.require_tree(call, spec.code)
     now = platform.clock.now()
@@ -66,7 +66,7 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
         if known is not None:
             return _same(call, known, spec)
         _check_fits(tx, spec)
-        environment = None if source is None else environments.ensure(tx, call, source, now=now)
+        environment = None if what is None else environments.ensure(tx, call, what, now=now)
         name = spec.name or (retried.name if retried else None) or _made_up_name(tx, call.project, spec)
         job = Job(
             id=job_id,

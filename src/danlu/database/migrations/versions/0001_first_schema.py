@@ -82,7 +82,6 @@ def upgrade() -> None:
     op.create_table(
         "events",
         sa.Column("seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("horizon", sa.BigInteger(), nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("object_id", sa.String(length=80), nullable=False),
         sa.Column(
@@ -91,7 +90,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name=op.f("pk_events")),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_events_horizon_seq", "events", ["horizon", "seq"], unique=False)
     op.create_index("ix_events_object_id_seq", "events", ["object_id", "seq"], unique=False)
     op.create_index("ix_events_project_seq", "events", ["project", "seq"], unique=False)
     op.create_table(

@@ -1,0 +1,312 @@
+"""Builds environments with uv: resolve, make, install, check, and only then give the folder its name.
+
+A folder is built as ``.new-DIGEST`` and renamed to ``DIGEST`` when it is whole, so a folder with a name is a whole environment,
+and a build that was killed at any line leaves nothing that anybody would use. The virtual environments are made relocatable:
+their console scripts find their Python beside themselves, so they work after the rename, and after the data folder has moved.
+
+A lock file per digest is held while a folder is built, by uv too: two builders, in one server or two, never write into the same
+folder, and a uv that outlived its server is waited for. ``.new-`` folders whose lock is free are dead, and removed.
+
+Files are copied from uv's cache, not linked: where jobs run as the server's own user, a job that writes into its environment
+would else write into the cache, and so into every environment that is built later.
+
+Folders of environments are named by their locks and may serve several projects, so ``root`` can be passed but not listed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import Field
+
+from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
+from danlu.domain.records import Value
+from danlu.environments import pythons
+from danlu.environments.catalogue import CATALOGUE
+from danlu.environments.pythons import Python
+from danlu.environments.sources import RECIPE, hook_digest, hook_files, lock_text, source_digest
+from danlu.environments.uv_command import BUILD_TIMEOUT_S, Report, Uv, storage_full
+from danlu.errors import EnvironmentFailed, StorageFull
+
+LOCK_POLL_S: Final = 0.1
+FACTS: Final = "danlu.json"
+LOCK: Final = "danlu-lock.txt"
+_NEW: Final = ".new-"
+
+
+class Built(Value):
+    """What a build has made, or found."""
+
+    lock_digest: str = Field(description="SHA-256 over lock, Python and recipe; the folder's name")
+    packages: int = Field(ge=0)
+    python_version: str
+    size_bytes: int = Field(ge=0)
+    build_s: float = Field(ge=0, description="how long this call took")
+
+
+class Builder:
+    """Makes and finds environments below one folder."""
+
+    def __init__(self, root: Path, cache: Path) -> None:
+        self._root = root
+        self._locks = root / ".locks"
+        self._uv = Uv(cache, root / ".python")
+        self._cache = cache
+        self._known: dict[str, tuple[Path, ...]] = {}
+
+    def build(self, source: EnvironmentSource, report: Report) -> Built:
+        """Builds an environment unless it is there. Idempotent; safe to call from several threads and processes at once.
+
+        Args:
+            source: what to build.
+            report: called with each line of progress; what it raises ends the build.
+
+        Raises:
+            EnvironmentFailed: ``details["stage"]`` is ``resolve``, ``install`` or ``python``; uv's own words are in the message.
+            StorageFull: the disk is full; nothing is left of the build.
+        """
+        start = time.monotonic()
+        deadline = start + BUILD_TIMEOUT_S
+        try:
+            self._prepare()
+            with self._claimed(source_digest(source), report, deadline) as (folder, hold):
+                python = pythons.find(source.python, self._uv, folder, report, deadline=deadline)
+                lock = self._lock(source, python, folder, report, deadline=deadline, hold=hold)
+            digest = _lock_digest(source, lock, python)
+            facts = self._facts(digest)
+            if facts is not None:
+                report(
+                    f"the environment is there already: {facts['packages']} packages, Python {facts['python_version']}"
+                )
+            else:
+                facts = self._make(digest, source, lock, python, report, deadline)
+        except OSError as error:
+            if storage_full(error):
+                raise StorageFull(f"the platform's disk is full; the environment was not built: {error}") from error
+            raise EnvironmentFailed(
+                f"the environment could not be built: {error}", next_step="mend that on the server", stage="install"
+            ) from error
+        return Built(
+            lock_digest=digest,
+            packages=facts["packages"],
+            python_version=facts["python_version"],
+            size_bytes=facts["size_bytes"],
+            build_s=time.monotonic() - start,
+        )
+
+    def interpreter(self, environment: Environment) -> Interpreter | None:
+        """Returns where a built environment's Python is; None where the folder, or the Python that it stands on, is gone."""
+        digest = environment.lock_digest
+        if digest is None or not _usable(self._root / digest):
+            return None
+        if digest not in self._known:
+            facts = self._facts(digest)
+            if facts is None:
+                return None
+            self._known[digest] = tuple(Path(root) for root in facts["roots"])
+        folder = self._root / digest
+        entry = CATALOGUE.get(environment.source.catalogue or "")
+        return Interpreter(
+            bin=folder / "bin",
+            roots=(folder, *self._known[digest]),
+            variables={**({} if entry is None else entry.variables), "VIRTUAL_ENV": str(folder)},
+        )
+
+    def host(self, executable: str) -> Interpreter:
+        """Returns the interpreter for ``env: host``; raises LaunchRejected where it is none (see pythons.host)."""
+        return pythons.host(executable)
+
+    def _prepare(self) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        self._root.chmod(0o711)
+        self._locks.mkdir(mode=0o700, exist_ok=True)
+        self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in self._root.glob(f"{_NEW}*"):
+            descriptor = _try_lock(self._locks / left.name.removeprefix(_NEW))
+            if descriptor is not None:
+                _remove(left)
+                _unlock(descriptor, self._locks / left.name.removeprefix(_NEW))
+
+    @contextlib.contextmanager
+    def _claimed(self, key: str, report: Report, deadline: float) -> Iterator[tuple[Path, int]]:
+        """Yields an empty folder for ``key`` and the lock's descriptor; removes what is left of the folder at the end."""
+        path = self._locks / key
+        descriptor = _try_lock(path)
+        if descriptor is None:
+            report("the same environment is being built already: waiting for it")
+        while descriptor is None:
+            if time.monotonic() > deadline:
+                raise EnvironmentFailed(
+                    f"another build of the same environment did not end in {BUILD_TIMEOUT_S:.0f} s",
+                    next_step="is a uv process left on the server? end it and build again",
+                    stage="install",
+                )
+            time.sleep(LOCK_POLL_S)
+            descriptor = _try_lock(path)
+        folder = self._root / f"{_NEW}{key}"
+        try:
+            _remove(folder)
+            folder.mkdir(mode=0o755)
+            yield folder, descriptor
+        finally:
+            _remove(folder)
+            _unlock(descriptor, path)
+
+    def _lock(
+        self, source: EnvironmentSource, python: Python, folder: Path, report: Report, *, deadline: float, hold: int
+    ) -> str:
+        """Returns the lock: the catalogue's own, or what uv resolves a user's requirements to."""
+        if source.catalogue is not None:
+            return lock_text(CATALOGUE[source.catalogue])
+        given, made = folder / "requirements.txt", folder / "lock.txt"
+        given.write_text(source.requirements or "", encoding="utf-8")
+        report(f"resolving the requirements for Python {python.text}")
+        self._uv.run(
+            "resolve",
+            [
+                "pip", "compile", given.name, "--output-file", made.name, "--quiet", "--generate-hashes", "--no-header",
+                "--no-annotate", "--only-binary", ":all:", "--python", str(python.executable),
+            ],
+            folder, report, deadline=deadline, hold=hold,
+        )  # fmt: skip
+        return made.read_text(encoding="utf-8")
+
+    def _make(
+        self, digest: str, source: EnvironmentSource, lock: str, python: Python, report: Report, deadline: float
+    ) -> dict[str, Any]:
+        """Makes the folder of an environment that is not there; returns its facts."""
+        with self._claimed(digest, report, deadline) as (folder, hold):
+            facts = self._facts(digest)
+            if facts is not None:
+                return facts  # the other build made it
+            final = self._root / digest
+            _remove(final)  # its Python is gone
+            inner = folder / "venv"
+            self._install(inner, lock, python, source, report, deadline, hold)
+            size = _open_to_all(inner)
+            facts = {
+                "packages": sum(1 for _ in inner.glob("lib/python*/site-packages/*.dist-info")),
+                "python_version": python.text,
+                "roots": [str(root) for root in python.roots],
+                "size_bytes": size,
+            }
+            for name, text in ((LOCK, lock), (FACTS, json.dumps(facts))):
+                (inner / name).write_text(text, encoding="utf-8")
+                (inner / name).chmod(0o644)
+            os.sync()  # a folder with a name must be whole after a power failure too
+            inner.rename(final)
+            report(f"built: {facts['packages']} packages, {size / 1e6:.0f} MB, Python {python.text}")
+            return facts
+
+    def _install(
+        self,
+        venv: Path,
+        lock: str,
+        python: Python,
+        source: EnvironmentSource,
+        report: Report,
+        deadline: float,
+        hold: int,
+    ) -> None:
+        report(f"making an environment with Python {python.text}")
+        arguments = ["venv", "--quiet", "--relocatable", "--no-project", "--python", str(python.executable), venv.name]
+        self._uv.run("python", arguments, venv.parent, report, deadline=deadline, hold=hold)
+        hook = _hook(source)
+        if hook is not None:
+            target = next(venv.glob("lib/python*/site-packages"))
+            for path in hook_files(hook):
+                shutil.copyfile(path, target / path.name)
+        if not _packages(lock) and hook is None:
+            return
+        written = venv.parent / LOCK
+        written.write_text(lock, encoding="utf-8")
+        self._uv.run(
+            "install",
+            [
+                "pip", "sync", written.name, "--python", f"{venv.name}/bin/python", "--require-hashes", "--only-binary", ":all:",
+                "--link-mode", "copy", "--compile-bytecode", "--allow-empty-requirements",
+            ],
+            venv.parent, report, deadline=deadline, hold=hold,
+        )  # fmt: skip
+
+    def _facts(self, digest: str) -> dict[str, Any] | None:
+        folder = self._root / digest
+        if not _usable(folder):
+            return None
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return facts
+
+
+def _usable(folder: Path) -> bool:
+    """Whether a folder is whole, and the Python that it stands on is still there."""
+    return (folder / FACTS).exists() and (folder / "bin" / "python").exists()
+
+
+def _hook(source: EnvironmentSource) -> str | None:
+    return None if source.catalogue is None else CATALOGUE[source.catalogue].hook
+
+
+def _packages(lock: str) -> bool:
+    return any(line.strip() and not line.lstrip().startswith("#") for line in lock.splitlines())
+
+
+def _lock_digest(source: EnvironmentSource, lock: str, python: Python) -> str:
+    hook = _hook(source)
+    whole = {
+        "recipe": RECIPE,
+        "lock": lock,
+        # an environment stands on one interpreter, not on any of that version
+        "python": [python.text, str(python.executable)],
+        "hook": None if hook is None else hook_digest(hook),
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _open_to_all(folder: Path) -> int:
+    """Lets every user read what is in ``folder``, whatever the modes in the wheels; returns the bytes of its files."""
+    size = 0
+    for at, _, files in os.walk(folder):
+        os.chmod(at, 0o755)
+        for name in files:
+            path = os.path.join(at, name)  # noqa: PTH118 - tens of thousands of files
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode):
+                size += status.st_size
+                wanted = 0o755 if status.st_mode & 0o111 else 0o644
+                if stat.S_IMODE(status.st_mode) != wanted:
+                    os.chmod(path, wanted)
+    return size
+
+
+def _try_lock(path: Path) -> int | None:
+    """Returns a descriptor that holds the lock, or None where another has it. The file is removed when it is let go."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        os.close(descriptor)  # it was removed between open and lock
+
+
+def _unlock(descriptor: int, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)

@@ -1,0 +1,186 @@
+"""uv as a child process: a clean environment, its output handed on line by line, a deadline, its own words when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from uv import find_uv_bin
+
+from danlu.environments.mirrors import uv_variables
+from danlu.errors import EnvironmentFailed, StorageFull
+
+BUILD_TIMEOUT_S: Final = 3600.0
+MAX_LINES_REPORTED: Final = 10_000
+MAX_LINE_BYTES: Final = 2000
+MAX_REASON_LINES: Final = 30
+MAX_REASON_CHARACTERS: Final = 3000
+
+Report = Callable[[str], None]
+
+_NO_SPACE = re.compile(r"no space left on device|os error 28\b|disk quota exceeded|os error 122\b", re.IGNORECASE)
+_NO_NETWORK = re.compile(
+    r"error sending request|dns error|failed to lookup address|connection refused|operation timed out", re.I
+)
+_NO_WHEEL = re.compile(
+    r"no usable wheels|no wheels|building from source is disabled|building source distributions", re.I
+)
+_WHEEL_HINT = re.compile(r"^hint: .*building from source is disabled.*$", re.IGNORECASE | re.MULTILINE)
+
+
+def storage_full(error: OSError) -> bool:
+    """Whether the disk (or the quota on it) is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class Uv:
+    """Runs uv with its cache, and the Pythons that it has fetched itself, in folders of the platform."""
+
+    def __init__(self, cache: Path, pythons: Path) -> None:
+        self._environment = {
+            **uv_variables(os.environ),
+            "UV_CACHE_DIR": str(cache),
+            "UV_PYTHON_INSTALL_DIR": str(pythons),
+            "UV_NO_PROGRESS": "1",
+            "NO_COLOR": "1",
+        }
+
+    def run(
+        self,
+        stage: str,
+        arguments: Sequence[str],
+        folder: Path,
+        report: Report,
+        *,
+        deadline: float,
+        hold: int | None = None,
+    ) -> None:
+        """Runs ``uv ARGUMENTS`` in ``folder`` to its end.
+
+        Args:
+            stage: ``resolve``, ``install`` or ``python``; goes into the error.
+            arguments: uv's, without ``uv``.
+            folder: where it runs; hidden in what it prints. A configuration of a project above it is not looked for.
+            report: called with each line; what it raises ends uv.
+            deadline: on the monotonic clock.
+            hold: a descriptor that uv holds open to its end: a lock on ``folder`` outlives a killed server.
+
+        Raises:
+            EnvironmentFailed: uv failed, or was not done in time.
+            StorageFull: uv found the disk full.
+        """
+        (
+            folder / "uv.toml"
+        ).touch()  # an empty one: uv looks no further up, but still reads the machine's and the user's
+        child = subprocess.Popen(
+            [find_uv_bin(), *arguments],
+            cwd=folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=() if hold is None else (hold,),
+            start_new_session=True,
+            umask=0o022,
+        )
+        late = threading.Event()
+        timer = threading.Timer(max(0.0, deadline - time.monotonic()), lambda: (late.set(), _kill(child.pid)))
+        timer.daemon = True
+        timer.start()
+        try:
+            kept = _follow(child, str(folder) + "/", report)
+            status = child.wait()
+        finally:
+            timer.cancel()
+            if child.poll() is None:
+                _kill(child.pid)
+                child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
+        if late.is_set():
+            raise EnvironmentFailed(
+                f"the environment was not built in {BUILD_TIMEOUT_S:.0f} s; uv was ended. Its last words:\n{_tail(kept)}",
+                next_step="is the package index slow? ask for the environment again: what is there is kept",
+                stage=stage,
+            )
+        if status != 0:
+            raise failure(stage, status, kept)
+
+    def answer(self, arguments: Sequence[str], *, timeout_s: float) -> str | None:
+        """Returns what ``uv ARGUMENTS`` prints on standard output, or None where it fails."""
+        try:
+            done = subprocess.run(
+                [find_uv_bin(), *arguments],
+                cwd="/",
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return None
+        return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _follow(child: subprocess.Popen[bytes], hidden: str, report: Report) -> deque[str]:
+    """Hands on the child's lines to the end; returns the last ones."""
+    assert child.stdout is not None  # noqa: S101 - it was asked for
+    kept: deque[str] = deque(maxlen=4 * MAX_REASON_LINES)
+    count = 0
+    while raw := child.stdout.readline(MAX_LINE_BYTES):
+        line = raw.decode(errors="replace").rstrip().replace(hidden, "")
+        kept.append(line)
+        count += 1
+        if count <= MAX_LINES_REPORTED and line:
+            report(line)
+        elif count == MAX_LINES_REPORTED + 1:
+            report(f"... more than {MAX_LINES_REPORTED:,} lines: the rest is left out")
+    return kept
+
+
+def _tail(lines: Sequence[str]) -> str:
+    return "\n".join(list(lines)[-MAX_REASON_LINES:])[-MAX_REASON_CHARACTERS:]
+
+
+def failure(stage: str, status: int, lines: Sequence[str]) -> EnvironmentFailed | StorageFull:
+    """Returns the error that uv's last lines stand for, with uv's own words in it."""
+    listed = list(lines)
+    start = next(
+        (i for i, line in enumerate(listed) if re.match(r"error\b|\s*×", line)), max(0, len(listed) - MAX_REASON_LINES)
+    )
+    words = "\n".join(line for line in listed[start : start + MAX_REASON_LINES] if line.strip())[:MAX_REASON_CHARACTERS]
+    words = words.removeprefix("error: ")
+    if _NO_SPACE.search(words):
+        return StorageFull(f"the platform's disk is full; the environment was not built: {words[:500]}")
+    doing = {"resolve": "the packages cannot be resolved", "install": "the packages cannot be installed"}.get(
+        stage, "there is no such Python here"
+    )
+    step = "mend the requirements and submit again" if stage == "resolve" else "danlu env build tries again"
+    if _NO_NETWORK.search(words):
+        doing += ": the package index cannot be reached from the server"
+        step = "set the server's index or proxy (UV_DEFAULT_INDEX, HTTPS_PROXY, /etc/uv/uv.toml or pip.conf), then try again"
+    elif _NO_WHEEL.search(words):
+        hint = "hint: this platform installs wheels only and builds nothing from source"
+        words = _WHEEL_HINT.sub(hint, words) if _WHEEL_HINT.search(words) else f"{words}\n{hint}"
+        step = "choose a version (or a Python version) for which the package has a wheel, or give a wheel's https:// address"
+    if status < 0:
+        words = f"uv was ended by signal {-status}\n{words}"
+    return EnvironmentFailed(
+        f"{doing}: {words}" if words.strip() else f"{doing}: uv ended with {status}", next_step=step, stage=stage
+    )

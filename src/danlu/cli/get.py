@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, NamedTuple
 from cyclopts import Parameter
 
 from danlu.api import JobsQuery
-from danlu.cli import output, wording
+from danlu.cli import output as out
+from danlu.cli import wording
 from danlu.cli.options import Common, Flag, Output
 from danlu.cli.output import Format
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
@@ -77,12 +78,12 @@ def show(client: Client, kind: Kind, wanted: Wanted, form: Format, messages: Mes
     """Prints a list, or single records, once."""
     items, more = kind.items(client, wanted)
     if form in ("json", "yaml") and len(wanted.names) == 1:
-        output.record(items[0], form)
+        out.record(items[0], form)
     elif form in ("json", "yaml"):
-        output.records(items, form)
+        out.records(items, form)
     elif form == "name":
         for item in items:
-            output.write(kind.key(item))
+            out.write(kind.key(item))
     elif items:
         _table(kind, items, form, with_head=True)
     else:
@@ -95,7 +96,7 @@ def show(client: Client, kind: Kind, wanted: Wanted, form: Format, messages: Mes
 def _table(kind: Kind, items: list[Any], form: Format, *, with_head: bool) -> None:
     now = time.time_ns()
     headers = kind.columns + (kind.wide if form == "wide" else ())
-    output.table(headers, [kind.row(item, now)[: len(headers)] for item in items], with_head=with_head)
+    out.table(headers, [kind.row(item, now)[: len(headers)] for item in items], with_head=with_head)
 
 
 def _watch(client: Client, kind: Kind, wanted: Wanted, form: Format) -> int:
@@ -108,10 +109,10 @@ def _watch(client: Client, kind: Kind, wanted: Wanted, form: Format) -> int:
         changed = [item for item in items if _unlike(shown.get(kind.key(item)), item)]
         if form in ("json", "yaml"):
             for item in changed:
-                output.record(item, form)
+                out.record(item, form)
         elif form == "name":
             for item in changed:
-                output.write(kind.key(item))
+                out.write(kind.key(item))
         elif changed:
             _table(kind, changed, form, with_head=first)
         first = first and not changed

@@ -9,7 +9,8 @@ from cyclopts import Parameter
 from pydantic import ValidationError
 
 from danlu.api import StopRequest, WaitQuery
-from danlu.cli import exits, output, wording
+from danlu.cli import exits, wording
+from danlu.cli import output as out
 from danlu.cli.options import Common, Flag, Output, one, several
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.submitting import tell_end
@@ -43,7 +44,7 @@ def stop(
         asked = [client.call("jobs.stop", {"job": name}, body=request) for name in several(job)]
         for found in asked:
             ended = "" if found.live else f" has ended already: {wording.outcome(found)}"
-            output.write(f"job/{found.name}{ended or ' is asked to stop'}")
+            out.write(f"job/{found.name}{ended or ' is asked to stop'}")
         if wait:
             for found in asked:
                 await_end(client, found, messages, None)
@@ -69,9 +70,7 @@ def wait(
         found = client.call("jobs.get", {"job": one(job)})
         found = await_end(client, found, messages, timeout_s)
     if output in ("json", "yaml"):
-        from danlu.cli.output import record
-
-        record(found, output)
+        out.record(found, output)
     if found.live:
         messages.say(f"{found.name} has not ended after {timeout}: it is {found.state}")
         return exits.TIMED_OUT

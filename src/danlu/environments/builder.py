@@ -1,11 +1,12 @@
 """Builds environments with uv: resolve, make, install, check, and only then give the folder its name.
 
-A folder is built as ``.new-DIGEST`` and renamed to ``DIGEST`` when it is whole, so a folder with a name is a whole environment,
-and a build that was killed at any line leaves nothing that anybody would use. The virtual environments are made relocatable:
-their console scripts find their Python beside themselves, so they work after the rename, and after the data folder has moved.
+A folder is built as ``.new-DIGEST`` and renamed to ``DIGEST`` when it is whole, so a folder with a name is a whole
+environment, and a build that was killed at any line leaves nothing that anybody would use. The virtual environments are made
+relocatable: their console scripts find their Python beside themselves, so they work after the rename, and after the data folder
+has moved.
 
-A lock file per digest is held while a folder is built, by uv too: two builders, in one server or two, never write into the same
-folder, and a uv that outlived its server is waited for. ``.new-`` folders whose lock is free are dead, and removed.
+A lock file per digest is held while a folder is built, by uv too: two builders, in one server or two, never write into the
+same folder, and a uv that outlived its server is waited for. ``.new-`` folders whose lock is free are dead, and removed.
 
 Files are copied from uv's cache, not linked: where jobs run as the server's own user, a job that writes into its environment
 would else write into the cache, and so into every environment that is built later.
@@ -72,7 +73,7 @@ class Builder:
             report: called with each line of progress; what it raises ends the build.
 
         Raises:
-            EnvironmentFailed: ``details["stage"]`` is ``resolve``, ``install`` or ``python``; uv's own words are in the message.
+            EnvironmentFailed: ``details["stage"]`` is resolve, install or python; uv's own words are in the message.
             StorageFull: the disk is full; nothing is left of the build.
         """
         start = time.monotonic()
@@ -233,8 +234,8 @@ class Builder:
         self._uv.run(
             "install",
             [
-                "pip", "sync", written.name, "--python", f"{venv.name}/bin/python", "--require-hashes", "--only-binary", ":all:",
-                "--link-mode", "copy", "--compile-bytecode", "--allow-empty-requirements",
+                "pip", "sync", written.name, "--python", f"{venv.name}/bin/python", "--require-hashes", "--only-binary",
+                ":all:", "--link-mode", "copy", "--compile-bytecode", "--allow-empty-requirements",
             ],
             venv.parent, report, deadline=deadline, hold=hold,
         )  # fmt: skip
@@ -276,7 +277,7 @@ def _open_to_all(folder: Path) -> int:
     """Lets every user read what is in ``folder``, whatever the modes in the wheels; returns the bytes of its files."""
     size = 0
     for at, _, files in os.walk(folder):
-        os.chmod(at, 0o755)
+        os.chmod(at, 0o755)  # noqa: S103, PTH101
         for name in files:
             path = os.path.join(at, name)  # noqa: PTH118 - tens of thousands of files
             status = os.lstat(path)
@@ -284,7 +285,7 @@ def _open_to_all(folder: Path) -> int:
                 size += status.st_size
                 wanted = 0o755 if status.st_mode & 0o111 else 0o644
                 if stat.S_IMODE(status.st_mode) != wanted:
-                    os.chmod(path, wanted)
+                    os.chmod(path, wanted)  # noqa: PTH101
     return size
 
 

@@ -1,6 +1,6 @@
 """The variables that uv runs with: how the server reaches its package index, and nothing else of the server's environment.
 
-uv does not read pip's configuration. A server whose index is set for pip alone (a company's mirror in /etc/pip.conf) would not
+uv does not read pip's configuration. A server whose index is set for pip alone (a company's mirror in pip.conf) would not
 reach it, so pip's settings are handed to uv under uv's names, where nothing is set for uv itself.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 _KEPT = frozenset(
     "PATH HOME USER LANG LC_ALL TMPDIR XDG_CONFIG_HOME XDG_CONFIG_DIRS NETRC SSL_CERT_FILE SSL_CERT_DIR SSL_CLIENT_CERT "
     "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy "
-    "UV_DEFAULT_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_NO_INDEX UV_OFFLINE UV_KEYRING_PROVIDER UV_CONFIG_FILE "
-    "UV_INSECURE_HOST UV_NATIVE_TLS UV_SYSTEM_CERTS UV_TORCH_BACKEND UV_EXCLUDE_NEWER".split()
+    "UV_DEFAULT_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_NO_INDEX UV_OFFLINE UV_KEYRING_PROVIDER "
+    "UV_CONFIG_FILE UV_INSECURE_HOST UV_NATIVE_TLS UV_SYSTEM_CERTS UV_TORCH_BACKEND UV_EXCLUDE_NEWER".split()  # noqa: SIM905
 )
 _KEPT_PREFIXES = ("UV_INDEX", "UV_HTTP_", "UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS", "UV_CONCURRENT_")
 _PIP_FILES = ("/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")  # later ones win
@@ -45,7 +45,7 @@ def uv_variables(environ: Mapping[str, str]) -> dict[str, str]:
 def _machine_has_authorities() -> bool:
     paths = ssl.get_default_verify_paths()
     folder = Path("/etc/ssl/certs")
-    return paths.cafile is not None or (folder.is_dir() and next(folder.iterdir(), None) is not None)
+    return bool(paths.cafile) or (folder.is_dir() and any(folder.iterdir()))
 
 
 def _pip_settings(environ: Mapping[str, str], home: Path) -> dict[str, str]:

@@ -149,7 +149,7 @@ def host(executable: str) -> Interpreter:
             f"interpreter: {executable[:200]!r} is not an absolute path", next_step="give the whole path"
         )
     try:
-        changed = os.stat(executable).st_mtime_ns
+        changed = Path(executable).stat().st_mtime_ns
         return _host(executable, changed)
     except OSError as error:
         raise LaunchRejected(

@@ -48,8 +48,8 @@ def lock(entry: CatalogueEntry, *, upgrade: bool) -> str:
             output.write_text(known.read_text())
         subprocess.run(
             [
-                find_uv_bin(), "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header", "--no-annotate",
-                "--only-binary", ":all:", "--python-version", entry.python or entry.oldest_python,
+                find_uv_bin(), "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header",
+                "--no-annotate", "--only-binary", ":all:", "--python-version", entry.python or entry.oldest_python,
                 "--output-file", "lock.txt", "pyproject.toml",
             ],
             cwd=folder, env=uv_variables(os.environ), timeout=LOCK_TIMEOUT_S, check=True,

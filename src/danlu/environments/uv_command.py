@@ -94,7 +94,7 @@ class Uv:
             umask=0o022,
         )
         late = threading.Event()
-        timer = threading.Timer(max(0.0, deadline - time.monotonic()), lambda: (late.set(), _kill(child.pid)))
+        timer = threading.Timer(max(0.0, deadline - time.monotonic()), _end, (child.pid, late))
         timer.daemon = True
         timer.start()
         try:
@@ -131,6 +131,11 @@ class Uv:
         except subprocess.TimeoutExpired:
             return None
         return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
+
+
+def _end(group: int, late: threading.Event) -> None:
+    late.set()
+    _kill(group)
 
 
 def _kill(group: int) -> None:

@@ -1,0 +1,185 @@
+"""``danlu describe job X``: everything that is known of a job, in one screen."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from typing import Annotated, Any, Final
+
+from cyclopts import Parameter
+
+from danlu.api import Paging
+from danlu.cli import output as out
+from danlu.cli import wording
+from danlu.cli.artifacts import left_by
+from danlu.cli.history import newest_events
+from danlu.cli.options import Common, Output, one
+from danlu.cli.session import connect
+from danlu.cli.terminal import STATE_STYLES, paint
+from danlu.client.transport import Client
+from danlu.domain.artifacts import Artifact
+from danlu.domain.events import Event
+from danlu.domain.jobs import Attempt, Job, Reason
+from danlu.domain.resources import format_bytes
+from danlu.errors import DanluError, InvalidRequest
+
+MAX_ATTEMPTS: Final = 100
+SHOWN_ATTEMPTS: Final = 10
+SHOWN_EVENTS: Final = 20
+
+
+def describe(
+    *job: Annotated[str, Parameter(help="X, job X or job/X")],
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """Show all about a job: what it asked for, its attempts, limits and events, what it left, what to do next.
+
+    Example: danlu describe job gan-12
+    """
+    if job and job[0].partition("/")[0] in ("node", "nodes", "env", "envs"):
+        raise InvalidRequest("describe is for jobs", next_step=f"danlu get {' '.join(job)} -o yaml")
+    with connect(common) as client:
+        found: Job = client.call("jobs.get", {"job": one(job)})
+        page = client.call("jobs.attempts", {"job": found.id}, query=Paging(limit=MAX_ATTEMPTS))
+        attempts: list[Attempt] = sorted(page.items, key=lambda attempt: attempt.number)
+        artifacts = left_by(client, found.id)
+        events, _ = newest_events(client, found.id, SHOWN_EVENTS)
+        environment = _environment(client, found)
+    if output in ("json", "yaml"):
+        parts: dict[str, list[Any]] = {"attempts": attempts, "artifacts": artifacts, "events": events}
+        structured = {name: [item.model_dump(mode="json") for item in items] for name, items in parts.items()}
+        out.structured({"job": found.model_dump(mode="json"), **structured}, output)
+        return 0
+    _print(found, attempts, artifacts, events, environment)
+    return 0
+
+
+def _environment(client: Client, job: Job) -> str:
+    if job.environment_id is None:
+        return f"host ({job.spec.interpreter})" if job.spec.interpreter else job.spec.env
+    try:
+        env = client.call("environments.get", {"environment": job.environment_id})
+    except DanluError as error:
+        return f"{job.spec.env} ({error.message})"
+    return wording.environment(env) + ("" if env.state == "ready" else f", {env.state}")
+
+
+def _print(job: Job, attempts: list[Attempt], artifacts: list[Artifact], events: list[Event], environment: str) -> None:
+    now = time.time_ns()
+    style = STATE_STYLES.get(str(job.state))
+    headline = wording.outcome(job) if not job.live else _alive(job, now)
+    out.write(f"{paint(job.name, 'bold', sys.stdout)}  {paint(headline, style, sys.stdout)}")
+    if job.message:
+        out.labelled("because", job.message.splitlines()[:30])
+    if advice := _advice(job, attempts):
+        out.labelled("try", [advice])
+    out.labelled("id", [job.id])
+    out.labelled("command", [wording.command_line(job.spec)])
+    out.labelled("asks", [wording.asks(job.spec) + _wishes(job)])
+    out.labelled("env", [environment])
+    if job.spec.code:
+        out.labelled("code", [job.spec.code])
+    if job.spec.variables:
+        out.labelled("variables", [f"{name}={shlex.quote(value)}" for name, value in job.spec.variables.items()])
+    if job.spec.labels:
+        out.labelled("labels", [f"{name}={value}" for name, value in job.spec.labels.items()])
+    if job.retry_of:
+        out.labelled("retry of", [job.retry_of])
+    if attempts:
+        out.labelled("attempts", _attempts(attempts, now))
+        out.labelled("limits", ["; ".join(attempts[-1].limits) or "none are in force on this machine"])
+    out.labelled("kept", _kept(artifacts))
+    out.labelled("events", _events(events, now))
+    out.labelled("next", [_next(job)])
+
+
+def _alive(job: Job, now: int) -> str:
+    since = job.started_at if job.state == "running" else job.queued_at
+    reason = wording.why(job)
+    return f"{job.state}{'' if reason == '-' else f': {reason}'}, for {wording.age(since, now)}"
+
+
+def _wishes(job: Job) -> str:
+    spec = job.spec
+    parts = []
+    if spec.max_time:
+        parts.append(f"at most {wording.duration(spec.max_time)}")
+    if spec.retry.attempts > 1:
+        parts.append(f"{spec.retry.attempts} attempts")
+    if spec.priority:
+        parts.append(f"priority {spec.priority}")
+    return "".join(f", {part}" for part in parts)
+
+
+def _attempts(attempts: list[Attempt], now: int) -> list[str]:
+    rows = []
+    for attempt in attempts[-SHOWN_ATTEMPTS:]:
+        task = attempt.tasks[0]
+        ended = attempt.state == "ended"
+        state = str(attempt.reason or attempt.state) if ended else str(attempt.state)
+        if attempt.exit_code:
+            state += f" ({attempt.exit_code})"
+        ran = wording.between(attempt.started_at, attempt.ended_at or now)
+        where = task.node + (f" gpu {','.join(map(str, task.devices))}" if task.devices else "")
+        peak = "" if task.peak_memory_bytes is None else f"peak {format_bytes(task.peak_memory_bytes)}"
+        cpu = "" if task.cpu_ns is None else f"cpu {wording.duration(task.cpu_ns / wording.SECOND_NS)}"
+        resumed = "" if not attempt.resumed_from else f"from {attempt.resumed_from.rstrip('/').rpartition('/')[2]}"
+        rows.append([str(attempt.number), state, ran, where, attempt.start, peak, cpu, resumed])
+    lines = out.table_lines([""] * 8, rows, with_head=False)
+    for attempt, line in zip(attempts[-SHOWN_ATTEMPTS:], range(len(lines)), strict=True):
+        if error := attempt.tasks[0].error:
+            lines[line] += f"   {error}"
+    left = len(attempts) - SHOWN_ATTEMPTS
+    return ([f"({left} earlier ones)"] if left > 0 else []) + lines
+
+
+def _advice(job: Job, attempts: list[Attempt]) -> str:
+    if job.reason is Reason.OUT_OF_MEMORY:
+        peaks = [t.peak_memory_bytes for attempt in attempts for t in attempt.tasks if t.peak_memory_bytes]
+        more = f"--memory {_roomier(max(peaks))}" if peaks else "more --memory"
+        return f"danlu retry {job.name} {more}, or a smaller batch"
+    if job.reason is Reason.COMMAND_NOT_FOUND:
+        return "is it in the code that was sent, and in the environment? danlu env ls"
+    if job.reason is Reason.MAX_TIME_EXCEEDED:
+        return f"danlu retry {job.name} --max-time longer; it goes on from its newest checkpoint"
+    return ""
+
+
+def _roomier(peak_bytes: int) -> str:
+    """Returns a quarter more than the peak, in whole GiB, or in MiB below one."""
+    wanted = peak_bytes * 5 // 4
+    return f"{-(-wanted // 2**30)}GiB" if wanted > 2**30 else f"{-(-wanted // 2**20)}MiB"
+
+
+def _kept(artifacts: list[Artifact]) -> list[str]:
+    lines = [
+        f"{artifact.name} of attempt {artifact.attempt_id.rpartition('-')[2]}"
+        + (" (partial)" if artifact.partial else "")
+        + f": {wording.count(artifact.files, 'file')}, {format_bytes(artifact.size_bytes)}"
+        + (f", {len(artifact.skipped)} left out" if artifact.skipped else "")
+        for artifact in artifacts[:SHOWN_ATTEMPTS]
+    ]
+    return lines or ["no files"]
+
+
+def _events(events: list[Event], now: int) -> list[str]:
+    rows = [
+        [
+            wording.age(event.at, now),
+            f"{event.previous} → {event.state}" if event.previous and event.previous != event.state else event.state,
+            event.reason or "",
+            " ".join(event.message.split())[:100],
+            f"by {event.actor}" if event.actor else "",
+        ]
+        for event in events
+    ]
+    return out.table_lines([""] * 5, rows, with_head=False) if rows else ["none"]
+
+
+def _next(job: Job) -> str:
+    if job.live:
+        return f"danlu logs -f {job.name}     danlu why {job.name}     danlu stop {job.name}"
+    again = "" if job.state == "succeeded" else f"     danlu retry {job.name}"
+    return f"danlu logs {job.name}     danlu metrics {job.name}     danlu artifacts get {job.name}{again}"

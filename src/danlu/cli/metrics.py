@@ -1,0 +1,109 @@
+"""``danlu metrics X``: what a job measured, drawn, or as data."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from typing import Annotated, Final, Literal
+
+from cyclopts import Parameter
+
+from danlu.api import MetricsQuery
+from danlu.cli import output as out
+from danlu.cli.options import Common, one
+from danlu.cli.plot import draw, number
+from danlu.cli.session import connect
+from danlu.cli.terminal import Messages, paint, width
+from danlu.domain.validation import suggestion
+from danlu.domain.views import Metrics, Series
+from danlu.errors import InvalidRequest, NotFound
+
+HEIGHT: Final = 10
+MAX_WIDTH: Final = 120
+SHOWN: Final = 8
+STYLES: Final = ("cyan", "green", "yellow", "magenta", "blue")
+
+
+def metrics(
+    *job: Annotated[str, Parameter(help="X, job X or job/X")],
+    name: Annotated[tuple[str, ...], Parameter(help="only this one; repeatable", negative_iterable=())] = (),
+    points: Annotated[int, Parameter(help="at most so many points of each; peaks are kept")] = 1000,
+    output: Annotated[
+        Literal["plot", "json", "yaml", "csv", "name"],
+        Parameter(name=("--output", "-o"), help="plot, json, yaml, csv or name"),
+    ] = "plot",
+    common: Common | None = None,
+) -> int:
+    """Draw what a job measured: what it gave to danlu.log, or printed where it runs with --metrics.
+
+    Example: danlu metrics linear-7 --name loss
+    """
+    if not 2 <= points <= 100_000:
+        raise InvalidRequest(f"--points {points} is not from 2 to 100,000")
+    messages = Messages()
+    with connect(common, messages) as client:
+        found = client.call("jobs.get", {"job": one(job)})
+        wanted = MetricsQuery(points=points, name=name[0] if len(name) == 1 else None)
+        answer: Metrics = client.call("jobs.metrics", {"job": found.id}, query=wanted)
+        known = [series.name for series in answer.series]
+        chosen = [series for series in answer.series if not name or series.name in name]
+        if name and len(chosen) < len(set(name)):
+            missing = next(word for word in name if word not in known)
+            every = [
+                s.name for s in client.call("jobs.metrics", {"job": found.id}, query=MetricsQuery(points=2)).series
+            ]
+            hint = suggestion(missing, every) or f"there are: {', '.join(every) or 'none'}"
+            raise NotFound(f"job {found.name} has no metric {missing!r}", next_step=hint)
+    if output in ("json", "yaml"):
+        out.record(Metrics(series=tuple(chosen)), output)
+    elif output == "csv":
+        out.write(_csv(chosen))
+    elif output == "name":
+        for series in chosen:
+            out.write(series.name)
+    elif chosen:
+        _plot(chosen, explicit=bool(name), messages=messages)
+    else:
+        messages.say(f"{found.name} has no metrics" + (" yet" if found.live else ""))
+        messages.say("record some: danlu.log(step=1, loss=0.3), or take printed ones: danlu run --metrics -- …")
+    return 0
+
+
+def _plot(chosen: list[Series], *, explicit: bool, messages: Messages) -> None:
+    shown = chosen if explicit else chosen[:SHOWN]
+    columns = min(width(), MAX_WIDTH)
+    for at, series in enumerate(shown):
+        if at:
+            out.write("")
+        steps = _steps(series)
+        label = "step" if series.steps and series.steps[0] is not None else "point"
+        facts = f"last {_number(series.last)}   smallest {_number(series.smallest)}   largest {_number(series.largest)}"
+        out.write(f"{paint(series.name, 'bold', sys.stdout)}   {facts}   {series.count:,} points, by {label}")
+        for line in draw(steps, series.values, width=columns, height=HEIGHT):
+            head, bar, curve = line.partition("┤") if "┤" in line else line.partition("│")
+            out.write(head + bar + paint(curve, STYLES[at % len(STYLES)], sys.stdout) if curve else line)
+    if len(shown) < len(chosen):
+        left = ", ".join(series.name for series in chosen[SHOWN:][:20])
+        messages.say(f"{len(chosen) - len(shown)} more: {left}; draw one: --name {chosen[SHOWN].name}")
+
+
+def _steps(series: Series) -> list[float]:
+    """Returns the x of each point: its step, or its number where it has none."""
+    if any(step is None for step in series.steps):
+        return [float(at) for at in range(len(series.values))]
+    return [float(step) for step in series.steps if step is not None]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _csv(chosen: list[Series]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "step", "time_ns", "value"])
+    for series in chosen:
+        for step, at, value in zip(series.steps, series.times, series.values, strict=True):
+            writer.writerow([series.name, "" if step is None else repr(step), at, repr(value)])
+    return text.getvalue().rstrip("\n")

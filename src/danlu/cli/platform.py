@@ -1,0 +1,153 @@
+"""``danlu up``, ``down`` and ``status``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+from danlu.api import PlatformStop
+from danlu.cli import exits, wording
+from danlu.cli import output as out
+from danlu.cli.options import Common, Flag, Output
+from danlu.cli.session import connect
+from danlu.cli.terminal import Messages
+from danlu.client.connection import Connection, data_folder, find, running
+from danlu.client.transport import Client
+from danlu.domain.resources import format_bytes, format_cpu
+from danlu.domain.views import NodeUse, PlatformStatus
+from danlu.errors import InvalidRequest, PlatformError
+
+END_TIMEOUT_S: Final = 30.0
+JOBS_TIMEOUT_S: Final = 3700.0
+MAX_PORT: Final = 65_535
+
+
+def up(
+    *,
+    foreground: Annotated[
+        bool, Parameter(help="stay, and log to this terminal; for systemd and the like"), Flag
+    ] = False,
+    port: Annotated[int | None, Parameter(help="the port; the first free one from 7070 when left out")] = None,
+    gpus: Annotated[int | None, Parameter(help="declare so many GPUs where the driver finds none")] = None,
+) -> int:
+    """Start the platform on this machine; return when it is ready.
+
+    Its data lies in DANLU_HOME; each DANLU_HOME is a platform of its own, and several can run side by side.
+
+    Example: danlu up --gpus 8
+    """
+    from danlu.client import starting
+
+    if port is not None and not 0 <= port <= MAX_PORT:
+        raise InvalidRequest(f"--port {port} is not a port: 1 to {MAX_PORT}, or 0 for any free one")
+    if gpus is not None and not 0 <= gpus <= 1024:
+        raise InvalidRequest(f"--gpus {gpus} is not from 0 to 1024")
+    home, messages = data_folder(), Messages()
+    if foreground:
+        os.execv(sys.executable, starting.server_command(home, port=port, gpus=gpus))  # noqa: S606 - no shell is meant
+    begun = time.monotonic()
+    if (already := running(home)) is not None:
+        out.write(already.url)
+        messages.say(f"danlu runs here already, with its data in {home}")
+        if port is not None or gpus is not None:
+            messages.say("to give it other flags: danlu down, then danlu up; jobs go on meanwhile", "yellow")
+        return exits.OK
+    messages.status("danlu starts")
+    found = starting.start(home, port=port, gpus=gpus)
+    messages.clear()
+    out.write(found.url)
+    messages.say(f"danlu is ready after {time.monotonic() - begun:.2f} s, with its data in {home}")
+    messages.say("run something:  danlu run -- python train.py      stop it:  danlu down")
+    return exits.OK
+
+
+def down(
+    *,
+    jobs: Annotated[bool, Parameter(help="stop all jobs first"), Flag] = False,
+    common: Common | None = None,
+) -> int:
+    """Stop the platform. Jobs go on without it, unless --jobs, and are found again by the next danlu up.
+
+    Example: danlu down --jobs
+    """
+    from danlu.client.starting import await_end
+
+    messages = Messages()
+    connection = find((common or Common()).url)
+    if connection is None:
+        messages.say(f"danlu is not running here ({data_folder()})")
+        return exits.OK
+    server = running(connection.home) if connection.home is not None else None
+    with Client(connection) as client:
+        live = _live_jobs(client)
+        client.call("platform.stop", body=PlatformStop(jobs=jobs))
+    if jobs and live:
+        messages.status(f"stopping {wording.count(live, 'job')}, then danlu")
+    if server is not None and not await_end(server, JOBS_TIMEOUT_S if jobs else END_TIMEOUT_S):
+        raise PlatformError(
+            f"the server (pid {server.pid}) has not ended yet", next_step=f"its log: {server.home / 'server.log'}"
+        )
+    messages.clear()
+    going_on = f"; {wording.count(live, 'job goes', 'jobs go')} on" if live and not jobs else ""
+    messages.say(f"danlu at {connection.url} is stopped{going_on}")
+    return exits.OK
+
+
+def _live_jobs(client: Client) -> int:
+    status: PlatformStatus = client.call("platform.get")
+    return sum(number for state, number in status.jobs.items() if state not in ("succeeded", "failed", "cancelled"))
+
+
+def status(*, output: Output = "table", common: Common | None = None) -> int:
+    """Show whether the platform runs, where, and with what.
+
+    Example: danlu status -o json
+    """
+    connection = find((common or Common()).url)
+    structured = output in ("json", "yaml")
+    if connection is None:
+        if structured:
+            out.structured({"running": False, "url": None, "home": str(data_folder())}, output)
+        else:
+            out.write(f"danlu is not running here ({data_folder()})")
+            Messages().say("start it: danlu up")
+        return exits.UNREACHABLE
+    with connect(common) as client:
+        begun = time.monotonic()
+        found: PlatformStatus = client.call("platform.get")
+        took_ms = (time.monotonic() - begun) * 1000
+    if structured:
+        # the address that was used, which is the one that works from here
+        out.structured({"running": True, **found.model_dump(mode="json"), "url": connection.url}, output)
+    elif output == "name":
+        out.write(connection.url)
+    else:
+        _table(found, connection, took_ms)
+    return exits.OK
+
+
+def _table(found: PlatformStatus, connection: Connection, took_ms: float) -> None:
+    up_for = wording.age(found.started_at, time.time_ns())
+    out.write(f"danlu {found.version} at {connection.url}, up {up_for}, answered in {took_ms:.0f} ms")
+    rows = [
+        ("data", f"{found.home} ({found.database})"),
+        ("jobs", ", ".join(f"{number:,} {state}" for state, number in found.jobs.items() if number) or "none yet"),
+        ("isolation", found.isolation),
+        *(("node", _node(use)) for use in found.nodes),
+        *(("warning", warning) for warning in found.warnings),
+    ]
+    for label, text in rows:
+        out.labelled(label, [text])
+
+
+def _node(use: NodeUse) -> str:
+    total = use.node.total
+    text = (
+        f"{use.node.id}: free {format_cpu(use.free.cpu_milli)} of {format_cpu(total.cpu_milli)} cpu, "
+        f"{format_bytes(use.free.memory_bytes)} of {format_bytes(total.memory_bytes)}"
+    )
+    return text + (f", {use.free.gpus} of {total.gpus} gpu" if total.gpus else "")

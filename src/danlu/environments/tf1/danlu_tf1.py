@@ -1,0 +1,171 @@
+"""Lets programs written for TensorFlow 1 run on TensorFlow 2, unchanged.
+
+Copied into an environment's site-packages, where a ``.pth`` file imports it when Python starts. A user's module that imports
+``tensorflow`` gets ``tensorflow.compat.v1``, after one ``disable_v2_behavior()``. Libraries (all that lies in the environment or
+in the standard library) get the real one, and ``sys.modules["tensorflow"]`` stays the real one, so ``tensorflow.python...`` works.
+
+``builtins.__import__`` is replaced, the documented way to see an import together with the module that asks for it; import hooks
+do not see who asks, and are not called again for what is loaded. The replacement takes itself out of tracebacks.
+``importlib.import_module`` is replaced when ``importlib`` is first imported, so that Python starts as fast as without.
+
+Present with ``-c``, ``-m``, ``-i``, ``-E`` and ``-I``, and in every process that multiprocessing starts; absent with ``-S``, where
+there is no TensorFlow either. Known limit: C code that looks into ``sys.modules`` (``pickle``) meets the real one.
+"""
+
+import builtins
+import os
+import sys
+from _thread import allocate_lock
+
+_TOP = "tensorflow"
+_GONE = {
+    "contrib": "tensorflow.contrib is not in TensorFlow 2, on which this environment runs: its layers are in tf.layers and "
+    "tf.keras.layers, its metrics in tf.metrics; tf_slim and tensorflow_addons are packages of their own",
+    "examples": "tensorflow.examples is not in TensorFlow 2, on which this environment runs: its data sets are in "
+    "tf.keras.datasets, e.g. tf.keras.datasets.mnist.load_data()",
+}
+_LIBRARIES = (os.path.dirname(os.__file__) + os.sep, sys.prefix + os.sep)
+_PARTS = (os.sep + "site-packages" + os.sep, os.sep + "dist-packages" + os.sep)
+
+_import = builtins.__import__
+_lock = allocate_lock()
+_v1 = None
+
+
+def _library(path):
+    return path.startswith(_LIBRARIES) or any(part in path for part in _PARTS)
+
+
+def _of_user(namespace):
+    """Whether code with these globals is the user's: a file outside the libraries, or no file (``-c``, a shell, a notebook)."""
+    path = namespace.get("__file__")
+    if isinstance(path, str):
+        return not _library(os.path.abspath(path))
+    return not str(namespace.get("__name__", "")).startswith(("importlib.", "_frozen_importlib"))
+
+
+def _version_1(real):
+    """Returns tensorflow.compat.v1 with version 2 behaviour off; None if ``real`` is a module of the user's own of that name."""
+    global _v1
+    if _v1 is None:
+        path = getattr(real, "__file__", None)
+        if not isinstance(path, str) or not _library(os.path.abspath(path)):
+            return None
+        v1 = _import("tensorflow.compat.v1", None, None, ("v1",), 0)
+        with _lock:
+            if _v1 is None:
+                _switch(v1)
+                _v1 = v1
+    return _v1
+
+
+def _switch(v1):
+    logging = _import("logging", None, None, (), 0)
+    logger = logging.getLogger("tensorflow")
+    quiet, logger.disabled = (
+        logger.disabled,
+        True,
+    )  # it would say that disable_v2_behavior is deprecated: not the user's call
+    try:
+        v1.disable_v2_behavior()
+    finally:
+        logger.disabled = quiet
+    wrapped = getattr(v1, "_tfmw_wrapped_module", v1)
+    if "__getattr__" not in vars(wrapped):
+        wrapped.__getattr__ = _missing
+
+
+def _missing(name):
+    raise AttributeError(_GONE.get(name, "module 'tensorflow' has no attribute %r" % (name,)))
+
+
+def _find(v1, parts):
+    """Returns what version 1 has under a dotted name, or None."""
+    found = v1
+    for part in parts:
+        found = getattr(found, part, None)
+        if found is None:
+            return None
+    return found
+
+
+def _import_real(name, fromlist):
+    try:
+        return _import(name, None, None, fromlist, 0)
+    except ModuleNotFoundError as error:
+        said = _GONE.get(name.split(".")[1] if "." in name else "")
+        if said is None or not str(error.name).startswith(_TOP):
+            raise
+        raise ModuleNotFoundError(said, name=error.name) from None
+
+
+def _user_import(name, fromlist):
+    """Imports ``tensorflow`` or something below it for a user's module; returns what an import statement needs."""
+    v1 = _version_1(_import(_TOP, None, None, (), 0))
+    if v1 is None:
+        return _import(name, None, None, fromlist, 0)
+    parts = name.split(".")[1:]
+    if not parts:
+        for item in fromlist or ():
+            if item != "*" and getattr(v1, item, None) is None:
+                _adopt(v1, item)
+        return v1
+    found = None if parts[0] == "compat" else _find(v1, parts)
+    if found is None:
+        found = _import_real(name, fromlist or ())
+        if not fromlist:
+            real = sys.modules[_TOP]
+            if parts[0] == "compat":
+                return real
+            if getattr(v1, parts[0], None) is None:
+                setattr(v1, parts[0], getattr(real, parts[0], None) or sys.modules[_TOP + "." + parts[0]])
+            return v1
+    return found if fromlist else v1
+
+
+def _adopt(v1, item):
+    """Gives version 1 what only the real one has, such as ``tensorflow.python``; raises ImportError for what has gone."""
+    real = _import(_TOP, None, None, (item,), 0)
+    found = getattr(real, item, None) or sys.modules.get(_TOP + "." + item)
+    if found is not None:
+        setattr(v1, item, found)
+    elif item in _GONE:
+        raise ImportError(_GONE[item], name=_TOP)
+
+
+def _danlu_import(name, globals=None, locals=None, fromlist=(), level=0):
+    try:
+        if level == 0 and globals is not None and name.partition(".")[0] == _TOP and _of_user(globals):
+            return _user_import(name, fromlist)
+        module = _import(name, globals, locals, fromlist, level)
+        if name == "importlib" and level == 0:
+            _wrap_import_module(module)
+        return module
+    except BaseException as error:
+        if error.__traceback__ is not None:
+            error.__traceback__ = error.__traceback__.tb_next  # this frame says nothing
+        raise
+
+
+def _wrap_import_module(importlib):
+    real = importlib.import_module
+    if getattr(real, "__module__", None) == __name__:
+        return
+
+    def import_module(name, package=None):
+        try:
+            if name.partition(".")[0] == _TOP and _of_user(sys._getframe(1).f_globals):
+                return _user_import(name, ("*",)) if name != _TOP else _user_import(name, ())
+            return real(name, package)
+        except BaseException as error:
+            if error.__traceback__ is not None:
+                error.__traceback__ = error.__traceback__.tb_next
+            raise
+
+    import_module.__doc__ = real.__doc__
+    importlib.import_module = import_module
+
+
+builtins.__import__ = _danlu_import
+if "importlib" in sys.modules and hasattr(sys.modules["importlib"], "import_module"):
+    _wrap_import_module(sys.modules["importlib"])

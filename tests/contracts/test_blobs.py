@@ -1,0 +1,193 @@
+"""Blobs: what goes in comes out, or an error does."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from danlu.blobs.base import Blobs
+from danlu.blobs.local import LocalBlobs
+from danlu.domain.trees import MAX_NODE_BYTES, address_of
+from danlu.errors import DataDamaged, InvalidRequest, NotFound, StorageFull, TooLarge
+
+P = "default"
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return LocalBlobs(tmp_path / "blobs")
+
+
+def put(blobs: Blobs, data: bytes, project: str = P) -> str:
+    blobs.put(project, address_of(data), io.BytesIO(data))
+    return address_of(data)
+
+
+def left_over(root: Path) -> list[str]:
+    return [path.name for path in root.rglob(".*") if path.is_file()]
+
+
+@given(data=st.binary(max_size=100) | st.integers(0, 3_000_000).map(bytes))
+def test_what_is_put_comes_back(blobs: Blobs, data: bytes) -> None:
+    address = address_of(data)
+    assert blobs.put(P, address, io.BytesIO(data)) == len(data)
+    assert blobs.put(P, address, io.BytesIO(data)) == len(data)
+    assert blobs.missing(P, [address]) == ()
+    assert blobs.read(P, address) == data
+    with blobs.open(P, address) as file:
+        assert os.fstat(file.fileno()).st_size == len(data)
+        assert b"".join(iter(lambda: file.read(1000), b"")) == data
+        assert file.read(1) == b""
+
+
+@given(st.lists(st.binary(max_size=50), max_size=8))
+def test_many_are_put_at_once(tmp_path_factory: pytest.TempPathFactory, found: list[bytes]) -> None:
+    blobs = LocalBlobs(tmp_path_factory.mktemp("blobs"))
+    if found:
+        put(blobs, found[0])
+    new = set(found[1:]) - set(found[:1])
+    assert blobs.put_many(P, [(address_of(data), data) for data in found]) == (len(new), sum(map(len, new)))
+    assert [blobs.read(P, address_of(data)) for data in found] == found
+
+
+def test_missing_ones_are_named_in_order(blobs: Blobs) -> None:
+    there = put(blobs, b"there")
+    absent = [address_of(b"2"), address_of(b"1")]
+    assert blobs.missing(P, [absent[0], there, absent[1]]) == tuple(absent)
+    assert blobs.missing(P, []) == ()
+
+
+def test_projects_are_separate(blobs: Blobs) -> None:
+    address = put(blobs, b"secret", "a")
+    assert blobs.missing("b", [address]) == (address,)
+    for read in (blobs.read, blobs.open):
+        with pytest.raises(NotFound, match="project b"):
+            read("b", address)
+
+
+@pytest.mark.parametrize("project", ["", "..", "a/b", "../a", "A", "a\n", "x" * 64])
+def test_only_a_projects_name_is_a_path(blobs: Blobs, project: str) -> None:
+    with pytest.raises(InvalidRequest):
+        blobs.missing(project, [address_of(b"")])
+
+
+@pytest.mark.parametrize("address", ["", "sha256:../../../../etc/passwd", "sha256:" + "A" * 64, "x", "md5:" + "a" * 32])
+def test_only_an_address_is_a_path(blobs: Blobs, address: str) -> None:
+    for use in (lambda: blobs.open(P, address), lambda: blobs.put(P, address, io.BytesIO(b"")),
+                lambda: blobs.missing(P, [address]), lambda: blobs.put_many(P, [(address, b"")])):  # fmt: skip
+        with pytest.raises(InvalidRequest):
+            use()
+
+
+def test_wrong_bytes_are_refused_and_nothing_is_stored(blobs: Blobs, tmp_path: Path) -> None:
+    good, wrong = address_of(b"good"), address_of(b"wrong")
+    with pytest.raises(InvalidRequest, match="nothing was stored"):
+        blobs.put(P, wrong, io.BytesIO(b"other"))
+    with pytest.raises(InvalidRequest, match="nothing was stored"):
+        blobs.put_many(P, [(good, b"good"), (wrong, b"other")])
+    assert blobs.missing(P, [good, wrong]) == (good, wrong)
+    assert left_over(tmp_path) == []
+
+
+class Breaking(io.RawIOBase):
+    """A sender that goes away in the middle."""
+
+    def __init__(self) -> None:
+        self.chunks: Iterator[bytes] = iter([b"x" * 1000])
+
+    def read(self, size: int = -1) -> bytes:
+        for chunk in self.chunks:
+            return chunk
+        raise ConnectionResetError
+
+
+def test_a_sender_that_goes_away_leaves_nothing(blobs: Blobs, tmp_path: Path) -> None:
+    sender: BinaryIO = Breaking()  # type: ignore[assignment]
+    with pytest.raises(ConnectionResetError):
+        blobs.put(P, address_of(b"x" * 2000), sender)
+    assert blobs.missing(P, [address_of(b"x" * 2000)])
+    assert left_over(tmp_path) == []
+
+
+def damaged_by_a_bit(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "damage", [damaged_by_a_bit, lambda data: data[:-1], lambda _data: b"", lambda data: data + b"x"],
+    ids=["a bit", "cut", "empty", "longer"],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["read", "all", "chunks", "lines", "into"])
+def test_damage_on_the_disk_never_reaches_a_reader(
+    blobs: LocalBlobs, damage: Callable[[bytes], bytes], how: str
+) -> None:
+    data = os.urandom(3_000_000) + b"end"
+    address = put(blobs, data)
+    [path] = [path for path in blobs.root.rglob("*") if path.is_file()]
+    path.write_bytes(damage(data))
+    got = bytearray()
+
+    def read() -> None:
+        if how == "read":
+            got.extend(blobs.read(P, address))
+            return
+        with blobs.open(P, address) as file:
+            if how == "all":
+                got.extend(file.read())
+            elif how == "lines":
+                for line in file:
+                    got.extend(line)
+            elif how == "into":
+                buffer = bytearray(4_000_000)
+                got.extend(buffer[: file.readinto(buffer)])  # type: ignore[attr-defined]
+            else:
+                while chunk := file.read(100_000):
+                    got.extend(chunk)
+
+    with pytest.raises(DataDamaged, match=address):
+        read()
+    assert len(got) < len(damage(data)) or not got, "the last bytes never come"
+    assert blobs.missing(P, [address]) == (address,), "it was set aside, and can be sent again"
+    assert put(blobs, data) == address
+    assert blobs.read(P, address) == data
+
+
+def test_reading_at_once_is_for_small_ones(blobs: Blobs) -> None:
+    address = put(blobs, bytes(MAX_NODE_BYTES + 1))
+    with pytest.raises(TooLarge):
+        blobs.read(P, address)
+    with blobs.open(P, address) as file:
+        assert len(file.read()) == MAX_NODE_BYTES + 1
+
+
+def test_a_full_disk_keeps_nothing_of_what_did_not_fit(small_disk: Callable[[int], Any]) -> None:
+    disk = small_disk(1_000_000)
+    blobs = LocalBlobs(disk / "blobs")
+    kept = put(blobs, b"kept")
+    large = bytes(2_000_000)
+    with pytest.raises(StorageFull):
+        put(blobs, large)
+    parts = [bytes([number]) * 200_000 for number in range(10)]
+    with pytest.raises(StorageFull):
+        blobs.put_many(P, [(address_of(part), part) for part in parts])
+    assert blobs.missing(P, map(address_of, [large, *parts])) == tuple(map(address_of, [large, *parts]))
+    assert left_over(disk) == []
+    assert blobs.read(P, kept) == b"kept"
+    put(blobs, bytes(500_000))
+
+
+def test_a_disk_without_room_for_a_name_is_full_too(small_disk: Callable[[int], Any]) -> None:
+    disk = small_disk(64 * 1024)
+    blobs = LocalBlobs(disk)
+    (disk / "filler").write_bytes(b"")
+    with pytest.raises(StorageFull):
+        for number in range(1000):
+            put(blobs, b"%d" % number)
+    assert left_over(disk) == []

@@ -1,0 +1,153 @@
+"""Every executor: orders go down, the whole truth comes up, nothing is started twice, nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from danlu.executors.base import Phase
+from tests.executors import Bench, benches
+
+
+@pytest.fixture(params=["simulated", "local"])
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder: Path = tmp_path_factory.mktemp("home")
+    for parent in [folder, *folder.parents[:3]]:
+        if parent != Path("/tmp") and parent.stat().st_mode & 0o077 == 0:
+            parent.chmod(0o711)
+    yield from benches(request.param, folder)
+
+
+def test_it_has_machines(bench: Bench) -> None:
+    (node,) = bench.executor.capacity()
+    assert node.cpu_milli >= 1000
+    assert node.memory_bytes > 0
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_attempt_ends_with_its_exit_code(bench: Bench, code: int) -> None:
+    seen = bench.end(bench.launch(*bench.program(code=code)))
+    assert seen.phase is Phase.ENDED
+    assert [task.exit_code for task in seen.tasks] == [code]
+    assert not seen.stopped
+    assert seen.started_at is not None
+    assert seen.ended_at is not None
+    assert seen.ended_at >= seen.started_at
+
+
+def test_the_same_order_twice_starts_it_once(bench: Bench) -> None:
+    order = bench.order(*bench.program(lines=("once",)))
+    bench.executor.launch(order)
+    bench.executor.launch(order)
+    bench.end(order.attempt.id)
+    bench.executor.launch(order)
+    assert bench.log(order.attempt.id) == "once"
+    assert [one.attempt_id for one in bench.executor.observe()] == [order.attempt.id]
+
+
+def test_everything_is_seen_until_it_is_forgotten(bench: Bench) -> None:
+    ids = {bench.launch(*bench.program()) for _ in range(3)}
+    assert {one.attempt_id for one in bench.executor.observe()} == ids
+    for attempt_id in ids:
+        bench.end(attempt_id)
+    assert {one.attempt_id for one in bench.executor.observe()} == ids
+    for attempt_id in ids:
+        bench.executor.forget(attempt_id)
+        bench.executor.forget(attempt_id)
+    assert bench.executor.observe() == ()
+
+
+def test_what_is_alive_is_not_forgotten(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True))
+    bench.printed(attempt_id, "up")
+    bench.executor.forget(attempt_id)
+    seen = bench.see(attempt_id)
+    assert seen is not None
+    assert seen.phase is Phase.RUNNING
+    bench.executor.stop(attempt_id, grace_s=1.0)
+    bench.end(attempt_id)
+
+
+def test_stop_ends_it_by_sigterm(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True))
+    bench.printed(attempt_id, "up")
+    bench.executor.stop(attempt_id, grace_s=20.0)
+    bench.executor.stop(attempt_id, grace_s=20.0)
+    seen = bench.end(attempt_id)
+    assert (seen.phase, seen.stopped) == (Phase.ENDED, True)
+    assert seen.tasks[0].signal == 15
+
+
+def test_what_is_deaf_is_killed_after_its_grace(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True, deaf=True))
+    bench.printed(attempt_id, "up")
+    bench.executor.stop(attempt_id, grace_s=0.3)
+    seen = bench.end(attempt_id)
+    assert (seen.stopped, seen.tasks[0].signal) == (True, 9)
+
+
+def test_a_shorter_grace_wins(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True, deaf=True))
+    bench.printed(attempt_id, "up")
+    bench.executor.stop(attempt_id, grace_s=3600.0)
+    bench.executor.stop(attempt_id, grace_s=0.1)
+    assert bench.end(attempt_id).stopped
+
+
+def test_what_is_not_there_can_be_stopped_and_forgotten(bench: Bench) -> None:
+    attempt_id = bench.order(*bench.program()).attempt.id
+    bench.executor.stop(attempt_id, grace_s=1.0)
+    bench.executor.forget(attempt_id)
+    assert list(bench.executor.pending(attempt_id, max_bytes=10)) == []
+    assert bench.executor.outputs(attempt_id) is None
+
+
+def test_what_it_wrote_comes_in_pieces_without_gaps(bench: Bench) -> None:
+    lines = tuple(f"line {number}" for number in range(50))
+    attempt_id = bench.launch(*bench.program(lines=lines))
+    bench.end(attempt_id)
+    assert bench.log(attempt_id).split("\n") == list(lines)
+    pieces = list(bench.executor.pending(attempt_id, max_bytes=100))
+    assert all(len(piece.data) <= 100 for piece in pieces)
+    at = 0
+    for piece in pieces:
+        assert piece.offset == at
+        at += len(piece.data)
+
+
+def test_what_was_collected_does_not_come_again(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("one", "two")))
+    bench.end(attempt_id)
+    first = next(iter(bench.executor.pending(attempt_id, max_bytes=10)))
+    bench.executor.collected(attempt_id, first.task, first.stream, 10)
+    bench.executor.collected(attempt_id, first.task, first.stream, 5)
+    assert next(iter(bench.executor.pending(attempt_id, max_bytes=10))).offset == 10
+
+
+def test_a_lost_runner_is_told_and_what_was_written_is_kept(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("before",), hold=True))
+    bench.printed(attempt_id, "before")
+    bench.lose(attempt_id)
+    seen = bench.end(attempt_id)
+    assert seen.phase is Phase.LOST
+    assert "before" in bench.log(attempt_id)
+    bench.executor.forget(attempt_id)
+    assert bench.see(attempt_id) is None
+
+
+def test_another_server_finds_it_again(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True))
+    bench.printed(attempt_id, "up")
+    bench.again()
+    seen = bench.see(attempt_id)
+    assert seen is not None
+    assert seen.phase is Phase.RUNNING
+    bench.executor.stop(attempt_id, grace_s=1.0)
+    assert bench.end(attempt_id).stopped
+    bench.again()
+    seen = bench.see(attempt_id)
+    assert seen is not None
+    assert (seen.phase, seen.stopped) == (Phase.ENDED, True)
+    assert bench.log(attempt_id) == "up"

@@ -187,7 +187,11 @@ def test_a_disk_without_room_for_a_name_is_full_too(small_disk: Callable[[int], 
     disk = small_disk(64 * 1024)
     blobs = LocalBlobs(disk)
     (disk / "filler").write_bytes(b"")
-    with pytest.raises(StorageFull):
+
+    def fill() -> None:
         for number in range(1000):
             put(blobs, b"%d" % number)
+
+    with pytest.raises(StorageFull):
+        fill()
     assert left_over(disk) == []

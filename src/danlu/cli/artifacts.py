@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from danlu.api import Paging
 from danlu.cli import output as out
 from danlu.cli import wording
-from danlu.cli.options import Common, Output, one
+from danlu.cli.options import Common, Names, Output, one
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
 from danlu.client.transport import Client
@@ -20,10 +20,9 @@ from danlu.domain.resources import format_bytes
 from danlu.errors import NotFound
 
 app = App(name="artifacts", help="The files that a job left.", help_format="plaintext")
-Names = Annotated[str, Parameter(help="X, job X or job/X")]
 
 
-@app.command(name="ls")
+@app.command(name="ls", usage="Usage: danlu artifacts ls JOB [FLAGS]")
 def ls(*job: Names, output: Output = "table", common: Common | None = None) -> int:
     """List what a job left, newest first.
 
@@ -60,7 +59,7 @@ def ls(*job: Names, output: Output = "table", common: Common | None = None) -> i
     return 0
 
 
-@app.command(name="get")
+@app.command(name="get", usage="Usage: danlu artifacts get JOB [FLAGS]")
 def get(
     *job: Names,
     to: Annotated[Path | None, Parameter(help="a folder that does not exist yet; ./JOB-outputs when left out")] = None,

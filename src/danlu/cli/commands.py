@@ -9,35 +9,36 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """A command: ``target`` is the module in this package and the function, or the app of a nested one."""
+    """A command: ``target`` is the module in this package and the function or, of a nested one, the app."""
 
     name: str
     target: str
     group: str
     summary: str
+    usage: str
 
 
 C = Command
 COMMANDS: Final = (
-    C("run", "run:run", "Work", "run a command with this folder's code as a job, and follow it"),
-    C("apply", "apply:apply", "Work", "submit the jobs described in a file"),
-    C("stop", "jobs:stop", "Work", "stop jobs"),
-    C("retry", "retry:retry", "Work", "run an ended job again, with changes if need be"),
-    C("wait", "jobs:wait", "Work", "wait for a job; exits with its exit code"),
-    C("get", "get:get", "Look", "list jobs, nodes, envs, events, or show one"),
-    C("describe", "describe:describe", "Look", "all about a job: attempts, limits, events, what it left"),
-    C("why", "why:why", "Look", "why a job waits, or why it ended"),
-    C("logs", "logs:logs", "Look", "what a job printed"),
-    C("metrics", "metrics:metrics", "Look", "what a job measured, drawn in the terminal"),
-    C("artifacts", "artifacts:app", "Look", "the files that a job left: ls, get"),
-    C("up", "platform:up", "Platform", "start the platform on this machine"),
-    C("down", "platform:down", "Platform", "stop it; jobs go on unless --jobs"),
-    C("status", "platform:status", "Platform", "is it running, where, with what"),
-    C("nodes", "nodes:nodes", "Platform", "machines, what they have and what is free"),
-    C("env", "environments:app", "Platform", "ready-made environments: ls, build"),
-    C("api", "api:api", "Platform", "send a request of your own"),
-    C("completion", "completion:completion", "Platform", "completion for bash, zsh or fish"),
-)
+    C("run", "run:run", "Work", "run a command with this folder's code as a job, and follow it", "[FLAGS] -- COMMAND..."),
+    C("apply", "apply:apply", "Work", "submit the jobs described in a file", "-f FILE"),
+    C("stop", "jobs:stop", "Work", "stop jobs", "JOB... [FLAGS]"),
+    C("retry", "retry:retry", "Work", "run an ended job again, with changes if need be", "JOB [FLAGS]"),
+    C("wait", "jobs:wait", "Work", "wait for a job; exits with its exit code", "JOB [FLAGS]"),
+    C("get", "get:get", "Look", "list jobs, nodes, envs, events, or show one", "jobs|nodes|envs|events [NAME...] [FLAGS]"),
+    C("describe", "describe:describe", "Look", "all about a job: attempts, limits, events, what it left", "JOB [FLAGS]"),
+    C("why", "why:why", "Look", "why a job waits, or why it ended", "JOB [FLAGS]"),
+    C("logs", "logs:logs", "Look", "what a job printed", "JOB [FLAGS]"),
+    C("metrics", "metrics:metrics", "Look", "what a job measured, drawn in the terminal", "JOB [FLAGS]"),
+    C("artifacts", "artifacts:app", "Look", "the files that a job left: ls, get", "ls|get JOB [FLAGS]"),
+    C("up", "platform:up", "Platform", "start the platform on this machine", "[FLAGS]"),
+    C("down", "platform:down", "Platform", "stop it; jobs go on unless --jobs", "[FLAGS]"),
+    C("status", "platform:status", "Platform", "is it running, where, with what", "[FLAGS]"),
+    C("nodes", "nodes:nodes", "Platform", "machines, what they have and what is free", "[FLAGS]"),
+    C("env", "environments:app", "Platform", "ready-made environments: ls, build", "ls|build [FLAGS]"),
+    C("api", "api:api", "Platform", "send a request of your own", "METHOD PATH [FLAGS]"),
+    C("completion", "completion:completion", "Platform", "completion for bash, zsh or fish", "bash|zsh|fish"),
+)  # fmt: skip
 BY_NAME: Final = {command.name: command for command in COMMANDS}
 NESTED: Final = frozenset({"artifacts", "env"})
 
@@ -68,9 +69,12 @@ def build() -> App:
         help="Submit training code as it is, watch it, keep the result.",
         version=danlu.__version__,
         help_format="plaintext",
+        help_formatter="plain",
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
     for command in COMMANDS:
-        app.command(f"danlu.cli.{command.target}", name=command.name, group=command.group)
+        nested = command.name in NESTED
+        extra = {} if nested else {"usage": f"Usage: danlu {command.name} {command.usage}"}
+        app.command(f"danlu.cli.{command.target}", name=command.name, **extra)
     return app

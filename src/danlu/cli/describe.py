@@ -5,16 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from typing import Annotated, Any, Final
-
-from cyclopts import Parameter
+from typing import Any, Final
 
 from danlu.api import Paging
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.artifacts import left_by
 from danlu.cli.history import newest_events
-from danlu.cli.options import Common, Output, one
+from danlu.cli.options import Common, Names, Output, one
 from danlu.cli.session import connect
 from danlu.cli.terminal import STATE_STYLES, paint
 from danlu.client.transport import Client
@@ -30,7 +28,7 @@ SHOWN_EVENTS: Final = 20
 
 
 def describe(
-    *job: Annotated[str, Parameter(help="X, job X or job/X")],
+    *job: Names,
     output: Output = "table",
     common: Common | None = None,
 ) -> int:
@@ -71,7 +69,7 @@ def _print(job: Job, attempts: list[Attempt], artifacts: list[Artifact], events:
     style = STATE_STYLES.get(str(job.state))
     headline = wording.outcome(job) if not job.live else _alive(job, now)
     out.write(f"{paint(job.name, 'bold', sys.stdout)}  {paint(headline, style, sys.stdout)}")
-    if job.message:
+    if job.message and not wording.says_nothing_new(job):
         out.labelled("because", job.message.splitlines()[:30])
     if advice := _advice(job, attempts):
         out.labelled("try", [advice])

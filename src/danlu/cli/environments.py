@@ -36,7 +36,7 @@ def ls(*, output: Output = "table", common: Common | None = None) -> int:
         return show(client, BY_NAME["envs"], Wanted(), output, messages)
 
 
-@app.command(name="build")
+@app.command(name="build", usage="Usage: danlu env build NAME | --requirements FILE [FLAGS]")
 def build(
     name: Annotated[str | None, Parameter(help="an environment's name: danlu env ls")] = None,
     /,

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from danlu.api import StopRequest, WaitQuery
 from danlu.cli import exits, wording
 from danlu.cli import output as out
-from danlu.cli.options import Common, Flag, Output, one, several
+from danlu.cli.options import Common, Flag, Names, Output, one, several
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.submitting import tell_end
 from danlu.cli.terminal import Messages
@@ -22,7 +22,6 @@ from danlu.domain.validation import invalid_spec
 from danlu.errors import InvalidRequest
 
 ONE_WAIT_S = 30.0
-Names = Annotated[str, Parameter(help="X, job X or job/X")]
 
 
 def stop(

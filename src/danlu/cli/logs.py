@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from danlu.api import LogsQuery
 from danlu.cli.lines import LogLines, emit, screens
-from danlu.cli.options import Common, Flag, one
+from danlu.cli.options import Common, Flag, Names, one
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.terminal import Messages
 from danlu.cli.wording import SECOND_NS
@@ -24,7 +24,7 @@ MAX_TAIL = 1_000_000
 
 
 def logs(
-    *job: Annotated[str, Parameter(help="X, job X or job/X")],
+    *job: Names,
     follow: Annotated[bool, Parameter(name=("--follow", "-f"), help="go on until the job has ended"), Flag] = False,
     previous: Annotated[
         bool, Parameter(name=("--previous", "-p"), help="of the attempt before the newest"), Flag

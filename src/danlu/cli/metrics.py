@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from danlu.api import MetricsQuery
 from danlu.cli import output as out
-from danlu.cli.options import Common, one
+from danlu.cli.options import Common, Names, one
 from danlu.cli.plot import draw, number
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages, paint, width
@@ -26,7 +26,7 @@ STYLES: Final = ("cyan", "green", "yellow", "magenta", "blue")
 
 
 def metrics(
-    *job: Annotated[str, Parameter(help="X, job X or job/X")],
+    *job: Names,
     name: Annotated[tuple[str, ...], Parameter(help="only this one; repeatable", negative_iterable=())] = (),
     points: Annotated[int, Parameter(help="at most so many points of each; peaks are kept")] = 1000,
     output: Annotated[

@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from danlu.cli.output import Format
 from danlu.errors import InvalidRequest, InvalidSpec
 
-EVERYWHERE: Final = "Every command"
+SPECIFICATION: Final = Group("What the job asks for", sort_key=1)
+EVERYWHERE: Final = Group("Every command", sort_key=2)
 
-Flag = Parameter(negative=())
-Words = Parameter(negative_iterable=())
-Output = Annotated[Format, Parameter(name=("--output", "-o"), help="table, wide, json, yaml or name")]
+Flag = Parameter(negative=(), show_default=False)
+Words = Parameter(negative_iterable=(), show_default=False)
+Names = Annotated[str, Parameter(help="X, job X or job/X")]
+Output = Annotated[
+    Format,
+    Parameter(name=("--output", "-o"), help="table, wide, json, yaml or name", show_choices=False, show_default=False),
+]
 
 
 @Parameter(name="*", group=EVERYWHERE)
@@ -31,7 +36,7 @@ class Common:
     project: Annotated[str | None, Parameter(help="the project, instead of DANLU_PROJECT or default")] = None
 
 
-@Parameter(name="*", group="What the job asks for")
+@Parameter(name="*", group=SPECIFICATION)
 @dataclass(frozen=True)
 class Asked:
     """Fields of a job's specification, as flags."""

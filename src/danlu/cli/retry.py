@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from danlu.api import RetryRequest
-from danlu.cli.options import Asked, Common, Flag, Output, Words, one
+from danlu.cli.options import Asked, Common, Flag, Names, Output, Words, one
 from danlu.cli.session import connect
 from danlu.cli.submitting import conclude, new_job_id, send_code, tell_environment
 from danlu.cli.terminal import Messages
@@ -18,7 +18,7 @@ from danlu.errors import InvalidRequest
 
 
 def retry(
-    *job: Annotated[str, Parameter(help="X, job X or job/X")],
+    *job: Names,
     detach: Annotated[bool, Parameter(name=("--detach", "-d"), help="print the job's name and return"), Flag] = False,
     code: Annotated[Path | None, Parameter(help="send this folder instead of the code it had")] = None,
     set_: Annotated[

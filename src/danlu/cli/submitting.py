@@ -113,7 +113,7 @@ def conclude(client: Client, job: Job, messages: Messages, form: Format, *, deta
 def tell_end(job: Job, messages: Messages) -> None:
     """Says how a job ended that did not succeed, and what to look at."""
     messages.say(f"{job.name} {wording.outcome(job)}", "red" if job.state == "failed" else "yellow")
-    if job.message:
+    if job.message and not wording.says_nothing_new(job):
         messages.say("\n".join(f"  {line}" for line in job.message.splitlines()[-20:]))
     if job.state == "failed":
         messages.say(f"  more: danlu describe {job.name}     again: danlu retry {job.name}")

@@ -74,7 +74,7 @@ class Messages:
     def step(self, label: str, text: str, seconds: float | None = None) -> None:
         """Prints one step of a submission: what, how it went, how long it took."""
         took = "" if seconds is None else f"{seconds:>7.2f} s"
-        self.say(f"{label:<13} {text:<52}{took}".rstrip())
+        self.say(f"{f'{label:<13} {text}':<66}{took}".rstrip())
 
     def status(self, text: str) -> None:
         """Replaces the status line; without a terminal nothing is shown."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from danlu.cli import output as out
 from danlu.cli import wording
-from danlu.cli.options import Common, Output, one
+from danlu.cli.options import Common, Names, Output, one
 from danlu.cli.session import connect
 from danlu.domain.resources import Resources, format_bytes, format_cpu
 from danlu.domain.views import NodeUse, Why
@@ -19,7 +16,7 @@ SHOWN_AHEAD = 5
 
 
 def why(
-    *job: Annotated[str, Parameter(help="X, job X or job/X")],
+    *job: Names,
     output: Output = "table",
     common: Common | None = None,
 ) -> int:

@@ -90,6 +90,11 @@ def gpus(node: Node) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "-"
 
 
+def says_nothing_new(job: Job) -> bool:
+    """Whether a job's message only repeats its exit code."""
+    return job.exit_code is not None and job.message == f"exit code {job.exit_code}"
+
+
 def outcome(job: Job) -> str:
     """Returns how a job ended, in a sentence without its name."""
     text = str(job.state)

@@ -2,8 +2,8 @@
 
 A folder is built as ``.new-DIGEST`` and renamed to ``DIGEST`` when it is whole, so a folder with a name is a whole
 environment, and a build that was killed at any line leaves nothing that anybody would use. The virtual environments are made
-relocatable: their console scripts find their Python beside themselves, so they work after the rename, and after the data folder
-has moved.
+relocatable: their console scripts find their Python beside themselves, so they work after the rename, and wherever the data
+folder moves.
 
 A lock file per digest is held while a folder is built, by uv too: two builders, in one server or two, never write into the
 same folder, and a uv that outlived its server is waited for. ``.new-`` folders whose lock is free are dead, and removed.

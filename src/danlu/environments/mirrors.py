@@ -11,12 +11,15 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
-_KEPT = frozenset(
-    "PATH HOME USER LANG LC_ALL TMPDIR XDG_CONFIG_HOME XDG_CONFIG_DIRS NETRC SSL_CERT_FILE SSL_CERT_DIR SSL_CLIENT_CERT "
-    "HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy "
-    "UV_DEFAULT_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_NO_INDEX UV_OFFLINE UV_KEYRING_PROVIDER "
-    "UV_CONFIG_FILE UV_INSECURE_HOST UV_NATIVE_TLS UV_SYSTEM_CERTS UV_TORCH_BACKEND UV_EXCLUDE_NEWER".split()  # noqa: SIM905
-)
+# fmt: off
+_KEPT = frozenset({
+    "PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "NETRC",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "SSL_CLIENT_CERT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+    "http_proxy", "https_proxy", "all_proxy", "no_proxy", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS", "UV_NO_INDEX", "UV_OFFLINE", "UV_KEYRING_PROVIDER", "UV_CONFIG_FILE", "UV_INSECURE_HOST",
+    "UV_NATIVE_TLS", "UV_SYSTEM_CERTS", "UV_TORCH_BACKEND", "UV_EXCLUDE_NEWER",
+})
+# fmt: on
 _KEPT_PREFIXES = ("UV_INDEX", "UV_HTTP_", "UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS", "UV_CONCURRENT_")
 _PIP_FILES = ("/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")  # later ones win
 _UV_FILES = ("/etc/uv/uv.toml", "~/.config/uv/uv.toml")

@@ -98,7 +98,7 @@ def find(wanted: str, uv: Uv, folder: Path, report: Report, *, deadline: float) 
         uv.run("python", ["python", "install", wanted, "--no-bin"], folder, report, deadline=deadline)
     except EnvironmentFailed as error:
         raise EnvironmentFailed(
-            f"this machine has no Python {wanted}, and uv could not fetch one: {error.message}",
+            f"this machine has no Python {wanted}, and uv could not fetch one: {error.message.partition(': ')[2]}",
             next_step=f"install python{wanted} on the server so that it is on PATH, or ask for Python {own_python()}",
             stage="python",
             python=wanted,

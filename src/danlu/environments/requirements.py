@@ -1,7 +1,7 @@
 """A user's requirements.txt: names of packages pass, whatever reaches outside the package index is refused by line.
 
 The build runs on the server, as the server. So a line must not read the server's files (``-r``, ``-e``, paths, ``file:``)
-or its variables (uv expands ``${NAME}`` in URLs), must not choose where packages come from (the index is the administrator's),
+or its variables (uv expands ``${NAME}`` in URLs), must not choose where packages come from (that is the administrator's),
 and must not run code to build something (``git+https:``, archives of sources). An HTTPS address of a wheel is allowed.
 """
 

@@ -177,7 +177,7 @@ def failure(stage: str, status: int, lines: Sequence[str]) -> EnvironmentFailed 
         stage, "there is no such Python here"
     )
     step = "mend the requirements and submit again" if stage == "resolve" else "danlu env build tries again"
-    if _NO_NETWORK.search(words):
+    if stage != "python" and _NO_NETWORK.search(words):
         doing += ": the package index cannot be reached from the server"
         step = "set the server's index or proxy (UV_DEFAULT_INDEX, HTTPS_PROXY, /etc/uv/uv.toml or pip.conf), then try again"
     elif _NO_WHEEL.search(words):

@@ -81,7 +81,8 @@ class Runner:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
             time.sleep(1.0)
-        self.hint(at_once=True)
+        if event != "ended":  # that is hinted once the lock is free: until then nobody may believe it
+            self.hint(at_once=True)
 
     def hint(self, at_once: bool = False) -> None:
         """Tells the server that there is something to see. It may not be there; that is no error."""
@@ -294,6 +295,8 @@ def run(folder: str, salvage: bool = False) -> int:
         runner.salvage()
     else:
         runner.run()
+    os.close(lock)
+    runner.hint(at_once=True)
     return 0
 
 

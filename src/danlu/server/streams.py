@@ -18,6 +18,7 @@ from danlu.services.context import Call, Hub
 
 MAX_STREAMS: Final = 256
 KEEP_ALIVE_S: Final = 15.0
+KEEP_ALIVE: Final = b": keep-alive\n\n"
 LOOK_AGAIN_S: Final = 5.0
 PAUSE_S: Final = 0.03
 EVENTS_AT_ONCE: Final = 200
@@ -44,6 +45,10 @@ class Waiter:
         if topic in self._topics and not self._event.is_set():
             with contextlib.suppress(RuntimeError):  # the event loop has ended
                 self._loop.call_soon_threadsafe(self._event.set)
+
+    def now(self) -> float:
+        """Returns the event loop's time, s."""
+        return self._loop.time()
 
     async def wait(self, timeout_s: float) -> None:
         """Returns at a notification since the last call, at the latest after ``timeout_s``."""
@@ -89,14 +94,14 @@ class Streams:
 
     async def _logs(self, call: Call, job: str, query: LogsQuery) -> AsyncIterator[bytes]:
         waiter = Waiter(self._hub, frozenset({"logs"}))
-        quiet_s = 0.0
+        spoke_at = waiter.now()
         with waiter.listening():
             while not self._ending:
                 page = await anyio.to_thread.run_sync(logs.read, call, job, query)
                 moved = page.cursor != query.cursor
                 query = query.model_copy(update={"cursor": page.cursor})
                 if page.chunks or page.done:
-                    quiet_s = 0.0
+                    spoke_at = waiter.now()
                     yield _event(page.cursor, page.model_dump_json())
                 if page.done:
                     return
@@ -104,10 +109,9 @@ class Streams:
                     await asyncio.sleep(PAUSE_S)  # many small hints become one answer
                 elif not moved:
                     await waiter.wait(LOOK_AGAIN_S)
-                    quiet_s += LOOK_AGAIN_S
-                    if quiet_s >= KEEP_ALIVE_S:
-                        quiet_s = 0.0
-                        yield b": keep-alive\n\n"
+                    if waiter.now() - spoke_at >= KEEP_ALIVE_S:
+                        spoke_at = waiter.now()
+                        yield KEEP_ALIVE
 
     async def events(self, call: Call, query: EventsQuery, last_id: str | None) -> StreamingResponse:
         """Answers events after the cursor, for ever."""
@@ -118,7 +122,7 @@ class Streams:
     async def _events(self, call: Call, query: EventsQuery) -> AsyncIterator[bytes]:
         waiter = Waiter(self._hub, frozenset({"events", "jobs"}))
         query = query.model_copy(update={"limit": EVENTS_AT_ONCE})
-        quiet_s = 0.0
+        spoke_at = waiter.now()
         with waiter.listening():
             while not self._ending:
                 page = await anyio.to_thread.run_sync(events.list, call, query)
@@ -126,14 +130,13 @@ class Streams:
                     yield _event(str(event.seq), event.model_dump_json())
                 if page.items:
                     query = query.model_copy(update={"after": page.items[-1].seq})
-                    quiet_s = 0.0
+                    spoke_at = waiter.now()
                     await asyncio.sleep(PAUSE_S)
                     continue
                 await waiter.wait(LOOK_AGAIN_S)
-                quiet_s += LOOK_AGAIN_S
-                if quiet_s >= KEEP_ALIVE_S:
-                    quiet_s = 0.0
-                    yield b": keep-alive\n\n"
+                if waiter.now() - spoke_at >= KEEP_ALIVE_S:
+                    spoke_at = waiter.now()
+                    yield KEEP_ALIVE
 
     async def wait(self, call: Call, job: str, query: WaitQuery) -> Job:
         """Returns the job as soon as it has ended, or as it is when the time is over."""

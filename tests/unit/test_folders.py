@@ -204,7 +204,8 @@ def test_ignore_files_mean_nothing_for_what_a_job_left(tmp_path: Path) -> None:
 
 def test_what_is_never_code_is_left_out(tmp_path: Path) -> None:
     root = write_files(tmp_path, {
-        "a.py": "", "__pycache__/a.cpython-311.pyc": "", "b.pyc": "", ".DS_Store": "", ".git/config": "", "sub/.git": "gitdir: x",
+        "a.py": "", "__pycache__/a.cpython-311.pyc": "", "b.pyc": "", ".DS_Store": "",
+        ".git/config": "", "sub/.git": "gitdir: x",
         "env/pyvenv.cfg": "", "env/bin/python": "",
     })  # fmt: skip
     assert names(code(root)) == ["a.py"]
@@ -321,8 +322,8 @@ def test_names_that_are_no_text_are_told(tmp_path: Path) -> None:
     found = outputs(tmp_path)
     assert "udcff" in found.skipped[0]
     found.skipped[0].encode()
-    os.unlink(bytes(tmp_path) + b"/\xff")
-    os.symlink(b"\xff", bytes(tmp_path) + b"/link")
+    (tmp_path / os.fsdecode(b"\xff")).unlink()
+    (tmp_path / "link").symlink_to(os.fsdecode(b"\xff"))
     with pytest.raises(InvalidSpec, match="link"):
         code(tmp_path)
     assert names(outputs(tmp_path)) == []
@@ -445,7 +446,7 @@ def test_links_that_leave_the_tree_are_refused(tmp_path: Path, target: str) -> N
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_bomb_of_folders_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_that_is_too_deep_is_refused(tmp_path: Path) -> None:
     trees = Trees()
     address = trees.folder()
     for _ in range(MAX_DEPTH + 1):

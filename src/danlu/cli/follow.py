@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from danlu.api import EventsQuery, LogsQuery, OffsetQuery, Paging, StopRequest
-from danlu.cli import wording
+from danlu.cli import exits, wording
 from danlu.cli.lines import LogLines, emit, screens
 from danlu.cli.session import FOLLOW_PATIENCE_S
 from danlu.cli.terminal import Messages
@@ -31,7 +31,11 @@ GOING_ON: Final = frozenset({"PendingEvaluation", "Placed", "Launching", "Starte
 
 
 class Detached(Exception):
-    """The user left; the job goes on."""
+    """The user left; the job goes on. ``code`` is what the command exits with."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Following:
@@ -146,7 +150,8 @@ class Following:
             self._tell_running(None)
         elif event.state == "stopping":
             self._waits = "it is being stopped"
-            self._messages.say(f"{self._job.name} is being stopped: {event.message or event.reason}", "dim")
+            if not self._stopping:
+                self._messages.say(f"{self._job.name} is being stopped: {event.message or event.reason}", "dim")
 
     def _tell_running(self, number: int | None) -> None:
         """Says once for each attempt where it runs: at its event or at its first line, whichever is heard first."""
@@ -220,10 +225,10 @@ class Following:
         self._messages.clear()
         emit(self._lines.end())
         if self._stopping:
-            raise Detached(f"{name} is still being stopped: danlu wait {name}")
+            raise Detached(f"{name} is still being stopped: danlu wait {name}", exits.INTERRUPTED)
         answer = self._ask(name) if sys.stdin.isatty() and sys.stderr.isatty() else "s"
         if answer == "d":
-            raise Detached(f"follow it with `danlu logs -f {name}`")
+            raise Detached(f"follow it with `danlu logs -f {name}`", exits.OK)
         if answer == "s":
             self._stopping = True
             self._client.call("jobs.stop", {"job": self._job.id}, body=StopRequest())

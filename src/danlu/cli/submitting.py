@@ -101,7 +101,7 @@ def conclude(client: Client, job: Job, messages: Messages, form: Format, *, deta
         job = Following(client, job, messages, output=not structured).run()
     except Detached as left:
         messages.say(str(left))
-        return exits.INTERRUPTED
+        return left.code
     if structured:
         output.record(job, form)
     elif job.state != "succeeded":

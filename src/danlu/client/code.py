@@ -39,8 +39,14 @@ class _Changed(Exception):
     """A file is not what it was when it was read."""
 
 
-def send(client: Client, root: Path, *, progress: Progress | None = None) -> Sent:
+def send(client: Client, root: Path, *, cache: Path | None = None, progress: Progress | None = None) -> Sent:
     """Packs a folder (``.gitignore`` and ``.danluignore`` are honoured) and sends what is missing.
+
+    Args:
+        client: of the platform and project.
+        root: the folder.
+        cache: the folder that remembers addresses of unchanged files; this user's when left out.
+        progress: see Progress.
 
     Raises:
         InvalidSpec: the folder or something in it cannot be read, or it changes while it is sent.
@@ -48,7 +54,8 @@ def send(client: Client, root: Path, *, progress: Progress | None = None) -> Sen
     root = root.expanduser().absolute()
     if not root.is_dir():
         raise InvalidSpec(f"{root} is not a folder", next_step="name the folder of your code: --code DIR, or --no-code")
-    cache_file = cache_folder() / "code" / (hashlib.sha256(str(root).encode(errors="surrogateescape")).hexdigest()[:32])
+    name = hashlib.sha256(str(root).encode(errors="surrogateescape")).hexdigest()[:32]
+    cache_file = (cache or cache_folder() / "code") / name
     for last in (False, True):
         try:
             found = scan(root, code=True, now=time.time_ns(), cache=None if last else Cache(cache_file))

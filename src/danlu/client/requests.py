@@ -123,4 +123,5 @@ def failure(status: int, content: bytes, url: str) -> DanluError:
         error.details.setdefault("request_id", problem["request_id"])
     if status == 401:
         error.message = f"401 from {url}: {error.message}"
+        error.args = (error.message,)
     return error

@@ -121,10 +121,12 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
 
 def rejected(job: Job, attempt: Attempt, message: str, now: int) -> Decision:
     """Returns what follows when the executor refused to launch an attempt."""
+    jobs, attempts = _launching(job, attempt, now)
+    job, attempt = (jobs or [job])[-1], (attempts or [attempt])[-1]
     ended = attempt.moved(
         AttemptState.ENDED, now=now, reason=Reason.LAUNCH_REJECTED, message=message, ended_at=now, collected=True
     )
-    return Decision(jobs=after(job, ended, now), attempts=(ended,))
+    return Decision(jobs=(*jobs, *after(job, ended, now)), attempts=(*attempts, ended))
 
 
 def verdict(seen: Observation) -> tuple[Reason, str, int | None]:

@@ -15,7 +15,8 @@ MAX_BYTES = 1_048_576
 MAX_LINES = 20_000
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9._]*[A-Za-z0-9])?\s*(?:\[[-A-Za-z0-9._,\s]*\])?")
-_SPECIFIER = re.compile(r"\s*(?:\(?\s*(?:[<>=!~]=?=?\s*[^\s,;()]+\s*,?\s*)+\)?)?\s*(?:;.*)?")
+_VERSIONS = r"(?:===|==|~=|!=|<=|>=|<|>)\s*[^\s,;()<>=!~]+"
+_SPECIFIER = re.compile(rf"\s*(?:\(?\s*{_VERSIONS}(?:\s*,\s*{_VERSIONS})*\s*,?\s*\)?)?\s*(?:;.*)?")
 _WHEEL = re.compile(r"https://[^\s@/?#]+/[^\s?#]*\.whl(?:#[^\s]*)?\s*(?:;.*)?", re.IGNORECASE)
 _INDEX_OPTIONS = (
     "-i",

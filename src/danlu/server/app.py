@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import inspect
 import tempfile
@@ -33,7 +34,7 @@ from danlu.domain.actors import Actor
 from danlu.domain.projects import DEFAULT_PROJECT
 from danlu.domain.validation import invalid_fields
 from danlu.domain.views import Problem
-from danlu.errors import InvalidRequest, NotFound, TooLarge
+from danlu.errors import DanluError, InternalError, InvalidRequest, NotFound, TooLarge
 from danlu.server.auth import BINARY, problem
 from danlu.server.streams import Streams
 from danlu.services.access import authorize
@@ -123,7 +124,7 @@ class Edge:
         async def respond(call: Call, request: Request, arguments: dict[str, Any]) -> Response:
             if operation.body is bytes:
                 limit = MAX_BLOB_BYTES if wants_file else MAX_PACK_BYTES
-                async with self._upload_turns, self._received(request, limit) as file:
+                async with self._upload_turns, _received(request, limit, self._uploads) as file:
                     body = file if wants_file else await anyio.to_thread.run_sync(file.read)
                     result = await anyio.to_thread.run_sync(work, call, {**arguments, "body": body})
             else:
@@ -133,9 +134,6 @@ class Edge:
             return Response(result, operation.status, media_type="application/json")
 
         return respond
-
-    def _received(self, request: Request, limit: int) -> _Upload:
-        return _Upload(request, limit, self._uploads)
 
     def _streaming(self, operation: Operation) -> Callable[[Call, Request, dict[str, Any]], Awaitable[Response]]:
         async def respond(call: Call, request: Request, arguments: dict[str, Any]) -> Response:
@@ -150,29 +148,22 @@ class Edge:
         return respond
 
 
-class _Upload:
+@contextlib.asynccontextmanager
+async def _received(request: Request, limit: int, folder: Path) -> AsyncIterator[BinaryIO]:
     """A request's raw body in a temporary file, bounded, rewound; gone when left."""
-
-    def __init__(self, request: Request, limit: int, folder: Path) -> None:
-        self._request, self._limit = request, limit
-        self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(folder))  # noqa: SIM115 - closed by __aexit__
-
-    async def __aenter__(self) -> BinaryIO:
-        size = 0
-        async for chunk in self._request.stream():
+    size = 0
+    with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(folder)) as file:
+        async for chunk in request.stream():
             size += len(chunk)
-            if size > self._limit:
-                raise TooLarge(f"this body has at most {self._limit} bytes")
+            if size > limit:
+                raise TooLarge(f"this body has at most {limit} bytes")
             with storage_full_is_an_error("an upload"):
                 if size > SPOOL_BYTES:
-                    await anyio.to_thread.run_sync(self._file.write, chunk)
+                    await anyio.to_thread.run_sync(file.write, chunk)
                 else:
-                    self._file.write(chunk)
-        self._file.seek(0)
-        return typing.cast(BinaryIO, self._file)
-
-    async def __aexit__(self, *_: object) -> None:
-        self._file.close()
+                    file.write(chunk)
+        file.seek(0)
+        yield typing.cast(BinaryIO, file)
 
 
 async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
@@ -196,6 +187,8 @@ def build(platform: Platform, uploads: Path) -> tuple[FastAPI, Edge]:
             operation_id=operation.id, summary=operation.summary, status_code=operation.status,
             tags=[operation.id.partition(".")[0]], **_documented(operation),
         )  # fmt: skip
+    app.add_exception_handler(DanluError, _known)
+    app.add_exception_handler(Exception, _unknown)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     return app, edge
@@ -215,6 +208,17 @@ def _documented(operation: Operation) -> dict[str, Any]:
         content = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
         found["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
     return found
+
+
+async def _known(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DanluError)  # noqa: S101 - it is registered for this class alone
+    return problem(error, request.state.request_id)
+
+
+async def _unknown(request: Request, _error: Exception) -> Response:
+    """Answers for a fault of ours; it is raised on, to auth.Gate, which logs it."""
+    request_id = request.state.request_id
+    return problem(InternalError(f"the server failed; its log has more at request {request_id}"), request_id)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from danlu.api import MAX_JSON_BYTES, OPEN_PATHS
-from danlu.errors import DanluError, InternalError, NotAuthenticated, TooLarge, TooManyRequests
+from danlu.errors import DanluError, NotAuthenticated, TooLarge, TooManyRequests
 from danlu.services.access import authenticate
 from danlu.services.context import Platform
 
@@ -56,13 +55,16 @@ class Gate:
         request_id = f"{self._platform.random_bits(64):016x}"
         self._requests += 1
         try:
-            await self._let_in(scope, receive, send, request_id)
+            receive = await self._let_in(scope, receive, request_id)
         except DanluError as error:
             await problem(error, request_id)(scope, receive, send)
+        else:
+            await self._pass_on(scope, receive, send, request_id)
         finally:
             self._requests -= 1
 
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    async def _let_in(self, scope: Scope, receive: Receive, request_id: str) -> Receive:
+        """Says in the scope who calls, and returns the bounded body; raises for whom it does not know."""
         if self._requests > MAX_REQUESTS:
             raise TooManyRequests(f"{MAX_REQUESTS} requests are being answered already")
         headers = Headers(scope=scope)
@@ -71,32 +73,19 @@ class Gate:
             raise NotAuthenticated
         actor = await anyio.to_thread.run_sync(authenticate, self._platform, secret.strip())
         scope.setdefault("state", {}).update(actor=actor, request_id=request_id)
-        bounded = receive if headers.get("content-type") == BINARY else _bounded(receive, headers)
-        begun = False
+        return receive if headers.get("content-type") == BINARY else _bounded(receive, headers)
 
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         async def watched(message: MutableMapping[str, Any]) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 message.setdefault("headers", []).append((b"danlu-request-id", request_id.encode()))
             await send(message)
 
-        began = time.monotonic()
         try:
-            await self._app(scope, bounded, watched)
-        except DanluError as error:
-            if begun:
-                raise
-            await problem(error, request_id)(scope, receive, send)
+            await self._app(scope, receive, watched)
         except Exception as error:
-            LOG.error("%s %s %s", request_id, scope["method"], scope["path"], exc_info=error)
-            if begun:
-                raise
-            await problem(InternalError(details_at=f"server.log, request {request_id}"), request_id)(
-                scope, receive, send
-            )
-        finally:
-            LOG.debug("%s %s %s %.1f ms", request_id, scope["method"], scope["path"], 1e3 * (time.monotonic() - began))
+            LOG.error("request %s: %s %s", request_id, scope["method"], scope["path"], exc_info=error)
+            raise  # the connection is closed: half an answer must not look whole
 
     def _health(self, path: str) -> PlainTextResponse:
         alive = path == "/livez" or self._ready()

@@ -159,8 +159,10 @@ def _danlu_import(
     level: int = 0,
 ) -> Any:
     try:
-        if level == 0 and globals is not None and name.partition(".")[0] == _TOP and _of_user(globals):
-            return _user_import(name, fromlist)
+        if level == 0 and name.partition(".")[0] == _TOP:
+            asking = sys._getframe(1).f_globals if globals is None else globals  # __import__("tensorflow") gives none
+            if _of_user(asking):
+                return _user_import(name, fromlist)
         module = _import(name, globals, locals, fromlist, level)
         if name == "importlib" and level == 0:
             _wrap_import_module(module)

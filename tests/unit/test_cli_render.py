@@ -1,0 +1,237 @@
+"""What the terminal shows: folded progress lines, tables, times, plots, exit codes, errors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from danlu.cli import exits, output, wording
+from danlu.cli.commands import COMMANDS, overview
+from danlu.cli.lines import LogLines, Screen
+from danlu.cli.main import _flags_after_command, main
+from danlu.cli.options import one, pairs, several
+from danlu.cli.plot import draw
+from danlu.domain.jobs import Job, JobSpec, JobState, Reason, job_exit_code
+from danlu.domain.views import LogChunk, LogPage
+from danlu.errors import InvalidRequest, InvalidSpec, NeverFits, NotFound, PlatformError, Unavailable
+
+
+def page(data: str, *, attempt: int = 1, task: str = "main-0") -> LogPage:
+    return LogPage(chunks=(LogChunk(attempt=attempt, task=task, data=data),), cursor="c", done=False)
+
+
+def shown(lines: LogLines, *pages: LogPage) -> tuple[str, str]:
+    """Returns what stands on (out, err) at the end."""
+    pieces = [piece for each in pages for piece in lines.take(each)] + lines.end()
+    return tuple("".join(text for name, text in pieces if name == wanted) for wanted in ("out", "err"))
+
+
+def plain() -> LogLines:
+    return LogLines(Screen("out"), Screen("err"))
+
+
+def test_whole_lines_go_to_their_streams():
+    out, err = shown(plain(), page("1 o. a\n2 e. b\n3 o. \n4 r. cut\n"))
+    assert (out, err) == ("a\n\n", "b\ndanlu: cut\n")
+
+
+def test_only_the_last_of_a_row_of_progress_lines_is_kept_without_a_terminal():
+    out, _ = shown(plain(), page("1 o~ 10%\n2 o~ 50%\n"), page("3 o. 100%\n4 o~ 1%\n5 o~ 2%\n"))
+    assert out == "100%\n2%\n"
+
+
+def test_progress_of_one_stream_does_not_swallow_another_stream():
+    out, err = shown(plain(), page("1 e~ 10%\n2 o. a\n3 e~ 20%\n4 o. b\n5 e. done\n"))
+    assert (out, err) == ("a\nb\n", "done\n")
+
+
+def test_progress_is_replaced_in_place_on_a_terminal():
+    screen = Screen("out", moving=True, columns=20)
+    out, _ = shown(LogLines(screen, screen), page("1 o~ 10%\n2 o~ 20%\n3 e. oops\n4 o~ " + "x" * 50 + "\n"))
+    assert out == "10%\x1b[K\r\x1b[K20%\x1b[K\r\x1b[Koops\n" + "x" * 19 + "\x1b[K\r\n"
+
+
+def test_pieces_make_one_line():
+    out, _ = shown(plain(), page("1 o+ ab\n"), page("2 o+ cd\n3 o. ef\n4 o. g\n"))
+    assert out == "abcdef\ng\n"
+
+
+def test_another_stream_on_the_same_terminal_ends_an_unfinished_line():
+    screen = Screen("out", moving=True)
+    out, _ = shown(LogLines(screen, screen), page("1 o+ ab\n2 e. err\n3 o. cd\n"))
+    assert out == "ab\nerr\ncd\n"
+
+
+def test_timestamps_and_tasks_stand_before_each_line():
+    lines = LogLines(Screen("out"), Screen("err"), timestamps=True, tasks=True)
+    out, _ = shown(lines, page("1795484642123000000 o. a\n"))
+    assert out == "2026-11-24T01:44:02.123Z [main-0] a\n"
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])), min_size=1))
+def test_the_short_way_and_the_long_way_show_the_same(texts):
+    data = "".join(f"{at} o. {text}\n" for at, text in enumerate(texts))
+    whole = "".join(text + "\n" for text in texts)
+    assert shown(plain(), page(data)) == (whole, "")
+    assert shown(plain(), page(data + "9 e. x\n")) == (whole, "x\n")
+
+
+def test_a_table_is_as_wide_as_it_needs_to_be():
+    lines = output.table_lines(["NAME", "STATE"], [["a", "running"], ["大炉", "-"]])
+    assert lines == ["NAME   STATE", "a      running", "大炉   -"]
+
+
+def test_cells_cannot_move_the_cursor(capsys):
+    output.table(["A", "B"], [["x\x1b[2Jy\nz", ""]])
+    assert capsys.readouterr().out == "A          B\nx [2Jy z   -\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0.0s"),
+        (0.04, "0.0s"),
+        (4.2, "4.2s"),
+        (58, "58s"),
+        (60, "1m"),
+        (192, "3m12s"),
+        (3900, "1h5m"),
+        (273600, "3d4h"),
+    ],
+)
+def test_durations(seconds, text):
+    assert wording.duration(seconds) == text
+
+
+def test_ages_are_whole_seconds():
+    assert wording.age(0, 4_900_000_000) == "4s"
+    assert wording.age(10, 0) == "0s"
+    assert wording.age(None, 0) == "-"
+
+
+def test_a_plot_has_its_size_and_its_corners():
+    lines = draw([0, 1, 2, 3], [1, 0.5, float("nan"), 0], width=40, height=5)
+    assert len(lines) == 7
+    assert all(output.columns(line) <= 40 for line in lines)
+    assert lines[0].startswith("1 ┤⠉")
+    assert lines[4].startswith("0 ┤")
+    assert lines[-1].split() == ["0", "3"]
+
+
+@given(st.lists(st.floats(), max_size=50), st.integers(10, 200), st.integers(1, 20))
+def test_a_plot_never_fails(values, width, height):
+    lines = draw([float(at) for at in range(len(values))], values, width=width, height=height)
+    assert len(lines) == height + 2
+
+
+def job(state: JobState, exit_code: int | None = None) -> Job:
+    return Job(
+        id="j" + "0" * 26, project="default", name="a", spec=JobSpec(command="x"), state=state, created_at=0, updated_at=0,
+        queued_at=0, exit_code=exit_code, checkpoint_owner="j" + "0" * 26, started_at=0, ended_at=3_000_000_000,
+        reason=Reason.PROCESS_FAILED,
+    )  # fmt: skip
+
+
+def test_exit_codes():
+    assert job_exit_code(job(JobState.SUCCEEDED, 0)) == exits.OK
+    assert job_exit_code(job(JobState.FAILED, 3)) == 3
+    assert job_exit_code(job(JobState.FAILED)) == exits.FAILED
+    assert job_exit_code(job(JobState.CANCELLED, 143)) == exits.INTERRUPTED
+    assert exits.code_of(InvalidSpec()) == exits.code_of(NeverFits()) == exits.USAGE
+    assert exits.code_of(Unavailable()) == exits.code_of(PlatformError()) == exits.UNREACHABLE
+    assert exits.code_of(NotFound()) == exits.FAILED
+
+
+def test_an_outcome_is_a_sentence():
+    assert wording.outcome(job(JobState.FAILED, 3)) == "failed: ProcessFailed, exit code 3, 3.0s after its start"
+
+
+def test_names_of_jobs_as_kubectl_takes_them():
+    assert one(["x"]) == one(["job", "x"]) == one(["job/x"]) == one(["jobs", "x"]) == "x"
+    assert one(["job"]) == "job"
+    assert several(["job", "x", "y"]) == several(["job/x", "y"]) == ["x", "y"]
+    for wrong in ([], ["job/"], ["x", "y"]):
+        with pytest.raises(InvalidRequest):
+            one(wrong)
+
+
+def test_pairs():
+    assert pairs("--var", ["A=1", "B=x=y", "A="]) == {"A": "", "B": "x=y"}
+    with pytest.raises(InvalidRequest, match="--var"):
+        pairs("--var", ["=1"])
+
+
+def test_flags_before_the_command_are_taken_behind_it():
+    assert _flags_after_command(["--url", "U", "run", "--", "x"]) == ["run", "--url", "U", "--", "x"]
+    assert _flags_after_command(["--project=p", "env", "ls"]) == ["env", "ls", "--project=p"]
+    assert _flags_after_command(["run", "--url", "U"]) == ["run", "--url", "U"]
+
+
+def test_the_overview_is_one_screen_and_names_every_command():
+    lines = overview().splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 80
+    assert all(any(line.split()[:1] == [command.name] for line in lines) for command in COMMANDS)
+
+
+def test_every_commands_help_has_an_example(capsys):
+    for command in COMMANDS:
+        assert main([command.name, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("Usage: danlu "), text
+        assert "Example: danlu " in text or "Commands:" in text, text
+
+
+def danlu(words: list[str], home: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, with a data folder of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DANLU_")}
+    return subprocess.run(
+        [sys.executable, "-m", "danlu.cli.main", *words], env={**kept, "DANLU_HOME": str(home)}, capture_output=True,
+        text=True, timeout=60, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "step"),
+    [
+        (["rnu"], 'there is no command "rnu"', "did you mean run?"),
+        (["run", "--detahc", "--", "x"], "unknown option: --detahc", "did you mean --detach?"),
+        (["run", "python", "a.py", "--lr", "3"], "unknown option: --lr", "put -- before the command"),
+        (["run"], "there is no command to run", "danlu run -- python train.py"),
+        (["run", "--memory", "lots", "--", "x"], "memory: 'lots' is not an amount of memory", ""),
+        (["get", "jbos"], 'there is no list of "jbos"', "did you mean jobs?"),
+        (["retry"], "no job is named", "danlu get jobs"),
+    ],
+)
+def test_wrong_usage_says_what_was_meant(words, error, step, tmp_path):
+    done = danlu(words, tmp_path)
+    assert (done.returncode, done.stdout) == (exits.USAGE, "")
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith(f"error: {error}")
+    assert step in "\n".join(rest)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_platform_is_an_exit_code_of_its_own(tmp_path):
+    done = danlu(["get", "jobs"], tmp_path)
+    assert done.returncode == exits.UNREACHABLE
+    assert "danlu is not running here" in done.stderr
+    done = danlu(["status", "-o", "json"], tmp_path)
+    assert done.returncode == exits.UNREACHABLE
+    assert json.loads(done.stdout)["running"] is False
+
+
+def test_a_wrong_field_in_a_file_is_told_with_its_line(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("name: a\ncommand: python a.py\nretry:\n  attempts: 2\n  bakoff: 3s\ngpus: 1\n")
+    done = danlu(["apply", "-f", str(file)], tmp_path)
+    assert done.returncode == exits.USAGE
+    assert "line 5: retry.bakoff is not a field" in done.stderr
+    assert "line 6: gpus is not a field" in done.stderr
+    assert "did you mean gpu?" in done.stderr
+    assert "did you mean backoff?" in done.stderr

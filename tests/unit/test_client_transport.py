@@ -1,0 +1,415 @@
+"""The client against a small server that speaks the wire: errors, repeating, streams that break, uploads, finding it."""
+
+import hashlib
+import io
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from danlu.api import Addresses, EventsQuery, JobsQuery, LogsQuery, StopRequest, Stored
+from danlu.client import code, connection
+from danlu.client.artifacts import fetch
+from danlu.client.connection import Connection
+from danlu.client.requests import build
+from danlu.client.transport import Client
+from danlu.domain.artifacts import Artifact
+from danlu.domain.jobs import Job, JobSpec
+from danlu.domain.trees import address_of, unpack
+from danlu.domain.views import LogChunk, LogPage, Page
+from danlu.errors import (
+    InvalidRequest,
+    InvalidSpec,
+    NotAuthenticated,
+    NotFound,
+    PlatformError,
+    StorageFull,
+    Unavailable,
+)
+from danlu.runner.formats import boot_id, start_time
+
+JOB_ID = "j" + "0" * 26
+JOB = Job(
+    id=JOB_ID, project="default", name="a", spec=JobSpec(command="x"), created_at=0, updated_at=0, queued_at=0,
+    checkpoint_owner=JOB_ID,
+)  # fmt: skip
+
+
+class Wire:
+    """A server whose answers a test sets; it keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.answer: Callable[[BaseHTTPRequestHandler, bytes], None] = lambda handler, _body: reply(handler, 404, b"")
+        wire = self
+
+        class Requests(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def serve(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                wire.asked.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                wire.answer(self, body)
+
+            do_GET = do_PUT = do_POST = do_DELETE = serve  # noqa: N815 - the library's names
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Requests)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+def reply(handler: BaseHTTPRequestHandler, status: int, content: bytes, kind: str = "application/json") -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Type", kind)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def in_turn(*answers: tuple[int, bytes]) -> Callable[[BaseHTTPRequestHandler, bytes], None]:
+    """Answers one after the other; the last one for ever."""
+    left = list(answers)
+    return lambda handler, _body: reply(handler, *(left.pop(0) if len(left) > 1 else left[0]))
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    made = Wire()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(wire: Wire) -> Iterator[Client]:
+    with Client(Connection(wire.url, "secret"), project="p", patience_s=5) as made:
+        yield made
+
+
+def problem(error: Exception, request_id: str = "") -> bytes:
+    return json.dumps({**error.to_problem(), "request_id": request_id}).encode()
+
+
+def test_a_request_is_built_purely():
+    request = build("jobs.list", query=JobsQuery(limit=5, name="a b"))
+    assert (request.method, request.target, request.content) == ("GET", "/v1/jobs?limit=5&name=a+b", None)
+    request = build("jobs.stop", {"job": "a/../b?"}, body=StopRequest(grace="5s"))
+    assert (request.target, request.content) == ("/v1/jobs/a%2F..%2Fb%3F/stop", b'{"grace":5.0}')
+    for value in ("", ".", ".."):
+        with pytest.raises(InvalidRequest):
+            build("jobs.get", {"job": value})
+
+
+def test_an_answer_becomes_its_model_and_the_key_and_project_are_sent(wire, client):
+    wire.answer = in_turn((200, JOB.model_dump_json().encode()))
+    assert client.call("jobs.get", {"job": "a"}) == JOB
+    _, path, headers, _ = wire.asked[0]
+    assert path == "/v1/jobs/a"
+    assert (headers["authorization"], headers["danlu-project"]) == ("Bearer secret", "p")
+
+
+def test_fields_of_a_newer_server_are_passed_over(wire, client):
+    wire.answer = in_turn((200, json.dumps({**JOB.model_dump(mode="json"), "mood": "good"}).encode()))
+    assert client.call("jobs.get", {"job": "a"}) == JOB
+
+
+def test_an_answer_of_something_else_is_told(wire, client):
+    wire.answer = in_turn((200, b"<html>"))
+    with pytest.raises(PlatformError, match=r"jobs\.get"):
+        client.call("jobs.get", {"job": "a"})
+
+
+def test_a_problem_is_the_same_error_again(wire, client):
+    said = NotFound("there is no job 'a'", next_step="danlu get jobs", job="a")
+    wire.answer = in_turn((404, problem(said, "r1")))
+    with pytest.raises(NotFound) as raised:
+        client.call("jobs.get", {"job": "a"})
+    assert raised.value.message == "there is no job 'a'"
+    assert raised.value.next_step == "danlu get jobs"
+    assert raised.value.details == {"job": "a", "request_id": "r1"}
+    assert len(wire.asked) == 1
+
+
+def test_a_refused_key_names_the_address(wire, client):
+    wire.answer = in_turn((401, problem(NotAuthenticated())))
+    with pytest.raises(NotAuthenticated, match=f"401 from {wire.url}"):
+        client.call("jobs.get", {"job": "a"})
+
+
+@pytest.mark.parametrize(("status", "error"), [(502, Unavailable), (404, NotFound), (507, Exception)])
+def test_an_error_that_is_no_problem_keeps_its_text(wire, client, status, error):
+    client.patience_s = 0
+    wire.answer = in_turn((status, b"bad gateway of a proxy"))
+    with pytest.raises(error, match=rf"{status}: bad gateway"):
+        client.call("jobs.get", {"job": "a"})
+
+
+def test_what_may_be_repeated_is_repeated_while_the_platform_is_unavailable(wire, client):
+    away = (503, problem(Unavailable()))
+    wire.answer = in_turn(away, away, (200, JOB.model_dump_json().encode()))
+    assert client.call("jobs.submit", {"job": JOB_ID}, body=JOB.spec) == JOB
+    assert [asked[0] for asked in wire.asked] == ["PUT"] * 3
+
+
+def test_a_post_that_may_have_been_done_is_not_repeated(wire, client):
+    from danlu.api import TokenRequest
+
+    wire.answer = in_turn((503, problem(Unavailable("the database is busy"))))
+    with pytest.raises(Unavailable, match="busy"):
+        client.call("tokens.make", body=TokenRequest(name="a"))
+    assert len(wire.asked) == 1
+
+
+def test_a_broken_answer_is_asked_for_again(wire, client):
+    whole = JOB.model_dump_json().encode()
+
+    def cut_short_once(handler: BaseHTTPRequestHandler, _body: bytes) -> None:
+        if len(wire.asked) > 1:
+            reply(handler, 200, whole)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(whole)))
+        handler.end_headers()
+        handler.wfile.write(whole[:20])
+        handler.close_connection = True
+
+    wire.answer = cut_short_once
+    assert client.call("jobs.get", {"job": "a"}) == JOB
+
+
+def test_nobody_there_is_told_with_a_next_step():
+    with Client(Connection("http://127.0.0.1:9", "s"), patience_s=0) as client:
+        with pytest.raises(Unavailable, match="cannot be reached") as raised:
+            client.call("jobs.list")
+        assert "danlu status" in raised.value.next_step
+
+
+def test_a_platform_that_comes_back_elsewhere_is_found_again(wire):
+    wire.answer = in_turn((200, Page[Job](items=()).model_dump_json().encode()))
+    elsewhere = Connection(wire.url, "other")
+    with Client(Connection("http://127.0.0.1:9", "s"), patience_s=5, relocate=lambda: elsewhere) as client:
+        assert client.call("jobs.list").items == ()
+    assert wire.asked[0][2]["authorization"] == "Bearer other"
+
+
+def event(cursor: str, item: LogPage) -> bytes:
+    return f"id: {cursor}\ndata: {item.model_dump_json()}\n\n".encode()
+
+
+def log_page(text: str, cursor: str, *, done: bool = False) -> LogPage:
+    return LogPage(chunks=(LogChunk(attempt=1, task="main-0", data=text),), cursor=cursor, done=done)
+
+
+def test_a_stream_goes_on_from_its_cursor_after_a_break(wire, client):
+    told: list[str] = []
+    client.notice = told.append
+
+    def answer(handler: BaseHTTPRequestHandler, _body: bytes) -> None:
+        number = len(wire.asked)
+        if number == 2:
+            reply(handler, 503, problem(Unavailable()))
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        handler.close_connection = True
+        if number == 1:
+            handler.wfile.write(
+                b": keep-alive\n\n" + event("c1", log_page("1 o. 日\u2028本\n", "c1")) + b"id: c2\ndata: {"
+            )
+        else:
+            handler.wfile.write(event("c2", log_page("2 o. b\n", "c2")) + event("c3", log_page("", "c3", done=True)))
+
+    wire.answer = answer
+    pages = list(client.stream("jobs.logs_stream", {"job": "a"}, query=LogsQuery(tail=3)))
+    assert [page.chunks[0].data for page in pages] == ["1 o. 日\u2028本\n", "2 o. b\n", ""]
+    assert [asked[1] for asked in wire.asked] == [
+        "/v1/jobs/a/logs/stream?tail=3",
+        "/v1/jobs/a/logs/stream?tail=3&cursor=c1",
+        "/v1/jobs/a/logs/stream?tail=3&cursor=c1",
+    ]
+
+
+def test_a_stream_that_stays_away_ends_with_an_error(wire, client):
+    client.patience_s = 0
+    wire.answer = in_turn((503, problem(Unavailable("not now"))))
+    with pytest.raises(Unavailable, match="not now"):
+        list(client.stream("events.stream", query=EventsQuery()))
+
+
+def test_a_stream_of_what_is_not_there_is_not_repeated(wire, client):
+    wire.answer = in_turn((404, problem(NotFound())))
+    with pytest.raises(NotFound):
+        list(client.stream("jobs.logs_stream", {"job": "a"}, query=LogsQuery()))
+    assert len(wire.asked) == 1
+
+
+def test_an_upload_is_sent_whole_again_after_a_failure(wire, client):
+    data = os.urandom(700_000)
+    stored = Stored(blobs=1, size_bytes=len(data)).model_dump_json().encode()
+    wire.answer = in_turn((503, problem(Unavailable())), (201, stored))
+    assert client.upload(address_of(data), io.BytesIO(data), len(data)).size_bytes == len(data)
+    assert [asked[3] == data for asked in wire.asked] == [True, True]
+    assert wire.asked[1][1] == f"/v1/blobs/{address_of(data)}"
+
+
+def test_a_full_disk_is_told(wire, client):
+    wire.answer = in_turn((507, problem(StorageFull())))
+    with pytest.raises(StorageFull):
+        client.upload(address_of(b"x"), io.BytesIO(b"x"), 1)
+
+
+def test_a_raw_request_gives_status_and_bytes(wire, client):
+    wire.answer = in_turn((404, b"{}"))
+    with client.raw("GET", "/v1/nope") as (status, pieces):
+        assert (status, b"".join(pieces)) == (404, b"{}")
+
+
+class Store:
+    """Answers as the platform's blobs do."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self._wire = wire
+
+    def __call__(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        method, path = handler.command, handler.path
+        if path == "/v1/blobs/missing":
+            absent = tuple(a for a in Addresses.model_validate_json(body).addresses if a not in self.blobs)
+            reply(handler, 200, Addresses(addresses=absent).model_dump_json().encode())
+        elif method == "GET" and path.rpartition("/")[2] not in self.blobs:
+            reply(handler, 404, problem(NotFound()))
+        elif method == "GET":
+            reply(handler, 200, self.blobs[path.rpartition("/")[2]], "application/octet-stream")
+        else:
+            found = list(unpack(body)) if method == "POST" else [(path.rpartition("/")[2], body)]
+            for address, blob in found:
+                if address_of(blob) != address:
+                    reply(handler, 400, problem(InvalidRequest("these are not those bytes")))
+                    return
+                self.blobs[address] = blob
+            size = sum(len(blob) for _, blob in found)
+            reply(handler, 201, Stored(blobs=len(found), size_bytes=size).model_dump_json().encode())
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "train.py").write_text("print(1)")
+    (folder / "lib" / "big.bin").write_bytes(os.urandom(2_000_000))
+    (folder / "empty").touch()
+    return folder
+
+
+def test_a_folder_is_sent_once_and_comes_back_as_it_was(wire, client, project, tmp_path):
+    wire.answer = store = Store(wire)
+    seen: list[tuple[int, int]] = []
+    sent = code.send(client, project, cache=tmp_path / "cache", progress=lambda done, total: seen.append((done, total)))
+    assert (sent.files, sent.sent_files) == (3, 3)
+    assert seen[-1][0] == seen[-1][1] == sent.sent_bytes
+    again = code.send(client, project, cache=tmp_path / "cache")
+    assert (again.tree, again.sent_files, again.sent_bytes) == (sent.tree, 0, 0)
+    (project / "train.py").write_text("print(2)")
+    assert code.send(client, project, cache=tmp_path / "cache").sent_files == 1
+    artifact = Artifact(
+        id="a" + "0" * 26, project="p", created_at=0, updated_at=0, job_id=JOB_ID, attempt_id=JOB_ID + "-1",
+        tree=sent.tree, partial=False, files=3, size_bytes=sent.size_bytes,
+    )  # fmt: skip
+    assert fetch(client, artifact, tmp_path / "back") == (3, sent.size_bytes)
+    assert (tmp_path / "back" / "train.py").read_text() == "print(1)"
+    big = (tmp_path / "back" / "lib" / "big.bin").read_bytes()
+    assert hashlib.sha256(big).hexdigest() == hashlib.sha256((project / "lib" / "big.bin").read_bytes()).hexdigest()
+    with pytest.raises(InvalidSpec, match="there already"):
+        fetch(client, artifact, tmp_path / "back")
+    del store.blobs[address_of(big)]
+    client.patience_s = 0
+    with pytest.raises(NotFound):
+        fetch(client, artifact, tmp_path / "torn")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "cache", "project"]
+
+
+def test_a_file_that_changes_while_it_is_sent_is_told(wire, client, project, tmp_path):
+    store = Store(wire)
+
+    def change(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        with (project / "train.py").open("a") as file:
+            file.write("#")
+        store(handler, body)
+
+    wire.answer = change
+    with pytest.raises(InvalidSpec, match=r"train\.py changes while it is sent"):
+        code.send(client, project, cache=tmp_path / "cache")
+
+
+def test_a_folder_that_is_none_is_told(client, tmp_path):
+    with pytest.raises(InvalidSpec, match="is not a folder"):
+        code.send(client, tmp_path / "nope")
+
+
+def home_with(tmp_path: Path, **changes: object) -> Path:
+    facts = {
+        "url": "http://127.0.0.1:7071",
+        "pid": os.getpid(),
+        "start_time": start_time(os.getpid()),
+        "boot_id": boot_id(),
+    }
+    (tmp_path / "keys").mkdir(exist_ok=True)
+    (tmp_path / "keys" / "bootstrap").write_text("key\n")
+    (tmp_path / "platform.json").write_text(json.dumps({**facts, "version": "0", "home": str(tmp_path), **changes}))
+    return tmp_path
+
+
+def test_the_platform_is_found_in_order(tmp_path):
+    home = home_with(tmp_path)
+    here = {"DANLU_HOME": str(home)}
+    assert connection.find(None, here) == Connection("http://127.0.0.1:7071", "key", home)
+    named = {**here, "DANLU_URL": "http://h:1/", "DANLU_TOKEN": "t"}
+    assert connection.find(None, named) == Connection("http://h:1", "t")
+    assert connection.find("http://127.0.0.1:7071", named) == Connection("http://127.0.0.1:7071", "key", home)
+    with pytest.raises(NotAuthenticated):  # the key of one platform is never sent to another
+        connection.find("http://evil:1", named)
+    with pytest.raises(PlatformError, match="address"):
+        connection.find("h:1", named)
+
+
+def test_a_token_is_read_from_its_file(tmp_path):
+    (tmp_path / "token").write_text("t\n")
+    environ = {"DANLU_HOME": str(tmp_path), "DANLU_URL": "http://h", "DANLU_TOKEN_FILE": str(tmp_path / "token")}
+    assert connection.find(None, environ) == Connection("http://h", "t")
+    (tmp_path / "token").write_text("a\nb")
+    with pytest.raises(NotAuthenticated, match="one printable word"):
+        connection.find(None, environ)
+
+
+@pytest.mark.skipif(start_time(os.getpid()) is None, reason="processes are identified by /proc")
+@pytest.mark.parametrize("stale", [{"pid": 2**22 + 1}, {"start_time": 1}, {"boot_id": "another"}])
+def test_a_server_that_has_gone_is_not_found(tmp_path, stale):
+    environ = {"DANLU_HOME": str(home_with(tmp_path, **stale))}
+    assert connection.find(None, environ) is None
+    with pytest.raises(PlatformError, match="not running here"):
+        connection.require(None, environ)
+
+
+def test_a_damaged_platform_file_is_told(tmp_path):
+    (tmp_path / "platform.json").write_text("{")
+    with pytest.raises(PlatformError, match="damaged"):
+        connection.find(None, {"DANLU_HOME": str(tmp_path)})
+
+
+def test_the_data_folder():
+    assert connection.data_folder({"DANLU_HOME": "/x/y"}) == Path("/x/y")
+    assert connection.data_folder({}).name == "danlu"

@@ -239,6 +239,10 @@ def test_an_environment_whose_python_is_gone_is_not_used_and_built_again(home: P
     assert builder.build(source, lambda _: None).lock_digest == built.lock_digest
     assert python.readlink() == target
     assert builder.interpreter(environment_of(source, built)) is not None
+    (python.parent.parent / builder_module.FACTS).write_text("")
+    assert made(home).interpreter(environment_of(source, built)) is None
+    assert made(home).build(source, lambda _: None).lock_digest == built.lock_digest
+    assert made(home).interpreter(environment_of(source, built)) is not None
     shutil.rmtree(python.parent.parent)
     assert builder.interpreter(environment_of(source, built)) is None
 

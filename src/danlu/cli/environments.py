@@ -88,8 +88,7 @@ def _await(client: Client, env: Environment, messages: Messages) -> Environment:
             messages.say(line, "dim")
         query = OffsetQuery(offset=page.offset)
         if not page.text:
-            took = wording.duration(float(int(time.monotonic() - begun)))
-            messages.status(f"{env.name} is {env.state}  {took}")
+            messages.status(f"{env.name} is {env.state}  {wording.whole(time.monotonic() - begun)}")
             time.sleep(POLL_S)
             env = client.call("environments.get", path)
     messages.clear()

@@ -27,7 +27,7 @@ WAITING_PAGES: Final = 16
 BUILD_POLL_S: Final = 0.5
 PLAIN_BUILD_LINE_S: Final = 10.0
 TICK_S: Final = 0.25
-GOING_ON: Final = frozenset({"PendingEvaluation", "Placed", "Launching", "Started", "StopRequested"})
+GOING_ON: Final = frozenset({"PendingEvaluation", "Placed", "Launching", "Started", "StopRequested", "DesiredStop"})
 
 
 class Detached(Exception):
@@ -58,6 +58,7 @@ class Following:
         self._building = threading.Event()
         self._waits = ""
         self._told = 0
+        self._noticed = ""
         self._stopping = False
         self._last_build_line = 0.0
         client.patience_s = FOLLOW_PATIENCE_S
@@ -125,7 +126,9 @@ class Following:
         elif kind == "build":
             self._build_line(item)
         elif kind == "notice":
-            self._messages.say(item, "yellow")
+            if item != self._noticed:  # each of the streams says it
+                self._messages.say(item, "yellow")
+            self._noticed = item
         else:
             raise item
 
@@ -144,8 +147,9 @@ class Following:
             self._waits = "its environment is being built"
             self._watch_build()
         elif event.state == "queued" and event.reason not in GOING_ON:
-            self._waits = f"{event.reason}" + (f": {event.message}" if event.message else "")
-            self._messages.say(f"{self._job.name} waits: {self._waits}   (more: danlu why {self._job.name})", "dim")
+            self._waits = event.reason or "queued"
+            reason = f"{event.reason}: {event.message}" if event.message else event.reason
+            self._messages.say(f"{self._job.name} waits: {reason}   (more: danlu why {self._job.name})", "dim")
         elif event.state == "running":
             self._tell_running(None)
         elif event.state == "stopping":
@@ -175,8 +179,10 @@ class Following:
 
     def _tick(self) -> None:
         if self._waits and not self._building.is_set():
-            waited = wording.duration(float(int(time.monotonic() - self._begun)))
-            self._messages.status(f"{self._job.name} waits: {self._waits}  {waited}")
+            self._messages.status(f"{self._job.name} waits: {self._waits}  {self._so_far()}")
+
+    def _so_far(self) -> str:
+        return wording.whole(time.monotonic() - self._begun)
 
     def _watch_build(self) -> None:
         if self._building.is_set():
@@ -210,8 +216,7 @@ class Following:
         if not self._building.is_set():
             return
         if self._messages.moving:
-            took = wording.duration(float(int(time.monotonic() - self._begun)))
-            self._messages.status(f"{'environment':<13} {took}  {line}")
+            self._messages.status(f"{'environment':<13} {self._so_far()}  {line}")
         elif time.monotonic() - self._last_build_line > PLAIN_BUILD_LINE_S:
             self._last_build_line = time.monotonic()
             self._messages.step("environment", line)

@@ -64,7 +64,8 @@ def logs(
         finally:
             emit(lines.end())
         if nothing:
-            messages.say(f"{found.name} has printed nothing" + (" yet" if found.live else ""))
+            of_what = " there" if since or tail is not None or attempt or task else ""
+            messages.say(f"{found.name} has printed nothing{of_what}" + (" yet" if found.live else ""))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import danlu
@@ -10,7 +11,8 @@ from danlu.cli.commands import BY_NAME, NESTED, overview
 
 def main(words: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    words = list(sys.argv[1:] if words is None else words)
+    if words is None:  # as UTF-8 whatever the locale is
+        words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
     if words in (["--version"], ["-V"], ["version"]):
         print(f"danlu {danlu.__version__}")
         return 0

@@ -34,6 +34,8 @@ def run(
         raise InvalidRequest("there is no command to run", next_step="danlu run -- python train.py   danlu run --help")
     if code is not None and no_code:
         raise InvalidRequest("--code and --no-code exclude each other")
+    if not all(map(_is_text, command)):
+        raise InvalidRequest(f"the command is not UTF-8 text: {ascii(command)[:200]}")
     fields = (asked or Asked()).fields()
     fields["command"] = command[0] if len(command) == 1 and len(command[0].split()) > 1 else list(command)
     spec = spec_of(fields)  # before anything is started or sent
@@ -45,3 +47,12 @@ def run(
         job = client.call("jobs.submit", {"job": new_job_id()}, body=spec)
         tell_environment(client, job, messages)
         return conclude(client, job, messages, output, detach=detach)
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word is text, not bytes that are no UTF-8."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

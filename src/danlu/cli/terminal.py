@@ -57,7 +57,7 @@ class Messages:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._moving = is_terminal(sys.stderr)
-        self._shown = False
+        self._shown = ""
 
     @property
     def moving(self) -> bool:
@@ -78,10 +78,10 @@ class Messages:
 
     def status(self, text: str) -> None:
         """Replaces the status line; without a terminal nothing is shown."""
-        if self.moving:
+        if self.moving and text != self._shown:
             sys.stderr.write("\r" + paint(f"  {text}"[: width() - 1], "dim", sys.stderr) + "\x1b[K")
             sys.stderr.flush()
-            self._shown = True
+            self._shown = text
 
     def bar(self, label: str, done: int, total: int, unit: str) -> None:
         """Shows a progress bar as the status line."""
@@ -94,4 +94,4 @@ class Messages:
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
-            self._shown = False
+            self._shown = ""

@@ -40,7 +40,10 @@ def why(
         position = "" if found.position is None else f", position {found.position}"
         out.write(f"{job_.name} waits: {job_.reason}, for {wording.age(job_.queued_at, now)}{position}")
         out.labelled("asks", [_resources(resources, job_.spec.gpu_kind) for resources in found.asks])
-    out.labelled("because", [line for text in found.explanation for line in text.splitlines()][:30])
+    if job_.state == "queued" or (job_.message and not wording.says_nothing_new(job_)):
+        lines = [line for text in found.explanation for line in text.splitlines()]
+        said = {f"asks {_resources(resources, job_.spec.gpu_kind)}" for resources in found.asks}
+        out.labelled("because", [line for line in lines if line not in said][:30])
     if found.ahead:
         more = len(found.ahead) - SHOWN_AHEAD
         names = list(found.ahead[:SHOWN_AHEAD]) + ([f"{more} more"] if more > 0 else [])

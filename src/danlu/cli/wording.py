@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from danlu.domain.resources import format_bytes, format_cpu
@@ -37,13 +38,22 @@ def between(begin: int | None, end: int) -> str:
 
 def age(at: int | None, now: int) -> str:
     """Returns how long ago it was, in whole seconds."""
-    return "-" if at is None else duration(float(max(0, now - at) // SECOND_NS)).replace(".0s", "s")
+    return "-" if at is None else whole((now - at) / SECOND_NS)
+
+
+def whole(seconds: float) -> str:
+    """Returns a duration in whole seconds."""
+    return f"{max(0, int(seconds))}s" if seconds < 60 else duration(int(seconds))
 
 
 def clock(at: int) -> str:
     """Returns a time in ns as UTC, to the millisecond: ``2026-11-24T01:44:02.123Z``."""
-    moment = datetime.datetime.fromtimestamp(at // SECOND_NS, datetime.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at % SECOND_NS // 1_000_000:03d}Z"
+    return f"{_second(at // SECOND_NS)}.{at % SECOND_NS // 1_000_000:03d}Z"
+
+
+@lru_cache(maxsize=16)  # lines come in order: nearly all share the second of the one before
+def _second(at_s: int) -> str:
+    return f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def count(number: int, one: str, many: str = "") -> str:

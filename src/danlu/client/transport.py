@@ -276,7 +276,8 @@ class _Waiting:
             raise self._client._away(error) from error
         if not self._told and now - self._since > 1.0 and self._client.notice is not None:
             self._told = True
-            self._client.notice(f"the platform is away; waiting for it ({str(error)[:200] or type(error).__name__})")
+            where = f"the platform at {self._client.url} is away; waiting for it"
+            self._client.notice(where + ("   (start it again: danlu up)" if is_loopback(self._client.url) else ""))
         time.sleep(self._pause_s)
         self._pause_s = min(self._pause_s * 2, MAX_PAUSE_S)
         self._client._find_again()

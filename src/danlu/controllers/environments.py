@@ -12,7 +12,7 @@ from danlu.controllers.attempts import Spawn
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ENVIRONMENTS
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
-from danlu.errors import DanluError, EnvironmentFailed, VersionConflict
+from danlu.errors import DanluError, VersionConflict
 from danlu.services.context import Clock, Hub
 from danlu.services.environments import BUILD_STREAM, BUILD_TASK
 
@@ -86,9 +86,13 @@ class EnvironmentsController:
         except DanluError as error:
             stage = error.details.get("stage")
             reason = EnvironmentReason.RESOLUTION_FAILED if stage == "resolve" else EnvironmentReason.INSTALL_FAILED
-            if not isinstance(error, EnvironmentFailed):
-                report(error.message)
-            self._store(environment, EnvironmentState.FAILED, reason, message=error.message)
+            words = error.message + (f"\n{error.next_step}" if error.next_step else "")
+            report(words)
+            self._store(environment, EnvironmentState.FAILED, reason, message=words)
+        except Exception as error:
+            words = f"the build failed by a fault of the platform: {type(error).__name__}: {error}; server.log has more"
+            self._store(environment, EnvironmentState.FAILED, EnvironmentReason.INSTALL_FAILED, message=words)
+            raise
         finally:
             with self._lock:
                 self._in_flight.discard(environment.id)

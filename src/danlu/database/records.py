@@ -19,7 +19,7 @@ from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job
 from danlu.domain.nodes import Node
 from danlu.domain.projects import Project
-from danlu.domain.records import Living, Record
+from danlu.domain.records import Living, Record, storable
 from danlu.domain.views import Page
 from danlu.errors import Conflict, InvalidRequest, NameTaken, NotFound, VersionConflict
 
@@ -136,7 +136,7 @@ class Records(Generic[T]):
         fields = record.model_dump(mode="json")
         if not _storable(fields):
             raise InvalidRequest(
-                f"{self.model.KIND} {record.id!r} has a text with a NUL character, which cannot be stored"
+                f"{self.model.KIND} {record.id!r} has a text with a NUL or half a character, which cannot be stored"
             )
         row = {name: fields.pop(name) for name in self.columns}
         row["body"] = fields
@@ -206,18 +206,18 @@ def add_event(tx: Transaction, event: Event) -> None:
 
 
 def _storable(value: Any) -> bool:
-    """Says whether no text in a JSON value has a NUL."""
+    """Says whether every text in a JSON value can be stored."""
     if isinstance(value, str):
-        return "\0" not in value
+        return storable(value)
     if isinstance(value, dict):
-        return all("\0" not in key and _storable(inner) for key, inner in value.items())
+        return all(storable(key) and _storable(inner) for key, inner in value.items())
     return not isinstance(value, list) or all(map(_storable, value))
 
 
 def _searchable(value: object) -> bool:
     """Says whether a record could have this value; the databases' drivers fail on one that they cannot send."""
     if isinstance(value, str):
-        return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+        return storable(value)
     return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 

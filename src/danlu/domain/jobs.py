@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
-from danlu.domain.records import Living, Said, Text, Value
+from danlu.domain.records import Living, Said, Text, Value, storable
 from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds
 
 TREE_PATTERN: Final = r"^sha256:[0-9a-f]{64}$"
@@ -100,7 +100,13 @@ class Retry(Value):
 
 
 def _words(command: object) -> object:
-    return tuple(command) if isinstance(command, list) else command
+    if isinstance(command, str):
+        return command
+    if not isinstance(command, list | tuple):
+        raise ValueError("it is neither a list of words nor one line")
+    if any(not isinstance(word, str) for word in command):
+        raise ValueError("one of its words is not a text: write numbers as texts too, for example '3'")
+    return tuple(command)
 
 
 class JobSpec(Value):
@@ -141,15 +147,17 @@ class JobSpec(Value):
     def _some_command(cls, command: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if not command or not (command if isinstance(command, str) else command[0]).strip():
             raise ValueError("it is empty: give the words to run, for example python train.py")
-        if len(command) > 131_072 or any("\0" in word for word in command):
-            raise ValueError("it has a NUL character, or more than 131,072 words")
+        if len(command) > 131_072:
+            raise ValueError("it has more than 131,072 words")
+        if not all(map(storable, (command,) if isinstance(command, str) else command)):
+            raise ValueError("it has a NUL or half a character (a lone surrogate)")
         return command
 
     @field_validator("variables")
     @classmethod
     def _usable_names(cls, variables: dict[str, str]) -> dict[str, str]:
         for name, value in variables.items():
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name) or "\0" in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name) or not storable(value):
                 raise ValueError(f"{name!r} cannot be a variable: letters, digits and _, and no NUL in its value")
             if name.startswith(RESERVED_VARIABLES):
                 raise ValueError(

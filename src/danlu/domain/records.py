@@ -11,9 +11,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from danlu.errors import IllegalMove
 
 
-def _without_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("it has a NUL character")
+def storable(text: str) -> bool:
+    """Says whether a text can be stored and sent: it has no NUL, which PostgreSQL refuses, and no half characters."""
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text))
+
+
+def _checked(text: str) -> str:
+    if not storable(text):
+        raise ValueError("it has a NUL or half a character (a lone surrogate)")
     return text
 
 
@@ -21,8 +26,8 @@ def _printable(text: object) -> object:
     return text.replace("\0", "\ufffd").encode(errors="replace").decode() if isinstance(text, str) else text
 
 
-Text = Annotated[str, AfterValidator(_without_nul)]
-"""What a user gives; PostgreSQL cannot store a NUL."""
+Text = Annotated[str, AfterValidator(_checked)]
+"""What a user gives."""
 Said = Annotated[str, BeforeValidator(_printable)]
 """What a program printed or a file is called: it is told as far as it can be."""
 

@@ -21,6 +21,7 @@ MAX_GPUS: Final = 4096
 MAX_TEXT: Final = 64
 """No quantity is longer; what a million digits cost is never found out."""
 _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]i?)?b?\s*$", re.IGNORECASE)
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,2})?m?", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _DURATION_UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 
@@ -61,10 +62,10 @@ def parse_cpu(text: object) -> int:
         if isinstance(text, bool):
             raise TypeError
         raw = _short(text)
-        milli = Decimal(raw[:-1]) if raw.endswith("m") else Decimal(raw) * 1000
-        if not milli.is_finite():
+        if not _NUMBER.fullmatch(raw):
             raise ValueError
-    except (ArithmeticError, TypeError, ValueError):
+        milli = Decimal(raw[:-1]) if raw.endswith("m") else Decimal(raw) * 1000
+    except (TypeError, ValueError):
         raise ValueError(f"{text!r:.80} is not an amount of CPU: write for example 2, 0.5 or 500m") from None
     if 1 <= milli <= MAX_CPU * 1000 and milli != int(milli):
         raise ValueError(f"{text!r} is finer than a thousandth of a core: write for example 2, 0.5 or 500m")

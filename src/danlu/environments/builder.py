@@ -244,7 +244,10 @@ class Builder:
         folder = self._root / digest
         if not _usable(folder):
             return None
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        try:
+            facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        except ValueError:  # a damaged disk: as good as not there, and built anew
+            return None
         return facts
 
 

@@ -16,8 +16,8 @@ MAX_LINES = 20_000
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9._]*[A-Za-z0-9])?\s*(?:\[[-A-Za-z0-9._,\s]*\])?")
 _VERSIONS = r"(?:===|==|~=|!=|<=|>=|<|>)\s*[^\s,;()<>=!~]+"
-_SPECIFIER = re.compile(rf"\s*(?:\(?\s*{_VERSIONS}(?:\s*,\s*{_VERSIONS})*\s*,?\s*\)?)?\s*(?:;.*)?")
-_WHEEL = re.compile(r"https://[^\s@/?#]+/[^\s?#]*\.whl(?:#[^\s]*)?\s*(?:;.*)?", re.IGNORECASE)
+_SPECIFIER = re.compile(rf"\s*(?:\(?\s*{_VERSIONS}(?:\s*,\s*{_VERSIONS})*\s*,?\s*\)?)?\s*(?:;(?!.*\s-).*)?")
+_WHEEL = re.compile(r"https://[^\s@/?#]+/[^\s?#]*\.whl(?:#[^\s]*)?\s*(?:;(?!.*\s-).*)?", re.IGNORECASE)
 _INDEX_OPTIONS = (
     "-i",
     "--index-url",
@@ -49,8 +49,10 @@ def check(text: str) -> None:
     """
     if len(text.encode(errors="replace")) > MAX_BYTES or text.count("\n") > MAX_LINES:
         raise InvalidSpec(f"requirements: more than {MAX_BYTES:,} bytes or {MAX_LINES:,} lines")
-    if "\0" in text:
-        raise InvalidSpec("requirements: there is a NUL character in it", next_step="give a text file")
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise InvalidSpec(
+            "requirements: there is a NUL or half a character in it", next_step="give a text file, as UTF-8"
+        )
     for number, line in _logical_lines(text):
         problem = _problem(line)
         if problem is not None:

@@ -1,0 +1,56 @@
+# Two commands do all the set-up: `make demo` shows Danlu at work, `make test` tests it. Both make .venv first.
+
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PROCESSES ?= $(shell nproc 2>/dev/null || echo 2)
+BIN = .venv/bin
+PYTEST_ARGS ?=
+
+.PHONY: help install demo test check docs lock benchmarks soak clean
+
+help:
+	@echo "make demo        the platform at work: two trainings, one of them killed and resumed"
+	@echo "make test        the tests that this machine can run"
+	@echo "make check       style, types, generated documents"
+	@echo "make docs        generate docs/reference again"
+	@echo "make lock        resolve requirements/dev.txt and the environments' locks again"
+	@echo "make benchmarks  measure; prints the figures of docs/reference/performance.md"
+	@echo "make soak        the simulation with 2,000 seeds"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml requirements/dev.txt
+	@test -n "$(PYTHON)" || { echo "Danlu needs Python 3.11 or later: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@echo "making .venv with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "on Debian: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
+
+test: install
+	$(BIN)/python -m pytest -n $(PROCESSES) $(PYTEST_ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python docs/generate.py
+
+lock: install
+	$(BIN)/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-emit-index-url -o requirements/dev.txt
+	$(BIN)/python -m danlu.environments.relock
+
+benchmarks: install
+	$(BIN)/python -m benchmarks
+
+soak: install
+	DANLU_SEEDS=2000 $(BIN)/python -m pytest -n $(PROCESSES) tests/simulation
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from danlu.database.records import (
     ATTEMPTS,
     JOBS,
 )
-from danlu.domain.jobs import Job, JobSpec, JobState, Reason
+from danlu.domain.jobs import Job, JobSpec
 from danlu.errors import (
     Conflict,
     DatabaseUnavailable,
@@ -25,41 +23,12 @@ from danlu.errors import (
     StorageFull,
     VersionConflict,
 )
+from tests.databases import add, ended, together
 from tests.factories import (
     NOW,
     Ids,
     make_job,
 )
-
-WAIT_S = 30
-
-
-def add(database: Database, *jobs: Job) -> None:
-    def work(tx: Transaction) -> None:
-        for job in jobs:
-            JOBS.add(tx, job)
-
-    database.write(work)
-
-
-def ended(job: Job) -> Job:
-    return job.moved(JobState.CANCELLED, now=NOW + 1, reason=Reason.STOPPED)
-
-
-def together(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """Runs ``work(0..count-1)`` at the same time; an exception is its result."""
-    ready = threading.Barrier(count)
-
-    def one(number: int) -> Any:
-        ready.wait(WAIT_S)
-        try:
-            return work(number)
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            return error
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(one, range(count)))
-
 
 # writing
 

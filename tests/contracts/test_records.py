@@ -35,6 +35,7 @@ from danlu.errors import (
     NotFound,
     VersionConflict,
 )
+from tests.databases import WAIT_S, add, ended, together
 from tests.factories import (
     NOW,
     SECOND,
@@ -48,11 +49,6 @@ from tests.factories import (
     make_task,
     make_token,
 )
-
-WAIT_S = 30
-
-
-from tests.contracts.test_database import add, ended, together
 
 # every noun
 

@@ -72,6 +72,8 @@ class Server:
         with open(reader) as pipe:
             said: dict[str, Any] = json.loads(pipe.readline() or "{}")
         self.url = said.get("url", "")
+        if not self.url:
+            self.process.wait(START_TIMEOUT_S)
         return said
 
     def kill(self) -> None:

@@ -25,7 +25,8 @@ import json, os, sys, time, danlu
 folder, outputs = os.environ["DANLU_CHECKPOINT_DIR"], os.environ["DANLU_OUTPUT_DIR"]
 newest = danlu.latest_checkpoint()
 done = json.load(open(newest))["done"] if newest else 0
-witness = os.open(os.path.join(os.environ["WITNESS"], os.environ["DANLU_ATTEMPT_ID"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+path = os.path.join(os.environ["WITNESS"], os.environ["DANLU_ATTEMPT_ID"])
+witness = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 pid = os.fork()
 if pid == 0:
     os.setsid()
@@ -56,9 +57,10 @@ def running(server: Server, jobs: list[Job]) -> list[tuple[int, list[int]]]:
         for folder in (server.home / "attempts").glob(f"{job.id}-*"):
             events = formats.read_status(str(folder / "status"))
             runner = next((e for e in events if e["event"] == "runner"), None)
-            if runner is not None and events[-1]["event"] != "ended":
-                if formats.start_time(runner["pid"]) == runner["start_time"]:
-                    found.append((runner["pid"], descendants(runner["pid"])))
+            if runner is None or events[-1]["event"] == "ended":
+                continue
+            if formats.start_time(runner["pid"]) == runner["start_time"]:
+                found.append((runner["pid"], descendants(runner["pid"])))
     return found
 
 

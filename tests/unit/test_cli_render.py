@@ -10,14 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from danlu.api import EventsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.commands import COMMANDS, overview
+from danlu.cli.history import newest_events
 from danlu.cli.lines import LogLines, Screen
 from danlu.cli.main import _flags_after_command, main
 from danlu.cli.options import one, pairs, several
 from danlu.cli.plot import draw
+from danlu.cli.retry import _changes, _set
+from danlu.domain.events import Event
 from danlu.domain.jobs import Job, JobSpec, JobState, Reason, job_exit_code
-from danlu.domain.views import LogChunk, LogPage
+from danlu.domain.views import LogChunk, LogPage, Page
 from danlu.errors import InvalidRequest, InvalidSpec, NeverFits, NotFound, PlatformError, Unavailable
 
 
@@ -235,3 +239,39 @@ def test_a_wrong_field_in_a_file_is_told_with_its_line(tmp_path):
     assert "line 6: gpus is not a field" in done.stderr
     assert "did you mean gpu?" in done.stderr
     assert "did you mean backoff?" in done.stderr
+
+
+class History:
+    """Answers events.list as the platform does."""
+
+    def __init__(self, seqs: list[int]) -> None:
+        self.seqs, self.calls = seqs, 0
+
+    def call(self, _operation: str, query: EventsQuery) -> Page[Event]:
+        self.calls += 1
+        found = [seq for seq in self.seqs if seq > query.after][: query.limit]
+        return Page[Event](
+            items=tuple(Event(seq=s, at=0, project="p", kind="job", object_id="j", state="s") for s in found)
+        )
+
+
+@given(st.sets(st.integers(1, 100_000), max_size=300), st.integers(1, 50))
+def test_the_newest_events_are_found_without_reading_them_all(seqs, limit):
+    history = History(sorted(seqs))
+    events, more = newest_events(history, None, limit)
+    assert [event.seq for event in events] == sorted(seqs)[-limit:]
+    assert more == (len(seqs) > limit)
+    assert history.calls < 80
+
+
+def test_a_retry_changes_what_is_given_and_what_hangs_on_it():
+    old = JobSpec(
+        command="x", variables={"A": "1", "B": "2"}, env="host", interpreter="/bin/python", retry={"attempts": 3}
+    )
+    assert _changes(old, {"variables": {"B": "3"}}) == {"variables": {"A": "1", "B": "3"}}
+    assert _changes(old, {"env": "python"}) == {"env": "python", "requirements": None, "interpreter": None}
+    assert _changes(old, {"requirements": "six"}) == {"requirements": "six", "env": "python", "interpreter": None}
+    assert _changes(old, {"retry": {"attempts": 5}}) == {"retry": {"attempts": 5}}
+    assert _set(("priority=5", "name=b", 'labels={"a": "b"}')) == {"priority": 5, "name": "b", "labels": {"a": "b"}}
+    with pytest.raises(InvalidRequest, match="priorty"):
+        _set(("priorty=5",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import signal
 import sys
@@ -28,6 +29,7 @@ BUILD_POLL_S: Final = 0.5
 PLAIN_BUILD_LINE_S: Final = 10.0
 TICK_S: Final = 0.25
 GOING_ON: Final = frozenset({"PendingEvaluation", "Placed", "Launching", "Started", "StopRequested", "DesiredStop"})
+REPEATED: Final = frozenset({"AttemptFailed", "RunnerLost", "NodeLost", "Preempted"})
 
 
 class Detached(Exception):
@@ -62,7 +64,7 @@ class Following:
         self._stopping = False
         self._last_build_line = 0.0
         client.patience_s = FOLLOW_PATIENCE_S
-        client.notice = lambda text: self._news.put(("notice", text))
+        client.notice = self._heard
 
     def run(self) -> Job:
         """Returns the job as it ended.
@@ -88,6 +90,11 @@ class Following:
         if self._job.started_at is not None:
             self._tell_running(self._job.attempts)
         return self._job
+
+    def _heard(self, text: str) -> None:
+        """Takes a notice from any thread. It never waits: the one that prints may be the one that calls."""
+        with contextlib.suppress(queue.Full):
+            self._news.put_nowait(("notice", text))
 
     def _fetch(self, kind: str, stream: Callable[[], Any], *, last: bool = False) -> None:
         def work() -> None:
@@ -148,8 +155,7 @@ class Following:
             self._watch_build()
         elif event.state == "queued" and event.reason not in GOING_ON:
             self._waits = event.reason or "queued"
-            reason = f"{event.reason}: {event.message}" if event.message else event.reason
-            self._messages.say(f"{self._job.name} waits: {reason}   (more: danlu why {self._job.name})", "dim")
+            self._messages.say(self._waiting(event), "dim")
         elif event.state == "running":
             self._tell_running(None)
         elif event.state == "stopping":
@@ -180,6 +186,13 @@ class Following:
     def _tick(self) -> None:
         if self._waits and not self._building.is_set():
             self._messages.status(f"{self._job.name} waits: {self._waits}  {self._so_far()}")
+
+    def _waiting(self, event: Event) -> str:
+        name = self._job.name
+        if event.reason in REPEATED:
+            return f"{name} is tried again: {event.message or event.reason}"
+        reason = f"{event.reason}: {event.message}" if event.message else event.reason
+        return f"{name} waits: {reason}   (more: danlu why {name})"
 
     def _so_far(self) -> str:
         return wording.whole(time.monotonic() - self._begun)

@@ -48,8 +48,7 @@ def _curve(
     cells: dict[tuple[int, int], int] = {}
 
     def place(x: float, y: float) -> tuple[int, int]:
-        column = round(across * (x - left) / (right - left)) if right > left else across // 2
-        return column, round(down * (high - y) / (high - low)) if high > low else down // 2
+        return round(across * _part(x, left, right)), round(down * (1 - _part(y, low, high)))
 
     previous: tuple[int, int] | None = None
     for x, y in zip(xs, ys, strict=True):
@@ -66,6 +65,12 @@ def _curve(
             cells[cell] = cells.get(cell, 0) | _DOTS[column % 2][row % 4]
         previous = here
     return cells
+
+
+def _part(value: float, low: float, high: float) -> float:
+    """Returns where between ``low`` (0) and ``high`` (1) a value lies; halves first, so that nothing overflows."""
+    span = high / 2 - low / 2
+    return min(1.0, max(0.0, (value / 2 - low / 2) / span)) if span > 0 else 0.5
 
 
 def number(value: float) -> str:

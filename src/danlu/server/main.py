@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -295,6 +296,8 @@ def serve(composition: Composition, listening: socket.socket) -> None:
         threading.Thread(target=wait_and_end, name="stopping", daemon=True).start()
 
     platform.stop_server = stop
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has ended: then they end nothing
+        signal.signal(number, lambda *_: None)
     for loop in composition.loops:
         loop.start()
     try:

@@ -23,4 +23,4 @@ with tf.Session() as session:
         for i in rng.permutation(len(xs)):
             session.run(train, feed_dict={x: xs[i], y: ys[i]})
         now_w, now_b = session.run([w, b])
-        print("epoch %2d   w = %.4f   b = %.4f" % (epoch, now_w, now_b))
+        print(f"epoch {epoch:2d}   w = {now_w:.4f}   b = {now_b:.4f}")

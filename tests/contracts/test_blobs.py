@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 from danlu.blobs.base import Blobs
 from danlu.blobs.local import LocalBlobs
-from danlu.domain.trees import MAX_NODE_BYTES, address_of
-from danlu.errors import DataDamaged, InvalidRequest, NotFound, StorageFull, TooLarge
+from danlu.domain.trees import MAX_NODE_BYTES, Entry, address_of
+from danlu.errors import DataDamaged, InvalidRequest, InvalidSpec, NotFound, StorageFull, TooLarge
+from danlu.services.blobs import require_tree
+from tests.factories import Trees
 
 P = "default"
 
@@ -195,3 +198,22 @@ def test_a_disk_without_room_for_a_name_is_full_too(small_disk: Callable[[int], 
     with pytest.raises(StorageFull):
         fill()
     assert left_over(disk) == []
+
+
+def test_a_jobs_code_is_there_as_a_whole(blobs: Blobs) -> None:
+    trees = Trees()
+    file = trees.file("f", b"x")
+    inner = trees.folder(file)
+    root = trees.folder(Entry("d", "dir", inner, size=1, files=1))
+    call: Any = SimpleNamespace(platform=SimpleNamespace(blobs=blobs), project=P)
+    for address, absent in ((root, root), (inner, inner), (file.address, file.address)):
+        with pytest.raises(InvalidSpec, match=f"not complete: .*{absent}"):
+            require_tree(call, root)
+        put(blobs, trees[address])
+    require_tree(call, root)
+    with pytest.raises(InvalidRequest, match="not a tree node"):
+        require_tree(call, file.address)
+    lie = trees.folder(Entry("d", "dir", inner, size=2, files=1))
+    put(blobs, trees[lie])
+    with pytest.raises(InvalidRequest, match="other totals"):
+        require_tree(call, lie)

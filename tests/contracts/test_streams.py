@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from danlu.blobs.streams import SCAN_BYTES, StreamKey, Streams
 from danlu.errors import Conflict, DataDamaged, InvalidRequest, StorageFull
+from tests.databases import together
 
 KEY = StreamKey("default", "j0-1", "main-0", "log")
 
@@ -158,6 +159,20 @@ def test_many_append_the_same_and_it_is_there_once(streams: Streams) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(send, range(8))) == [None] * 8
     assert whole(streams) == data
+
+
+def test_of_many_who_append_at_the_same_place_one_wins(tmp_path: Path) -> None:
+    streams = Streams(tmp_path)
+    pieces = [bytes([number]) * 200_000 for number in range(6)]
+    model = b""
+    for _ in range(8):
+        end = len(model)
+        results = together(6, lambda number, end=end: streams.append(KEY, end, pieces[number]))  # type: ignore[misc]
+        winners = [number for number, found in enumerate(results) if isinstance(found, int)]
+        assert len(winners) == 1
+        assert {type(found) for found in results} == {int, DataDamaged}
+        model += pieces[winners[0]]
+    assert whole(streams) == model
 
 
 def test_a_full_disk_keeps_a_beginning_and_the_rest_can_follow(small_disk: Callable[[int], Any]) -> None:

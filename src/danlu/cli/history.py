@@ -15,12 +15,12 @@ def newest_events(client: Client, object_id: str | None, limit: int) -> tuple[li
     if not limit:
         return _after(client, object_id, 0), False
     last = _last(client, object_id)
-    back = limit
+    back = limit + 1
     while True:
         begin = max(0, last - back)
         events = _after(client, object_id, begin)
-        if len(events) >= limit or begin == 0:
-            return events[-limit:], begin > 0 or len(events) > limit
+        if len(events) > limit or begin == 0:
+            return events[-limit:], len(events) > limit
         back *= 4
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Final
 
 from danlu.cli.options import Common
 from danlu.cli.terminal import Messages
 from danlu.client.connection import Connection, data_folder, find, require
 from danlu.client.transport import Client
-from danlu.errors import DanluError
+from danlu.domain.ids import NAME_PATTERN
+from danlu.errors import DanluError, InvalidRequest
 
 FOLLOW_PATIENCE_S: Final = 900.0
 """How long a command that follows a job waits for a platform that is away; the job itself goes on meanwhile."""
@@ -46,9 +48,12 @@ def _client(connection: Connection, common: Common, messages: Messages | None) -
         except DanluError:  # it is just being started again: ask once more after the next pause
             return None
 
+    project = common.project or os.environ.get("DANLU_PROJECT")
+    if project and not re.fullmatch(NAME_PATTERN, project):
+        raise InvalidRequest(f"{project!r} is not a project's name: lower-case letters, digits and hyphens, at most 63")
     return Client(
         connection,
-        project=common.project or os.environ.get("DANLU_PROJECT"),
+        project=project,
         relocate=relocate,
         notice=messages.say if messages is not None else None,
     )

@@ -1,0 +1,75 @@
+"""A platform of its own data folder, used as a person uses it: by the command ``danlu``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.process.package_index import kept_folder
+
+COMMAND_TIMEOUT_S = 300
+ROOT = Path(__file__).parents[2]
+
+
+class Platform:
+    """Runs ``danlu`` with one data folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DANLU_", "VIRTUAL_ENV"))}
+        bin_folder = str(Path(sys.executable).parent)
+        self.environ = {
+            **kept, "DANLU_HOME": str(home), "PATH": os.pathsep.join([bin_folder, kept.get("PATH", os.defpath)]),
+            "COLUMNS": "100", "NO_COLOR": "1", "LC_ALL": "C.UTF-8",
+        }  # fmt: skip
+
+    def danlu(self, *words: str, cwd: Path = ROOT, code: int = 0) -> str:
+        """Runs one command, expects its exit code, and returns what it wrote to stdout."""
+        done = subprocess.run(
+            ["danlu", *words], cwd=cwd, env=self.environ, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S,
+            check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == code, (
+            f"danlu {words}: {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+        return done.stdout
+
+    def json(self, *words: str, cwd: Path = ROOT) -> Any:
+        """Runs one command with ``-o json`` and returns what it told."""
+        return json.loads(self.danlu(*words, "-o", "json", cwd=cwd))
+
+    def api(self, path: str) -> Any:
+        """Returns the answer to a GET request."""
+        return json.loads(self.danlu("api", "GET", path))
+
+
+@contextlib.contextmanager
+def platform(environments: Path) -> Iterator[Platform]:
+    """Yields a platform that is not started yet, and stops it at the end, with its jobs.
+
+    Args:
+        environments: what was built here by other platforms is found again, not built again.
+    """
+    outer = Path(tempfile.mkdtemp(prefix="danlu-examples-", dir="/tmp"))
+    outer.chmod(0o711)  # jobs run as other users where the tests run as root
+    home = outer / "home"
+    home.mkdir(mode=0o700)
+    cache = kept_folder() / "uv"
+    cache.mkdir(parents=True, exist_ok=True)
+    (home / "cache").mkdir()
+    (home / "cache" / "uv").symlink_to(cache)
+    (home / "environments").symlink_to(environments)
+    made = Platform(home)
+    try:
+        yield made
+    finally:
+        made.danlu("down", "--jobs")
+        shutil.rmtree(outer)

@@ -30,7 +30,8 @@ class Figure:
 
     def line(self) -> str:
         """Returns it as a row of the table in docs/reference/performance.md."""
-        return f"| {self.name} | {self.value} | {self.target} | {'yes' if self.met else '**no**'} | {self.peer} | {self.limit} |"
+        met = "yes" if self.met else "**no**"
+        return f"| {self.name} | {self.value} | {self.target} | {met} | {self.peer} | {self.limit} |"
 
 
 @dataclass(frozen=True)

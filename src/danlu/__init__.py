@@ -46,7 +46,9 @@ def _slow_log(step, values):
     path = _os.environ.get("DANLU_METRICS_FILE")
     if not path:
         parts = [] if step is None else ["step=%s" % step]
-        print(" ".join(parts + ["%s=%.6g" % (name, _number(name, value)) for name, value in values.items()]), flush=True)
+        print(
+            " ".join(parts + ["%s=%.6g" % (name, _number(name, value)) for name, value in values.items()]), flush=True
+        )
         return
     try:
         _descriptor = _os.open(path, _os.O_WRONLY | _os.O_APPEND | _os.O_CREAT | getattr(_os, "O_CLOEXEC", 0), 0o600)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from danlu.domain.actors import Token
 from danlu.domain.artifacts import Artifact
-from danlu.domain.environments import Environment
+from danlu.domain.environments import PYTHON_PATTERN, Environment
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job, JobSpec, JobState
 from danlu.domain.records import Value
@@ -78,9 +78,10 @@ class EventsQuery(Value):
 
 
 class LogsQuery(Value):
-    """Which part of a job's logs. Without ``attempt``: the newest, and in a stream every one that follows."""
+    """Which part of a job's logs: of one attempt, or from the one ``beginning`` on (the newest when left out)."""
 
     attempt: int | None = Field(default=None, ge=1)
+    beginning: int | None = Field(default=None, ge=1, description="the first attempt of those that are wanted")
     task: str | None = Field(default=None, max_length=100)
     since: int | None = Field(default=None, ge=0, description="ns UTC")
     tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only the last lines")
@@ -137,7 +138,7 @@ class EnvironmentRequest(Value):
 
     env: str = Field(default="python", max_length=63)
     requirements: str | None = Field(default=None, max_length=1_048_576)
-    python: str | None = Field(default=None, pattern=r"^3\.\d{1,2}$")
+    python: str | None = Field(default=None, pattern=PYTHON_PATTERN)
 
 
 class TokenRequest(Value):

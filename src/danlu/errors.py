@@ -37,6 +37,8 @@ same class again with ``from_problem``.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -223,6 +225,17 @@ class DatabaseDamaged(PlatformError):
 
 class DatabaseTooNew(PlatformError):
     """The database was written by a newer version of Danlu; it was not written to."""
+
+
+@contextlib.contextmanager
+def storage_full_is_an_error(what: str) -> Iterator[None]:
+    """Raises StorageFull, naming ``what``, where the system says that there is no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(f"no room on the disk for {what}: {error.strerror}; nothing of it was stored") from error
+        raise
 
 
 def _tree(root: type[DanluError]) -> Iterator[type[DanluError]]:

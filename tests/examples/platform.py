@@ -44,7 +44,7 @@ class Platform:
 
     def json(self, *words: str, cwd: Path = ROOT) -> Any:
         """Runs one command with ``-o json`` and returns what it told."""
-        return json.loads(self.danlu(*words, "-o", "json", cwd=cwd))
+        return json.loads(self.danlu(words[0], "-o", "json", *words[1:], cwd=cwd))
 
     def api(self, path: str) -> Any:
         """Returns the answer to a GET request."""

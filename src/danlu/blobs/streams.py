@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from danlu.blobs.local import storage_full_is_an_error
 from danlu.domain.ids import NAME_PATTERN
-from danlu.errors import Conflict, DataDamaged, InvalidRequest
+from danlu.errors import Conflict, DataDamaged, InvalidRequest, storage_full_is_an_error
 
 SEGMENT_BYTES: Final = 8 * 2**20
 SCAN_BYTES: Final = 256 * 1024

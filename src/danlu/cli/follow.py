@@ -75,7 +75,7 @@ class Following:
         """
         client, job_id = self._client, self._job.id
         path = {"job": job_id}
-        self._fetch("page", lambda: client.stream("jobs.logs_stream", path, query=LogsQuery()), last=True)
+        self._fetch("page", lambda: client.stream("jobs.logs_stream", path, query=LogsQuery(beginning=1)), last=True)
         if self._tell:
             self._fetch("event", lambda: client.stream("events.stream", query=EventsQuery(object_id=job_id)))
         previous = signal.signal(signal.SIGTERM, signal.default_int_handler)

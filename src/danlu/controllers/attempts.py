@@ -201,5 +201,3 @@ class AttemptsController:
 def _live(tx: Transaction) -> tuple[list[Attempt], dict[str, Job]]:
     attempts = queries.holding_attempts(tx)
     return attempts, {attempt.job_id: JOBS.require(tx, attempt.job_id) for attempt in attempts}
-
-

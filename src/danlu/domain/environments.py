@@ -12,6 +12,7 @@ from pydantic import Field
 from danlu.domain.records import Living, Value
 
 HOST: Final = "host"
+PYTHON_PATTERN: Final = r"^3\.\d{1,2}$"
 
 
 class EnvironmentState(StrEnum):
@@ -46,7 +47,7 @@ class EnvironmentSource(Value):
 
     catalogue: str | None = Field(default=None, description="a name of the catalogue, e.g. tensorflow-1")
     requirements: str | None = Field(default=None, max_length=1_048_576, description="a requirements.txt as text")
-    python: str = Field(pattern=r"^3\.\d{1,2}$", description="the interpreter's version, e.g. 3.11")
+    python: str = Field(pattern=PYTHON_PATTERN, description="the interpreter's version, e.g. 3.11")
 
 
 class Environment(Living):

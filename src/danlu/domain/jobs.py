@@ -9,11 +9,12 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
+from danlu.domain.environments import PYTHON_PATTERN
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
 from danlu.domain.records import Living, Said, Text, Value, storable
 from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds
+from danlu.domain.trees import ADDRESS_PATTERN
 
-TREE_PATTERN: Final = r"^sha256:[0-9a-f]{64}$"
 RESERVED_VARIABLES: Final = ("DANLU_", "LD_")
 INFRASTRUCTURE_ATTEMPTS: Final = 20
 """How often an attempt is repeated that was lost by no fault of the user's code, before the job fails."""
@@ -116,12 +117,12 @@ class JobSpec(Value):
     command: Annotated[str | tuple[Argument, ...], BeforeValidator(_words)] = Field(
         description="a list of words, or one line for /bin/sh"
     )
-    code: str | None = Field(default=None, pattern=TREE_PATTERN, description="address of the code's tree")
+    code: str | None = Field(default=None, pattern=ADDRESS_PATTERN, description="address of the code's tree")
     env: Text = Field(default="python", max_length=63, description="environment: danlu env ls")
     requirements: Text | None = Field(
         default=None, max_length=1_048_576, description="a requirements.txt as text, instead of a catalogue environment"
     )
-    python: str | None = Field(default=None, pattern=r"^3\.\d{1,2}$", description="Python version, for requirements")
+    python: str | None = Field(default=None, pattern=PYTHON_PATTERN, description="Python version, for requirements")
     interpreter: str | None = Field(
         default=None, max_length=4096, pattern=r"^/[^\x00]*$", description="absolute path of the Python of env: host"
     )

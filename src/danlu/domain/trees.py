@@ -23,7 +23,8 @@ from typing import Any, Final
 
 from danlu.errors import InvalidRequest
 
-ADDRESS: Final = re.compile(r"^sha256:[0-9a-f]{64}$")
+ADDRESS_PATTERN: Final = r"^sha256:[0-9a-f]{64}$"
+ADDRESS: Final = re.compile(ADDRESS_PATTERN)
 MAX_NODE_BYTES: Final = 16 * 2**20
 MAX_ENTRIES: Final = 100_000
 MAX_DEPTH: Final = 64

@@ -8,9 +8,18 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from danlu.domain.environments import PYTHON_PATTERN
+from danlu.domain.ids import NAME_PATTERN
+from danlu.domain.trees import ADDRESS_PATTERN
 from danlu.errors import InvalidSpec
 
 MAX_PROBLEMS = 20
+PATTERNS = {
+    NAME_PATTERN: "a name has at most 63 lower-case letters, digits and -, and a letter or digit at both ends",
+    PYTHON_PATTERN: "write a Python version with two numbers, for example 3.11",
+    ADDRESS_PATTERN: "an address is sha256: and 64 hex digits",
+}
+"""In words, what a field's pattern asks for."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -46,6 +55,7 @@ def _one(problem: Any, model: type[BaseModel]) -> tuple[str, str, str]:
     if problem["type"] == "missing":
         return field, f"{field} is missing", ""
     said = problem["msg"].removeprefix("Value error, ")
+    said = PATTERNS.get(str(problem.get("ctx", {}).get("pattern")), said)
     shown = repr(problem["input"])
     value = f" (it is {shown[:80]})" if problem["type"] != "value_error" and field else ""
     return field, f"{field}: {said}{value}" if field else said, ""
@@ -53,7 +63,7 @@ def _one(problem: Any, model: type[BaseModel]) -> tuple[str, str, str]:
 
 def invalid_spec(error: ValidationError, model: type[BaseModel]) -> InvalidSpec:
     """Returns the error that names each wrong field, its value and the nearest right name."""
-    return invalid_fields(error.errors(include_url=False, include_context=False), model)
+    return invalid_fields(error.errors(include_url=False), model)
 
 
 def invalid_fields(errors: Iterable[Any], model: type[BaseModel]) -> InvalidSpec:

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from . import formats, printed
 
@@ -23,14 +23,25 @@ PROMPT_NS = 1_000_000_000
 PROGRESS_NS = 2_000_000_000
 PUNCH_BYTES = 4 << 20
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
-RETRY_FULL_S = 1.0
+RETRY_FULL_S = 0.25
+MAX_NAME_LETTERS = 64
+MAX_VALUES = 1000
+
+
+class _Records(NamedTuple):
+    """Records with one time: their bytes, the length of each one's head, and how many newlines are not the program's."""
+
+    data: bytes
+    head_bytes: int
+    own_newlines: int = 0
 
 
 class _Output:
     """One raw output file and the unfinished line at its end."""
 
     def __init__(self, path: str, stream: bytes, offset: int) -> None:
-        self.path, self.stream, self.offset = path, stream, offset
+        self.stream, self.offset = stream, offset
+        self.open = False  # the last record was a piece of a line
         self.rest_since = 0
         self.shown = b""
         self.progress_at = 0
@@ -58,7 +69,11 @@ class Follower:
         self._index_file = os.open(self.index_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._open: Dict[str, Tuple[int, int]] = {}
         self._notices: List[bytes] = []
-        self._full = False
+        self._punched_metrics = 0
+        self.full = False
+        self.behind = False
+        for bit, output in enumerate(self.outputs):
+            output.open = bool(self.index.open & 1 << bit)
         self._cut()
 
     def _cut(self) -> None:
@@ -72,20 +87,27 @@ class Follower:
     def step(self, final: bool = False) -> bool:
         """Spools what is new; ``final``: unfinished lines too. Returns whether there was anything.
 
-        With a full disk nothing is taken from the raw files; it is tried again with the next call.
+        Afterwards ``behind`` says that there is more to take at once, ``full`` that the disk had no room: then nothing was
+        taken from the raw files, and the next call tries it again.
         """
         now = max(time.time_ns(), self.index.last_at)
         state = self.index._asdict()
         state["last_at"] = now
-        log: List[bytes] = []
+        self.behind = False
+        log: List[_Records] = []
         points: List[bytes] = []
-        before = [(o.offset, o.rest_since, o.shown, o.progress_at) for o in self.outputs]
+        told = len(self._notices)
+        before = [(o.offset, o.open, o.rest_since, o.shown, o.progress_at) for o in self.outputs]
         for output, name in zip(self.outputs, ("stdout", "stderr")):
-            self._take(output, now, final, log, points)
+            if state["noticed"] and not self.parse_metrics:
+                self._skip(output, state)
+            else:
+                self._take(output, now, final, log, points)
             state[name] = output.offset
-        self._take_metrics(state, points, final, log, now)
-        text = self._capped(b"".join(log), state, now, final)
-        metrics = b"".join(points)
+        self._take_metrics(state, points, final)
+        metrics = self._bounded(points, state)
+        text = self._capped(log, state, now, final)
+        state["open"] = sum(1 << bit for bit, output in enumerate(self.outputs) if output.open)
         raw = ("stdout", "stderr", "raw_metrics")
         if not text and not metrics and all(state[name] == getattr(self.index, name) for name in raw):
             return False
@@ -98,13 +120,14 @@ class Follower:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             for output, kept in zip(self.outputs, before):
-                output.offset, output.rest_since, output.shown, output.progress_at = kept
+                output.offset, output.open, output.rest_since, output.shown, output.progress_at = kept
             self._forget_open()
-            self._full = True
-            time.sleep(RETRY_FULL_S)
+            del self._notices[told:]
+            self.full, self.behind = True, False
             return final  # a final step is repeated until there is room: what was flushed must not be lost
-        if self._full:
-            self._full = False
+        self._notices.clear()
+        if self.full:
+            self.full = False
             self.notice("the disk was full for a while: output was kept back, nothing of it is lost")
         self.index = index
         self._free()
@@ -119,7 +142,8 @@ class Follower:
         while self.step():
             pass
         while self.step(final=True):
-            pass
+            if self.full:
+                time.sleep(RETRY_FULL_S)
 
     def close(self) -> None:
         """Closes every file."""
@@ -129,10 +153,18 @@ class Follower:
 
     # output
 
-    def _take(self, output: _Output, now: int, final: bool, log: List[bytes], points: List[bytes]) -> None:
+    def _skip(self, output: _Output, state: Dict[str, int]) -> None:
+        """Counts what is past the limit without reading it: what a program prints without end costs nothing."""
+        end = os.fstat(output.descriptor).st_size
+        state["dropped"] += max(0, end - output.offset)
+        output.offset = max(end, output.offset)
+
+    def _take(self, output: _Output, now: int, final: bool, log: List[_Records], points: List[bytes]) -> None:
         # the unfinished end of a line stays in the raw file and is read again: the index never points into a line
         # unless a piece of it was written as such
         data = os.pread(output.descriptor, READ_BYTES, output.offset)
+        if len(data) == READ_BYTES:
+            self.behind = True
         end = data.rfind(b"\n") + 1
         if end:
             whole = data[:end]
@@ -146,41 +178,95 @@ class Follower:
         if len(rest) > FOLD_BYTES and (overwritten := rest.rstrip(b"\r").rfind(b"\r")) > 0:
             rest = rest[overwritten:]  # a progress bar without a newline: what was overwritten is not kept
             output.offset += overwritten
-        if not rest:
-            return
-        if len(rest) > LONG_LINE_BYTES or final:
-            cut = rest[:LONG_LINE_BYTES]
-            last = final and len(cut) == len(rest)
-            folded = cut.rpartition(b"\r")[2] if last else cut
-            log.append(formats.stamp(now, output.stream, formats.WHOLE if last else formats.PIECE, folded))
-            output.offset += len(cut)
+        if final and len(data) < READ_BYTES:
+            if rest:
+                self._line(output, now, rest, log, own_newline=True)
+                output.offset += len(rest)
+        elif len(rest) > LONG_LINE_BYTES:
+            output.offset += len(rest) - len(self._pieces(output, now, rest, log))
             output.rest_since = 0
-            return
+        elif rest:
+            self._unfinished(output, now, rest, log)
+
+    def _unfinished(self, output: _Output, now: int, rest: bytes, log: List[_Records]) -> None:
+        """Shows the end of a line that has stood for a second: a prompt, or a progress bar."""
         output.rest_since = output.rest_since or now
         if now - output.rest_since < PROMPT_NS:
             return
-        line = rest.rstrip(b"\r").rpartition(b"\r")[2]
+        line = shown(rest)
         if b"\r" in rest or output.shown:
             if now - output.progress_at >= PROGRESS_NS and line != output.shown and line:
-                log.append(formats.stamp(now, output.stream, formats.PROGRESS, line))
+                self._end_piece(output, now, log)
+                record = formats.stamp(now, output.stream, formats.PROGRESS, line)
+                log.append(_Records(record, len(record)))
                 output.progress_at, output.shown = now, line
-        elif rest:
-            log.append(formats.stamp(now, output.stream, formats.PIECE, rest))
+        else:
+            self._piece(output, now, rest, log)
             output.offset += len(rest)
             output.rest_since = 0
 
-    def _whole_lines(self, output: _Output, whole: bytes, now: int, log: List[bytes]) -> None:
-        if b"\r" in whole:
-            lines = [line.rstrip(b"\r").rpartition(b"\r")[2] for line in whole[:-1].split(b"\n")]
-            whole = b"\n".join(lines) + b"\n"
-        if len(whole) > LONG_LINE_BYTES and max(map(len, whole.split(b"\n"))) > LONG_LINE_BYTES:
+    def _whole_lines(self, output: _Output, whole: bytes, now: int, log: List[_Records]) -> None:
+        if output.open or b"\r" in whole or (len(whole) > LONG_LINE_BYTES and longest(whole) > LONG_LINE_BYTES):
+            first, _, others = whole.partition(b"\n")
+            if output.open:  # only its first line goes on with a piece
+                self._line(output, now, first, log)
+                if others:
+                    self._whole_lines(output, others, now, log)
+                return
+            plain: List[bytes] = []
             for line in whole[:-1].split(b"\n"):
-                while len(line) > LONG_LINE_BYTES:
-                    log.append(formats.stamp(now, output.stream, formats.PIECE, line[:LONG_LINE_BYTES]))
-                    line = line[LONG_LINE_BYTES:]
-                log.append(formats.stamp(now, output.stream, formats.WHOLE, line))
+                line = shown(line)
+                if len(line) <= LONG_LINE_BYTES:
+                    plain.append(line)
+                    continue
+                self._plain(output, now, plain, log)
+                plain = []
+                self._line(output, now, line, log)
+            self._plain(output, now, plain, log)
         else:
-            log.append(formats.stamp_lines(now, output.stream, whole))
+            records = formats.stamp_lines(now, output.stream, whole)
+            log.append(_Records(records, records.index(b" ", records.index(b" ") + 1) + 1))
+
+    def _plain(self, output: _Output, now: int, lines: List[bytes], log: List[_Records]) -> None:
+        if lines:
+            records = formats.stamp_lines(now, output.stream, b"\n".join(lines) + b"\n")
+            log.append(_Records(records, records.index(b" ", records.index(b" ") + 1) + 1))
+
+    def _line(self, output: _Output, now: int, line: bytes, log: List[_Records], own_newline: bool = False) -> None:
+        """Adds the end of a line, in pieces where it is long."""
+        if b"\r" in line:
+            if line.rstrip(b"\r").find(b"\r") >= 0:
+                self._end_piece(output, now, log)
+            line = shown(line)
+        line = self._pieces(output, now, line, log)
+        record = formats.stamp(now, output.stream, formats.WHOLE, line)
+        log.append(_Records(record, len(record) - len(line) - 1, int(own_newline)))
+        output.open = False
+
+    def _pieces(self, output: _Output, now: int, line: bytes, log: List[_Records]) -> bytes:
+        """Adds pieces of a long line; returns what is left of it."""
+        while len(line) > LONG_LINE_BYTES:
+            cut = LONG_LINE_BYTES
+            while cut > LONG_LINE_BYTES - 4 and line[cut] & 0xC0 == 0x80:  # not within a character of UTF-8
+                cut -= 1
+            self._piece(output, now, line[:cut], log)
+            line = line[cut:]
+        return line
+
+    def _piece(self, output: _Output, now: int, piece: bytes, log: List[_Records]) -> None:
+        if piece.startswith(b"\r"):
+            self._end_piece(output, now, log)
+            piece = piece.lstrip(b"\r")
+        record = formats.stamp(now, output.stream, formats.PIECE, piece)
+        log.append(_Records(record, len(record) - len(piece) - 1, 1))
+        output.open = True
+
+    def _end_piece(self, output: _Output, now: int, log: List[_Records]) -> None:
+        """Ends the line of a piece that is about to be overwritten: it was shown already, and stays."""
+        if output.open:
+            record = formats.stamp(now, output.stream, formats.WHOLE, b"")
+            log.append(_Records(record, len(record) - 1, 1))
+            output.open = False
 
     def _printed(self, whole: bytes, now: int, points: List[bytes]) -> None:
         for line in whole[:-1].split(b"\n"):
@@ -190,50 +276,62 @@ class Follower:
 
     # metrics
 
-    def _take_metrics(
-        self, state: Dict[str, int], points: List[bytes], final: bool, log: List[bytes], now: int
-    ) -> None:
+    def _take_metrics(self, state: Dict[str, int], points: List[bytes], final: bool) -> None:
         data = os.pread(self.metrics, READ_BYTES, state["raw_metrics"])
+        if len(data) == READ_BYTES:
+            self.behind = True
         end = data.rfind(b"\n") + 1
         if not end:
             if final or len(data) == READ_BYTES:
                 state["raw_metrics"] += len(data)
             return
         bad = 0
-        for line in data[:end].splitlines():
+        for line in data[: end - 1].split(b"\n"):
             point = parse_point(line)
-            if point is None:
-                bad += 1
-            else:
+            if point is not None:
                 points.append(point)
+            elif line:
+                bad += 1
         state["raw_metrics"] += end
         if bad and not state["bad_metrics"]:
-            log.append(
-                formats.stamp(
-                    now, formats.NOTICE, formats.WHOLE, b"%d metrics could not be read and were left out" % bad
-                )
-            )
+            self.notice("%d metrics could not be read and were left out" % bad)
         state["bad_metrics"] += bad
+
+    def _bounded(self, points: List[bytes], state: Dict[str, int]) -> bytes:
+        """Returns the points that there is room for: metrics have the same limit as the output."""
+        if not points or state["metrics_noticed"]:
+            return b""
+        metrics = b"".join(points)
+        room = self.limit_bytes - self.index.metrics
+        if len(metrics) > room:
+            metrics = metrics[: metrics.rfind(b"\n", 0, max(0, room)) + 1]
+            state["metrics_noticed"] = 1
+            self.notice("limit of %s reached: no more metrics are kept" % size(self.limit_bytes))
+        return metrics
 
     # spool
 
-    def _capped(self, text: bytes, state: Dict[str, int], now: int, final: bool) -> bytes:
-        room = self.limit_bytes - self.index.log
-        notices = b"".join(formats.stamp(now, formats.NOTICE, formats.WHOLE, n) for n in self._notices)
-        self._notices = []
-        if len(text) > room:
-            kept = text[: text.rfind(b"\n", 0, max(0, room)) + 1]
-            state["dropped"] += len(text) - len(kept)
-            text = kept
-            if not state["noticed"]:
-                state["noticed"] = 1
-                words = "output limit of %s reached: what follows is counted, not kept" % size(self.limit_bytes)
-                notices += formats.stamp(now, formats.NOTICE, formats.WHOLE, words.encode())
-        if final and state["noticed"] == 1 and not text:
+    def _capped(self, log: List[_Records], state: Dict[str, int], now: int, final: bool) -> bytes:
+        room = 0 if state["noticed"] else self.limit_bytes - self.index.log
+        pieces: List[bytes] = []
+        for records in log:
+            kept = records.data
+            if len(kept) > room:
+                kept = kept[: kept.rfind(b"\n", 0, max(0, room)) + 1]
+                lost = records.data[len(kept) :]
+                state["dropped"] += len(lost) - lost.count(b"\n") * records.head_bytes - records.own_newlines
+                room = 0  # no later and shorter line slips in
+            else:
+                room -= len(kept)
+            pieces.append(kept)
+        text = b"".join(pieces)
+        if not state["noticed"] and len(text) < sum(len(records.data) for records in log):
+            state["noticed"] = 1
+            self.notice("output limit of %s reached: what follows is counted, not kept" % size(self.limit_bytes))
+        if final and state["noticed"] == 1 and not self.behind and not text:
             state["noticed"] = 2
-            words = "%d bytes of output were dropped past the limit" % state["dropped"]
-            notices += formats.stamp(now, formats.NOTICE, formats.WHOLE, words.encode())
-        return text + notices
+            self.notice("%d bytes of output were dropped past the limit" % state["dropped"])
+        return text + b"".join(formats.stamp(now, formats.NOTICE, formats.WHOLE, notice) for notice in self._notices)
 
     def _append(self, stream: str, at: int, data: bytes) -> int:
         if not data:
@@ -264,16 +362,28 @@ class Follower:
         """Gives the disk back what the spools hold; best effort, since not every file system can."""
         for output in self.outputs:
             if output.offset - output.punched >= PUNCH_BYTES:
-                _punch(output.descriptor, output.offset)
-                output.punched = output.offset
+                output.punched = _punch(output.descriptor, output.punched, output.offset)
+        if self.index.raw_metrics - self._punched_metrics >= PUNCH_BYTES:
+            self._punched_metrics = _punch(self.metrics, self._punched_metrics, self.index.raw_metrics)
 
 
-def _punch(descriptor: int, end: int) -> None:
+def _punch(descriptor: int, start: int, end: int) -> int:
+    """Frees the blocks of a range; returns where the next range begins."""
     end -= end % 4096
-    if end:
-        libc = ctypes.CDLL(None, use_errno=True)
-        mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-        libc.fallocate(ctypes.c_int(descriptor), ctypes.c_int(mode), ctypes.c_long(0), ctypes.c_long(end))
+    libc = ctypes.CDLL(None, use_errno=True)
+    mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+    libc.fallocate(ctypes.c_int(descriptor), ctypes.c_int(mode), ctypes.c_long(start), ctypes.c_long(end - start))
+    return end
+
+
+def shown(line: bytes) -> bytes:
+    """Returns what a terminal would show last of a line in which a carriage return goes back to the beginning."""
+    return line.rstrip(b"\r").rpartition(b"\r")[2]
+
+
+def longest(lines: bytes) -> int:
+    """Returns the length of the longest line."""
+    return max(map(len, lines.split(b"\n")))
 
 
 def _point(at: int, step: Optional[float], values: Dict[str, float]) -> bytes:
@@ -288,10 +398,11 @@ def parse_point(line: bytes) -> Optional[bytes]:
         values = {}
         for pair in pairs:
             name, _, value = pair.rpartition("=")
-            if not name or len(name) > 64:
+            if not name or len(name) > MAX_NAME_LETTERS or not name.isprintable():
                 return None
             values[name] = float(value)
-        return _point(int(at), float(step) if step else None, values) if values and len(values) <= 1000 else None
+        when, where = int(at), float(step) if step else None
+        return _point(when, where, values) if values and len(values) <= MAX_VALUES and when >= 0 else None
     except (ValueError, OverflowError):
         return None
 

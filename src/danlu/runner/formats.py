@@ -67,6 +67,8 @@ class Index(NamedTuple):
     noticed: int = 0
     last_at: int = 0
     bad_metrics: int = 0
+    open: int = 0
+    metrics_noticed: int = 0
 
 
 def pack_index(index: Index) -> bytes:
@@ -83,7 +85,14 @@ def parse_index(data: bytes) -> Index:
         return Index()
     if int(checksum, 16) != zlib.crc32(body):
         raise ValueError("the spool's index is damaged")
-    return Index(*json.loads(body.decode()))
+    fields = json.loads(body.decode())
+    if not isinstance(fields, list) or len(fields) > len(Index._fields) or not all(map(_is_count, fields)):
+        raise ValueError("the spool's index is none: %.200r" % fields)
+    return Index(*fields)
+
+
+def _is_count(field: object) -> bool:
+    return type(field) is int and 0 <= field < 1 << 63
 
 
 def read_index(path: str) -> Index:
@@ -116,7 +125,7 @@ def parse_status(data: bytes) -> List[Dict[str, Any]]:
     for raw in data.split(b"\n")[:-1]:
         try:
             event = json.loads(raw.decode())
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and isinstance(event.get("event"), str):
             events.append(event)
@@ -161,8 +170,17 @@ def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(unfinished, flags, mode)
     try:
-        os.write(descriptor, data)
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(unfinished, path)
+        try:
+            view = memoryview(data)
+            while view:  # a disk that is nearly full takes a part and says so only the next time
+                view = view[os.write(descriptor, view) :]
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(unfinished, path)
+    except OSError:
+        try:
+            os.unlink(unfinished)
+        except FileNotFoundError:
+            pass
+        raise

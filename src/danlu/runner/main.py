@@ -26,6 +26,9 @@ ACTIVE_S, IDLE_S = 0.02, 0.25
 TICK_S = 1.0
 LEFTOVER_GRACE_S = 2.0
 HINT_EVERY_S = 0.02
+LOCK_TRIALS, LOCK_WAIT_S = 50, 0.01
+MAX_NAMED = 100
+STOP_BYTES = 4096
 ALREADY = 3
 
 
@@ -110,8 +113,8 @@ class Runner:
             signal.signal(number, lambda *_: None)
         settled = self.seals.settle(self.order["attempt_id"])
         if settled.newest or settled.set_aside:
-            self.say("resumed", checkpoint=settled.newest, set_aside=settled.set_aside)
-        for name in settled.set_aside:
+            self.say("resumed", checkpoint=settled.newest, set_aside=settled.set_aside[:MAX_NAMED])
+        for name in settled.set_aside[:MAX_NAMED]:
             self.tasks[0].follower.notice(
                 "checkpoint %s was not complete: it was set aside in .danlu/incomplete" % name
             )
@@ -154,21 +157,22 @@ class Runner:
         self.say("started", task=task.name, pid=pid, start_time=formats.start_time(pid))
 
     def loop(self, wake: int, deadline: Optional[float]) -> None:
-        """Follows and waits until every task has ended."""
+        """Follows and waits until every task has ended; once it was asked to end, until nothing of them is left."""
         interval, tick = ACTIVE_S, 0.0
-        while not all(task.done or task.pid is None for task in self.tasks):
+        while not all(task.done or task.pid is None for task in self.tasks) or self.winding_up():
             readable, _, _ = select.select([wake], [], [], interval)
             if readable:
                 os.read(wake, 4096)
             for ended in processes.reap():
                 self.ended(ended)
-            active = False
+            active = behind = False
             for task in self.tasks:
                 active = task.follower.step() or active
+                behind = task.follower.behind or behind
             if active:
                 self.hint()
             # quick while there is output; a quiet job costs four looks a second
-            interval = ACTIVE_S if active else min(IDLE_S, interval * 1.3)
+            interval = 0.0 if behind else ACTIVE_S if active else min(IDLE_S, max(ACTIVE_S, interval * 1.3))
             now = time.monotonic()
             if readable or now - tick >= TICK_S:
                 tick = now
@@ -183,12 +187,18 @@ class Runner:
                     for ended in processes.kill_all():
                         self.ended(ended)
 
+    def winding_up(self) -> bool:
+        """Says whether processes that a task started still use the time that they were given to end."""
+        return self.stopping_until is not None and bool(processes.descendants(os.getpid()))
+
     def look_for_stop(self) -> None:
-        """Reads the stop file, if there is one."""
+        """Reads the stop file, if there is one. What the job has put in its place is none: the server ends it then."""
         try:
-            with open(os.path.join(self.folder, "stop"), "rb") as file:
-                grace_s = float(json.loads(file.read().decode())["grace_s"])
-        except FileNotFoundError:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(os.path.join(self.folder, "stop"), flags)
+            with os.fdopen(descriptor, "rb") as file:
+                grace_s = float(json.loads(file.read(STOP_BYTES).decode())["grace_s"])
+        except (OSError, ValueError, TypeError, KeyError):
             return
         if not self.timed_out:
             self.stopped = True
@@ -210,14 +220,15 @@ class Runner:
             return
         task.done = True
         task.failed = ended.exit_code != 0
-        oom = ended.signal == signal.SIGKILL and self.counters.oom_kills() > self.oom_at_start
+        killed = ended.signal == signal.SIGKILL or ended.exit_code == 128 + signal.SIGKILL  # itself, or a shell's child
+        oom = killed and self.counters.oom_kills() > self.oom_at_start
         peak = self.counters.peak_memory_bytes() or ended.max_rss_bytes
         error = ""
         if oom:
             limit = self.counters.memory_limit_bytes()
             error = "killed by the kernel: it used %s" % size(peak) + (" of its %s" % size(limit) if limit else "")
         elif ended.signal is not None:
-            error = "killed by %s" % signal.Signals(ended.signal).name
+            error = "killed by %s" % processes.signal_name(ended.signal)
         cpu_ns = self.counters.cpu_ns() if len(self.tasks) == 1 else None
         self.exited(task, ended.exit_code, ended.signal, oom, error, peak, cpu_ns or ended.cpu_ns)
         if task.failed and self.stopping_until is None and len(self.tasks) > 1:
@@ -280,9 +291,7 @@ class Runner:
 def run(folder: str, salvage: bool = False) -> int:
     """Runs (or salvages) the attempt in ``folder``; returns 0, or 3 where that is done or being done already."""
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _locked(lock):
         return ALREADY
     _mend_status(os.path.join(folder, "status"))
     events = formats.read_status(os.path.join(folder, "status"))
@@ -298,6 +307,18 @@ def run(folder: str, salvage: bool = False) -> int:
     os.close(lock)
     runner.hint(at_once=True)
     return 0
+
+
+def _locked(lock: int) -> bool:
+    """Takes the lock; a server that looks whether it is free holds it for a moment."""
+    for _ in range(LOCK_TRIALS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_WAIT_S)
+        else:
+            return True
+    return False
 
 
 def _mend_status(path: str) -> None:

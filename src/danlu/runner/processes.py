@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -15,7 +16,6 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional, Set
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-EXEC_FAILED_MARK = b"\0danlu-exec:"
 KILL_ROUNDS = 200
 
 
@@ -65,9 +65,10 @@ def _child(
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it died before the call above
             os._exit(137)
+        for number in range(1, signal.NSIG):  # what the server's parents ignored is not the job's affair
+            if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) is not None:
+                signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
         null = os.open(os.devnull, os.O_RDONLY)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         out, err = os.open(stdout, flags, 0o600), os.open(stderr, flags, 0o600)
@@ -81,7 +82,13 @@ def _child(
         os.chdir(cwd)
         os.execvpe(argv[0], argv, env)
     except OSError as error:
-        os.write(writer, ("%d %s" % (error.errno or 1, error.strerror)).encode())
+        text = error.strerror or repr(error)
+        if error.filename == cwd:
+            text = "its working folder %s: %s" % (cwd, text)
+            error.errno = errno.EACCES
+        os.write(writer, ("%d %s" % (error.errno or 1, text)).encode())
+    except Exception as error:  # noqa: BLE001 - nothing may come back from here
+        os.write(writer, ("1 %r" % error).encode())
     finally:
         os._exit(127)
 
@@ -89,6 +96,8 @@ def _child(
 def _explain(command: str, number: int, text: str, path: str) -> str:
     if number != 2:
         return "cannot execute %s: %s" % (command, text)
+    if "/" in command and os.path.exists(command):
+        return "cannot execute %s: the interpreter in its first line does not exist" % command
     if "/" in command:
         return "command not found: %s (no such file)" % command
     names: Set[str] = set()
@@ -99,6 +108,14 @@ def _explain(command: str, number: int, text: str, path: str) -> str:
             continue
     near = difflib.get_close_matches(command, sorted(names), n=1, cutoff=0.75)
     return "command not found: %s" % command + (" (did you mean %s?)" % near[0] if near else "")
+
+
+def signal_name(number: int) -> str:
+    """Returns SIGKILL for 9; real-time signals have numbers only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "signal %d" % number
 
 
 def reap() -> List[Exit]:
@@ -156,6 +173,7 @@ def send(number: int) -> int:
 def kill_all() -> List[Exit]:
     """Kills every descendant until none is left, and returns those that were reaped."""
     ended: List[Exit] = []
+    _freeze()
     for _ in range(KILL_ROUNDS):
         left = send(signal.SIGKILL)
         ended.extend(reap())
@@ -163,3 +181,14 @@ def kill_all() -> List[Exit]:
             break
         time.sleep(0.005)
     return ended
+
+
+def _freeze() -> None:
+    """Stops every descendant, so that none can start another one while they are killed."""
+    known: Set[int] = set()
+    for _ in range(KILL_ROUNDS):
+        found = set(descendants(os.getpid()))
+        if found <= known:
+            return
+        known |= found
+        send(signal.SIGSTOP)

@@ -28,15 +28,14 @@ from danlu.api import (
     Kind,
     Operation,
 )
-from danlu.blobs.local import storage_full_is_an_error
-from danlu.database.records import PROJECTS
 from danlu.domain.actors import Actor
 from danlu.domain.projects import DEFAULT_PROJECT
 from danlu.domain.validation import invalid_fields
 from danlu.domain.views import Problem
-from danlu.errors import DanluError, InternalError, InvalidRequest, NotFound, TooLarge
+from danlu.errors import DanluError, InternalError, InvalidRequest, NotFound, TooLarge, storage_full_is_an_error
 from danlu.server.auth import BINARY, problem
 from danlu.server.streams import Streams
+from danlu.services import projects
 from danlu.services.access import authorize
 from danlu.services.context import Call, Platform
 
@@ -77,12 +76,10 @@ class Edge:
         actor: Actor = request.state.actor
         authorize(actor, operation.permission)
         name = request.headers.get(PROJECT_HEADER) or actor.project or DEFAULT_PROJECT
-        if actor.sees(name) and name not in self._projects:
-            found = await anyio.to_thread.run_sync(self.platform.database.read, lambda tx: PROJECTS.get(tx, name))
-            if found is not None:
-                self._projects.add(name)  # a project is never removed
-        if not actor.sees(name) or name not in self._projects:
+        known = name in self._projects
+        if not actor.sees(name) or not (known or await anyio.to_thread.run_sync(projects.exists, self.platform, name)):
             raise NotFound(f"there is no project {name[:63]!r}")
+        self._projects.add(name)  # a project is never removed
         return Call(self.platform, actor, name)
 
     def endpoint(self, operation: Operation) -> Endpoint:

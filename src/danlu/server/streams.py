@@ -93,7 +93,7 @@ class Streams:
         return self._answer(self._logs(call, job, query))
 
     async def _logs(self, call: Call, job: str, query: LogsQuery) -> AsyncIterator[bytes]:
-        waiter = Waiter(self._hub, frozenset({"logs"}))
+        waiter = Waiter(self._hub, frozenset({"logs", "jobs"}))
         spoke_at = waiter.now()
         with waiter.listening():
             while not self._ending:

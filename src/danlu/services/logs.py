@@ -25,15 +25,15 @@ CHUNK_BYTES = 512 * 1024
 def read(call: Call, job: str, query: LogsQuery) -> LogPage:
     """Returns a page of a job's log: whole lines, in order per task, at most 512 KiB a task.
 
-    Without ``attempt`` it begins at the newest attempt and goes on to every one that follows; ``done`` then means that
-    the job has ended and everything was read. With ``attempt`` it stays there. An empty page that is not done means:
-    nothing more yet, ask again with its cursor.
+    Without ``attempt`` it begins at ``beginning``, else at the newest attempt, and goes on to every one that follows;
+    ``done`` then means that the job has ended and everything was read. With ``attempt`` it stays there. An empty page
+    that is not done means: nothing more yet, ask again with its cursor.
     """
     found, number, attempt, offsets = _where(call, job, query)
     if attempt is None:
         if query.attempt is not None:
             raise NotFound(f"job {found.name} has no attempt {query.attempt}: it has {found.attempts}")
-        return LogPage(chunks=(), cursor=_cursor(found.attempts or 1, {}), done=not found.live)
+        return LogPage(chunks=(), cursor=_cursor(number, {}), done=not found.live)
     chunks: builtins.list[LogChunk] = []
     complete = attempt.state is AttemptState.ENDED and attempt.collected
     for task in attempt.tasks:
@@ -41,7 +41,8 @@ def read(call: Call, job: str, query: LogsQuery) -> LogPage:
             continue
         key = StreamKey(attempt.project, attempt.id, task.name, LOG)
         if task.name not in offsets:
-            offsets[task.name] = _begin(call, key, query)
+            # what follows is read whole: since and tail say only where the first page begins
+            offsets[task.name] = 0 if query.cursor else _begin(call, key, query)
         data = call.platform.streams.read(key, offsets[task.name], CHUNK_BYTES)
         data = data[: data.rfind(b"\n") + 1]
         if data:
@@ -57,7 +58,8 @@ def read(call: Call, job: str, query: LogsQuery) -> LogPage:
 def _where(call: Call, job: str, query: LogsQuery) -> tuple[Job, int, Attempt | None, dict[str, int]]:
     def work(tx: Transaction) -> tuple[Job, int, Attempt | None, dict[str, int]]:
         found = require(tx, call.project, job)
-        number, offsets = _parse(query.cursor) if query.cursor else (query.attempt or found.attempts or 1, {})
+        first = query.attempt or query.beginning or found.attempts or 1
+        number, offsets = _parse(query.cursor) if query.cursor else (first, {})
         return found, number, ATTEMPTS.get(tx, attempt_id(found.id, number)), offsets
 
     return call.platform.database.read(work)

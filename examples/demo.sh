@@ -29,6 +29,7 @@ import json, sys
 print(next(e["pid"] for e in map(json.loads, open(sys.argv[1])) if e["event"] == "runner"))
 PYTHON
 )
+say 'kill -9 of its runner, as if the machine had failed: the attempt is repeated, from its newest checkpoint'
 show kill -9 "$runner"
 show danlu logs -f "$job"
 

@@ -9,7 +9,9 @@ from time import time_ns as _time_ns
 __version__ = "0.1.0"
 __all__ = ["checkpoint_dir", "latest_checkpoint", "log", "output_dir"]
 
+_MAX_NAME_LETTERS = 64
 _descriptor = -1
+_torn = False
 _warned = False
 
 
@@ -21,22 +23,34 @@ def log(step=None, **values):
 
     Args:
         step: an int or a float that says where in the training this was; optional.
-        **values: numbers, or what ``float()`` takes, such as NumPy scalars and tensors of one element.
+        **values: numbers, or what ``float()`` takes, such as NumPy scalars and tensors of one element. A name has at most 64
+            letters.
 
     Raises:
         TypeError: a value is not a number.
+        ValueError: a name is too long or cannot be printed.
     """
     if _descriptor < 0:
         return _slow_log(step, values)
-    line = "%d\t%s" % (_time_ns(), "" if step is None else step)
+    if step is None:
+        line = "%d\t" % _time_ns()
+    elif type(step) is int:
+        line = "%d\t%d" % (_time_ns(), step)
+    else:
+        line = "%d\t%r" % (_time_ns(), _number("step", step))
     for name, value in values.items():
         if type(value) is not float:
             value = _number(name, value)
+        if len(name) > _MAX_NAME_LETTERS or not name.isprintable():
+            raise ValueError("danlu.log: %.80r is no name: at most 64 letters that can be printed" % name)
         line += "\t%s=%r" % (name, value)
+    line += "\n"
+    data = line.encode()
     try:
-        _os.write(_descriptor, (line + "\n").encode())
+        if _torn or _os.write(_descriptor, data) != len(data):
+            _mend(data)
     except OSError as error:
-        _warn(error)
+        _failed(error)
     return None
 
 
@@ -53,22 +67,37 @@ def _slow_log(step, values):
     try:
         _descriptor = _os.open(path, _os.O_WRONLY | _os.O_APPEND | _os.O_CREAT | getattr(_os, "O_CLOEXEC", 0), 0o600)
     except OSError as error:
-        _warn(error)
+        _failed(error)
         return
     log(step, **values)
 
 
 def _number(name, value):
     try:
+        if isinstance(value, (str, bytes, bytearray)):
+            raise TypeError
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # PyTorch raises the last for more than one element
         raise TypeError(
             "danlu.log: %s is a %s (%.60r), not a number: log numbers only" % (name, type(value).__name__, value)
         ) from None
 
 
-def _warn(error):
-    global _warned
+def _mend(data):
+    """Goes on after a line that a full disk has cut: what there is of it must not run into the next one."""
+    global _torn
+    if _torn:
+        _torn = _os.write(_descriptor, b"\n" + data) != len(data) + 1
+    else:
+        _torn = True
+        _failed(OSError(28, "No space left on device"))
+
+
+def _failed(error):
+    """Says once that metrics are not written. A descriptor that the program has closed is opened again at the next call."""
+    global _descriptor, _warned
+    if error.errno == 9:
+        _descriptor = -1
     if not _warned:
         _warned = True
         import sys

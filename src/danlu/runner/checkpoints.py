@@ -3,8 +3,9 @@
 A checkpoint is an entry at the top of the folder, file or folder, whose name is not hidden and does not end in .tmp, .temp,
 .part or .incomplete. TensorFlow's ``NAME.index`` and ``NAME.data-*`` are one checkpoint, ``NAME``. It is *sealed* once it was
 seen unchanged for two seconds while its program ran, or was found sound by its structure afterwards; the seal holds its
-files' sizes and times. What has a known format and is not sound is moved to ``.danlu/incomplete/``: never deleted, and no
-longer in the way of a program that loads the newest file it sees.
+files' sizes and times. What an earlier attempt left without either proof is never sealed for its age alone. What has a known
+format and is not sound is moved to ``.danlu/incomplete/``: never deleted, and no longer in the way of a program that loads
+the newest file it sees.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import struct
+import sys
 import time
 import zipfile
+import zlib
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from .formats import write_atomically
@@ -24,6 +28,8 @@ SETTLED_NS = 2_000_000_000
 MAX_ENTRIES = 1000
 MAX_FILES = 10_000
 MAX_JSON_BYTES = 64 << 20
+MAX_UNPACKED_BYTES = 1 << 30
+MAX_TEXT_BYTES = 1 << 20
 ZIPS = (".npz", ".keras", ".zip")
 STATE_FILE = "checkpoint"  # TensorFlow's list of checkpoints: not one itself
 
@@ -38,40 +44,65 @@ class Settled(NamedTuple):
 
 
 def candidates(folder: str) -> Dict[str, List[str]]:
-    """Returns each checkpoint's name with the paths of its top entries, at most MAX_ENTRIES."""
+    """Returns each checkpoint's name with the paths of its top entries; of too many those with the highest numbers."""
     found: Dict[str, List[str]] = {}
     try:
-        names = sorted(os.listdir(folder))[: MAX_ENTRIES * 10]
+        names = os.listdir(folder)
     except OSError:
         return found
-    for name in names:
+    if len(names) > MAX_ENTRIES:
+        names = sorted(names, key=_last_number, reverse=True)[:MAX_ENTRIES]
+    for name in sorted(names):
         if name.startswith(".") or name.endswith(UNFINISHED) or name == STATE_FILE or ".tempstate" in name:
             continue
-        if os.path.islink(os.path.join(folder, name)):
+        path = os.path.join(folder, name)
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
             continue
-        match = re.match(r"^(.+)\.(index|data-\d+-of-\d+)$", name)
-        key = match.group(1) if match else name
-        if key in found or len(found) < MAX_ENTRIES:
-            found.setdefault(key, []).append(os.path.join(folder, name))
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            match = re.match(r"^(.+)\.(index|data-\d+-of-\d+)$", name)
+            found.setdefault(match.group(1) if match else name, []).append(path)
     return found
+
+
+def _stem(name: str) -> str:
+    """Returns a name without its ending, whose digits (``.h5``) count nothing."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and re.match(r"^[A-Za-z]\w{0,11}$", ending) else name
+
+
+def _last_number(name: str) -> int:
+    numbers = re.findall(r"\d+", re.sub(r"\.(index|data-\d+-of-\d+)$", "", _stem(name)))
+    return int(numbers[-1][:18]) if numbers else -1
 
 
 def _stamp(paths: List[str]) -> Stamp:
     """Returns (path, size, mtime) of every file of a checkpoint."""
     stamps: Stamp = []
     for path in paths:
-        if os.path.isdir(path):
-            for base, _, names in os.walk(path):
-                for name in sorted(names):
-                    full = os.path.join(base, name)
-                    status = os.lstat(full)
-                    stamps.append([os.path.relpath(full, os.path.dirname(path)), status.st_size, status.st_mtime_ns])
-                    if len(stamps) > MAX_FILES:
-                        return stamps
-        else:
-            status = os.lstat(path)
-            stamps.append([os.path.basename(path), status.st_size, status.st_mtime_ns])
+        top = os.path.dirname(path)
+        for full in _files(path):
+            status = os.lstat(full)
+            stamps.append([os.path.relpath(full, top), status.st_size, status.st_mtime_ns])
     return stamps
+
+
+def _files(path: str) -> List[str]:
+    """Returns the files of an entry, in order, at most MAX_FILES."""
+    if not os.path.isdir(path):
+        return [path]
+    found: List[str] = []
+    for base, folders, names in os.walk(path):
+        folders.sort()
+        found += [os.path.join(base, name) for name in sorted(names)]
+        if len(found) > MAX_FILES:
+            return found[:MAX_FILES]
+    return found
+
+
+def _bytes(stamp: Stamp) -> int:
+    return sum(int(str(entry[1])) for entry in stamp)
 
 
 class Seals:
@@ -81,12 +112,16 @@ class Seals:
         self.folder = folder
         self._path = os.path.join(folder, ".danlu", "sealed.json")
         self._seen: Dict[str, Tuple[Stamp, int]] = {}
-        self.sealed: Dict[str, Stamp] = {}
+        self._doubtful: Dict[str, Stamp] = {}
+        self.sealed: Dict[str, Stamp] = self._load()
+
+    def _load(self) -> Dict[str, Stamp]:
         try:
             with open(self._path, "rb") as file:
-                self.sealed = json.loads(file.read(MAX_JSON_BYTES).decode())
-        except (OSError, ValueError):
-            self.sealed = {}
+                found = json.loads(file.read(MAX_JSON_BYTES).decode())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def watch(self, now: int) -> None:
         """Seals what has not changed for two seconds. Called now and then while the job runs."""
@@ -99,9 +134,12 @@ class Seals:
             known = self._seen.get(name)
             if known is None or known[0] != stamp:
                 self._seen[name] = (stamp, now)
-            elif now - known[1] >= SETTLED_NS and self.sealed.get(name) != stamp and stamp:
-                self.sealed[name] = stamp
-                changed = True
+            elif now - known[1] >= SETTLED_NS and self.sealed.get(name) != stamp and self._doubtful.get(name) != stamp:
+                if _bytes(stamp) and _complete(paths) and all(probe(path, deep=False) is not False for path in paths):
+                    self.sealed[name] = stamp
+                    changed = True
+                else:
+                    self._seen[name] = (stamp, now)  # looked at again in two seconds
         if changed:
             self._store()
 
@@ -114,37 +152,42 @@ class Seals:
         for name, paths in candidates(self.folder).items():
             try:
                 stamp = _stamp(paths)
-                if self.sealed.get(name) == stamp:
+                if self.sealed.get(name) == stamp or not stamp:
                     continue
-                sound = all(probe(path) is not False for path in paths) and _complete(paths)
-                proven = trusted or any(probe(path) for path in paths) or any(os.path.isdir(path) for path in paths)
-                if sound and proven and stamp:
+                verdicts = [probe(path) for path in paths]
+                sound = False not in verdicts and _complete(paths)
+                # of a folder with whole files it is not known whether all of them are there
+                proven = any(verdicts) and not any(os.path.isdir(path) for path in paths)
+                doubtful = self._doubtful.get(name) == stamp
+                if sound and _bytes(stamp) and (proven or (trusted and not doubtful)):
                     self.sealed[name] = stamp
-                elif not sound:
+                elif sound:
+                    self._doubtful[name] = stamp
+                else:
                     self._set_aside(name, paths, attempt_id)
                     aside.append(name)
-            except OSError:
-                continue
+            except OSError as error:
+                print("checkpoint %s cannot be looked at: %s" % (name, error), file=sys.stderr)
         self._store()
         return Settled(self.newest(), aside)
 
     def newest(self) -> Optional[str]:
-        """Returns the newest sealed checkpoint: by the last number in the names if all have one, else by time."""
+        """Returns the newest sealed checkpoint: by the number in the names where they differ in nothing else, or by time."""
         whole = []
         for name, paths in candidates(self.folder).items():
-            stamp = self.sealed.get(name)
+            sealed = self.sealed.get(name)
             try:
-                if stamp and stamp == _stamp(paths):
-                    numbers = re.findall(r"\d+", name)
-                    latest = max(int(str(entry[2])) for entry in stamp)
-                    whole.append((int(numbers[-1]) if numbers else None, latest, name))
+                stamp = _stamp(paths) if sealed else []
             except OSError:
                 continue
+            if stamp and stamp == sealed and _bytes(stamp):
+                whole.append((max(int(str(entry[2])) for entry in stamp), name))
         if not whole:
             return None
-        if all(number is not None for number, _, _ in whole):
-            return os.path.join(self.folder, max(whole, key=lambda w: (w[0] or 0, w[1]))[2])
-        return os.path.join(self.folder, max(whole, key=lambda w: w[1])[2])
+        series = {re.sub(r"\d+", "#", _stem(name)) for _, name in whole}
+        if len(series) == 1 and series.pop().count("#") == 1:
+            return os.path.join(self.folder, max(whole, key=lambda w: (_last_number(w[1]), w[0]))[1])
+        return os.path.join(self.folder, max(whole)[1])
 
     def _set_aside(self, name: str, paths: List[str], attempt_id: str) -> None:
         target = os.path.join(self.folder, ".danlu", "incomplete", attempt_id)
@@ -156,8 +199,11 @@ class Seals:
     def _store(self) -> None:
         if not self.sealed and not os.path.exists(self._path):
             return
-        os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        write_atomically(self._path, json.dumps(self.sealed).encode())
+        try:
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            write_atomically(self._path, json.dumps(self.sealed).encode())
+        except OSError as error:  # a full disk; what is in memory is stored with the next change
+            print("seals of checkpoints cannot be written: %s" % error, file=sys.stderr)
 
 
 def _complete(paths: List[str]) -> bool:
@@ -172,45 +218,52 @@ def _complete(paths: List[str]) -> bool:
     )
 
 
-def probe(path: str) -> Optional[bool]:
-    """Says whether a file is sound by its format: True, False, or None for a format that is not known here."""
+def probe(path: str, deep: bool = True) -> Optional[bool]:
+    """Says whether a file is sound by its format: True, False, or None for a format that is not known here.
+
+    Of a folder it tells whether all of its files are. ``deep``: checksums too, which reads all of it.
+    """
     if os.path.isdir(path):
-        verdicts = []
-        for base, _, names in os.walk(path):
-            verdicts += [probe(os.path.join(base, name)) for name in names[:MAX_FILES]]
-            if len(verdicts) > MAX_FILES:
-                break
+        verdicts = [probe(file, deep) for file in _files(path)]
         return False if False in verdicts else (True if verdicts and all(verdicts) else None)
-    name = path.lower()
     try:
-        size = os.path.getsize(path)
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return None
         with open(path, "rb") as file:
-            head = file.read(16)
-            if name.endswith(ZIPS) or (name.endswith((".pt", ".pth", ".ckpt", ".bin")) and head[:2] == b"PK"):
-                return _zip(path)
-            if name.endswith(".safetensors"):
-                return _safetensors(path, size)
-            if name.endswith((".h5", ".hdf5")):
-                return _hdf5(path, size)
-            if name.endswith(".npy"):
-                return _npy(path, size, head)
-            if name.endswith(".json"):
-                return _json(path, size)
-            if name.endswith((".pkl", ".pickle", ".joblib")) and size:
-                file.seek(-1, os.SEEK_END)
-                return file.read(1) == b"."
-            if name.endswith((".pt", ".pth")):
-                return None if size else False
-    except OSError:
+            return _probe(path, file.read(16), status.st_size, deep)
+    except (OSError, ValueError, struct.error, RecursionError):
         return False
-    return None if size or name.endswith(".txt") else False
 
 
-def _zip(path: str) -> bool:
+def _probe(path: str, head: bytes, size: int, deep: bool) -> Optional[bool]:
+    name = path.lower()
+    if name.endswith(ZIPS) or (name.endswith((".pt", ".pth", ".ckpt", ".bin")) and head[:2] == b"PK"):
+        return _zip(path, deep)
+    if name.endswith(".safetensors"):
+        return _safetensors(path, size)
+    if name.endswith((".h5", ".hdf5")):
+        return _hdf5(path, size)
+    if name.endswith(".npy"):
+        return _npy(path, size, head)
+    if name.endswith(".json"):
+        return _json(path, size)
+    if name.endswith((".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt")) and not size:
+        return False
+    if name.endswith((".pkl", ".pickle")) and head[:1] == b"\x80":
+        with open(path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"."
+    return None
+
+
+def _zip(path: str, deep: bool) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError):
+            unpacked = sum(info.file_size for info in archive.infolist())
+            # what unpacks to far more than it is would keep the attempt from ending
+            return not deep or unpacked > 8 * os.path.getsize(path) + MAX_UNPACKED_BYTES or archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError):
         return False
 
 
@@ -220,7 +273,7 @@ def _safetensors(path: str, size: int) -> bool:
         if size < 8 or length > min(size - 8, 100 << 20):
             return False
         try:
-            header = json.loads(file.read(length).decode())
+            header = dict(json.loads(file.read(length).decode()))
             ends = [int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"]
         except (ValueError, KeyError, TypeError, IndexError):
             return False
@@ -240,21 +293,23 @@ def _hdf5(path: str, size: int) -> bool:
 
 
 def _npy(path: str, size: int, head: bytes) -> bool:
-    if head[:6] != b"\x93NUMPY":
+    if head[:6] != b"\x93NUMPY" or len(head) < 12:
         return False
-    long_form = head[6] >= 2
-    length = int.from_bytes(head[8:12] if long_form else head[8:10], "little")
+    start = 12 if head[6] >= 2 else 10
+    length = int.from_bytes(head[8:start], "little")
     with open(path, "rb") as file:
-        file.seek(12 if long_form else 10)
-        text = file.read(length).decode("latin-1")
+        file.seek(start)
+        text = file.read(min(length, MAX_TEXT_BYTES)).decode("latin-1")
     shape = re.search(r"'shape':\s*\(([^)]*)\)", text)
-    item = re.search(r"'descr':\s*'[<>|=][a-zA-Z](\d+)'", text)
-    if shape is None or item is None:
-        return len(text) == length and None is not shape
-    count = 1
+    if shape is None or size < start + length:
+        return False
+    item = re.search(r"'descr':\s*'[<>|=]([a-zA-Z])(\d+)'", text)
+    if item is None:
+        return True  # objects or records: what follows is not counted
+    count = int(item.group(2)) * (4 if item.group(1) == "U" else 1)
     for part in filter(None, (p.strip() for p in shape.group(1).split(","))):
-        count *= int(part)
-    return size == (12 if long_form else 10) + length + count * int(item.group(1))
+        count *= int(part[:18])
+    return size >= start + length + count
 
 
 def _json(path: str, size: int) -> bool:

@@ -44,6 +44,7 @@ class Task:
         self.pid: Optional[int] = None
         self.done = False
         self.failed = False
+        self.killed = False
 
 
 class Runner:
@@ -123,7 +124,7 @@ class Runner:
             deadline = time.monotonic() + float(self.order["max_time_s"])
         self.look_for_stop()
         for task in self.tasks:
-            if not self.stopped:
+            if self.stopping_until is None:
                 self.start(task, settled.newest)
         self.loop(wake_read, deadline)
         self.finish()
@@ -152,6 +153,7 @@ class Runner:
             task.follower.notice(error)
             task.done = task.failed = True
             self.exited(task, code, None, False, error, None, None)
+            self.end(float(self.order["grace_s"]))  # the others wait for it in vain
             return
         task.pid = pid
         self.say("started", task=task.name, pid=pid, start_time=formats.start_time(pid))
@@ -220,6 +222,7 @@ class Runner:
             return
         task.done = True
         task.failed = ended.exit_code != 0
+        task.killed = ended.exit_code is None
         killed = ended.signal == signal.SIGKILL or ended.exit_code == 128 + signal.SIGKILL  # itself, or a shell's child
         oom = killed and self.counters.oom_kills() > self.oom_at_start
         peak = self.counters.peak_memory_bytes() or ended.max_rss_bytes
@@ -265,7 +268,9 @@ class Runner:
                 time.sleep(0.01)
             processes.kill_all()
         processes.reap()
-        trusted = all(not task.failed for task in self.tasks)
+        # what a program leaves that ended by itself, in good order or because it was asked to, is as it wanted it
+        asked = self.stopping_until is not None and not any(task.killed for task in self.tasks)
+        trusted = asked or not any(task.failed for task in self.tasks)
         self.seals.settle(self.order["attempt_id"], trusted=trusted)
         for task in self.tasks:
             task.follower.drain()

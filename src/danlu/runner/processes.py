@@ -65,9 +65,8 @@ def _child(
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it died before the call above
             os._exit(137)
-        for number in range(1, signal.NSIG):  # what the server's parents ignored is not the job's affair
-            if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) is not None:
-                signal.signal(number, signal.SIG_DFL)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)  # what the server's parents ignored is not the job's affair
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         null = os.open(os.devnull, os.O_RDONLY)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT

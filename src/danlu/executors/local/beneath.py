@@ -19,6 +19,9 @@ def open_folder(root: Path, *parts: str) -> int:
     """Opens a folder below ``root``; the caller closes the descriptor. Raises OSError where there is none."""
     descriptor = os.open(root, FOLDER)
     for part in parts:
+        if "/" in part or part == "..":
+            os.close(descriptor)
+            raise DataDamaged(f"{part!r} names no folder in {root}")
         try:
             inner = os.open(part, FOLDER, dir_fd=descriptor)
         finally:
@@ -27,20 +30,27 @@ def open_folder(root: Path, *parts: str) -> int:
     return descriptor
 
 
-def read(root: Path, *parts: str, max_bytes: int, offset: int = 0) -> bytes:
+def read(root: Path, *parts: str, max_bytes: int, offset: int = 0, ours: bool = False) -> bytes:
     """Returns up to ``max_bytes`` of a file below ``root``.
+
+    Args:
+        root: the attempt's folder.
+        *parts: the path below it.
+        max_bytes: no more is read.
+        offset: where to begin.
+        ours: only the server may have written it; the folder's owner may not.
 
     Raises:
         FileNotFoundError: it is not there.
-        DataDamaged: it is no regular file of the folder's owner.
+        DataDamaged: it is no regular file of the folder's owner, or not the server's.
     """
     folder = open_folder(root, *parts[:-1])
     try:
-        owner = os.fstat(folder).st_uid
+        owners = {os.geteuid()} if ours else {os.geteuid(), os.fstat(folder).st_uid}
         descriptor = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid not in (owner, os.geteuid()) or status.st_nlink != 1:
+            if not stat.S_ISREG(status.st_mode) or status.st_uid not in owners or status.st_nlink != 1:
                 raise DataDamaged(f"{root / Path(*parts)} is no file of this attempt any more")
             return os.pread(descriptor, max_bytes, offset)
         finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -27,9 +26,9 @@ from danlu import __version__
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull
 from danlu.executors.base import Capabilities, Collected, Hint, LaunchOrder, Observation
-from danlu.executors.local import beneath, cgroups, machine, sweep
+from danlu.executors.local import beneath, cgroups, folders, machine, sweep
 from danlu.executors.local.hints import HintSocket
-from danlu.executors.local.observing import Seen, observation
+from danlu.executors.local.observing import TAMPERED, Seen, observation
 from danlu.executors.local.orders import order_file
 from danlu.runner import formats
 
@@ -80,7 +79,7 @@ class LocalExecutor:
             folder.mkdir(mode=0o711, parents=True, exist_ok=True)
             folder.chmod(0o711)
         for leftover in self.attempts.glob(".*"):
-            _remove(leftover)
+            folders.remove(leftover)
         self._install_sdk()
         self._hints.start()
 
@@ -105,7 +104,7 @@ class LocalExecutor:
         try:
             if not folder.exists():
                 self._prepare(order, folder)
-            if not _begun(folder):
+            if not folders.begun(folder):
                 self._start_runner(folder, order)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -159,13 +158,13 @@ class LocalExecutor:
         folder = self._folder(attempt_id)
         if not folder.exists():
             return
-        if not _lock_is_free(folder) or (_begun(folder) and Seen(folder).ended() is None):
+        if not folders.lock_is_free(folder) or (folders.begun(folder) and Seen(folder).ended() is None):
             return
         self._clean(attempt_id)
         gone = folder.with_name(f".gone-{attempt_id}")
         with contextlib.suppress(FileNotFoundError):
             folder.rename(gone)
-        _remove(gone)
+        folders.remove(gone)
         group = self._group(attempt_id)
         if group is not None:
             group.remove()
@@ -231,7 +230,7 @@ class LocalExecutor:
 
     def _prepare(self, order: LaunchOrder, folder: Path) -> None:
         unfinished = folder.with_name(f".new-{folder.name}")
-        _remove(unfinished)
+        folders.remove(unfinished)
         unfinished.mkdir(mode=0o700)
         for name in ("work", "outputs", "tmp"):
             (unfinished / name).mkdir(mode=0o700)
@@ -250,7 +249,7 @@ class LocalExecutor:
             formats.write_atomically(str(unfinished / name), text.encode())
         uid = self._uid(order)
         if uid is not None:
-            _give(unfinished, uid)
+            folders.give(unfinished, uid)
             os.chown(checkpoint, uid, uid)
         unfinished.rename(folder)
 
@@ -276,12 +275,12 @@ class LocalExecutor:
             self._clean(folder.name)
             if answer.get("rejected"):
                 folder.rename(folder.with_name(f".gone-{folder.name}"))
-                _remove(folder.with_name(f".gone-{folder.name}"))
+                folders.remove(folder.with_name(f".gone-{folder.name}"))
                 raise LaunchRejected(answer["error"])
             raise ExecutorUnavailable(answer["error"])
         formats.write_atomically(str(folder / "launched.json"), json.dumps(answer).encode(), 0o644)
         until = time.monotonic() + START_TIMEOUT_S
-        while not _begun(folder):
+        while not folders.begun(folder):
             if time.monotonic() > until:
                 raise ExecutorUnavailable(f"the runner of {folder.name} did not begin within {START_TIMEOUT_S:.0f} s")
             time.sleep(0.002)
@@ -331,7 +330,7 @@ class LocalExecutor:
         with self._lock:
             launching = attempt_id in self._launching
         seen.refresh()
-        if seen.ended() is None and not launching and _lock_is_free(seen.folder):
+        if seen.ended() is None and not launching and folders.lock_is_free(seen.folder):
             seen.refresh()  # it may have ended between the two looks
             if seen.ended() is None:
                 if not seen.events:
@@ -346,7 +345,7 @@ class LocalExecutor:
                     return seen.running("its runner was killed; what it wrote is being saved")
                 return seen.unreadable("its runner was killed, and what it wrote could not be read")
         if seen.ended() is not None and not seen.clean:
-            if not _lock_is_free(seen.folder) or not self._clean(attempt_id):
+            if not folders.lock_is_free(seen.folder) or not self._clean(attempt_id):
                 return seen.running("it has ended, but some of its processes cannot be killed yet")
             seen.clean = True
         return observation(seen)
@@ -368,17 +367,17 @@ class LocalExecutor:
         """Copies what jobs may import (danlu.log and the runner) to a folder that holds nothing else."""
         target = self._sdk / "danlu"
         fresh = self._sdk.with_name(f".{self._sdk.name}.{os.getpid()}")
-        _remove(fresh)
+        folders.remove(fresh)
         (fresh / "danlu" / "runner").mkdir(parents=True)
         shutil.copyfile(PACKAGE / "__init__.py", fresh / "danlu" / "__init__.py")
         for source in sorted((PACKAGE / "runner").glob("*.py")):
             shutil.copyfile(source, fresh / "danlu" / "runner" / source.name)
         for path in [fresh.parent, fresh, *fresh.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
-        if target.exists() and _same(target, fresh / "danlu"):
-            _remove(fresh)
+        if target.exists() and folders.same(target, fresh / "danlu"):
+            folders.remove(fresh)
             return
-        _remove(self._sdk)
+        folders.remove(self._sdk)
         fresh.rename(self._sdk)
 
 
@@ -387,64 +386,3 @@ def _own_groups() -> str:
         return Path("/proc/self/cgroup").read_text()
     except OSError:
         return ""
-
-
-def _tasks(folder: Path) -> list[str]:
-    try:
-        order = json.loads(beneath.read(folder, "order.json", max_bytes=64 << 20))
-    except FileNotFoundError:
-        return []
-    return [str(task["name"]) for task in order["tasks"]]
-
-
-def _begun(folder: Path) -> bool:
-    """Whether a runner has ever spoken in this folder."""
-    try:
-        return bool(formats.parse_status(beneath.read(folder, "status", max_bytes=4096)))
-    except FileNotFoundError:
-        return False
-
-
-def _lock_is_free(folder: Path) -> bool:
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def _give(folder: Path, uid: int) -> None:
-    for base, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            os.chown(Path(base) / name, uid, uid, follow_symlinks=False)
-    os.chown(folder, uid, uid)
-
-
-def _same(one: Path, other: Path) -> bool:
-    def content(folder: Path) -> dict[str, bytes]:
-        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.py")}
-
-    return content(one) == content(other)
-
-
-def _remove(folder: Path) -> None:
-    """Removes a tree whatever its modes; links in it are not followed. Absent is success."""
-
-    def opened(function: Callable[[str], object], path: str, _error: object) -> None:
-        with contextlib.suppress(OSError):
-            Path(path).parent.chmod(0o700)
-            Path(path).chmod(0o700)
-            function(path)
-
-    if folder.is_symlink() or folder.is_file():
-        folder.unlink(missing_ok=True)
-    elif folder.exists():
-        shutil.rmtree(folder, onerror=opened)
-        shutil.rmtree(folder, ignore_errors=True)

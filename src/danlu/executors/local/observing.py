@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from danlu.domain.jobs import Task
+from danlu.errors import DanluError, DataDamaged
 from danlu.executors.base import Observation, Phase
 from danlu.executors.local import beneath
 from danlu.runner import formats
 
 MAX_ORDER_BYTES = 64 << 20
+TAMPERED = (DanluError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What reading a folder raises whose owner may have written anything into it. It must not reach other attempts."""
 
 
 class Seen:
@@ -53,21 +56,20 @@ class Seen:
         return self._last("ended")
 
     def order(self) -> dict[str, Any]:
-        """Returns the order that the attempt was launched with."""
+        """Returns the order that the attempt was launched with; raises DataDamaged where the job has put another there."""
         if self._order is None:
-            self._order = json.loads(beneath.read(self.folder, "order.json", max_bytes=MAX_ORDER_BYTES))
+            order = json.loads(beneath.read(self.folder, "order.json", max_bytes=MAX_ORDER_BYTES, ours=True))
+            if order["attempt_id"] != self.folder.name:
+                raise DataDamaged(f"{self.folder} has the order of {order['attempt_id']}")
+            self._order = order
         return self._order
-
-    def checkpoint(self) -> Path:
-        """Returns the folder of the job's checkpoints."""
-        return Path(str(self.order()["checkpoint_dir"]))
 
     def limits(self) -> tuple[str, ...]:
         """Returns what the launcher said is in force."""
         try:
-            said = json.loads(beneath.read(self.folder, "launched.json", max_bytes=65_536))
-        except (FileNotFoundError, ValueError):
-            return ()
+            said = json.loads(beneath.read(self.folder, "launched.json", max_bytes=65_536, ours=True))
+        except (OSError, ValueError, DataDamaged):
+            return ()  # nothing is claimed that cannot be shown
         return tuple(str(name) for name in said.get("limits", ()))
 
     def running(self, message: str) -> Observation:

@@ -1,0 +1,91 @@
+"""The folders of attempts: begun or not, held or free, given to the job's user, removed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from danlu.domain.ids import is_id, job_of_attempt
+from danlu.errors import DanluError, InvalidRequest, LaunchRejected
+from danlu.executors.base import LaunchOrder
+from danlu.executors.local import beneath
+from danlu.runner import formats
+
+_TASK = re.compile(r"[a-z0-9]([-a-z0-9]{0,77}[a-z0-9])?")
+
+
+def checked(attempt_id: str) -> str:
+    """Returns an attempt's id; raises InvalidRequest where it is none, and might lead elsewhere as a path."""
+    try:
+        job_of_attempt(attempt_id)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+    return attempt_id
+
+
+def check(order: LaunchOrder) -> None:
+    """Raises LaunchRejected where a name of the order that becomes a path is none."""
+    owner = order.job.checkpoint_owner
+    if not is_id(owner, owner[:1]):
+        raise LaunchRejected(f"{owner!r} owns no checkpoints: it is not a job's id")
+    for task in order.attempt.tasks:
+        if not _TASK.fullmatch(task.name):
+            raise LaunchRejected(f"{task.name!r} cannot be a task's name")
+
+
+def begun(folder: Path) -> bool:
+    """Whether a runner has ever spoken in this folder."""
+    try:
+        return bool(formats.parse_status(beneath.read(folder, "status", max_bytes=4096)))
+    except FileNotFoundError:
+        return False
+
+
+def lock_is_free(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def give(folder: Path, uid: int) -> None:
+    for base, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            os.chown(Path(base) / name, uid, uid, follow_symlinks=False)
+    os.chown(folder, uid, uid)
+
+
+def same(one: Path, other: Path) -> bool:
+    def content(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.py")}
+
+    return content(one) == content(other)
+
+
+def remove(folder: Path) -> None:
+    """Removes a tree whatever its modes; links in it are not followed. Absent is success."""
+
+    def opened(function: Callable[[str], object], path: str, _error: object) -> None:
+        with contextlib.suppress(OSError):
+            Path(path).parent.chmod(0o700)
+            Path(path).chmod(0o700)
+            function(path)
+
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink(missing_ok=True)
+    elif folder.exists():
+        shutil.rmtree(folder, onerror=opened)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -46,12 +46,25 @@ class Broken(AssertionError):
 
 
 @dataclass
-class SimulatedClock:
+class Time:
+    """What time it really is."""
+
     at: int = START
 
     def now(self) -> int:
         self.at += 1000  # time goes on
         return self.at
+
+
+@dataclass
+class SimulatedClock:
+    """What the server's machine believes."""
+
+    time: Time
+    wrong_by: int = 0
+
+    def now(self) -> int:
+        return self.time.now() + self.wrong_by
 
 
 @dataclass
@@ -144,7 +157,8 @@ class World:
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
-        self.clock = SimulatedClock()
+        self.true_time = Time()
+        self.clock = SimulatedClock(self.true_time)
         path = self.folder / f"{self.seed}.db"
         shutil.copyfile(self.template, path)
         real = Database.open(f"sqlite:///{path}")
@@ -153,7 +167,7 @@ class World:
         store = self.folder / f"{self.seed}"
         self.streams = Streams(store)
         self.blobs = LocalBlobs(store)
-        self.executor = self.parts.executor(NODES, self.clock, self.random)
+        self.executor = self.parts.executor(NODES, self.true_time, self.random)
         self.builder = SimulatedBuilder(self.random)
         facts = PlatformFacts(home="", started_at=START, isolation="", host_environment=True)
         self.platform = Platform(
@@ -173,7 +187,11 @@ class World:
         PROJECTS.add(tx, Project(id="default", project="default", number=0, created_at=now, updated_at=now))
 
     def restart(self) -> None:
-        """The server begins anew: nothing but the database, the blobs and the executor's world goes on."""
+        """The server begins anew: nothing but the database, the blobs and the executor's world goes on.
+
+        Somebody may have set the machine's clock meanwhile.
+        """
+        self.clock.wrong_by += int(self.random.choices([0, 600, -600], weights=[8, 1, 1])[0] * SECOND)
         self.tasks.clear()
         spawn = self.tasks.append
         hub = self.platform.hub
@@ -220,7 +238,7 @@ class World:
         self.check()
 
     def time(self) -> None:
-        self.clock.at += int(self.random.choice([0.01, 0.1, 1.0, 5.0]) * SECOND)
+        self.true_time.at += int(self.random.choice([0.01, 0.1, 1.0, 5.0]) * SECOND)
 
     def controller(self, name: str | None = None) -> None:
         name = name or self.random.choice(list(self.controllers))
@@ -321,7 +339,7 @@ class World:
             while self.tasks:
                 self.task()
                 self.check()
-            self.clock.at += SECOND
+            self.true_time.at += 10 * SECOND
             found = self.real.read(lambda tx: JOBS.find(tx, limit=10_000))
             uncollected = self.real.read(lambda tx: queries.uncollected_attempts(tx, 10_000))
             if not any(job.live for job in found) and not uncollected and not self.executor.processes:

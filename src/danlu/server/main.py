@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ from danlu.runner import formats
 from danlu.server import app as edge
 from danlu.server import keys
 from danlu.server.auth import Gate
+from danlu.server.clock import SystemClock
 from danlu.services import platform as platform_service
 from danlu.services.access import attempt_token, digest
 from danlu.services.context import Hub, Platform, PlatformFacts
@@ -53,20 +53,6 @@ WORKERS: Final = 8
 LOOPS_END_S: Final = 10.0
 GRACEFUL_S: Final = 3
 BACKLOG: Final = 512
-
-
-class SystemClock:
-    """The machine's time, which never runs backwards while the server lives."""
-
-    def __init__(self) -> None:
-        self._last = 0
-        self._lock = threading.Lock()
-
-    def now(self) -> int:
-        """See Clock."""
-        with self._lock:
-            self._last = max(self._last, time.time_ns())
-            return self._last
 
 
 class Workers:

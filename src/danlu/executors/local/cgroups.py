@@ -8,6 +8,8 @@ A controller that cannot be used is absent: its limit is then not set, and not c
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import signal
 import time
@@ -19,6 +21,8 @@ CONTROLLERS: Final = ("memory", "cpu", "cpuacct", "pids")
 KILL_ROUNDS: Final = 400
 CPU_PERIOD_US: Final = 100_000
 MAX_PROCESSES: Final = 16_384
+OURS: Final = "danlu"
+ASIDE: Final = "danlu-aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Tree:
 
     def group(self, name: str) -> Group:
         """Returns the group of that name; it need not exist."""
-        return Group(self.version, {controller: base / "danlu" / name for controller, base in self.bases.items()})
+        return Group(self.version, {controller: base / OURS / name for controller, base in self.bases.items()})
 
 
 def detect(root: Path, own: str) -> Tree | None:
@@ -100,12 +104,20 @@ class Group:
         return tuple(force)
 
     def _hand_on(self, folder: Path) -> None:
-        base = folder.parent.parent
-        folder.parent.mkdir(mode=0o755, exist_ok=True)
-        for parent in (base, folder.parent):
+        """Hands the controllers down from the base to the folder's parent (version 2)."""
+        above = list(itertools.takewhile(lambda parent: parent.name != OURS, folder.parents))
+        ours = folder.parents[len(above)]
+        for parent in (ours.parent, ours, *reversed(above)):
+            parent.mkdir(mode=0o755, exist_ok=True)
             for name in self.folders:
-                with contextlib.suppress(OSError):
-                    (parent / "cgroup.subtree_control").write_text(f"+{name}")
+                try:
+                    write(parent / "cgroup.subtree_control", f"+{name}")
+                except OSError as error:
+                    if error.errno != errno.EBUSY:
+                        continue  # without this one; its limit is then not claimed
+                    _make_way(parent)
+                    with contextlib.suppress(OSError):
+                        write(parent / "cgroup.subtree_control", f"+{name}")
 
     def _limit_memory(self, limit: int) -> bool:
         if self.version == 1:
@@ -129,7 +141,7 @@ class Group:
         if folder is None:
             return False
         try:
-            (folder / name).write_text(text)
+            write(folder / name, text)
         except OSError:
             return False
         return True
@@ -154,10 +166,11 @@ class Group:
                 found.update(int(line) for line in (folder / "cgroup.procs").read_text().split())
         return found - {0}
 
-    def kill(self, *, spare: int = 0) -> bool:
-        """Kills every process in it but ``spare`` until none is left; returns whether none is."""
+    def kill(self) -> bool:
+        """Kills every process in it until none is left; returns whether none is. Nothing can be started in it meanwhile."""
+        self._write("pids", "pids.max", "0")  # create() lifts it again
         for _ in range(KILL_ROUNDS):
-            left = self.processes() - {spare}
+            left = self.processes()
             if not left:
                 return True
             for pid in left:
@@ -178,3 +191,22 @@ class Group:
                     time.sleep(0.005)
                 else:
                     break
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a control file, which must be there: in a folder that is no control group, nothing is made."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _make_way(folder: Path) -> None:
+    """Moves the processes of a folder to one below it: where processes are, no controller can be handed on."""
+    aside = folder / ASIDE
+    with contextlib.suppress(OSError):
+        aside.mkdir(mode=0o755, exist_ok=True)
+        for pid in (folder / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):  # it has ended
+                write(aside / "cgroup.procs", pid)

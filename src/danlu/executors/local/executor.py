@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +32,8 @@ from danlu.executors.local.orders import order_file
 from danlu.runner import formats
 
 START_TIMEOUT_S: Final = 20.0
+SALVAGES: Final = 3
+NOTICES_BYTES: Final = 1 << 20
 PACKAGE: Final = Path(__file__).resolve().parents[2]
 
 
@@ -68,9 +69,13 @@ class LocalExecutor:
         self._lock = threading.Lock()
         self._seen: dict[str, Seen] = {}
         self._sdk = config.home / "sdk" / __version__
-        limits = self._tree is not None
+        bases = {} if self._tree is None else self._tree.bases
         self.capabilities = Capabilities(
-            name="local", memory_limit=limits, cpu_limit=limits, separate_users=self._root, host_environment=True
+            name="local",
+            memory_limit="memory" in bases,
+            cpu_limit="cpu" in bases,
+            separate_users=self._root,
+            host_environment=True,
         )
 
     def start(self) -> None:
@@ -97,6 +102,7 @@ class LocalExecutor:
         """See Executor."""
         attempt_id = order.attempt.id
         folder = self._folder(attempt_id)
+        folders.check(order)
         with self._lock:
             if attempt_id in self._launching:
                 return
@@ -125,8 +131,9 @@ class LocalExecutor:
             seen = self._seen.setdefault(folder.name, Seen(folder))
             try:
                 one = self._look(seen)
-            except (DanluError, OSError, ValueError) as error:
-                one = seen.unreadable(str(error))
+            except TAMPERED as error:
+                cleaned = self._clean(folder.name)
+                one = seen.unreadable(str(error)) if cleaned else seen.running(f"its folder cannot be read: {error}")
             if one is not None:
                 found.append(one)
         for gone in set(self._seen) - present:
@@ -143,22 +150,20 @@ class LocalExecutor:
         except OSError:  # the disk is full, or the job has put something in the way: it does not get its grace
             self._clean(attempt_id)
             return
-        runner = Seen(folder).runner()
+        try:
+            runner = Seen(folder).runner()
+        except TAMPERED:
+            self._clean(attempt_id)
+            return
         if runner is not None:
-            with contextlib.suppress(ProcessLookupError):
-                descriptor = os.pidfd_open(runner["pid"])
-                try:
-                    if formats.start_time(runner["pid"]) == runner["start_time"]:
-                        signal.pidfd_send_signal(descriptor, signal.SIGUSR1)
-                finally:
-                    os.close(descriptor)
+            sweep.wake(runner, folder.stat().st_uid)
 
     def forget(self, attempt_id: str) -> None:
         """See Executor."""
         folder = self._folder(attempt_id)
         if not folder.exists():
             return
-        if not folders.lock_is_free(folder) or (folders.begun(folder) and Seen(folder).ended() is None):
+        if not self._is_over(folder):
             return
         self._clean(attempt_id)
         gone = folder.with_name(f".gone-{attempt_id}")
@@ -170,18 +175,33 @@ class LocalExecutor:
             group.remove()
         self._seen.pop(attempt_id, None)
 
+    def _is_over(self, folder: Path) -> bool:
+        seen = self._seen.get(folder.name, Seen(folder))
+        if seen.lost:
+            return True
+        try:
+            seen.refresh()
+            return folders.lock_is_free(folder) and (seen.ended() is not None or not folders.begun(folder))
+        except TAMPERED:
+            return False  # observe() will find out, and end it
+
     # Spools
 
     def pending(self, attempt_id: str, *, max_bytes: int) -> Iterable[Collected]:
         """See Spools."""
         folder = self._folder(attempt_id)
-        for task in _tasks(folder):
+        try:
+            order = self._seen.get(attempt_id, Seen(folder)).order()
+        except FileNotFoundError:
+            return
+        most = int(order["log_limit_bytes"]) + NOTICES_BYTES  # the index is the job's user's own
+        for task in [str(task["name"]) for task in order["tasks"]]:
             try:
                 index = formats.parse_index(beneath.read(folder, task, "spool", "index", max_bytes=formats.INDEX_BYTES))
                 names = beneath.names(folder, task, "spool")
             except FileNotFoundError:
                 continue
-            for stream, end in ((formats.LOG, index.log), (formats.METRICS, index.metrics)):
+            for stream, end in ((formats.LOG, min(index.log, most)), (formats.METRICS, min(index.metrics, most))):
                 files = sorted(
                     name for name in names if name.startswith(f"{stream}.") and name[len(stream) + 1 :].isdigit()
                 )
@@ -223,7 +243,7 @@ class LocalExecutor:
     # launching
 
     def _folder(self, attempt_id: str) -> Path:
-        return self.attempts / attempt_id
+        return self.attempts / folders.checked(attempt_id)
 
     def _uid(self, order: LaunchOrder) -> int | None:
         return self.config.uid_base + order.project_number if self._root else None
@@ -231,6 +251,14 @@ class LocalExecutor:
     def _prepare(self, order: LaunchOrder, folder: Path) -> None:
         unfinished = folder.with_name(f".new-{folder.name}")
         folders.remove(unfinished)
+        try:
+            self._fill(order, folder, unfinished)
+            unfinished.rename(folder)
+        except (OSError, DanluError):
+            folders.remove(unfinished)  # on a full disk that is what makes room again
+            raise
+
+    def _fill(self, order: LaunchOrder, folder: Path, unfinished: Path) -> None:
         unfinished.mkdir(mode=0o700)
         for name in ("work", "outputs", "tmp"):
             (unfinished / name).mkdir(mode=0o700)
@@ -251,7 +279,6 @@ class LocalExecutor:
         if uid is not None:
             folders.give(unfinished, uid)
             os.chown(checkpoint, uid, uid)
-        unfinished.rename(folder)
 
     def _start_runner(self, folder: Path, order: LaunchOrder) -> None:
         spec = order.job.spec
@@ -279,11 +306,10 @@ class LocalExecutor:
                 raise LaunchRejected(answer["error"])
             raise ExecutorUnavailable(answer["error"])
         formats.write_atomically(str(folder / "launched.json"), json.dumps(answer).encode(), 0o644)
-        until = time.monotonic() + START_TIMEOUT_S
-        while not folders.begun(folder):
-            if time.monotonic() > until:
-                raise ExecutorUnavailable(f"the runner of {folder.name} did not begin within {START_TIMEOUT_S:.0f} s")
-            time.sleep(0.002)
+        if not _until(int(answer["pid"]), lambda: folders.begun(folder)):
+            if os.statvfs(folder).f_bavail == 0:
+                raise StorageFull(f"no room to start {folder.name}")
+            raise ExecutorUnavailable(f"the runner of {folder.name} did not begin")
 
     def _run_launcher(
         self,
@@ -336,12 +362,9 @@ class LocalExecutor:
                 if not seen.events:
                     return None  # made ready but never started: as if it were not there; launch() goes on with it
                 self._clean(attempt_id)
-                if seen.salvages < 3:
+                if seen.salvages < SALVAGES:
                     seen.salvages += 1
-                    uid = seen.folder.stat().st_uid if self._root else None
-                    self._run_launcher(
-                        seen.folder, uid, roots=[], limits=[], checkpoint=seen.checkpoint(), salvage=True
-                    )
+                    self._salvage(seen.folder)
                     return seen.running("its runner was killed; what it wrote is being saved")
                 return seen.unreadable("its runner was killed, and what it wrote could not be read")
         if seen.ended() is not None and not seen.clean:
@@ -349,6 +372,13 @@ class LocalExecutor:
                 return seen.running("it has ended, but some of its processes cannot be killed yet")
             seen.clean = True
         return observation(seen)
+
+    def _salvage(self, folder: Path) -> None:
+        uid = folder.stat().st_uid if self._root else None
+        with contextlib.suppress(ExecutorUnavailable):  # the next look tries it again
+            answer = self._run_launcher(folder, uid, roots=[], limits=[], checkpoint=None, salvage=True)
+            if "pid" in answer:  # until it holds the lock, the next look would take it for what is left and kill it
+                _until(int(answer["pid"]), lambda: not folders.lock_is_free(folder))
 
     def _clean(self, attempt_id: str) -> bool:
         """Kills whatever is left of an attempt; returns whether nothing is."""
@@ -386,3 +416,13 @@ def _own_groups() -> str:
         return Path("/proc/self/cgroup").read_text()
     except OSError:
         return ""
+
+
+def _until(pid: int, condition: Callable[[], bool]) -> bool:
+    """Waits for something that a process does; returns whether it came true before the process ended or time was over."""
+    until = time.monotonic() + START_TIMEOUT_S
+    while not condition():
+        if formats.start_time(pid) is None or time.monotonic() > until:
+            return condition()
+        time.sleep(0.002)
+    return True

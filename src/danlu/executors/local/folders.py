@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from danlu.domain.ids import is_id, job_of_attempt
-from danlu.errors import DanluError, InvalidRequest, LaunchRejected
+from danlu.errors import DataDamaged, InvalidRequest, LaunchRejected
 from danlu.executors.base import LaunchOrder
 from danlu.executors.local import beneath
 from danlu.runner import formats
@@ -39,17 +39,20 @@ def check(order: LaunchOrder) -> None:
 
 
 def begun(folder: Path) -> bool:
-    """Whether a runner has ever spoken in this folder."""
+    """Whether a runner has ever spoken in this folder, or something stands where it would speak."""
     try:
         return bool(formats.parse_status(beneath.read(folder, "status", max_bytes=4096)))
     except FileNotFoundError:
         return False
+    except (OSError, DataDamaged):
+        return True
 
 
 def lock_is_free(folder: Path) -> bool:
+    """Whether no runner holds the attempt's lock. What a job has put in its place is held by none."""
     try:
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,13 +65,18 @@ def lock_is_free(folder: Path) -> bool:
 
 
 def give(folder: Path, uid: int) -> None:
-    for base, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
+    """Makes a tree the job's user's own; ``order.json`` stays the server's, which believes it later."""
+    for base, names, files in os.walk(folder):
+        for name in [*names, *files]:
             os.chown(Path(base) / name, uid, uid, follow_symlinks=False)
+    os.chown(folder / "order.json", os.geteuid(), os.getegid())
+    (folder / "order.json").chmod(0o644)
     os.chown(folder, uid, uid)
 
 
 def same(one: Path, other: Path) -> bool:
+    """Whether two folders have the same modules."""
+
     def content(folder: Path) -> dict[str, bytes]:
         return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.py")}
 
@@ -79,6 +87,8 @@ def remove(folder: Path) -> None:
     """Removes a tree whatever its modes; links in it are not followed. Absent is success."""
 
     def opened(function: Callable[[str], object], path: str, _error: object) -> None:
+        if os.geteuid() == 0:
+            return  # no mode stops it, and what lies there may have become a link to anything
         with contextlib.suppress(OSError):
             Path(path).parent.chmod(0o700)
             Path(path).chmod(0o700)

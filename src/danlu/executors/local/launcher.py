@@ -1,8 +1,9 @@
 """From the server to the runner: joins the control groups, opens what the job must see, drops privileges, becomes it.
 
 Started as a program of its own (``python -I -S launcher.py``, its configuration as JSON on standard input), because a server
-with threads must not fork and go on in Python. It answers on standard output with one JSON line, ``{"limits": [...]}`` or
-``{"error": ..., "rejected": true or false}``, and is gone; the runner goes on as nobody's child.
+with threads must not fork and go on in Python. It answers on standard output with one JSON line,
+``{"limits": [...], "pid": the runner's}`` or ``{"error": ..., "rejected": true or false}``, and is gone; the runner goes on
+as nobody's child.
 
 Where a folder on the way to what the job needs is closed to the job's user (a home folder of mode 0700, with the interpreter
 in it), a small empty file system is mounted over the topmost closed folder, in this attempt's own mount namespace, and only
@@ -151,7 +152,7 @@ def main() -> int:
     log = os.open(os.path.join(config["folder"], "runner.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
-    _answer(answer, {"limits": force})
+    _answer(answer, {"limits": force, "pid": os.getpid()})
     return runner.run(config["folder"], salvage=config["salvage"])
 
 

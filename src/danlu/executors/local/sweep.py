@@ -6,7 +6,9 @@ import contextlib
 import os
 import signal
 import time
-from typing import Final
+from typing import Any, Final
+
+from danlu.runner import formats
 
 ROUNDS: Final = 200
 
@@ -34,3 +36,25 @@ def kill_marked(attempt_id: str) -> bool:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     return False
+
+
+def wake(runner: dict[str, Any], uid: int) -> None:
+    """Sends SIGUSR1 to the runner that a status names, if it is there and is this user's.
+
+    The status was written by the job's user: the process that it names may be any, the server included.
+    """
+    pid = runner.get("pid")
+    if type(pid) is not int or pid <= 1:
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if formats.start_time(pid) == runner.get("start_time") and _user(pid) == uid:
+                signal.pidfd_send_signal(descriptor, signal.SIGUSR1)
+        finally:
+            os.close(descriptor)
+
+
+def _user(pid: int) -> int:
+    with open(f"/proc/{pid}/status", "rb") as file:  # the owner of /proc/PID is root's for what has changed its user
+        return next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))

@@ -28,7 +28,8 @@ METRICS = [
     ("\x1b[1m32/32\x1b[0m \x1b[32m━━━━\x1b[0m 0s 2ms/step - loss: 0.5", None, {"loss": 0.5}),
     ("{'loss': 0.5, 'learning_rate': 1e-05, 'epoch': 1.5}", 1.5, {"loss": 0.5, "learning_rate": 1e-05}),
     ('{"step": 4, "loss": 0.25}', 4.0, {"loss": 0.25}),
-    ("INFO:tensorflow:loss = 0.5, step = 100 (0.2 sec)", 100.0, {}),
+    ("INFO:tensorflow:loss = 0.5, step = 100 (0.2 sec)", 100.0, {"loss": 0.5}),
+    ("INFO:root:loss: 0.5", None, {"loss": 0.5}),
     ("I1123 10:00:00.123456 140 train.py:12] loss = 0.5, step = 100", 100.0, {"loss": 0.5}),
     ("2024-01-01 12:30:45,123 INFO train: loss=0.5 | acc=0.1", None, {"loss": 0.5, "acc": 0.1}),
     ("accuracy: 95%", None, {"accuracy": 95.0}),
@@ -42,6 +43,7 @@ NOTHING = [
     "", "hello", "12:30:45", "eta: 0:00:05", "at 2024-01-01T12:30:45Z", "http://host:80/", "see http://host:8080/x?a=b",
     "file.py:12: error", "{'loss': 'high'}", "loss: high", "loss: infinite", "loss=nano", "time=0.5s", "x: 1,234.5",
     "shape: (3, 4)", "a == 3", "loss:", "= 3", ": 3", "x: 0x1f", "version: 1.2.3", "Collecting numpy==1.26.4",
+    "train.py:12 begins", "train.py:main:12 begins", "localhost:8080/",
     "uid=0(root) gid=0(root)", "🙂: 3", "loss: 1_000",
 ]  # fmt: skip
 

@@ -123,19 +123,21 @@ def test_a_backup_is_made_while_the_database_is_in_use(tmp_path: Path) -> None:
     database = Database.open(f"sqlite:///{path}")
     try:
         ids = Ids()
-        jobs = [make_job(ids()) for _ in range(3)]
+        jobs = [make_job(ids()) for _ in range(5)]
         for number, job in enumerate(jobs):
             database.write(lambda tx, job=job: JOBS.add(tx, job))  # type: ignore[misc]
-            made = sqlite_file.backup(path, folder, now=NOW + number * SECOND, kept=2)
+            day = 0 if number < 1 else 86_400
+            made = sqlite_file.backup(path, folder, now=NOW + (day + number) * SECOND)
             assert made is not None
     finally:
         database.close()
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["danlu-20231114T221321Z.db", "danlu-20231114T221322Z.db"], "the newest two, and nothing unfinished"
+    newest = ["danlu-20231115T221322Z.db", "danlu-20231115T221323Z.db", "danlu-20231115T221324Z.db"]
+    assert names == ["danlu-20231114T221320Z.db", *newest], "the newest, one of the day before, nothing unfinished"
     assert folder.stat().st_mode & 0o077 == 0
     check(folder / names[0])
     restored = Database.open(f"sqlite:///{folder / names[0]}")
     try:
-        assert restored.read(lambda tx: JOBS.find(tx, limit=9)) == jobs[:2]
+        assert restored.read(lambda tx: JOBS.find(tx, limit=9)) == jobs[:1]
     finally:
         restored.close()

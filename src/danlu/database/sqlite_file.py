@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from danlu.errors import DatabaseDamaged, DatabaseTooNew
+from danlu.errors import DatabaseDamaged, DatabaseTooNew, DatabaseUnavailable, StorageFull
 
 HEADER: Final = b"SQLite format 3\x00"
 BACKUP_PATTERN: Final = "danlu-*.db"
-KEPT: Final = 7
+KEPT_NEWEST: Final = 3
+KEPT_DAYS: Final = 7
+DAY_CHARACTERS: Final = len("danlu-20261124")
 
 
 def check(path: Path, *, newest: str, known: frozenset[str]) -> None:
@@ -66,10 +68,15 @@ def _damaged(path: Path, finding: str) -> DatabaseDamaged:
     return DatabaseDamaged(f"{path} is damaged: {finding}; it was not written to", next_step=step)
 
 
-def backup(path: Path, folder: Path, *, now: int, kept: int = KEPT) -> Path | None:
+def backup(path: Path, folder: Path, *, now: int) -> Path | None:
     """Copies a database in use to ``folder`` and returns the copy, checked and complete, or None where there is no file.
 
-    The ``kept`` newest copies stay. A copy that was not finished is never seen under a backup's name.
+    What stays: the newest KEPT_NEWEST, and the newest of each of the last KEPT_DAYS days that have one, so that a server
+    that starts again and again does not push all good copies out. A copy that was not finished is never seen under a
+    backup's name.
+
+    Raises:
+        StorageFull, DatabaseUnavailable: there is no new copy; the older ones are untouched.
     """
     if not path.exists() or path.stat().st_size == 0:
         return None
@@ -87,9 +94,15 @@ def backup(path: Path, folder: Path, *, now: int, kept: int = KEPT) -> Path | No
         _sync(unfinished)
         unfinished.replace(finished)
         _sync(folder)
+    except sqlite3.Error as error:
+        if "full" in str(error):
+            raise StorageFull(f"no room on the disk for a backup of {path}; nothing was changed") from error
+        raise DatabaseUnavailable(f"a backup of {path} could not be made: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
-    for old in sorted(folder.glob(BACKUP_PATTERN))[:-kept]:
+    copies = sorted(folder.glob(BACKUP_PATTERN))
+    by_day = {copy.name[:DAY_CHARACTERS]: copy for copy in copies}
+    for old in set(copies) - set(copies[-KEPT_NEWEST:]) - set([*by_day.values()][-KEPT_DAYS:]):
         old.unlink()
     return finished
 

@@ -1,8 +1,8 @@
 """Metrics in what a program prints: ``name: value`` and ``name=value``, for jobs that ask for it.
 
 A pair is a name, ``:`` or ``=``, and a number that ends at white space, one of ``,;|)]}%``, a full stop or the line's end.
-The name begins at the line's start, after white space or after one of ``,;|([{``; it may stand in quotes. So ``12:30:45``,
-``http://host:80/``, ``file.py:12: error``, ``1,234`` and ``{'loss': 'high'}`` give nothing.
+The name begins at the line's start, after white space, one of ``,;|([{`` or a logger's name and ``:``; it may stand in
+quotes. So ``12:30:45``, ``http://host:80/``, ``file.py:12: error``, ``1,234`` and ``{'loss': 'high'}`` give nothing.
 
 ``step``, ``global_step``, ``iteration``, ``iter`` or else ``epoch`` (any case), followed by a whole number as in ``step=3``,
 ``Epoch 3/10`` or ``Step [100/500]``, gives the step and is not a metric itself.
@@ -16,9 +16,10 @@ from typing import Dict, Optional, Tuple
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf|NaN|Infinity)"
 PAIR = re.compile(
     (
-        r"(?:^|(?<=[\s,;|(\[{]))(?P<quote>['\"]?)([A-Za-z_][\w./-]{0,63}?)(?P=quote)(?:\s*=\s*|:\s+|:(?=[-+.\dniNI]))("
-        + NUMBER
-        + r")(?=$|[\s;|)\]}%]|,(?!\d)|\.(?:\s|$))"
+        r"(?:^|(?<=[\s,;|(\[{])|(?P<logger>(?<=[A-Za-z]:)))"
+        r"(?P<quote>['\"]?)(?P<name>[A-Za-z_][\w./-]{0,63}?)(?<!\.py)(?P=quote)"
+        r"(?:\s*=\s*|:\s+|(?(logger)(?!)|:(?=[-+.\dniNI])))"
+        r"(?P<number>" + NUMBER + r")(?=$|[\s;|)\]}%]|,(?!\d)|\.(?:\s|$))"
     ).encode()
 )
 STEP = re.compile(
@@ -37,8 +38,8 @@ def parse(line: bytes) -> Tuple[Optional[float], Dict[str, float]]:
     values: Dict[str, float] = {}
     steps: Dict[str, float] = {}
     for match in PAIR.finditer(line):
-        name = match.group(2).decode()
-        value = float(match.group(3))
+        name = match.group("name").decode()
+        value = float(match.group("number"))
         if name.lower() in STEPS:
             steps.setdefault(name.lower(), value)
         elif len(values) < MAX_PAIRS:

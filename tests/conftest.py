@@ -145,15 +145,16 @@ def postgresql(cluster: Cluster) -> Iterator[Database]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def small_disk() -> Iterator[Callable[[int], Path]]:
     """Mounts file systems of a given size in bytes, where the machine allows it."""
     mounted: list[Path] = []
 
     def mount(size_bytes: int) -> Path:
-        folder = tmp_path / f"disk-{len(mounted)}"
-        folder.mkdir()
+        # not below pytest's own folders, which another run may be clearing away
+        folder = Path(tempfile.mkdtemp(prefix="danlu-disk-", dir="/tmp"))
         command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
         if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+            folder.rmdir()
             cannot_run("a small file system can be mounted by root only")
         mounted.append(folder)
         return folder
@@ -161,3 +162,4 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()

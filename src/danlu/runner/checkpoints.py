@@ -78,13 +78,14 @@ def _last_number(name: str) -> int:
 
 
 def _stamp(paths: List[str]) -> Stamp:
-    """Returns (path, size, mtime) of every file of a checkpoint."""
+    """Returns (path, size, mtime) of every regular file of a checkpoint."""
     stamps: Stamp = []
     for path in paths:
         top = os.path.dirname(path)
         for full in _files(path):
             status = os.lstat(full)
-            stamps.append([os.path.relpath(full, top), status.st_size, status.st_mtime_ns])
+            if stat.S_ISREG(status.st_mode):
+                stamps.append([os.path.relpath(full, top), status.st_size, status.st_mtime_ns])
     return stamps
 
 

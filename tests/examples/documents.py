@@ -1,8 +1,8 @@
 """Runs the commands in a document: blocks marked ``console``, line by line, in one shell.
 
-A line that begins with ``$ `` is a command; the lines below it are what it prints, on stdout or stderr. Spaces count once,
-``...`` within a line is any text, and ``...`` as a line is any lines, or none. Output that is left out altogether may be
-anything. A command ends with 0, unless a comment at its end says ``# exit code N``.
+A line that begins with ``$ `` is a command; the lines below it are what it prints, on stdout or stderr. Spaces count once.
+``...`` within a line is any text, with the spaces around it; as a line it is any lines, or none. Output that is left out
+altogether may be anything. A command ends with 0, unless a comment at its end says ``# exit code N``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def matches(expected: list[str], printed: str) -> bool:
         return True
     patterns = []
     for line in lines:
-        pattern = ".*".join(re.escape(part) for part in line.split("..."))
+        pattern = ".*".join(re.escape(part) for part in re.split(r" ?\.\.\. ?", line))
         patterns.append("(?:.*\n)*" if line == "..." else pattern + "\n")
     said = "".join(" ".join(line.split()) + "\n" for line in printed.splitlines())
     return re.fullmatch("".join(patterns), said) is not None

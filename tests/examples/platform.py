@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.process.package_index import kept_folder
+from tests.process.platform import processes_with
 
-COMMAND_TIMEOUT_S = 300
+COMMAND_TIMEOUT_S = 150
 ROOT = Path(__file__).parents[2]
 
 
@@ -70,6 +72,9 @@ def platform(environments: Path) -> Iterator[Platform]:
     made = Platform(home)
     try:
         yield made
-    finally:
         made.danlu("down", "--jobs")
+    finally:
+        for pid in processes_with(str(home)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(outer)

@@ -10,7 +10,7 @@ import pytest
 from tests.examples.documents import execute, matches, steps
 from tests.examples.platform import ROOT, Platform
 
-DOCUMENT_TIMEOUT_S = 300.0
+DOCUMENT_TIMEOUT_S = 200.0
 DOCUMENTS = [
     str(path.relative_to(ROOT))
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("[th]*/*.md")))

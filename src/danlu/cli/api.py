@@ -16,12 +16,14 @@ from danlu.cli.options import Common
 from danlu.cli.session import connect
 from danlu.errors import InvalidRequest
 
+DATA_HELP = "JSON; - reads stdin, @FILE a file"
+
 
 def api(
     method: Annotated[str, Parameter(help="GET, POST, PUT or DELETE")],
     path: Annotated[str, Parameter(help="for example /v1/jobs?limit=5")],
     *,
-    data: Annotated[str | None, Parameter(name=("--data", "-d"), help="JSON; - reads stdin, @FILE a file")] = None,
+    data: Annotated[str | None, Parameter(name=("--data", "-d"), allow_leading_hyphen=True, help=DATA_HELP)] = None,
     common: Common | None = None,
 ) -> int:
     """Send a request with this platform's key and print the answer; exit with 1 when it is an error.

@@ -21,7 +21,9 @@ MAX_FILE_BYTES = 4 * 2**20
 
 def apply(
     *,
-    file: Annotated[str, Parameter(name=("--file", "-f"), help="YAML or JSON; - reads stdin")],
+    file: Annotated[
+        str, Parameter(name=("--file", "-f"), allow_leading_hyphen=True, help="YAML or JSON; - reads stdin")
+    ],
     output: Output = "table",
     common: Common | None = None,
 ) -> int:

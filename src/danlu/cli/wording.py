@@ -68,7 +68,7 @@ def why(job: Job) -> str:
 
 def asks(spec: JobSpec) -> str:
     """Returns what a job asks for: ``2 cpu, 4.0 GiB, 1 gpu (h100)``."""
-    parts = [f"{format_cpu(round(spec.cpu * 1000))} cpu"]
+    parts = [f"{format_cpu(spec.shapes[0].cpu_milli)} cpu"]
     if spec.memory:
         parts.append(format_bytes(spec.memory))
     if spec.gpu:

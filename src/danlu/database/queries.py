@@ -11,7 +11,7 @@ from danlu.database import tables
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.events import Event
-from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobState
+from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobState, task_resources
 from danlu.domain.resources import Resources
 
 MAX_OPEN_ATTEMPTS: Final = 100_000
@@ -29,7 +29,7 @@ class QueuedJob(NamedTuple):
     reason: str | None
     desired: str
     version: int
-    cpu: float
+    cpu: float | None
     memory: int | None
     gpu: int
     gpu_kind: str | None
@@ -37,7 +37,7 @@ class QueuedJob(NamedTuple):
     @property
     def shapes(self) -> tuple[Resources, ...]:
         """As JobSpec.shapes."""
-        return (Resources(cpu_milli=round(self.cpu * 1000), memory_bytes=self.memory or 0, gpus=self.gpu),)
+        return (task_resources(self.cpu, self.memory, self.gpu),)
 
 
 def queued_jobs(tx: Transaction) -> list[QueuedJob]:

@@ -16,6 +16,7 @@ from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seco
 from danlu.domain.trees import ADDRESS_PATTERN
 
 RESERVED_VARIABLES: Final = ("DANLU_", "LD_")
+DEFAULT_CPU_MILLI: Final = 1000
 INFRASTRUCTURE_ATTEMPTS: Final = 20
 """How often an attempt is repeated that was lost by no fault of the user's code, before the job fails."""
 
@@ -110,6 +111,12 @@ def _words(command: object) -> object:
     return tuple(command)
 
 
+def task_resources(cpu: float | None, memory_bytes: int | None, gpus: int) -> Resources:
+    """Returns what a task counts as; ``cpu`` in cores."""
+    cpu_milli = DEFAULT_CPU_MILLI if cpu is None else round(cpu * 1000)
+    return Resources(cpu_milli=cpu_milli, memory_bytes=memory_bytes or 0, gpus=gpus)
+
+
 class JobSpec(Value):
     """What is asked for: a command, its code and environment, the resources it needs."""
 
@@ -129,7 +136,9 @@ class JobSpec(Value):
     variables: dict[str, Annotated[str, StringConstraints(max_length=131_072)]] = Field(
         default_factory=dict, max_length=500, description="environment variables of the command"
     )
-    cpu: Cores = Field(default=1.0, description="cores, for example 2 or 0.5")
+    cpu: Cores | None = Field(
+        default=None, description="cores, for example 2 or 0.5, and no more; left out: it counts as 1 and has no limit"
+    )
     memory: MemoryBytes | None = Field(
         default=None, description="for example 4GiB; a limit where the machine can set one"
     )
@@ -184,7 +193,7 @@ class JobSpec(Value):
     @property
     def shapes(self) -> tuple[Resources, ...]:
         """What each task of the gang needs, in rank order."""
-        return (Resources(cpu_milli=round(self.cpu * 1000), memory_bytes=self.memory or 0, gpus=self.gpu),)
+        return (task_resources(self.cpu, self.memory, self.gpu),)
 
 
 J = JobState

@@ -134,7 +134,6 @@ class Runner:
         spec = task.spec
         devices = ",".join(str(device) for device in spec.get("devices", []))
         env = {
-            "OMP_NUM_THREADS": str(max(1, int(spec.get("cpu") or 1))),
             **spec["env"],
             "DANLU_TASK": task.name,
             "DANLU_ROLE": str(spec["role"]),

@@ -54,7 +54,12 @@ def start(argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: s
         return pid, "", 0
     os.waitpid(pid, 0)
     number, _, text = failure.decode(errors="replace").partition(" ")
-    return None, _explain(argv[0], int(number), text, env.get("PATH", "")), 127 if int(number) in (2, 20) else 126
+    exists = "/" in argv[0] and os.path.exists(os.path.join(cwd, argv[0]))
+    if exists and int(number) == errno.ENOENT:
+        text = "the interpreter in its first line does not exist"
+        number = str(errno.ENOEXEC)
+    error = _explain(argv[0], int(number), text, env.get("PATH", ""))
+    return None, error, 127 if int(number) in (errno.ENOENT, errno.ENOTDIR) else 126
 
 
 def _child(
@@ -95,8 +100,6 @@ def _child(
 def _explain(command: str, number: int, text: str, path: str) -> str:
     if number != 2:
         return "cannot execute %s: %s" % (command, text)
-    if "/" in command and os.path.exists(command):
-        return "cannot execute %s: the interpreter in its first line does not exist" % command
     if "/" in command:
         return "command not found: %s (no such file)" % command
     names: Set[str] = set()

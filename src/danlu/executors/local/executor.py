@@ -286,7 +286,7 @@ class LocalExecutor:
         limits: tuple[str, ...] = ()
         if group is not None:
             limits = group.create(
-                memory_bytes=spec.memory, cpu_milli=round(spec.cpu * 1000) if "cpu" in spec.model_fields_set else None
+                memory_bytes=spec.memory, cpu_milli=None if spec.cpu is None else spec.shapes[0].cpu_milli
             )
         roots = [] if order.interpreter is None else list(order.interpreter.roots)
         checkpoint = self.checkpoints / order.job.checkpoint_owner

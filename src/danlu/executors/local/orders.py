@@ -38,7 +38,6 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
                 "node": task.node,
                 "resources": task.resources.model_dump(),
                 "devices": list(task.devices),
-                "cpu": spec.cpu,
             }
             for task in attempt.tasks
         ],
@@ -61,6 +60,8 @@ def environment(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) 
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "HOME": str(folder / "work"),
+        # as many threads as cores, where it has asked for cores; else the libraries see the whole machine, as it does
+        **({} if job.spec.cpu is None else {"OMP_NUM_THREADS": str(max(1, int(job.spec.cpu)))}),
         **({} if interpreter is None else interpreter.variables),
         **variables,
         "TMPDIR": str(folder / "tmp"),

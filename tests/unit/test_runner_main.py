@@ -1,0 +1,257 @@
+"""An attempt's whole life with nothing but the runner, on this Python and on 3.8."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danlu.runner import formats
+from danlu.runner.main import ALREADY
+from tests.unit.test_sdk import PACKAGE, python38
+
+TIMEOUT_S = 30
+
+
+@pytest.fixture(params=[sys.executable, "3.8"])
+def python(request: pytest.FixtureRequest) -> str:
+    return sys.executable if request.param == sys.executable else python38()
+
+
+class Life:
+    """An attempt's folder and the runner in it."""
+
+    def __init__(self, folder: Path, python: str) -> None:
+        self.folder, self.python = folder, python
+        for name in ("work", "outputs", "checkpoints"):
+            (folder / name).mkdir(parents=True)
+
+    def order(self, *argv: str, **fields: Any) -> None:
+        env = {
+            "PATH": os.defpath,
+            "PYTHONPATH": str(PACKAGE.parent),
+            "DANLU_ATTEMPT_ID": "a-1",
+            "MARK": str(self.folder),
+        }
+        task = {"name": "main-0", "role": "main", "index": 0, "rank": 0, "argv": argv, "env": env,
+                "cwd": str(self.folder / "work"), "devices": [0, 2], "cpu": 2}  # fmt: skip
+        order = {"attempt_id": "a-1", "grace_s": 5, "max_time_s": None, "log_limit_bytes": 2**20, "parse_metrics": False,
+                 "checkpoint_dir": str(self.folder / "checkpoints"), "tasks": [task], **fields}  # fmt: skip
+        (self.folder / "order.json").write_text(json.dumps(order))
+
+    @contextlib.contextmanager
+    def start(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        program = str(PACKAGE / "runner" / "__main__.py")
+        command = [self.python, "-I", "-S", "-W", "error", program, *arguments, str(self.folder)]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as runner:
+            try:
+                yield runner
+            finally:
+                runner.kill()  # no test that fails waits for it
+
+    def run(self, *arguments: str) -> int:
+        with self.start(*arguments) as runner:
+            return runner.wait(TIMEOUT_S)
+
+    def events(self, name: str = "") -> list[dict[str, Any]]:
+        found = formats.read_status(str(self.folder / "status"))
+        return [event for event in found if not name or event["event"] == name]
+
+    def log(self) -> list[str]:
+        spool = self.folder / "main-0" / "spool"
+        if not spool.exists():
+            return []
+        data = b"".join(Path(path).read_bytes() for _, path in formats.spool_files(str(spool), formats.LOG))
+        return [line.text for line in formats.parse_lines(data.decode())]
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+@pytest.fixture
+def life(tmp_path: Path, python: str) -> Life:
+    return Life(tmp_path / "attempt", python)
+
+
+def test_a_life_from_order_to_end(life: Life) -> None:
+    program = (
+        "import danlu, os\n"
+        "print('hello', os.environ['CUDA_VISIBLE_DEVICES'], os.environ['DANLU_TASK'])\n"
+        "danlu.log(step=1, loss=0.5)\n"
+        "open(os.path.join(danlu.checkpoint_dir(), 'a.json'), 'w').write('{}')\n"
+        "os._exit(3)"
+    )
+    life.order(life.python, "-S", "-c", program)
+    order = json.loads((life.folder / "order.json").read_text())
+    order["tasks"][0]["env"]["DANLU_CHECKPOINT_DIR"] = str(life.folder / "checkpoints")
+    (life.folder / "order.json").write_text(json.dumps(order))
+    assert life.run() == 0
+    assert [event["event"] for event in life.events()] == ["runner", "started", "exited", "ended"]
+    exited = life.events("exited")[0]
+    assert (exited["exit_code"], exited["signal"], exited["oom"]) == (3, None, False)
+    assert exited["peak_memory_bytes"] > 0
+    assert exited["cpu_ns"] > 0
+    assert life.log() == []  # what a program has not flushed was never written
+    assert json.loads((life.folder / "main-0" / "spool" / formats.spool_name("metrics", 0)).read_text())["m"] == {
+        "loss": 0.5
+    }
+    assert "a.json" in json.loads((life.folder / "checkpoints" / ".danlu" / "sealed.json").read_text())
+    assert life.run() == ALREADY
+    assert life.run("--salvage") == ALREADY
+
+
+def test_output_and_resumption(life: Life) -> None:
+    (life.folder / "checkpoints" / "ckpt-1.json").write_text("{}")
+    (life.folder / "checkpoints" / "ckpt-2.json").write_text("{")
+    life.order("/bin/sh", "-c", "echo out; echo err >&2; basename $DANLU_RESUME_FROM; printf end")
+    assert life.run() == 0
+    assert sorted(life.log()) == ["checkpoint ckpt-2.json was not complete: it was set aside in .danlu/incomplete",
+                                  "ckpt-1.json", "end", "err", "out"]  # fmt: skip
+    assert life.events("resumed")[0]["set_aside"] == ["ckpt-2.json"]
+
+
+@pytest.mark.parametrize(("argv", "code", "error"), [
+    (("pyton3",), 127, "command not found: pyton3"),
+    (("./no/such",), 127, "command not found: ./no/such (no such file)"),
+    (("./plain",), 126, "cannot execute ./plain: Permission denied"),
+    (("./folder",), 126, "cannot execute ./folder: Permission denied"),
+    (("./nowhere",), 126, "cannot execute ./nowhere: the interpreter in its first line does not exist"),
+    (("./junk",), 126, "cannot execute ./junk: Exec format error"),
+    (("/bin/echo", "x" * 200_000), 126, "cannot execute /bin/echo: Argument list too long"),
+])  # fmt: skip
+def test_what_cannot_be_executed_is_explained(life: Life, argv: tuple[str, ...], code: int, error: str) -> None:
+    work = life.folder / "work"
+    (work / "plain").write_text("text")
+    (work / "folder").mkdir()
+    (work / "nowhere").write_text("#!/no/such/interpreter\n")
+    (work / "junk").write_bytes(b"\x00\x01junk")
+    for name in ("nowhere", "junk"):
+        (work / name).chmod(0o755)
+    life.order(*argv)
+    assert life.run() == 0
+    (exited,) = life.events("exited")
+    assert exited["exit_code"] == code
+    assert exited["error"].startswith(error)
+    assert life.log() == [exited["error"]]
+
+
+def test_a_working_folder_that_is_gone_is_named(life: Life) -> None:
+    (life.folder / "work").rmdir()
+    life.order("/bin/true")
+    assert life.run() == 0
+    (exited,) = life.events("exited")
+    assert exited["exit_code"] == 126
+    assert "working folder" in exited["error"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 6, 9, 10, 11, 15, 40, 64])
+def test_any_signal_can_end_a_task(life: Life, number: int) -> None:
+    life.order("/bin/sh", "-c", f"kill -{number} $$; sleep 30")
+    assert life.run() == 0
+    (exited,) = life.events("exited")
+    assert (exited["signal"], exited["exit_code"]) == (number, None)
+    assert exited["error"].startswith("killed by ")
+
+
+def test_ignored_signals_are_not_handed_on(life: Life) -> None:
+    life.order("/bin/sh", "-c", "grep -E 'Sig(Ign|Blk)' /proc/self/status")
+    ignored = [
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGUSR2,
+        signal.SIGTSTP,
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+    ]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    try:
+        assert life.run() == 0
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+    assert [line.split()[1] for line in life.log()] == ["0" * 16] * 2
+
+
+def test_stop_gives_the_whole_tree_its_grace(life: Life) -> None:
+    """The shell dies at once of SIGTERM; what it started saves its work."""
+    saving = "trap 'sleep 3; echo saved > ../outputs/saved; exit 0' TERM; echo up; while :; do sleep 0.1; done"
+    life.order("/bin/sh", "-c", f'sh -c "{saving}" & wait')
+    with life.start() as runner:
+        until(lambda: "up" in life.log())
+        formats.write_atomically(str(life.folder / "stop"), b'{"grace_s": 20}')
+        runner.send_signal(signal.SIGUSR1)
+        assert runner.wait(TIMEOUT_S) == 0
+    assert (life.folder / "outputs" / "saved").read_text() == "saved\n"
+    assert life.events("ended")[0]["stopped"] is True
+    assert life.events("exited")[0]["signal"] == signal.SIGTERM
+
+
+def test_stop_before_the_start_starts_nothing(life: Life) -> None:
+    life.order("/bin/sh", "-c", "echo started")
+    (life.folder / "stop").write_text('{"grace_s": 1}')
+    assert life.run() == 0
+    assert life.log() == []
+    assert life.events("exited")[0]["error"] == "stopped before it began"
+    assert life.events("ended")[0]["stopped"] is True
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"grace_s": "x"}', "null"])
+def test_a_stop_that_is_none_is_none(life: Life, content: str) -> None:
+    life.order("/bin/sh", "-c", "echo done")
+    (life.folder / "stop").write_text(content)
+    assert life.run() == 0
+    assert life.log() == ["done"]
+
+
+def test_of_two_runners_one_runs(life: Life) -> None:
+    life.order("/bin/sh", "-c", "echo once; while [ ! -e go ]; do sleep 0.05; done")
+    with life.start() as first:
+        until(lambda: life.log() == ["once"])
+        assert life.run() == ALREADY
+        assert life.run("--salvage") == ALREADY
+        (life.folder / "work" / "go").touch()
+        assert first.wait(TIMEOUT_S) == 0
+    assert life.log() == ["once"]
+
+
+def test_a_killed_runner_takes_its_processes_along_and_is_salvaged(life: Life) -> None:
+    life.order("/bin/sh", "-c", "echo before; while :; do sleep 0.1; done")
+    with life.start() as runner:
+        until(lambda: life.events("started"))
+        pid = life.events("started")[0]["pid"]
+        until(lambda: (life.folder / "main-0" / "stdout").stat().st_size)
+        runner.kill()
+        runner.wait(TIMEOUT_S)
+    until(lambda: formats.start_time(pid) is None)
+    with (life.folder / "status").open("ab") as status:
+        status.write(b'{"event": "torn')
+    assert life.run() == ALREADY
+    assert life.run("--salvage") == 0
+    assert life.log() == ["before"]
+    ended = life.events("ended")[0]
+    assert (ended["lost"], ended["message"]) == (True, "the runner was lost")
+    assert life.events("exited")[0]["error"] == "its runner was killed"
+
+
+def test_it_says_how_it_is_used() -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(PACKAGE / "runner" / "__main__.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (2, "usage: runner [--salvage] FOLDER\n")

@@ -111,7 +111,7 @@ IN_A_JOB: Final[Mapping[str, str]] = {
     "DANLU_WORLD_SIZE": "how many tasks the attempt has",
     "CUDA_VISIBLE_DEVICES": "the GPUs of this task, by index; empty for none",
     "NVIDIA_VISIBLE_DEVICES": "the same, or `void`",
-    "OMP_NUM_THREADS": "the cores asked for, at least 1; not set where none were asked for; a variable of the job wins",
+    "OMP_NUM_THREADS": "the cores asked for, at least 1; a variable of the job wins",
     "PATH": "the environment's programs first, then the job's own `PATH` or the system's",
     "PYTHONPATH": "the job's own, then the folder that `import danlu` finds",
     "PYTHONUNBUFFERED": "1: what is printed is seen at once; a variable of the job wins",

@@ -14,8 +14,8 @@ say '2. A TensorFlow 1 program, unchanged (its environment is built once; this t
 (cd linear-regression-tf1 && show danlu run --env tensorflow-1 -- python linear_regression.py)
 
 say '3. A training on real digits, with checkpoints. We kill it in the middle: kill -9'
-job=$(cd digits-checkpoints && danlu run --detach --env sklearn -o name -- python train.py | sed 's,.*/,,')
-printf '%s$ danlu run --detach --env sklearn -- python train.py%s\njob %s\n' "$bold" "$plain" "$job"
+job=$(cd digits-checkpoints && danlu run --detach --cpu 1 --env sklearn -o name -- python train.py | sed 's,.*/,,')
+printf '%s$ danlu run --detach --cpu 1 --env sklearn -- python train.py%s\njob %s\n' "$bold" "$plain" "$job"
 until danlu logs "$job" 2>/dev/null | grep -q 'epoch *8'; do
 	case $(danlu get job "$job" -o json | python3 -c 'import json,sys; print(json.load(sys.stdin)["state"])') in
 	failed | cancelled | succeeded) danlu describe job "$job"; exit 1 ;;

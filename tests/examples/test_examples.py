@@ -109,8 +109,8 @@ def test_digits_killed_in_the_middle(platform: Platform, index: None, tmp_path: 
 def test_digits_resumed_gives_the_very_same_model(platform: Platform, index: None, tmp_path: Path) -> None:
     folder = ROOT / "examples" / "digits-checkpoints"
     train = ["python", "train.py", "--epochs"]
-    whole = platform.json("run", "--env", "sklearn", "--", *train, "3", cwd=folder)["id"]
-    begun = platform.json("run", "--env", "sklearn", "--", *train, "1", cwd=folder)["id"]
+    whole = platform.json("run", "--env", "sklearn", "--cpu", "1", "--", *train, "3", cwd=folder)["id"]
+    begun = platform.json("run", "--env", "sklearn", "--cpu", "1", "--", *train, "1", cwd=folder)["id"]
     resumed = platform.json("retry", begun, "--set", f"command={json.dumps([*train, '3'])}")["id"]
     assert "goes on from epoch-001.npz" in platform.danlu("logs", resumed)
     models = [(outputs(platform, job, tmp_path / job) / "model.npz").read_bytes() for job in (whole, resumed)]

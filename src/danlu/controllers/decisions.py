@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from danlu.domain.jobs import (
     INFRASTRUCTURE_ATTEMPTS,
@@ -20,6 +20,9 @@ from danlu.domain.jobs import (
     Task,
 )
 from danlu.executors.base import Observation, Phase
+
+LOSS_BACKOFF_S: Final = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""What was lost is repeated at once; what is lost again and again gives its machine time to recover."""
 
 
 class Action(StrEnum):
@@ -185,6 +188,8 @@ def after(job: Job, ended: Attempt, now: int) -> tuple[Job, ...]:
     repeat: dict[str, Any] = {"queued_at": now, "exit_code": ended.exit_code}
     words = f"attempt {ended.number}: {reason}" + (f", {ended.message}" if ended.message else "")
     if reason in LOST and job.losses < INFRASTRUCTURE_ATTEMPTS:
+        wait_s = LOSS_BACKOFF_S[min(job.losses, len(LOSS_BACKOFF_S) - 1)]
+        repeat["not_before"] = now + int(wait_s * 1_000_000_000) if wait_s else 0
         return (job.moved(JobState.QUEUED, now=now, reason=reason, message=words, losses=job.losses + 1, **repeat),)
     failures = job.failures + (reason not in LOST)
     if reason not in NEVER_RETRIED and reason not in LOST and failures < job.spec.retry.attempts:

@@ -154,7 +154,11 @@ def _not_yet(job: QueuedJob, environments: Mapping[str, Environment], now: int) 
             return Change(job.id, job.version, JobState.FAILED, Reason.ENVIRONMENT_FAILED, message)
     if job.not_before > now:
         return Change(
-            job.id, job.version, JobState.QUEUED, Reason.WAITING_FOR_RETRY, "it waits for its retry.backoff to pass"
+            job.id,
+            job.version,
+            JobState.QUEUED,
+            Reason.WAITING_FOR_RETRY,
+            "its next attempt waits for a moment to pass",
         )
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -122,7 +123,8 @@ def _candidates(wanted: str, uv: Uv) -> Iterator[str]:
     pyenv = Path(
         os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv"
     )  # its shims on PATH run only the chosen versions
-    yield from map(str, sorted(pyenv.glob(f"versions/{wanted}.*/bin/python{wanted}"), reverse=True))
+    with contextlib.suppress(PermissionError):  # another user's, named by a PYENV_ROOT that came along
+        yield from map(str, sorted(pyenv.glob(f"versions/{wanted}.*/bin/python{wanted}"), reverse=True))
     by_uv = uv.answer(["python", "find", "--no-python-downloads", wanted], timeout_s=FIND_TIMEOUT_S)
     if by_uv is not None:
         yield by_uv

@@ -299,11 +299,18 @@ def largest(empty: Iterable[Room], kind: str | None) -> str:
     )
 
 
+def shortage(shape: Shape, nodes: Sequence[NodeCapacity], held: Sequence[Held]) -> tuple[Reason, str] | None:
+    """Returns None if the gang fits beside what is held, else why it does not."""
+    kinds = {node.name: {gpu.index: gpu.kind for gpu in node.gpus} for node in nodes}
+    if seat(shape, rooms(nodes, held), kinds) is not None:
+        return None
+    return explain(shape, rooms(nodes, held), rooms(nodes, ()))
+
+
 def could_ever_fit(shape: Shape, nodes: Sequence[NodeCapacity]) -> str | None:
     """Returns None if the gang fits on empty nodes, else why it never will."""
-    empty = rooms(nodes, ())
-    kinds = {node.name: {gpu.index: gpu.kind for gpu in node.gpus} for node in nodes}
-    if seat(shape, rooms(nodes, ()), kinds) is not None:
+    short = shortage(shape, nodes, ())
+    if short is None:
         return None
-    reason, message = explain(shape, empty, empty)
+    reason, message = short
     return message if reason is Reason.NO_MATCHING_FLAVOR else f"{message}, even when nothing else runs"

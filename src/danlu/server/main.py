@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ LOG: Final = logging.getLogger("danlu.server")
 WORKERS: Final = 8
 LOOPS_END_S: Final = 10.0
 GRACEFUL_S: Final = 3
+COLLECT_S: Final = 60.0
 BACKLOG: Final = 512
 
 
@@ -278,6 +280,9 @@ def serve(composition: Composition, listening: socket.socket) -> None:
         def wait_and_end() -> None:
             while jobs_first and platform_service.any_live(platform):
                 platform.hub.wait("jobs", platform.hub.count("jobs"), 1.0)
+            until = time.monotonic() + COLLECT_S  # what is not kept by then is kept after the next start
+            while jobs_first and platform_service.any_uncollected(platform) and time.monotonic() < until:
+                platform.hub.wait("jobs", platform.hub.count("jobs"), 0.2)
             server.should_exit = True
 
         threading.Thread(target=wait_and_end, name="stopping", daemon=True).start()

@@ -18,7 +18,7 @@ from danlu.domain.jobs import Attempt, Desired, Job, JobSpec, JobState, Reason, 
 from danlu.domain.validation import invalid_spec
 from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
-from danlu.scheduler.cycle import Shape, asks, could_ever_fit
+from danlu.scheduler.cycle import Shape, asks, could_ever_fit, shortage
 from danlu.services import blobs, environments, nodes
 from danlu.services.context import Call
 
@@ -202,9 +202,8 @@ def why(call: Call, job: str) -> Why:
             ahead.append(
                 other.name if other is not None and other.project == call.project else "a job of another project"
             )
-        if found.reason is Reason.PENDING_EVALUATION:
-            lines.append("it has just been submitted")
-        lines.append(f"asks {asks(shape.tasks[0], shape.gpu_kind)}")
+        if found.reason in (Reason.WAITING_FOR_RESOURCES, Reason.NO_MATCHING_FLAVOR, Reason.PENDING_EVALUATION):
+            lines = [_shortage(tx, shape)]
         return Why(
             job=found,
             asks=found.spec.shapes,
@@ -215,6 +214,17 @@ def why(call: Call, job: str) -> Why:
         )
 
     return call.platform.database.read(work)
+
+
+def _shortage(tx: Transaction, shape: Shape) -> str:
+    """Returns what is short now, with its numbers."""
+    capacities = [node.capacity for node in NODES.find(tx, limit=nodes.MAX_NODES)]
+    short = shortage(shape, capacities, nodes.held(queries.holding_attempts(tx)))
+    if short is not None:
+        return short[1]
+    return (
+        f"asks {asks(shape.tasks[0], shape.gpu_kind)}; that is free now: it starts, unless it is kept for a job ahead"
+    )
 
 
 def _ended_or_running(job: Job) -> str:

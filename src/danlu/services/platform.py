@@ -44,12 +44,13 @@ def stop(call: Call, body: PlatformStop) -> Accepted:
 
 
 def any_live(platform: Platform) -> bool:
-    """Says whether any job of the platform has not ended or is not all kept yet."""
+    """Says whether any job has not ended."""
+    return bool(platform.database.read(lambda tx: JOBS.find(tx, state=LIVE_JOB_STATES, limit=1)))
 
-    def work(tx: Transaction) -> bool:
-        return bool(JOBS.find(tx, state=LIVE_JOB_STATES, limit=1)) or bool(queries.uncollected_attempts(tx, 1))
 
-    return platform.database.read(work)
+def any_uncollected(platform: Platform) -> bool:
+    """Says whether anything that a job left is not kept yet."""
+    return bool(platform.database.read(lambda tx: queries.uncollected_attempts(tx, 1)))
 
 
 def _running(tx: Transaction) -> list[Job]:

@@ -130,7 +130,7 @@ class LocalExecutor:
             present.add(folder.name)
             seen = self._seen.setdefault(folder.name, Seen(folder))
             try:
-                one = self._look(seen)
+                one = seen.lost or self._look(seen)
             except TAMPERED as error:
                 cleaned = self._clean(folder.name)
                 one = seen.unreadable(str(error)) if cleaned else seen.running(f"its folder cannot be read: {error}")
@@ -177,7 +177,7 @@ class LocalExecutor:
 
     def _is_over(self, folder: Path) -> bool:
         seen = self._seen.get(folder.name, Seen(folder))
-        if seen.lost:
+        if seen.lost is not None:
             return True
         try:
             seen.refresh()
@@ -202,15 +202,12 @@ class LocalExecutor:
             except FileNotFoundError:
                 continue
             for stream, end in ((formats.LOG, min(index.log, most)), (formats.METRICS, min(index.metrics, most))):
-                files = sorted(
-                    name for name in names if name.startswith(f"{stream}.") and name[len(stream) + 1 :].isdigit()
-                )
-                for name in files:
-                    at = start = int(name[len(stream) + 1 :])
-                    done = self._collected(folder, task, stream)
-                    at = max(at, done)
-                    while at < end:
-                        size = min(max_bytes, end - at)
+                starts = _starts(names, stream)
+                for start, following in itertools.pairwise([*starts, end]):
+                    at = max(start, self._collected(folder, task, stream))
+                    while at < min(following, end):  # not a byte further: what is collected may be gone by then
+                        size = min(max_bytes, following - at)
+                        name = formats.spool_name(stream, start)
                         data = beneath.read(folder, task, "spool", name, max_bytes=size, offset=at - start)
                         if not data:
                             break
@@ -222,11 +219,7 @@ class LocalExecutor:
         folder = self._folder(attempt_id)
         seen = self._seen.setdefault(attempt_id, Seen(folder))
         seen.collected[task, stream] = max(offset, seen.collected.get((task, stream), 0))
-        starts = sorted(
-            int(name[len(stream) + 1 :])
-            for name in beneath.names(folder, task, "spool")
-            if name.startswith(f"{stream}.") and name[len(stream) + 1 :].isdigit()
-        )
+        starts = _starts(beneath.names(folder, task, "spool"), stream)
         for start, following in itertools.pairwise(starts):
             if following <= offset:  # a newer file exists: the runner writes to this one no more
                 beneath.remove(folder, task, "spool", formats.spool_name(stream, start))
@@ -359,9 +352,14 @@ class LocalExecutor:
         if seen.ended() is None and not launching and folders.lock_is_free(seen.folder):
             seen.refresh()  # it may have ended between the two looks
             if seen.ended() is None:
-                if not seen.events:
-                    return None  # made ready but never started: as if it were not there; launch() goes on with it
+                with self._lock:
+                    if attempt_id in self._launching:
+                        return None
                 self._clean(attempt_id)
+                if not seen.events:
+                    if not os.path.lexists(seen.folder / "order.json"):
+                        raise DataDamaged(f"{attempt_id} has removed its own folder's files")
+                    return None  # made ready but never started: as if it were not there; launch() goes on with it
                 if seen.salvages < SALVAGES:
                     seen.salvages += 1
                     self._salvage(seen.folder)
@@ -416,6 +414,12 @@ def _own_groups() -> str:
         return Path("/proc/self/cgroup").read_text()
     except OSError:
         return ""
+
+
+def _starts(names: list[str], stream: str) -> list[int]:
+    """Returns where the files of a stream begin, in order."""
+    found = [name.partition(".") for name in names]
+    return sorted(int(start) for head, _, start in found if head == stream and start.isdecimal())
 
 
 def _until(pid: int, condition: Callable[[], bool]) -> bool:

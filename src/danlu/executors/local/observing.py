@@ -25,7 +25,7 @@ class Seen:
         self.events: list[dict[str, Any]] = []
         self.clean = False
         self.salvages = 0
-        self.lost = False
+        self.lost: Observation | None = None
         self.collected: dict[tuple[str, str], int] = {}
         self._stamp: tuple[int, int] | None = None
         self._order: dict[str, Any] | None = None
@@ -79,8 +79,10 @@ class Seen:
 
     def unreadable(self, message: str) -> Observation:
         """Returns that it is lost: its folder cannot be read. The caller has made sure that nothing of it runs."""
-        self.lost = True
-        return Observation(attempt_id=self.folder.name, phase=Phase.LOST, message=message)
+        self.lost = Observation(
+            attempt_id=self.folder.name, phase=Phase.LOST, message=message
+        )  # that is never taken back
+        return self.lost
 
 
 def observation(seen: Seen) -> Observation:

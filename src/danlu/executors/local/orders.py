@@ -60,8 +60,8 @@ def environment(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) 
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "HOME": str(folder / "work"),
-        # as many threads as cores, where it has asked for cores; else the libraries see the whole machine, as it does
-        **({} if job.spec.cpu is None else {"OMP_NUM_THREADS": str(max(1, int(job.spec.cpu)))}),
+        # as many threads as cores that it counts as: jobs side by side whose BLAS sees the whole machine take turns waiting
+        "OMP_NUM_THREADS": str(max(1, job.spec.shapes[0].cpu_milli // 1000)),
         **({} if interpreter is None else interpreter.variables),
         **variables,
         "TMPDIR": str(folder / "tmp"),

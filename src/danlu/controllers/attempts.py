@@ -14,7 +14,7 @@ from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
 from danlu.domain.jobs import Attempt, AttemptState, Job
-from danlu.errors import ExecutorUnavailable, LaunchRejected, StorageFull, VersionConflict
+from danlu.errors import DanluError, ExecutorUnavailable, LaunchRejected, StorageFull, VersionConflict
 from danlu.executors.base import Executor, LaunchOrder, Observation, Phase
 from danlu.services.context import Clock, Hub
 
@@ -77,8 +77,12 @@ class AttemptsController:
         attempts, jobs = self.database.read(_live)
         now = self.clock.now()
         for attempt in attempts:
-            if attempt.id not in busy:
+            if attempt.id in busy:
+                continue
+            try:
                 self._decide(jobs[attempt.job_id], attempt, seen.get(attempt.id), now)
+            except (DanluError, ValueError) as error:  # one attempt's trouble is not the others'
+                LOG.error("attempt %s: %s: %s", attempt.id, type(error).__name__, error)
         live = {attempt.id for attempt in attempts}
         self._end_strangers([one for one in seen.values() if one.attempt_id not in live | busy])
         for gone in set(self._trials) - live:

@@ -11,11 +11,11 @@ from pydantic import BeforeValidator, Field, StringConstraints, field_validator,
 
 from danlu.domain.environments import PYTHON_PATTERN
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
-from danlu.domain.records import Living, Said, Text, Value, storable
+from danlu.domain.records import Living, Ns, Said, Text, Value, storable
 from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds
 from danlu.domain.trees import ADDRESS_PATTERN
 
-RESERVED_VARIABLES: Final = ("DANLU_", "LD_")
+RESERVED_VARIABLES: Final = ("DANLU_",)
 DEFAULT_CPU_MILLI: Final = 1000
 INFRASTRUCTURE_ATTEMPTS: Final = 20
 """How often an attempt is repeated that was lost by no fault of the user's code, before the job fails."""
@@ -246,14 +246,16 @@ class Task(Value):
     resources: Resources
     devices: tuple[int, ...] = Field(default=(), description="GPU indexes on the node, ascending")
     ports: tuple[int, ...] = ()
-    started_at: int | None = None
-    ended_at: int | None = None
-    exit_code: int | None = Field(default=None, description="as the process gave it; None when a signal ended it")
-    signal: int | None = None
+    started_at: Ns | None = None
+    ended_at: Ns | None = None
+    exit_code: int | None = Field(
+        default=None, ge=0, le=255, description="as the process gave it; None when a signal ended it"
+    )
+    signal: int | None = Field(default=None, ge=1, le=64)
     oom: bool = False
     error: Said = Field(default="", description="why it could not be executed, or what ended it")
-    peak_memory_bytes: int | None = None
-    cpu_ns: int | None = None
+    peak_memory_bytes: int | None = Field(default=None, ge=0, lt=2**63)
+    cpu_ns: Ns | None = Field(default=None, description="processor time of all its processes")
 
     @property
     def name(self) -> str:
@@ -289,7 +291,7 @@ class Attempt(Living):
         default="cold", description="cold, or warm: forked from a process that had imported the framework"
     )
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
-    resumed_from: str | None = Field(default=None, description="the checkpoint that it was handed")
+    resumed_from: Said | None = Field(default=None, description="the checkpoint that it was handed")
     collected: bool = Field(default=False, description="its logs, metrics and outputs are all kept")
 
 

@@ -26,6 +26,7 @@ def _printable(text: object) -> object:
     return text.replace("\0", "\ufffd").encode(errors="replace").decode() if isinstance(text, str) else text
 
 
+Ns = Annotated[int, Field(ge=0, lt=2**63, description="ns UTC")]
 Text = Annotated[str, AfterValidator(_checked)]
 """What a user gives."""
 Said = Annotated[str, BeforeValidator(_printable)]

@@ -17,7 +17,7 @@ from pydantic import Field
 from danlu.domain.environments import Interpreter
 from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.nodes import NodeCapacity
-from danlu.domain.records import Said, Value
+from danlu.domain.records import Ns, Said, Value
 
 
 class Capabilities(Value):
@@ -59,12 +59,12 @@ class Observation(Value):
     attempt_id: str
     phase: Phase
     tasks: tuple[Task, ...] = Field(default=(), description="the attempt's tasks with what became of them")
-    started_at: int | None = Field(default=None, description="ns UTC; when the first process ran")
-    ended_at: int | None = Field(default=None, description="ns UTC")
+    started_at: Ns | None = Field(default=None, description="when the first process ran")
+    ended_at: Ns | None = None
     stopped: bool = Field(default=False, description="it ended because stop() was asked")
     timed_out: bool = Field(default=False, description="it ended because its time was over")
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
-    resumed_from: str | None = None
+    resumed_from: Said | None = None
     message: Said = ""
 
 

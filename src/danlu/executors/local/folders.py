@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from danlu.executors.base import LaunchOrder
 from danlu.executors.local import beneath
 from danlu.runner import formats
 
+LOG = logging.getLogger("danlu.executors")
 _TASK = re.compile(r"[a-z0-9]([-a-z0-9]{0,77}[a-z0-9])?")
 
 
@@ -84,7 +87,10 @@ def same(one: Path, other: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Removes a tree whatever its modes; links in it are not followed. Absent is success."""
+    """Removes a tree whatever its modes and however deep; links in it are not followed. Absent is success.
+
+    What cannot be removed (a mount, a disk that fails) is left, and said in the log.
+    """
 
     def opened(function: Callable[[str], object], path: str, _error: object) -> None:
         if os.geteuid() == 0:
@@ -97,5 +103,9 @@ def remove(folder: Path) -> None:
     if folder.is_symlink() or folder.is_file():
         folder.unlink(missing_ok=True)
     elif folder.exists():
-        shutil.rmtree(folder, onerror=opened)
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(folder, onerror=opened)
+        if folder.exists():  # deeper than Python can walk: rm can
+            done = subprocess.run(["rm", "-rf", "--", str(folder)], capture_output=True, check=False)
+            if done.returncode:
+                LOG.error("%s cannot be removed: %s", folder, done.stderr.decode(errors="replace")[-500:])

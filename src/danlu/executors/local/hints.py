@@ -10,6 +10,8 @@ from pathlib import Path
 from danlu.executors.base import Hint
 
 MESSAGE_BYTES = 256
+GATHERED_S = 0.003
+MAX_GATHERED = 1000
 
 
 class HintSocket:
@@ -20,11 +22,13 @@ class HintSocket:
         self._hint = hint
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
+        self._ending = threading.Event()
 
     def start(self) -> None:
         """Listens, in a thread of its own."""
         self.path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
+        self._ending.clear()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.path))
         self.path.chmod(0o666)  # every project's user may send; the folder keeps it from being replaced
@@ -34,6 +38,7 @@ class HintSocket:
     def close(self) -> None:
         """Stops listening."""
         if self._socket is not None and self._thread is not None:
+            self._ending.set()
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._thread.join(5)
@@ -41,11 +46,16 @@ class HintSocket:
             self.path.unlink(missing_ok=True)
 
     def _listen(self, listening: socket.socket) -> None:
-        while True:
+        while not self._ending.is_set():
             try:
-                message = listening.recv(MESSAGE_BYTES)
+                listening.recv(MESSAGE_BYTES)
             except OSError:
                 return
-            if not message:
+            if self._ending.is_set():
                 return
+            # those that come in the next moment are one hint: a job that sends without end costs no more than that
+            self._ending.wait(GATHERED_S)
+            with contextlib.suppress(OSError):
+                for _ in range(MAX_GATHERED):
+                    listening.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
             self._hint()

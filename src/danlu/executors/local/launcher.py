@@ -131,6 +131,19 @@ def prepare(config: dict[str, Any]) -> list[str]:
     return force
 
 
+def runner_log(path: str, instead: int) -> int:
+    """Opens where the runner's own words go. What a job has put in its place (a pipe, a link) gets nothing."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    except OSError:
+        return instead
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return instead
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
 def main() -> int:
     """Reads the configuration, prepares, answers, and runs the runner."""
     config = json.load(sys.stdin)
@@ -149,7 +162,7 @@ def main() -> int:
         passing = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EBUSY)
         return _answer(answer, {"error": str(error), "rejected": error.errno not in passing})
     null = os.open(os.devnull, os.O_RDWR)
-    log = os.open(os.path.join(config["folder"], "runner.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    log = runner_log(os.path.join(config["folder"], "runner.log"), null)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
     _answer(answer, {"limits": force, "pid": os.getpid()})

@@ -13,7 +13,7 @@ from danlu.executors.local import beneath
 from danlu.runner import formats
 
 MAX_ORDER_BYTES = 64 << 20
-TAMPERED = (DanluError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+TAMPERED = (DanluError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What reading a folder raises whose owner may have written anything into it. It must not reach other attempts."""
 
 

@@ -110,6 +110,7 @@ IN_A_JOB: Final[Mapping[str, str]] = {
     "DANLU_RANK": "its number within the attempt, from 0",
     "DANLU_WORLD_SIZE": "how many tasks the attempt has",
     "CUDA_VISIBLE_DEVICES": "the GPUs of this task, by index; empty for none",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID: the order in which those are counted",
     "NVIDIA_VISIBLE_DEVICES": "the same, or `void`",
     "OMP_NUM_THREADS": "the cores asked for, at least 1; a variable of the job wins",
     "PATH": "the environment's programs first, then the job's own `PATH` or the system's",

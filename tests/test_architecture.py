@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "server": {*PURE, "api", "services"},
     "console": {*PURE, "api", "services"},
-    "client": {*PURE, "api", "blobs.folders"},
+    "client": {*PURE, "api", "config", "blobs.folders"},
     "cli": {*PURE, "api", "client"},
     "runner": set(),
     "serving": PURE,

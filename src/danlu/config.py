@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ class Settings:
 
     Attributes:
         home: the data folder (``DANLU_HOME``).
-        host: the address to listen on.
+        host: the address to listen on: loopback, as keys travel in the clear.
         port: None: the first free one from 7070 on.
         gpus: declared GPUs, such as ``8`` or ``2:h100``; None: what the driver shows.
         database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
@@ -42,8 +41,8 @@ def default_home(environ: Mapping[str, str], *, root: bool) -> Path:
         return Path(environ["DANLU_HOME"]).expanduser().absolute()
     if root:
         return Path("/var/lib/danlu")
-    base = environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(base).expanduser() / "danlu"
+    share = Path(environ.get("XDG_DATA_HOME", ""))
+    return (share if share.is_absolute() else Path.home() / ".local" / "share") / "danlu"  # a relative one is no folder
 
 
 def runtime_folder(home: Path, environ: Mapping[str, str], *, uid: int) -> Path:
@@ -60,9 +59,10 @@ def runtime_folder(home: Path, environ: Mapping[str, str], *, uid: int) -> Path:
 
 def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
+    import argparse
+
     parser = argparse.ArgumentParser(prog="danlu.server", description="The Danlu server; usually started by: danlu up")
     parser.add_argument("--home", type=Path, help="the data folder")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (loopback only)")
     parser.add_argument("--port", type=int, help=f"the port; without it the first free one from {DEFAULT_PORT} on")
     parser.add_argument("--gpus", help="declare GPUs: 8, or 2:h100,1:a100; without it the driver is asked")
     parser.add_argument("--ready-fd", type=int, help="file descriptor to say one JSON line to, once ready")
@@ -70,7 +70,6 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
         home=home,
-        host=found.host,
         port=found.port,
         gpus=found.gpus,
         database_url=environ.get("DANLU_DATABASE_URL") or None,

@@ -121,8 +121,8 @@ def test_what_was_collected_does_not_come_again(bench: Bench) -> None:
     attempt_id = bench.launch(*bench.program(lines=("one", "two")))
     bench.end(attempt_id)
     first = next(iter(bench.executor.pending(attempt_id, max_bytes=10)))
-    bench.executor.collected(attempt_id, first.task, first.stream, 10)
-    bench.executor.collected(attempt_id, first.task, first.stream, 5)
+    bench.executor.collected(first, durably=lambda: None)
+    bench.executor.collected(first.model_copy(update={"data": first.data[:5]}), durably=lambda: None)
     assert next(iter(bench.executor.pending(attempt_id, max_bytes=10))).offset == 10
 
 

@@ -376,7 +376,7 @@ def test_a_million_lines_are_all_there(bench: LocalBench) -> None:
         *whole, rest = (rest + piece.data).split(b"\n")
         assert [line.split(b" ", 2)[2] for line in whole] == [b"line %d" % n for n in range(count, count + len(whole))]
         count += len(whole)
-        bench.executor.collected(attempt_id, piece.task, piece.stream, offset)
+        bench.executor.collected(piece, durably=lambda: None)
     assert (count, rest) == (1_000_000, b"")
     assert len(list((bench.home / "attempts" / attempt_id / "main-0" / "spool").glob("log.*"))) == 1
 

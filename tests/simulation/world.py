@@ -18,6 +18,7 @@ from danlu.controllers.collection import CollectionController
 from danlu.controllers.environments import EnvironmentsController
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.scheduling import SchedulingController
+from danlu.controllers.tasks import Tasks
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, PROJECTS
@@ -194,17 +195,18 @@ class World:
         self.clock.wrong_by += int(self.random.choices([0, 600, -600], weights=[8, 1, 1])[0] * SECOND)
         self.tasks.clear()
         spawn = self.tasks.append
+        together = [Tasks(spawn) for _ in range(3)]
         hub = self.platform.hub
         launches = Launches(self.builder, token=lambda _: "token", url=lambda: "http://localhost")
         self.controllers: dict[str, Any] = {
             "nodes": NodesController(self.database, self.executor, self.clock, hub),
             "scheduling": self.parts.scheduling(self.database, self.clock, hub, "simulated"),
-            "attempts": self.parts.attempts(self.database, self.executor, self.clock, hub, launches, spawn),
+            "attempts": self.parts.attempts(self.database, self.executor, self.clock, hub, launches, together[0]),
             "collection": self.parts.collection(
-                self.database, self.executor, self.executor, self.blobs, self.streams, self.clock, hub, spawn
+                self.database, self.executor, self.executor, self.blobs, self.streams, self.clock, hub, together[1]
             ),
             "environments": EnvironmentsController(
-                self.database, self.builder, self.streams, self.clock, hub, spawn
+                self.database, self.builder, self.streams, self.clock, hub, together[2]
             ),
         }  # fmt: skip
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from danlu.domain.environments import HOST, EnvironmentSource
 from danlu.environments.catalogue import CATALOGUE
 from danlu.environments.mirrors import uv_variables
+from danlu.environments.requirements import check
 from danlu.environments.sources import lock_text, own_python, source_digest, source_for
 from danlu.environments.uv_command import failure
 from danlu.errors import EnvironmentFailed, InvalidSpec, StorageFull, UnknownEnvironment
@@ -112,7 +116,27 @@ def test_packages_are_accepted(line: str) -> None:
         ("!!", "not a package"),
         ("import numpy", "not a package"),
         ("six --hash=sha256:00 --index-url https://example.org", "not a package"),
-        ("six \\\n --index-url https://example.org", "not a package"),
+        ("six \\\n --index-url https://example.org", "backslash"),
+        ("six \\\n# remark", "backslash"),
+        ("six \\\n ; python_version > '3'", "backslash"),
+        ("six \\", "backslash"),
+        ("# x \\\n-r /srv/keys/token", "-r names a file"),
+        ("six # x \\\n-r /srv/keys/token", "-r names a file"),
+        ("six==1.0.zip", "a path"),
+        ("thing.tgz[a]", "a path"),
+        ("six[-r]", "not a package"),
+        ("six==-r", "not a package"),
+        ("six ; os_name == '/srv'", "not a package"),
+        ("six ; os_name == 'a\u2028-r /srv'", "not a package"),
+        ("six\u2028-r /srv", "not a package"),
+        ("thing @ https://127.0.0.1/thing-1.0-py3-none-any.whl", "full name of a host"),
+        ("thing @ https://2130706433/thing-1.0-py3-none-any.whl", "full name of a host"),
+        ("thing @ https://0x7f.0.0.1/thing-1.0-py3-none-any.whl", "full name of a host"),
+        ("thing @ https://[::1]/thing-1.0-py3-none-any.whl", "full name of a host"),
+        ("https://localhost:8443/thing-1.0-py3-none-any.whl", "full name of a host"),
+        ("https://a.LOCALHOST/thing-1.0-py3-none-any.whl", "full name of a host"),
+        ("https://metadata.google.internal/thing-1.0-py3-none-any.whl", "full name of a host"),
+        ("https://metadata/thing-1.0-py3-none-any.whl", "full name of a host"),
         ("six ; python_version > '3' --index-url https://example.org", "not a package"),
         ("si\0x", "NUL"),
         ("si\ud800x", "half a character"),
@@ -121,8 +145,63 @@ def test_packages_are_accepted(line: str) -> None:
 def test_what_reaches_outside_is_refused(line: str, said: str) -> None:
     with pytest.raises(InvalidSpec, match=said) as caught:
         source_for("python", f"six\n# remark\n{line}\n", None)
-    assert not line.isprintable() or "line 3" in caught.value.message
+    number = 4 if "names a file" in said and "\n" in line else 3
+    assert "line " not in caught.value.message or f"line {number}" in caught.value.message
     assert caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("numpy >= 2 , < 3  # why", "numpy>=2,<3"),
+        ("six (>=1.0)", "six>=1.0"),
+        (
+            "requests[socks, security]~=2.31;python_version>=\"3.8\"and  os_name   not   in 'nt'",
+            "requests[socks,security]~=2.31 ; python_version >= '3.8' and os_name not in 'nt'",
+        ),
+        ("a==1 \\\n  --hash=sha256:00 \\\n  --hash sha256:11\nb", "a==1 --hash=sha256:00 --hash=sha256:11\n\n\nb"),
+        (
+            "a@https://example.org/a.whl#sha256=00;os_name=='x'",
+            "a @ https://example.org/a.whl#sha256=00 ; os_name == 'x'",
+        ),
+        ("https://example.org:8443/a%20b.whl --hash=sha256:00", "https://example.org:8443/a%20b.whl --hash=sha256:00"),
+        ("# a \\\nsix", "\nsix"),
+    ],
+)
+def test_uv_is_given_what_was_understood(given: str, written: str) -> None:
+    assert check(given) == written + "\n"
+    assert check(check(given)) == check(given)
+
+
+PIECES = st.sampled_from(
+    [
+        *"\\#-;@/.~[](){}$='\"\t\n\r \x0b\x0c\x85\u2028", "${HOME}", " \\\n", "# x \\\n", " #", "-r", "-e", "--", "six", "numpy>=2",
+        " --hash=sha256:00", "--hash", "-r /srv/keys", "--index-url", "https://example.org/a.whl", "a @ ", "file:///", " ; ",
+        "python_version", "'3'", " and ", "==1.0", "../", "[x]", ",", "git+https://",
+    ]
+)  # fmt: skip
+LINE = re.compile(
+    r"(?:[A-Za-z0-9._-]+(?:\[[A-Za-z0-9._,-]+\])?(?: @ )?)?(?:https://[A-Za-z0-9.-]+(?::\d+)?/[^\s\\$;'\"{}]*\.whl(?:#[^\s\\$;'\"{}#]*)?)?"
+    r"(?:(?:[<>=!~]{1,3}[A-Za-z0-9][A-Za-z0-9._+*!-]*,?)*)(?: ;(?: (?:[a-z_]+|[<>=!~]{1,3}|[()]|'[A-Za-z0-9._+*!, -]*'))+)?"
+    r"(?: --hash=[a-z0-9]+:[0-9a-fA-F]+)*"
+)
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_no_option_path_or_variable_ever_reaches_uv(text: str) -> None:
+    try:
+        written = check(text)
+    except InvalidSpec:
+        return
+    assert written.isascii()
+    assert "\\" not in written
+    assert "$" not in written
+    for line in written.split("\n"):
+        assert LINE.fullmatch(line), line
+        words = line.split()
+        assert not any(word.startswith("-") and not word.startswith("--hash=") for word in words)
+        assert not any("/" in word and not word.startswith("https://") for word in words)
 
 
 def test_too_many_lines_are_refused() -> None:

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from danlu.domain.environments import Environment
 from danlu.domain.ids import RANDOM_BITS, attempt_id, is_id, job_of_attempt, make_id
 from danlu.domain.jobs import (
-    ENDED_JOB_STATES,
     LIVE_JOB_STATES,
     Attempt,
     AttemptState,
@@ -82,8 +81,8 @@ def test_every_state_has_its_moves_and_can_be_reached(noun: Any) -> None:
 
 
 def test_from_every_state_a_job_can_end() -> None:
-    assert terminal(Job.MOVES) == ENDED_JOB_STATES == {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
-    assert frozenset(JobState) - ENDED_JOB_STATES == LIVE_JOB_STATES
+    assert terminal(Job.MOVES) == {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
+    assert frozenset(JobState) - terminal(Job.MOVES) == LIVE_JOB_STATES
     assert terminal(Attempt.MOVES) == {AttemptState.ENDED}
 
 
@@ -160,7 +159,6 @@ def test_a_message_is_cut_and_can_be_stored() -> None:
         ({"variables": {"A\n": "x"}}, "cannot be a variable"),
         ({"variables": {"": "x"}}, "cannot be a variable"),
         ({"variables": {"A": "\0"}}, "cannot be a variable"),
-        ({"variables": {"LD_PRELOAD": "x"}}, "its own"),
         ({"variables": {"DANLU_TOKEN": "x"}}, "its own"),
         ({"variables": {f"A{n}": "" for n in range(501)}}, "at most 500"),
         ({"retry": {"attempts": 0}}, "greater than or equal"),

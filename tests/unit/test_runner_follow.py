@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -407,3 +408,77 @@ def test_an_output_that_its_program_has_shortened_does_no_harm(tmp_path: Path) -
 )
 def test_sizes_are_told(amount: int, text: str) -> None:
     assert follow.size(amount) == text
+
+
+# a program that empties its own file, or a clock that jumps
+
+
+@pytest.mark.parametrize("die", [False, True])
+@pytest.mark.parametrize("after", [b"x\n", b"a longer line than all that was there before\n" * 3, b"four\nfive\nsix\n"])
+def test_what_follows_an_emptied_file_is_kept(tmp_path: Path, after: bytes, die: bool) -> None:
+    task = Task(tmp_path)
+    task.write(b"one\ntwo\nthree\n")
+    assert task.follower.step()
+    (tmp_path / "stdout").write_bytes(after)  # as echo x > /dev/stdout does
+    if die:
+        task.die()
+    task.follower.step()
+    task.write(b"last\n")
+    task.drained()
+    assert task.text() == b"one\ntwo\nthree\n" + after + b"last\n"
+    assert [notice for notice in task.notices() if "emptied its stdout" in notice] == task.notices()
+
+
+def test_it_is_said_once_that_a_file_was_emptied(tmp_path: Path) -> None:
+    task = Task(tmp_path)
+    for number in range(20):
+        (tmp_path / "stderr").write_bytes(b"line %d\n" % number)
+        task.follower.step()
+    task.drained()
+    assert task.text("e") == b"".join(b"line %d\n" % number for number in range(20))
+    assert len(task.notices()) == 1
+
+
+def test_a_piece_before_an_emptied_file_is_ended(tmp_path: Path) -> None:
+    task = Task(tmp_path)
+    task.write(b"name? ")
+    task.follower.step()
+    assert waited(task.follower)
+    (tmp_path / "stdout").write_bytes(b"x\n")
+    task.drained()
+    assert task.text() == b"name? \nx\n"
+
+
+def test_a_file_with_holes_is_not_taken_for_an_emptied_one(tmp_path: Path) -> None:
+    task = Task(tmp_path)
+    lines = b"".join(b"%063d\n" % number for number in range(3 * follow.PUNCH_BYTES // 64))
+    for at in range(0, len(lines), READ_BYTES):
+        task.write(lines[at : at + READ_BYTES])
+        task.follower.step()
+    task.die()
+    task.write(b"last\n")
+    task.drained()
+    assert task.text() == lines + b"last\n"
+    assert task.notices() == []
+
+
+def test_emptied_metrics_are_read_from_their_new_beginning(tmp_path: Path) -> None:
+    task = Task(tmp_path)
+    task.write(b"1\t1\tloss=0.5\n2\t2\tloss=0.25\n", "metrics")
+    task.follower.step()
+    (tmp_path / "metrics").write_bytes(b"3\t3\tloss=0.125\n")
+    task.drained()
+    assert [point["s"] for point in task.points()] == [1, 2, 3]
+
+
+def test_a_prompt_is_shown_while_the_clock_stands_still(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    ahead = formats.Index(last_at=time.time_ns() + 10**15)  # the wall clock was put back since
+    (tmp_path / "spool" / "index").write_bytes(formats.pack_index(ahead))
+    task = Task(tmp_path)
+    task.write(b"name? ")
+    deadline = time.monotonic() + 30
+    while not task.follower.step():
+        assert time.monotonic() < deadline
+    task.follower.close()
+    assert task.text() == b"name? "

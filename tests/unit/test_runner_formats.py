@@ -56,7 +56,7 @@ def test_no_index_is_read_wrong(index: formats.Index, at: int, change: int) -> N
 
 
 @pytest.mark.parametrize(
-    "body", [b'["a"]', b"[-1]", b"[1.5]", b"[true]", b"{}", b"7", b"[0,0,0,0,0,0,0,0,0,0,0,0]", b"[[]]"]
+    "body", [b'["a"]', b"[-1]", b"[1.5]", b"[true]", b"{}", b"7", b"[" + b"0," * 30 + b"0]", b"[[]]"]
 )
 def test_an_index_of_something_else_is_refused(body: bytes) -> None:
     with pytest.raises(ValueError, match="index"):

@@ -7,6 +7,7 @@ another process swaps in meanwhile is never followed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -25,6 +26,7 @@ from danlu.domain.trees import (
     MAX_DEPTH,
     MAX_ENTRIES,
     MAX_NODE_BYTES,
+    MAX_PATH_BYTES,
     MAX_TREE_ENTRIES,
     Entry,
     address_of,
@@ -44,6 +46,9 @@ MAX_ENTRY_BYTES: Final = 6 * 255 + 6 * 4096 + 300
 """No entry is longer in a node: a name and a link's target, each byte escaped."""
 MAX_SKIPPED: Final = 100
 READ_BYTES: Final = 2**20
+NEVER_READABLE: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
+)
 RACY_NS: Final = 2_000_000_000
 NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 OPEN_FLAGS: Final = os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -147,6 +152,7 @@ class _Scanner:
     def __init__(self, root: Path, code: bool, now: int, cache: Cache | None, progress: Progress | None) -> None:
         self.root, self.code, self.now, self.cache, self.progress = root, code, now, cache, progress
         self.scan = Scan()
+        self.owner = -1
         self._entries = self._done_files = self._done_bytes = 0
 
     def trouble(self, relative: str, why: str) -> None:
@@ -156,6 +162,12 @@ class _Scanner:
                 f"{self.root / relative}: {why}", next_step="mend it, or name it in .danluignore to leave it out"
             )
         self.skip(relative, why)
+
+    def unreadable(self, relative: str, error: OSError) -> None:
+        """Does the same for what the system refuses. Of what a job left, only what will never be readable is given up."""
+        if not self.code and error.errno not in NEVER_READABLE:
+            raise error
+        self.trouble(relative, f"it cannot be read: {error.strerror}")
 
     def skip(self, relative: str, why: str) -> None:
         if len(self.scan.skipped) < MAX_SKIPPED:
@@ -172,6 +184,7 @@ class _Scanner:
                 name: str | Path = path if parent is None else path.name
                 flags = os.O_RDONLY | os.O_DIRECTORY | (0 if parent is None and self.code else NOFOLLOW)
                 descriptor = os.open(name, flags, dir_fd=parent)
+                self.owner = os.fstat(descriptor).st_uid if parent is None else self.owner
             with os.scandir(descriptor if descriptor >= 0 else path) as listing:
                 found = sorted(itertools.islice(listing, MAX_TREE_ENTRIES + 1), key=lambda e: e.name)
             if self.code:
@@ -183,7 +196,7 @@ class _Scanner:
                     if entry is not None:
                         entries.append(entry)
         except OSError as error:
-            self.trouble(relative or ".", f"the folder cannot be read: {error.strerror}")
+            self.unreadable(relative or ".", error)
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -223,8 +236,13 @@ class _Scanner:
             if stat.S_ISLNK(status.st_mode):
                 target = os.readlink(item.name if dir_fd is not None else path, dir_fd=dir_fd)
                 target.encode()
-        except (ValueError, OSError) as error:
-            self.trouble(relative.encode(errors="backslashreplace").decode(), f"it cannot be stored: {error}")
+            if len(relative.encode()) > MAX_PATH_BYTES:
+                raise ValueError(f"its path has more than {MAX_PATH_BYTES} bytes")
+        except ValueError as error:
+            self.trouble(relative.encode(errors="backslashreplace").decode()[:400], f"it cannot be stored: {error}")
+            return None
+        except OSError as error:
+            self.unreadable(relative, error)
             return None
         if self._entries >= MAX_TREE_ENTRIES:
             self.trouble(relative, f"more than {MAX_TREE_ENTRIES} names in all")
@@ -251,12 +269,15 @@ class _Scanner:
             try:
                 descriptor = os.open(name if dir_fd is not None else path, OPEN_FLAGS, dir_fd=dir_fd)
             except OSError as error:
-                self.trouble(relative, f"it cannot be read: {error.strerror}")
+                self.unreadable(relative, error)
                 return None
             with open(descriptor, "rb", buffering=0) as file:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
                     self.skip(relative, "a socket, pipe or device is left out")
+                    return None
+                if not self.code and status.st_uid != self.owner and self.owner >= 0:
+                    self.skip(relative, "it belongs to another user")
                     return None
                 address = self._address(file, relative, status)
                 if _stamp(os.fstat(descriptor)) == _stamp(status):

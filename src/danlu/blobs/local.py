@@ -80,7 +80,9 @@ class LocalBlobs:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._parts = root / ".unfinished"
+        self._parts.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.chmod(0o700)
 
     def _path(self, project: str, address: str) -> Path:
         if not _NAME.fullmatch(project):
@@ -147,12 +149,18 @@ class LocalBlobs:
             sync_folder(folder)
         return len(written), size
 
+    def start(self) -> None:
+        """Removes what uploads left unfinished that a killed server had begun."""
+        for left in self._parts.iterdir():
+            left.unlink()
+
     def _unfinished(self, path: Path) -> Path:
+        """Makes the blob's folder, durably, and returns where its bytes are gathered first."""
         made = not path.parent.is_dir()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if made:
             sync_folder(path.parent.parent)
-        return path.parent / f".{path.name[:16]}.{secrets.token_hex(8)}.part"
+        return self._parts / f"{path.name[:16]}.{secrets.token_hex(8)}"
 
     def open(self, project: str, address: str) -> BinaryIO:
         """See Blobs. Its ``fileno()`` is the file's, for its size."""

@@ -21,6 +21,7 @@ from danlu.errors import Conflict, DataDamaged, InvalidRequest, storage_full_is_
 SEGMENT_BYTES: Final = 8 * 2**20
 SCAN_BYTES: Final = 256 * 1024
 LOCKS: Final = 64
+SYNCED: Final = 4
 MAX_TIME_DIGITS: Final = 20
 _PROJECT: Final = re.compile(NAME_PATTERN)
 _PART: Final = re.compile(r"^[a-z0-9][a-z0-9-]{0,79}$")
@@ -102,6 +103,18 @@ class Streams:
                     written += os.pwrite(descriptor, piece[written:], at + written)
             finally:
                 os.close(descriptor)
+
+    def sync(self, key: StreamKey) -> None:
+        """Makes what was appended outlive a power failure: the newest segments, as older ones were newest before."""
+        folder = self._folder(key)
+        with self._locks[hash(key) % LOCKS]:
+            newest = [path for _, path in self._segments(folder)[-SYNCED:]]
+            for path in [*newest, *([folder, folder.parent, folder.parent.parent] if newest else [])]:
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def read(self, key: StreamKey, offset: int, max_bytes: int) -> bytes:
         """Returns up to ``max_bytes`` from ``offset``; empty at the end.

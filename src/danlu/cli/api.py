@@ -14,6 +14,7 @@ from danlu.api import MAX_JSON_BYTES
 from danlu.cli import exits
 from danlu.cli.options import Common
 from danlu.cli.session import connect
+from danlu.client.requests import require_path
 from danlu.errors import InvalidRequest
 
 DATA_HELP = "JSON; - reads stdin, @FILE a file"
@@ -32,8 +33,7 @@ def api(
     """
     if not re.fullmatch(r"[A-Za-z]{1,16}", method):
         raise InvalidRequest(f"{method!r} is not a method", next_step="danlu api GET /v1/jobs")
-    if not path.startswith("/") or path.startswith("//") or not path.isprintable():
-        raise InvalidRequest(f"{path!r} is not a path", next_step="a path begins with /v1/: danlu api GET /v1/jobs")
+    require_path(path)
     content = None if data is None else _body(data)
     with connect(common) as client, client.raw(method.upper(), path, content) as (status, pieces):
         last = b"\n"

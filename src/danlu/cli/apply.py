@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from danlu.cli import output as out
 from danlu.cli.options import Common, Output, own_interpreter
 from danlu.cli.session import connect_or_start
-from danlu.cli.submitting import new_job_id, send_code, spec_of
+from danlu.cli.submitting import send_code, spec_of, submit
 from danlu.cli.terminal import Messages
 from danlu.domain.jobs import Job
 from danlu.errors import InvalidSpec
@@ -43,7 +43,7 @@ def apply(
         for fields, folder in checked:
             if folder is not None:
                 fields["code"] = send_code(client, folder, messages)
-            jobs.append(client.call("jobs.submit", {"job": new_job_id()}, body=spec_of(fields)))
+            jobs.append(submit(client, spec_of(fields), messages))
     if output in ("json", "yaml"):
         if len(jobs) == 1:
             out.record(jobs[0], output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from cyclopts import App, Parameter
 
@@ -18,6 +18,9 @@ from danlu.client.transport import Client
 from danlu.domain.artifacts import Artifact
 from danlu.domain.resources import format_bytes
 from danlu.errors import NotFound
+
+SHOWN: Final = 10
+"""Attempts of a job that are looked at, the newest."""
 
 app = App(name="artifacts", help="The files that a job left.", help_format="plaintext")
 
@@ -76,9 +79,12 @@ def get(
     with connect(common, messages) as client:
         found = client.call("jobs.get", {"job": one(job)})
         left = left_by(client, found.id)
+        unkept = wording.not_kept(client.call("jobs.attempts", {"job": found.id}, query=Paging(limit=SHOWN)).items)
         left = [artifact for artifact in left if attempt is None or artifact.attempt_id == f"{found.id}-{attempt}"]
         if not left:
             which = "" if attempt is None else f" in attempt {attempt}"
+            if unkept:
+                raise NotFound(f"job {found.name} left nothing{which} yet", next_step="\n".join(unkept))
             raise NotFound(
                 f"job {found.name} left nothing{which}" + (" yet: it has not ended" if found.live else ""),
                 next_step="a job's files are kept that it writes to $DANLU_OUTPUT_DIR",
@@ -94,6 +100,8 @@ def get(
         begun = time.monotonic()
         files, size = fetch(client, artifact, folder.expanduser().absolute(), progress=progress)
     messages.step("artifacts", f"{wording.count(files, 'file')}, {format_bytes(size)}", time.monotonic() - begun)
+    for line in unkept:
+        messages.say(f"{'':<13} {line}", "yellow")
     if artifact.partial:
         messages.say(f"{'':<13} partial: the attempt did not succeed, files may be missing or half written", "yellow")
     for skipped in artifact.skipped[:5]:

@@ -88,7 +88,7 @@ def _print(job: Job, attempts: list[Attempt], artifacts: list[Artifact], events:
     if attempts:
         out.labelled("attempts", _attempts(attempts, now))
         out.labelled("limits", ["; ".join(attempts[-1].limits) or "none are in force on this machine"])
-    out.labelled("kept", _kept(artifacts))
+    out.labelled("kept", wording.not_kept(attempts[-SHOWN_ATTEMPTS:]) + _kept(artifacts))
     out.labelled("events", _events(events, now))
     out.labelled("next", [_next(job)])
 

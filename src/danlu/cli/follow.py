@@ -28,6 +28,8 @@ WAITING_PAGES: Final = 16
 BUILD_POLL_S: Final = 0.5
 PLAIN_BUILD_LINE_S: Final = 10.0
 TICK_S: Final = 0.25
+LAST_WAIT_S: Final = 0.5
+UNHEARD_S: Final = 2.0
 GOING_ON: Final = frozenset({"PendingEvaluation", "Placed", "Launching", "Started", "StopRequested", "DesiredStop"})
 REPEATED: Final = frozenset({"AttemptFailed", "RunnerLost", "NodeLost", "Preempted"})
 
@@ -62,6 +64,9 @@ class Following:
         self._told = 0
         self._noticed = ""
         self._stopping = False
+        self._stop_heard = threading.Event()
+        self._unheard_at: float | None = None
+        self._printing = threading.get_ident()
         self._last_build_line = 0.0
         client.patience_s = FOLLOW_PATIENCE_S
         client.notice = self._heard
@@ -74,6 +79,7 @@ class Following:
             DanluError: the platform refused, or stayed away for too long.
         """
         client, job_id = self._client, self._job.id
+        self._printing = threading.get_ident()
         path = {"job": job_id}
         self._fetch("page", lambda: client.stream("jobs.logs_stream", path, query=LogsQuery(beginning=1)), last=True)
         if self._tell:
@@ -92,7 +98,10 @@ class Following:
         return self._job
 
     def _heard(self, text: str) -> None:
-        """Takes a notice from any thread. It never waits: the one that prints may be the one that calls."""
+        """Takes a notice from any thread, and never waits. The one that prints cannot hear it while it calls itself."""
+        if threading.get_ident() == self._printing:
+            self._take("notice", text)
+            return
         with contextlib.suppress(queue.Full):
             self._news.put_nowait(("notice", text))
 
@@ -132,6 +141,8 @@ class Following:
             self._event(item)
         elif kind == "build":
             self._build_line(item)
+        elif kind == "stop":
+            self._messages.say(f"{self._job.name} is asked to stop; Ctrl-C again leaves it to that")
         elif kind == "notice":
             if item != self._noticed:  # each of the streams says it
                 self._messages.say(item, "yellow")
@@ -184,6 +195,9 @@ class Following:
         self._messages.step(f"job {self._job.name}", " · ".join(parts), time.monotonic() - self._begun)
 
     def _tick(self) -> None:
+        if self._unheard_at is not None and time.monotonic() > self._unheard_at and not self._stop_heard.is_set():
+            self._unheard_at = None
+            self._messages.say(f"{self._job.name} is stopped when the platform answers; Ctrl-C again gives that up", "yellow")
         if self._waits and not self._building.is_set():
             self._messages.status(f"{self._job.name} waits: {self._waits}  {self._so_far()}")
 
@@ -242,15 +256,30 @@ class Following:
         name = self._job.name
         self._messages.clear()
         emit(self._lines.end())
-        if self._stopping:
+        if self._stopping and self._stop_heard.wait(LAST_WAIT_S):
             raise Detached(f"{name} is still being stopped: danlu wait {name}", exits.INTERRUPTED)
+        if self._stopping:
+            raise Detached(
+                f"{name} is NOT stopped: the platform has not taken the request. Stop it later: danlu stop {name}",
+                exits.INTERRUPTED,
+            )
         answer = self._ask(name) if sys.stdin.isatty() and sys.stderr.isatty() else "s"
         if answer == "d":
             raise Detached(f"follow it with `danlu logs -f {name}`", exits.OK)
         if answer == "s":
-            self._stopping = True
+            self._stopping, self._unheard_at = True, time.monotonic() + UNHEARD_S
+            self._messages.status(f"{name}: asking the platform to stop it")
+            threading.Thread(target=self._stop, daemon=True, name="danlu-stop").start()
+
+    def _stop(self) -> None:
+        """Asks for the stop, in a thread of its own: the platform may be away for long, and Ctrl-C must go on to work."""
+        try:
             self._client.call("jobs.stop", {"job": self._job.id}, body=StopRequest())
-            self._messages.say(f"{name} is asked to stop; Ctrl-C again leaves it to that")
+        except Exception as error:  # noqa: BLE001 - it is raised again in the thread that can tell it
+            self._news.put(("error", error))
+            return
+        self._stop_heard.set()
+        self._news.put(("stop", None))
 
     def _ask(self, name: str) -> str:
         question = f"\n  {name} goes on if you detach.  [d]etach  [s]top  [c]ontinue: "

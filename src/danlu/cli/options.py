@@ -18,6 +18,7 @@ from danlu.errors import InvalidRequest, InvalidSpec
 SPECIFICATION: Final = Group("What the job asks for", sort_key=1)
 EVERYWHERE: Final = Group("Every command", sort_key=2)
 
+INTERPRETER_TIMEOUT_S: Final = 10.0
 Flag = Parameter(negative=(), show_default=False)
 Words = Parameter(negative_iterable=(), show_default=False)
 Names = Annotated[str, Parameter(help="X, job X or job/X")]
@@ -106,15 +107,37 @@ def read_requirements(file: Path) -> str:
 
 
 def own_interpreter() -> str:
-    """Returns the Python that the user stands in: of the virtual environment, else the first on PATH."""
+    """Returns the Python that the user stands in: of the virtual environment, else the first on PATH.
+
+    What is on PATH may be a script that chooses one by the present folder, so it is asked which Python it is.
+    """
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         found = Path(os.environ.get(variable, "")) / "bin" / "python"
         if os.environ.get(variable) and found.exists():
             return str(found.absolute())
     for name in ("python", "python3"):
-        if where := shutil.which(name):
-            return str(Path(where).absolute())
+        if (where := shutil.which(name)) and (real := _real_interpreter(where)):
+            return real
     return sys.executable
+
+
+def _real_interpreter(python: str) -> str:
+    """Returns the file of the Python that a command starts; "" where it starts none of ours."""
+    import subprocess
+
+    ask = "import os, sys; sys.stdout.buffer.write(os.fsencode(sys.executable))"
+    try:
+        asked = subprocess.run(
+            [str(Path(python).absolute()), "-I", "-S", "-c", ask],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=INTERPRETER_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):  # it cannot be run: then a job cannot run it either
+        return ""
+    found = os.fsdecode(asked.stdout)
+    return found if asked.returncode == 0 and Path(found).is_absolute() and Path(found).exists() else ""
 
 
 def one(words: Sequence[str], kind: str = "job") -> str:

@@ -11,7 +11,14 @@ from cyclopts import Parameter
 from danlu.api import RetryRequest
 from danlu.cli.options import Asked, Common, Flag, Names, Output, Words, one
 from danlu.cli.session import connect
-from danlu.cli.submitting import conclude, new_job_id, send_code, tell_environment
+from danlu.cli.submitting import (
+    SUBMIT_PATIENCE_S,
+    conclude,
+    new_job_id,
+    send_code,
+    tell_environment,
+    telling_what_is_unknown,
+)
 from danlu.cli.terminal import Messages
 from danlu.domain.jobs import JobSpec
 from danlu.errors import InvalidRequest
@@ -40,7 +47,9 @@ def retry(
         changes = _changes(old.spec, fields) | _set(set_)
         if code is not None:
             changes["code"] = send_code(client, code, messages)
-        new = client.call("jobs.retry", {"job": old.id}, body=RetryRequest(id=new_job_id(), changes=changes))
+        request = RetryRequest(id=new_job_id(), changes=changes)
+        with telling_what_is_unknown(request.id, messages):
+            new = client.call("jobs.retry", {"job": old.id}, body=request, once_sent_s=SUBMIT_PATIENCE_S)
         tell_environment(client, new, messages)
         return conclude(client, new, messages, output, detach=detach)
 

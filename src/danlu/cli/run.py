@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from danlu.cli.options import Asked, Common, Flag, Output
 from danlu.cli.session import connect_or_start
-from danlu.cli.submitting import code_folder, conclude, new_job_id, send_code, spec_of, tell_environment
+from danlu.cli.submitting import code_folder, conclude, send_code, spec_of, submit, tell_environment
 from danlu.cli.terminal import Messages
 from danlu.errors import InvalidRequest
 
@@ -44,7 +44,7 @@ def run(
     with connect_or_start(common, messages) as client:
         if folder is not None:
             spec = spec.model_copy(update={"code": send_code(client, folder, messages)})
-        job = client.call("jobs.submit", {"job": new_job_id()}, body=spec)
+        job = submit(client, spec, messages)
         tell_environment(client, job, messages)
         return conclude(client, job, messages, output, detach=detach)
 

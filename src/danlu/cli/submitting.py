@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -19,7 +21,10 @@ from danlu.domain.ids import RANDOM_BITS, make_id
 from danlu.domain.jobs import Job, JobSpec, job_exit_code
 from danlu.domain.resources import format_bytes
 from danlu.domain.validation import invalid_spec
-from danlu.errors import InvalidSpec
+from danlu.errors import DanluError, InvalidSpec
+
+SUBMIT_PATIENCE_S: Final = 30.0
+"""How long a submission is repeated whose answer was lost: the job may run already."""
 
 
 def new_job_id() -> str:
@@ -33,6 +38,28 @@ def spec_of(fields: dict[str, Any]) -> JobSpec:
         return JobSpec.model_validate(fields)
     except ValidationError as error:
         raise invalid_spec(error, JobSpec) from error
+
+
+def submit(client: Client, spec: JobSpec, messages: Messages) -> Job:
+    """Submits a new job and returns it."""
+    path = {"job": new_job_id()}
+    with telling_what_is_unknown(path["job"], messages):
+        return client.call("jobs.submit", path, body=spec, once_sent_s=SUBMIT_PATIENCE_S)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def telling_what_is_unknown(job_id: str, messages: Messages) -> Iterator[None]:
+    """Names a new job's id where a submission fails whose answer was lost: the job may run in spite of that."""
+    unknown = f"whether the job was accepted is not known; when the platform is back: danlu get job {job_id}"
+    try:
+        yield
+    except DanluError as error:
+        if error.details.get("sent"):
+            error.next_step = f"{unknown}\n{error.next_step}".rstrip()
+        raise
+    except KeyboardInterrupt:
+        messages.say(unknown)
+        raise
 
 
 def code_folder(given: Path | None) -> Path:

@@ -41,6 +41,15 @@ def age(at: int | None, now: int) -> str:
     return "-" if at is None else whole((now - at) / SECOND_NS)
 
 
+def not_kept(attempts: Iterable[Attempt]) -> list[str]:
+    """Returns a line for each attempt whose logs or outputs are not all kept, with what keeps them from it."""
+    return [
+        f"attempt {attempt.number} is not kept yet: {' '.join(attempt.kept.split())}"
+        for attempt in attempts
+        if attempt.kept and not attempt.collected
+    ]
+
+
 def whole(seconds: float) -> str:
     """Returns a duration in whole seconds."""
     return f"{max(0, int(seconds))}s" if seconds < 60 else duration(int(seconds))

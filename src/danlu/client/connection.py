@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from danlu.config import default_home
 from danlu.errors import NotAuthenticated, PlatformError
 from danlu.runner.formats import boot_id, start_time
 
@@ -48,13 +49,8 @@ class Running:
 
 
 def data_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Returns the data folder of this user's platform: DANLU_HOME, else the system's usual place."""
-    if environ.get("DANLU_HOME"):
-        return Path(environ["DANLU_HOME"]).expanduser().absolute()
-    if getattr(os, "geteuid", lambda: 1)() == 0:
-        return Path("/var/lib/danlu")
-    share = environ.get("XDG_DATA_HOME", "")
-    return (Path(share) if Path(share).is_absolute() else Path.home() / ".local" / "share") / "danlu"
+    """Returns the data folder of this user's platform, by the rule that the server itself goes by."""
+    return default_home(environ, root=getattr(os, "geteuid", lambda: 1)() == 0)
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from danlu import __version__
 from danlu.api import BY_ID, Operation
 from danlu.errors import (
     Conflict,
@@ -25,6 +26,8 @@ from danlu.errors import (
     from_problem,
 )
 
+VERSION_HEADER: Final = "Danlu-Version"
+"""Each answer of a server says its version in it."""
 REPEATABLE: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 REPEATABLE_OPERATIONS: Final = frozenset(
     {"jobs.stop", "jobs.retry", "blobs.missing", "blobs.pack", "environments.build", "platform.stop"}
@@ -87,6 +90,13 @@ def build(
     return Request(operation, operation.method, target, content)
 
 
+def require_path(target: str) -> str:
+    """Returns a path that is one: appended to an address it stays on that address. Else raises InvalidRequest."""
+    if not target.startswith("/") or target.startswith("//") or not target.isprintable():
+        raise InvalidRequest(f"{target!r} is not a path", next_step="a path begins with /v1/: danlu api GET /v1/jobs")
+    return target
+
+
 def parse(operation: Operation, data: bytes | str, url: str) -> Any:
     """Returns an operation's answer. Fields that only a newer server knows are passed over.
 
@@ -109,8 +119,16 @@ def _adapter(operation_id: str) -> TypeAdapter[Any]:
     return TypeAdapter(BY_ID[operation_id].returns)
 
 
-def failure(status: int, content: bytes, url: str) -> DanluError:
-    """Returns the error that an answer stands for."""
+def failure(status: int, content: bytes, url: str, *, version: str = "") -> DanluError:
+    """Returns the error that an answer stands for; says so where it came from a server of another ``version``."""
+    error = _failure(status, content, url)
+    if version and version != __version__:
+        differ = f"the versions differ: this client {__version__}, the server {version[:40]}"
+        error.next_step = f"{error.next_step}\n{differ}" if error.next_step else differ
+    return error
+
+
+def _failure(status: int, content: bytes, url: str) -> DanluError:
     problem: Any = None
     try:
         problem = TypeAdapter(dict[str, Any]).validate_json(content)

@@ -9,14 +9,18 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from danlu.client.connection import Connection, Running, require, running
+from danlu.client.connection import Connection, Running, find, require
 from danlu.errors import AlreadyRunning, PlatformError, from_problem
 
 READY_TIMEOUT_S = 60.0
 LOG_FILE = "server.log"
+ENDING_TIMEOUT_S = 30.0
+"""How long an older server of the same data folder may take to end."""
+RETRY_S = 1.0
 MAX_LOG_BYTES = 16 * 2**20
 MAX_READY_BYTES = 65_536
 TAIL_LINES = 15
@@ -33,11 +37,35 @@ def server_command(home: Path, *, port: int | None = None, gpus: int | None = No
 def start(home: Path, *, port: int | None = None, gpus: int | None = None) -> Connection:
     """Starts the platform of a data folder, detached, and returns once it answers.
 
-    Of several that start it at the same time one does, and the others use that one.
+    Of several that start it at the same time one does, and the others use that one. An older one that is just ending is
+    waited for.
 
     Raises:
         PlatformError: it did not start; the message holds the end of its log.
     """
+    return once_free(home, lambda: _start_once(home, port, gpus))
+
+
+def once_free(
+    home: Path, attempt: Callable[[], Connection], *, timeout_s: float = ENDING_TIMEOUT_S, retry_s: float = RETRY_S
+) -> Connection:
+    """Returns what ``attempt`` does, repeated while the data folder is another server's; or that one, once it answers.
+
+    Raises:
+        AlreadyRunning: another server had the folder all the time and never answered.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return attempt()
+        except AlreadyRunning:  # it starts, and will answer; or it ends, and its lock goes with it
+            if (other := _await_other(home, retry_s)) is not None:
+                return other
+            if time.monotonic() >= deadline:
+                raise
+
+
+def _start_once(home: Path, port: int | None, gpus: int | None) -> Connection:
     if not hasattr(os, "fork"):
         raise PlatformError(
             "the platform runs on Linux only", next_step="use one elsewhere: set DANLU_URL and DANLU_TOKEN"
@@ -84,10 +112,7 @@ def _connection(home: Path, process: subprocess.Popen[bytes], said: Any, log: Pa
         return require(None, {"DANLU_HOME": str(home)})
     if isinstance(said, dict) and isinstance(said.get("error"), dict):
         problem = said["error"]
-        error = from_problem(problem, int(problem.get("status", 503)))
-        if isinstance(error, AlreadyRunning) and (other := _await_other(home)) is not None:
-            return other
-        raise error
+        raise from_problem(problem, int(problem.get("status", 503)))
     if said is None:
         process.terminate()
         what = f"the platform was not ready after {READY_TIMEOUT_S:.0f} s"
@@ -115,13 +140,11 @@ def _read_report(ready: int) -> Any:
         return ""
 
 
-def _await_other(home: Path) -> Connection | None:
-    deadline = time.monotonic() + READY_TIMEOUT_S / 2
-    while time.monotonic() < deadline:
-        if running(home) is not None:
-            return require(None, {"DANLU_HOME": str(home)})
+def _await_other(home: Path, timeout_s: float) -> Connection | None:
+    deadline = time.monotonic() + timeout_s
+    while (other := find(None, {"DANLU_HOME": str(home)})) is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    return None
+    return other
 
 
 def _tail(log: Path, begin: int) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from danlu import __version__
 from danlu.api import PROJECT_HEADER
-from danlu.client.connection import Connection, is_loopback
-from danlu.client.requests import Request, build, failure, parse
+from danlu.client.connection import Connection, is_loopback, running
+from danlu.client.requests import VERSION_HEADER, Request, build, failure, parse, require_path
 from danlu.errors import DanluError, PlatformError, TooManyRequests, Unavailable, from_problem
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ CHUNK_BYTES: Final = 256 * 1024
 Notice = Callable[[str], None]
 Progress = Callable[[int], None]
 """Called with the bytes that were moved since the last call."""
+
+
+class _Absent(Exception):
+    """The server that a connection was found by does not run: nothing was sent."""
 
 
 class Client:
@@ -55,7 +59,7 @@ class Client:
     ) -> None:
         self.connection, self.project, self.patience_s = connection, project, patience_s
         self.relocate, self.notice = relocate, notice
-        self._open: httpx2.Client | None = None
+        self._open: tuple[Connection, httpx2.Client] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +75,7 @@ class Client:
     def close(self) -> None:
         """Closes all connections."""
         if self._open is not None:
-            self._open.close()
+            self._open[1].close()
             self._open = None
 
     def call(
@@ -81,23 +85,32 @@ class Client:
         *,
         query: BaseModel | None = None,
         body: BaseModel | bytes | None = None,
+        once_sent_s: float = 0.0,
     ) -> Any:
         """Returns what the operation answers, as the model that ``danlu.api`` names.
 
+        Args:
+            operation_id: as in ``danlu.api``.
+            path: values of the names in its path.
+            query: its query.
+            body: what is sent.
+            once_sent_s: the patience, if it is longer, once the request was sent and its answer lost.
+
         Raises:
             DanluError: as the server raised it.
-            Unavailable: the platform could not be reached.
+            Unavailable: the platform could not be reached; ``details["sent"]``: an answer was lost, it may have been done.
         """
         request = build(operation_id, path, query=query, body=body)
 
         def send() -> Any:
-            answer = self._http().request(
-                request.method, self.url + request.target, content=request.content, headers=_headers(request)
+            url, http = self._reach()
+            answer = http.request(
+                request.method, url + request.target, content=request.content, headers=_headers(request)
             )
-            self._check(answer)
-            return parse(request.operation, answer.content, self.url)
+            _check(answer, url)
+            return parse(request.operation, answer.content, url)
 
-        return self._patiently(send, repeatable=request.repeatable)
+        return self._patiently(send, repeatable=request.repeatable, once_sent_s=once_sent_s)
 
     def stream(self, operation_id: str, path: Mapping[str, str] | None = None, *, query: BaseModel) -> Iterator[Any]:
         """Yields what happens; goes on where it was after a break, until an item says ``done``.
@@ -112,24 +125,26 @@ class Client:
         while True:
             request = build(operation_id, path, query=query)
             try:
-                with self._http().stream(
+                url, http = self._reach()
+                with http.stream(
                     "GET",
-                    self.url + request.target,
+                    url + request.target,
                     headers={"Accept": "text/event-stream", "Accept-Encoding": "identity"},
                     timeout=_timeout(STREAM_SILENCE_S),
                 ) as answer:
-                    self._check(answer)
+                    _check(answer, url)
+                    waiting.answered()  # it is there again, even if it has nothing to say for long
                     for event in httpx2.EventSource(answer, max_event_size=MAX_EVENT_BYTES):
                         waiting.over()
                         if event.event == "error":
-                            raise _from_event(event.data, self.url)
-                        item = parse(request.operation, event.data, self.url)
+                            raise _from_event(event.data, url)
+                        item = parse(request.operation, event.data, url)
                         query = _resumed(query, event.id)
                         yield item
                         if getattr(item, "done", False):
                             return
-                waiting.pause(Unavailable(f"{self.url} ended a stream"))
-            except (httpx2.TransportError, Unavailable, TooManyRequests) as error:
+                waiting.pause(Unavailable(f"{url} ended a stream"))
+            except (_Absent, httpx2.TransportError, Unavailable, TooManyRequests) as error:
                 waiting.pause(error)
 
     def upload(self, address: str, file: BinaryIO, size_bytes: int, progress: Progress | None = None) -> Any:
@@ -148,14 +163,15 @@ class Client:
 
         def send() -> Any:
             file.seek(0)
-            answer = self._http().request(
+            url, http = self._reach()
+            answer = http.request(
                 "PUT",
-                self.url + request.target,
+                url + request.target,
                 content=chunks(),
                 headers={**_headers(request), "Content-Length": str(size_bytes)},
             )
-            self._check(answer)
-            return parse(request.operation, answer.content, self.url)
+            _check(answer, url)
+            return parse(request.operation, answer.content, url)
 
         return self._patiently(send, repeatable=True)
 
@@ -166,8 +182,9 @@ class Client:
         def receive() -> int:
             target.seek(0)
             target.truncate()
-            with self._http().stream("GET", self.url + request.target) as answer:
-                self._check(answer)
+            url, http = self._reach()
+            with http.stream("GET", url + request.target) as answer:
+                _check(answer, url)
                 for chunk in answer.iter_bytes(CHUNK_BYTES):
                     target.write(chunk)
                     if progress is not None:
@@ -181,48 +198,41 @@ class Client:
         """Sends any request with the key; gives the status and the answer's bytes as they come. Nothing is repeated.
 
         Raises:
+            InvalidRequest: the target is not a path of this platform.
             Unavailable: the platform could not be reached.
         """
         import httpx2
 
+        require_path(target)  # what does not begin with a slash would become part of the address
         headers = {} if content is None else {"Content-Type": "application/json"}
         try:
-            with self._http().stream(method, self.url + target, content=content, headers=headers) as answer:
+            url, http = self._reach()
+            with http.stream(method, url + target, content=content, headers=headers) as answer:
                 yield answer.status_code, answer.iter_bytes()
         except httpx2.InvalidURL as error:
             raise PlatformError(f"{target!r} is not a path: {error}") from error
-        except httpx2.TransportError as error:
+        except (_Absent, httpx2.TransportError) as error:
             raise self._away(error) from error
 
-    def _http(self) -> httpx2.Client:
-        if self._open is None:
-            import ssl
+    def _reach(self) -> tuple[str, httpx2.Client]:
+        """Returns the address to send to, and what sends the key that belongs to it.
 
-            import httpx2
+        The key of a platform on this machine goes to a living server's own address only: once that server has ended,
+        any program may listen there.
 
-            plain = self.url.startswith("http:")
-            headers = {"Authorization": f"Bearer {self.connection.token}", "User-Agent": f"danlu/{__version__}"}
-            if self.project:
-                headers[PROJECT_HEADER] = self.project
-            self._open = httpx2.Client(
-                headers=headers,
-                timeout=_timeout(READ_TIMEOUT_S),
-                trust_env=not is_loopback(self.url),  # a proxy cannot reach this machine's own address
-                verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True,  # loading authorities takes 20 ms
-            )
-        return self._open
+        Raises:
+            _Absent: it does not run there now.
+        """
+        connection, opened = self.connection, self._open  # another thread may change both meanwhile
+        if connection.home is not None:
+            server = running(connection.home)
+            if server is None or server.url != connection.url:
+                raise _Absent("its server does not run there now")
+        if opened is None or opened[0] != connection:
+            opened = self._open = connection, _sender(connection, self.project)
+        return connection.url, opened[1]
 
-    def _check(self, answer: httpx2.Response) -> None:
-        if answer.is_success:
-            return
-        answer.read()
-        if answer.is_redirect:
-            raise PlatformError(
-                f"{self.url} redirects to {answer.headers.get('location', '?')[:200]}", next_step="use that address"
-            )
-        raise failure(answer.status_code, answer.content, self.url)
-
-    def _patiently(self, send: Callable[[], Any], *, repeatable: bool) -> Any:
+    def _patiently(self, send: Callable[[], Any], *, repeatable: bool, once_sent_s: float = 0.0) -> Any:
         import httpx2
 
         waiting = _Waiting(self, self.patience_s)
@@ -231,26 +241,29 @@ class Client:
                 result = send()
                 waiting.over()
                 return result
-            except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:  # nothing was sent: any call may be repeated
+            except (_Absent, httpx2.ConnectError, httpx2.ConnectTimeout) as error:  # not sent: any call may be repeated
                 waiting.pause(error)
             except (httpx2.TransportError, Unavailable, TooManyRequests) as error:
+                if isinstance(error, httpx2.TransportError):
+                    waiting.lost(once_sent_s)
                 if not repeatable:
-                    raise self._away(error) from error
+                    raise self._away(error, sent=waiting.sent) from error
                 waiting.pause(error)
 
-    def _away(self, error: Exception) -> DanluError:
-        if isinstance(error, DanluError):
-            return error
-        return Unavailable(
-            f"the platform at {self.url} cannot be reached: {str(error) or type(error).__name__}",
-            next_step="is it running? danlu status" + ("     start it: danlu up" if is_loopback(self.url) else ""),
-        )
+    def _away(self, error: Exception, *, sent: bool = False) -> DanluError:
+        if not isinstance(error, DanluError):
+            error = Unavailable(
+                f"the platform at {self.url} cannot be reached: {str(error) or type(error).__name__}",
+                next_step="is it running? danlu status" + ("     start it: danlu up" if is_loopback(self.url) else ""),
+            )
+        if sent:
+            error.details["sent"] = True
+        return error
 
     def _find_again(self) -> None:
         found = self.relocate() if self.relocate is not None else None
         if found is not None and found != self.connection:
-            # left open: another thread may still be using it
-            self.connection, self._open = found, None
+            self.connection = found  # what was open to the old one stays: another thread may still be using it
 
 
 class _Waiting:
@@ -258,14 +271,25 @@ class _Waiting:
 
     def __init__(self, client: Client, patience_s: float) -> None:
         self._client, self._patience_s = client, patience_s
-        self.over()
-
-    def over(self) -> None:
-        """It answered."""
-        if getattr(self, "_told", False) and self._client.notice is not None:
-            self._client.notice("the platform is back")
         self._since: float | None = None
         self._pause_s, self._told = FIRST_PAUSE_S, False
+        self.sent = False
+
+    def answered(self) -> None:
+        """It is there: the next break is a new one. The pauses stay long, lest one that only breaks is asked all the time."""
+        if self._told and self._client.notice is not None:
+            self._client.notice("the platform is back")
+        self._since, self._told = None, False
+
+    def over(self) -> None:
+        """It does what it should."""
+        self.answered()
+        self._pause_s = FIRST_PAUSE_S
+
+    def lost(self, patience_s: float) -> None:
+        """A request was sent and its answer lost: from now on, wait for at least so long."""
+        self.sent = True
+        self._patience_s = max(self._patience_s, patience_s)
 
     def pause(self, error: Exception) -> None:
         """Waits a little, or raises once the patience is at its end."""
@@ -273,7 +297,7 @@ class _Waiting:
         if self._since is None:
             self._since = now
         elif now - self._since + self._pause_s > self._patience_s:
-            raise self._client._away(error) from error
+            raise self._client._away(error, sent=self.sent) from error
         if not self._told and now - self._since > 1.0 and self._client.notice is not None:
             self._told = True
             where = f"the platform at {self._client.url} is away; waiting for it"
@@ -281,6 +305,34 @@ class _Waiting:
         time.sleep(self._pause_s)
         self._pause_s = min(self._pause_s * 2, MAX_PAUSE_S)
         self._client._find_again()
+
+
+def _sender(connection: Connection, project: str | None) -> httpx2.Client:
+    import ssl
+
+    import httpx2
+
+    plain = connection.url.startswith("http:")
+    headers = {"Authorization": f"Bearer {connection.token}", "User-Agent": f"danlu/{__version__}"}
+    if project:
+        headers[PROJECT_HEADER] = project
+    return httpx2.Client(
+        headers=headers,
+        timeout=_timeout(READ_TIMEOUT_S),
+        trust_env=not is_loopback(connection.url),  # a proxy cannot reach this machine's own address
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True,  # loading authorities takes 20 ms
+    )
+
+
+def _check(answer: httpx2.Response, url: str) -> None:
+    if answer.is_success:
+        return
+    answer.read()
+    if answer.is_redirect:
+        raise PlatformError(
+            f"{url} redirects to {answer.headers.get('location', '?')[:200]}", next_step="use that address"
+        )
+    raise failure(answer.status_code, answer.content, url, version=answer.headers.get(VERSION_HEADER, ""))
 
 
 def _timeout(read_s: float) -> Any:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NoReturn, Protocol
 
 from danlu.controllers.decisions import Action, Decision, decide, rejected
+from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
-from danlu.domain.jobs import Attempt, AttemptState, Job
-from danlu.errors import DanluError, ExecutorUnavailable, LaunchRejected, StorageFull, VersionConflict
+from danlu.domain.jobs import Attempt, AttemptState, Job, JobState
+from danlu.errors import (
+    DanluError,
+    DataDamaged,
+    ExecutorUnavailable,
+    InvalidRequest,
+    LaunchRejected,
+    NotFound,
+    StorageFull,
+    VersionConflict,
+)
 from danlu.executors.base import Executor, LaunchOrder, Observation, Phase
 from danlu.services.context import Clock, Hub
 
 LOG: Final = logging.getLogger("danlu.controllers")
 LIVE_PERIOD_S: Final = 1.0
 IDLE_PERIOD_S: Final = 30.0
-LAUNCH_BACKOFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+MESSAGE_CHARACTERS: Final = 1000
 STORAGE_TRIALS: Final = 10
 UNKNOWN_GRACE_S: Final = 30.0
-Spawn = Callable[[Callable[[], None]], None]
-"""Runs something beside the loop, soon."""
 
 
 class Interpreters(Protocol):
@@ -48,14 +55,6 @@ class Launches:
 
 
 @dataclass(slots=True)
-class _Trial:
-    """How often a launch did not come through, and when it is tried again (ns UTC)."""
-
-    failures: int = 0
-    not_before: int = 0
-
-
-@dataclass(slots=True)
 class AttemptsController:
     """Decides for each live attempt by what the executor sees of it. Restarting it is the normal path."""
 
@@ -64,15 +63,12 @@ class AttemptsController:
     clock: Clock
     hub: Hub
     launches: Launches
-    spawn: Spawn
-    _in_flight: set[str] = field(default_factory=set)
-    _trials: dict[str, _Trial] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    tasks: Tasks
+    _trials: Trials = field(default_factory=Trials)
 
     def step(self) -> float:
         """Looks once."""
-        with self._lock:
-            busy = frozenset(self._in_flight)  # before the look: what is being launched now may not be seen yet
+        busy = self.tasks.running()  # before the look: what is being launched now may not be seen yet
         seen = {one.attempt_id: one for one in self.executor.observe()}
         attempts, jobs = self.database.read(_live)
         now = self.clock.now()
@@ -85,10 +81,8 @@ class AttemptsController:
                 LOG.error("attempt %s: %s: %s", attempt.id, type(error).__name__, error)
         live = {attempt.id for attempt in attempts}
         self._end_strangers([one for one in seen.values() if one.attempt_id not in live | busy])
-        for gone in set(self._trials) - live:
-            del self._trials[gone]
-        retries = [max(0.001, (t.not_before - now) / 1e9) for t in self._trials.values() if t.not_before]
-        return min([LIVE_PERIOD_S if attempts else IDLE_PERIOD_S, *retries])
+        self._trials.keep(live)
+        return self._trials.wait_s(now, LIVE_PERIOD_S if attempts else IDLE_PERIOD_S)
 
     def _decide(self, job: Job, attempt: Attempt, seen: Observation | None, now: int) -> None:
         decision = decide(job, attempt, seen, now)
@@ -105,10 +99,8 @@ class AttemptsController:
                 self.hub.notify(topic)
             if any(one.collected for one in decision.attempts):
                 self.executor.forget(attempt.id)
-        if decision.action is Action.LAUNCH and self._trials.get(attempt.id, _Trial()).not_before <= now:
-            with self._lock:
-                self._in_flight.add(attempt.id)
-            self.spawn(lambda: self._launch(job, attempt))
+        if decision.action is Action.LAUNCH and self._trials.due(attempt.id, now):
+            self.tasks.start(attempt.id, lambda: self._launch(job, attempt))
 
     def _end_strangers(self, seen: Iterable[Observation]) -> None:
         """Ends what runs although its attempt has ended: a launch that came through after the job was stopped."""
@@ -130,28 +122,31 @@ class AttemptsController:
     # launching, beside the loop
 
     def _launch(self, job: Job, attempt: Attempt) -> None:
-        trial = self._trials.get(attempt.id, _Trial())
         try:
             self.executor.launch(self._order(job, attempt))
-            self._trials.pop(attempt.id, None)
-        except LaunchRejected as error:
+            self._trials.over(attempt.id)
+        except (LaunchRejected, NotFound, InvalidRequest, DataDamaged) as error:
             self._reject(job, attempt, error.message)
-        except StorageFull as error:
-            if trial.failures + 1 >= STORAGE_TRIALS:
-                self._reject(job, attempt, error.message)
-            else:
-                self._again(attempt, trial, error)
-        except ExecutorUnavailable as error:
-            self._again(attempt, trial, error)
+        except Exception as error:
+            failures, wait_s = self._trials.failed(attempt.id, self.clock.now())
+            known = isinstance(error, DanluError)
+            LOG.warning("launch of %s: %s; again in %g s", attempt.id, error, wait_s, exc_info=None if known else error)
+            if isinstance(error, StorageFull) and failures >= STORAGE_TRIALS:
+                self._reject(job, attempt, str(error))
+            elif failures > 1:
+                self._tell(job, f"it cannot be launched yet: {error}")
         finally:
-            with self._lock:
-                self._in_flight.discard(attempt.id)
             self.hub.notify("attempts")
 
-    def _again(self, attempt: Attempt, trial: _Trial, error: Exception) -> None:
-        wait_s = LAUNCH_BACKOFF_S[min(trial.failures, len(LAUNCH_BACKOFF_S) - 1)]
-        self._trials[attempt.id] = _Trial(trial.failures + 1, self.clock.now() + int(wait_s * 1e9))
-        LOG.warning("launch of %s: %s; tried again in %g s", attempt.id, error, wait_s)
+    def _tell(self, job: Job, message: str) -> None:
+        """Lets the job say what keeps it; nothing else of it changes."""
+
+        def work(tx: Transaction) -> None:
+            newest = JOBS.require(tx, job.id)
+            if newest.state is JobState.STARTING and newest.message != message:
+                JOBS.put(tx, newest, newest.evolved(now=self.clock.now(), message=message[:MESSAGE_CHARACTERS]))
+
+        self.database.write(work)
 
     def _order(self, job: Job, attempt: Attempt) -> LaunchOrder:
         project, environment = self.database.read(
@@ -199,6 +194,7 @@ class AttemptsController:
                 self._store(tx, newest_job, newest, rejected(newest_job, newest, message, self.clock.now()))
 
         self.database.write(work)
+        self.executor.forget(attempt.id)
         self.hub.notify("jobs")
 
 

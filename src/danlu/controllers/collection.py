@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from danlu.blobs.base import Blobs
 from danlu.blobs.folders import Scan, scan
 from danlu.blobs.streams import StreamKey, Streams
-from danlu.controllers.attempts import Spawn
+from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS
 from danlu.domain.artifacts import Artifact
 from danlu.domain.jobs import Attempt, AttemptState, Reason
-from danlu.errors import DanluError, StorageFull
+from danlu.errors import DanluError
 from danlu.executors.base import Executor, Spools
+from danlu.runner.formats import LOG as LOG_STREAM
+from danlu.runner.formats import METRICS as METRICS_STREAM
 from danlu.services.context import Clock, Hub
 
 LOG: Final = logging.getLogger("danlu.controllers")
@@ -29,6 +31,7 @@ IDLE_PERIOD_S: Final = 30.0
 MAX_ATTEMPTS: Final = 10_000
 PIECE_BYTES: Final = 2**20
 PIECES_A_TURN: Final = 16
+MESSAGE_CHARACTERS: Final = 1000
 OUTPUTS: Final = "outputs"
 
 
@@ -46,33 +49,41 @@ class CollectionController:
     streams: Streams
     clock: Clock
     hub: Hub
-    spawn: Spawn
-    _in_flight: set[str] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    tasks: Tasks
+    _trials: Trials = field(default_factory=Trials)
 
     def step(self) -> float:
         """Looks once. An attempt with much to copy takes turns with the others."""
         attempts = self.database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS))
-        waiting = deque(attempts)
+        now, busy = self.clock.now(), self.tasks.running()
+        waiting = deque(a for a in attempts if a.id not in busy and self._trials.due(a.id, now))
         while waiting:
             attempt = waiting.popleft()
-            with self._lock:
-                if attempt.id in self._in_flight:
-                    continue
             try:
                 more = self._copy(attempt)
-            except StorageFull:
-                raise
-            except (DanluError, OSError, ValueError) as error:  # a job can damage only what it wrote itself
-                LOG.error("what %s wrote cannot be read on: %s", attempt.id, error)
-                more = False
+            except (DanluError, OSError, ValueError) as error:
+                self._failed(attempt, error)
+                continue
             if more:
                 waiting.append(attempt)
             elif attempt.state is AttemptState.ENDED:
-                with self._lock:
-                    self._in_flight.add(attempt.id)
-                self.spawn(lambda attempt=attempt: self._finish(attempt))  # type: ignore[misc]
-        return LIVE_PERIOD_S if attempts else IDLE_PERIOD_S
+                self.tasks.start(attempt.id, partial(self._finish, attempt))
+        self._trials.keep({attempt.id for attempt in attempts})
+        return self._trials.wait_s(now, LIVE_PERIOD_S if attempts else IDLE_PERIOD_S)
+
+    def _failed(self, attempt: Attempt, error: Exception) -> None:
+        """Notes that not all of an attempt could be kept yet. It is tried again, and nothing of it is given up."""
+        failures, wait_s = self._trials.failed(attempt.id, self.clock.now())
+        LOG.warning("what %s left is not all kept yet: %s; again in %g s", attempt.id, error, wait_s)
+        if failures > 1 and attempt.state is AttemptState.ENDED:
+            message = f"what it left is not all kept yet: {error}"[:MESSAGE_CHARACTERS]
+
+            def work(tx: Transaction) -> None:
+                newest = ATTEMPTS.require(tx, attempt.id)
+                if not newest.collected and newest.kept != message:
+                    ATTEMPTS.put(tx, newest, newest.evolved(now=self.clock.now(), kept=message))
+
+            self.database.write(work)
 
     def _copy(self, attempt: Attempt) -> bool:
         """Copies some of what is new; returns whether there may be more."""
@@ -83,7 +94,7 @@ class CollectionController:
             known = self.streams.size(key)
             if known < offset + len(piece.data):
                 self.streams.append(key, offset, piece.data)
-            self.spools.collected(attempt.id, piece.task, piece.stream, offset + len(piece.data))
+            self.spools.collected(piece, durably=partial(self.streams.sync, key))
             pieces += 1
             if pieces >= PIECES_A_TURN:
                 break
@@ -96,23 +107,29 @@ class CollectionController:
         try:
             folder = self.spools.outputs(attempt.id)
             found = None if folder is None else self._keep(attempt, folder)
-
-            def work(tx: Transaction) -> None:
-                newest = ATTEMPTS.require(tx, attempt.id)
-                if newest.collected:
-                    return
-                now = self.clock.now()
-                if found is not None and found.count:
-                    ARTIFACTS.add(tx, self._artifact(attempt, found, now))
-                ATTEMPTS.put(tx, newest, newest.evolved(now=now, collected=True))
-
-            self.database.write(work)
+            for task in attempt.tasks:
+                for stream in (LOG_STREAM, METRICS_STREAM):
+                    self.streams.sync(StreamKey(attempt.project, attempt.id, task.name, stream))
+            self._store(attempt, found)
             self.executor.forget(attempt.id)
+            self._trials.over(attempt.id)
+        except (DanluError, OSError, ValueError) as error:
+            self._failed(attempt, error)
         finally:
-            with self._lock:
-                self._in_flight.discard(attempt.id)
             for topic in ("logs", "jobs", "events"):
                 self.hub.notify(topic)
+
+    def _store(self, attempt: Attempt, found: Scan | None) -> None:
+        def work(tx: Transaction) -> None:
+            newest = ATTEMPTS.require(tx, attempt.id)
+            if newest.collected:
+                return
+            now = self.clock.now()
+            if found is not None and (found.count or found.skipped):
+                ARTIFACTS.add(tx, self._artifact(attempt, found, now))
+            ATTEMPTS.put(tx, newest, newest.evolved(now=now, collected=True, kept=""))
+
+        self.database.write(work)
 
     def _keep(self, attempt: Attempt, folder: Path) -> Scan:
         found = scan(folder, code=False, now=self.clock.now())
@@ -132,7 +149,7 @@ class CollectionController:
             attempt_id=attempt.id,
             name=OUTPUTS,
             tree=found.root,
-            partial=attempt.reason is not Reason.COMPLETED,
+            partial=attempt.reason is not Reason.COMPLETED or bool(found.skipped),
             files=found.count,
             size_bytes=found.size_bytes,
             skipped=tuple(found.skipped),

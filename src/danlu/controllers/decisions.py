@@ -113,7 +113,7 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
         reason=reason,
         message=message,
         started_at=seen.started_at or attempt.started_at,
-        ended_at=seen.ended_at or now,
+        ended_at=max(seen.ended_at or now, seen.started_at or attempt.started_at or 0),
         tasks=seen.tasks or attempt.tasks,
         limits=seen.limits or attempt.limits,
         resumed_from=seen.resumed_from or attempt.resumed_from,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from danlu.blobs.streams import StreamKey, Streams
-from danlu.controllers.attempts import Spawn
+from danlu.controllers.tasks import Tasks
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ENVIRONMENTS
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
@@ -47,26 +48,23 @@ class EnvironmentsController:
     streams: Streams
     clock: Clock
     hub: Hub
-    spawn: Spawn
-    _in_flight: set[str] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    tasks: Tasks
 
     def step(self) -> float:
         """Looks once."""
         states = (EnvironmentState.WANTED, EnvironmentState.BUILDING)
+        busy = self.tasks.running()
+        room = AT_ONCE - len(busy)
         for environment in self.database.read(lambda tx: ENVIRONMENTS.find(tx, state=states, limit=MAX_OPEN)):
-            with self._lock:
-                if environment.id in self._in_flight:
-                    continue
-                room = len(self._in_flight) < AT_ONCE
+            if environment.id in busy:
+                continue
             if environment.state is EnvironmentState.BUILDING:
                 self._store(environment, EnvironmentState.WANTED, EnvironmentReason.INTERRUPTED)
                 return 0.0
-            if room:
+            if room > 0:
+                room -= 1
                 building = self._store(environment, EnvironmentState.BUILDING, EnvironmentReason.BUILDING)
-                with self._lock:
-                    self._in_flight.add(building.id)
-                self.spawn(lambda building=building: self._build(building))  # type: ignore[misc]
+                self.tasks.start(building.id, partial(self._build, building))
         return PERIOD_S
 
     def _build(self, environment: Environment) -> None:
@@ -87,15 +85,14 @@ class EnvironmentsController:
             stage = error.details.get("stage")
             reason = EnvironmentReason.RESOLUTION_FAILED if stage == "resolve" else EnvironmentReason.INSTALL_FAILED
             words = error.message + (f"\n{error.next_step}" if error.next_step else "")
-            report(words)
+            with contextlib.suppress(DanluError):  # a full disk takes no more words, and must not hide the reason
+                report(words)
             self._store(environment, EnvironmentState.FAILED, reason, message=words)
         except Exception as error:
             words = f"the build failed by a fault of the platform: {type(error).__name__}: {error}; server.log has more"
             self._store(environment, EnvironmentState.FAILED, EnvironmentReason.INSTALL_FAILED, message=words)
             raise
         finally:
-            with self._lock:
-                self._in_flight.discard(environment.id)
             for topic in ("environments", "jobs", "logs", "events"):
                 self.hub.notify(topic)
 

@@ -60,10 +60,11 @@ def job_by_name(tx: Transaction, project: str, name: str) -> Job | None:
     return found[0] if found else None
 
 
-def job_counts(tx: Transaction) -> dict[str, int]:
-    """Returns how many jobs are in each state."""
+def job_counts(tx: Transaction, project: str | None = None) -> dict[str, int]:
+    """Returns how many jobs are in each state, of one project or of all."""
     jobs = tables.jobs.c
-    counted = tx.connection.execute(select(jobs.state, func.count()).group_by(jobs.state))
+    query = select(jobs.state, func.count()).group_by(jobs.state)
+    counted = tx.connection.execute(query if project is None else query.where(jobs.project == project))
     return {str(state): int(count) for state, count in counted}
 
 

@@ -24,7 +24,6 @@ from danlu.domain.views import Page
 from danlu.errors import Conflict, InvalidRequest, NameTaken, NotFound, VersionConflict
 
 T = TypeVar("T", bound=Record)
-MAX_FOUND: Final = 100_000
 
 
 class Records(Generic[T]):

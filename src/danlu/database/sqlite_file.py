@@ -12,6 +12,7 @@ from typing import Final
 from danlu.errors import DatabaseDamaged, DatabaseTooNew, DatabaseUnavailable, StorageFull
 
 HEADER: Final = b"SQLite format 3\x00"
+BACKUPS: Final = "backups"
 BACKUP_PATTERN: Final = "danlu-*.db"
 KEPT_NEWEST: Final = 3
 KEPT_DAYS: Final = 7
@@ -28,6 +29,9 @@ def check(path: Path, *, newest: str, known: frozenset[str]) -> None:
         DatabaseTooNew: a later version of Danlu has written it.
     """
     if not path.exists() or path.stat().st_size == 0:
+        log = path.with_name(path.name + "-wal")
+        if (log.exists() and log.stat().st_size) or any((path.parent / BACKUPS).glob(BACKUP_PATTERN)):
+            raise _damaged(path, "it is empty or missing, though there was one")
         return
     with path.open("rb") as file:
         if file.read(16) != HEADER:
@@ -60,11 +64,11 @@ def check(path: Path, *, newest: str, known: frozenset[str]) -> None:
 
 
 def _damaged(path: Path, finding: str) -> DatabaseDamaged:
-    backups = sorted((path.parent / "backups").glob(BACKUP_PATTERN))
+    backups = sorted((path.parent / BACKUPS).glob(BACKUP_PATTERN))
     if backups:
         step = f"the newest backup: cp {backups[-1]} {path} (keep a copy of the damaged file first)"
     else:
-        step = f"there is no backup in {path.parent / 'backups'}; keep the file for repair by sqlite3 .recover"
+        step = f"there is no backup in {path.parent / BACKUPS}; keep the file for repair by sqlite3 .recover"
     return DatabaseDamaged(f"{path} is damaged: {finding}; it was not written to", next_step=step)
 
 
@@ -91,6 +95,7 @@ def backup(path: Path, folder: Path, *, now: int) -> Path | None:
             source.backup(target)
             if target.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise DatabaseDamaged(f"the copy of {path} does not pass its check")
+        unfinished.chmod(0o600)
         _sync(unfinished)
         unfinished.replace(finished)
         _sync(folder)

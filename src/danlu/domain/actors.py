@@ -8,7 +8,6 @@ from typing import ClassVar
 from pydantic import Field
 
 from danlu.domain.records import Record, Value
-from danlu.errors import NotAllowed
 
 
 class Role(StrEnum):
@@ -30,11 +29,6 @@ class Actor(Value):
     def sees(self, project: str) -> bool:
         """Whether things of ``project`` exist for this actor."""
         return self.project is None or self.project == project
-
-    def require(self, *roles: Role) -> None:
-        """Raises NotAllowed unless the actor has one of ``roles``."""
-        if self.role not in roles:
-            raise NotAllowed(f"{self.id} is a {self.role}; this needs: {', '.join(roles)}")
 
 
 class Token(Record):

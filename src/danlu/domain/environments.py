@@ -42,7 +42,8 @@ S = EnvironmentState
 class EnvironmentSource(Value):
     """What an environment is made from: a catalogue entry, or requirements given by a user.
 
-    Exactly one of ``catalogue`` and ``requirements`` is set. ``key()`` is the SHA-256 of it all (see environments/).
+    Exactly one of ``catalogue`` and ``requirements`` is set. ``Environment.source_digest`` is the SHA-256 of it all, with the
+    catalogue entry's lock.
     """
 
     catalogue: str | None = Field(default=None, description="a name of the catalogue, e.g. tensorflow-1")

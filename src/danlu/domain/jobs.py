@@ -292,12 +292,13 @@ class Attempt(Living):
     )
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
     resumed_from: Said | None = Field(default=None, description="the checkpoint that it was handed")
+    kept: Said = Field(
+        default="", max_length=1000, description="what keeps its logs or outputs from being kept, if anything"
+    )
     collected: bool = Field(default=False, description="its logs, metrics and outputs are all kept")
 
 
 LIVE_JOB_STATES: Final = frozenset(state for state, following in Job.MOVES.items() if following)
-ENDED_JOB_STATES: Final = frozenset(state for state, following in Job.MOVES.items() if not following)
-HOLDING_ATTEMPT_STATES: Final = frozenset(A) - {A.ENDED}
 
 
 def job_exit_code(job: Job) -> int:

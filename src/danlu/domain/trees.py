@@ -29,6 +29,8 @@ MAX_NODE_BYTES: Final = 16 * 2**20
 MAX_ENTRIES: Final = 100_000
 MAX_DEPTH: Final = 64
 MAX_NAME_BYTES: Final = 255
+MAX_PATH_BYTES: Final = 3000
+"""Of a path in a tree: with the folder that it is copied to it must stay below the 4096 that Linux opens."""
 MODES: Final = (0o644, 0o755)
 FRAME_HEAD_BYTES: Final = 40
 MAX_FRAMES: Final = 100_000
@@ -238,6 +240,8 @@ def walk(
             if entry.kind == "link" and not link_stays_inside(len(path), entry.target):
                 name = "/".join((*path, entry.name))
                 raise InvalidRequest(f"tree {root}: the link {name!a} leaves it: {entry.target!a}")
+            if sum(len(part.encode()) + 1 for part in (*path, entry.name)) > MAX_PATH_BYTES:
+                raise InvalidRequest(f"tree {root}: a path in it has more than {MAX_PATH_BYTES} bytes")
         yield path, entries
         waiting.extend(((*path, e.name), e.address, e) for e in reversed(entries) if e.kind == "dir")
 

@@ -48,9 +48,12 @@ def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
 
 
 def _one(problem: Any, model: type[BaseModel]) -> tuple[str, str, str]:
-    path = tuple(part for part in problem["loc"] if not str(part).startswith(("function-", "tuple[", "str")))
+    extra = problem["type"] == "extra_forbidden"
+    own = problem["loc"][-1:] if extra else ()  # the user's own word, whatever it is
+    inner = problem["loc"][:-1] if extra else problem["loc"]
+    path = (*(part for part in inner if not str(part).startswith(("function-", "tuple[", "str"))), *own)
     field = ".".join(str(part) for part in path)
-    if problem["type"] == "extra_forbidden":
+    if extra:
         return field, f"{field} is not a field", suggestion(str(path[-1]), _fields_at(model, path[:-1]))
     if problem["type"] == "missing":
         return field, f"{field} is missing", ""

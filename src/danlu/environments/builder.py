@@ -11,6 +11,9 @@ same folder, and a uv that outlived its server is waited for. ``.new-`` folders 
 Files are copied from uv's cache, not linked: where jobs run as the server's own user, a job that writes into its environment
 would else write into the cache, and so into every environment that is built later.
 
+Nothing of a user's runs while it is built, and where the server is root uv itself runs as a user of its own, with its own
+cache, if that user can reach the interpreter. The whole folder is given to root before it gets its name.
+
 Folders of environments are named by their locks and may serve several projects, so ``root`` can be passed but not listed.
 """
 
@@ -25,6 +28,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,11 +37,13 @@ from pydantic import Field
 from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
 from danlu.domain.records import Value
 from danlu.environments import pythons
+from danlu.environments.build_user import BUILD_UID
 from danlu.environments.catalogue import CATALOGUE
 from danlu.environments.pythons import Python
+from danlu.environments.requirements import check
 from danlu.environments.sources import RECIPE, hook_digest, hook_files, lock_text, source_digest
-from danlu.environments.uv_command import BUILD_TIMEOUT_S, Report, Uv, storage_full
-from danlu.errors import EnvironmentFailed, StorageFull
+from danlu.environments.uv_command import BUILD_TIMEOUT_S, Report, Uv, new_file, storage_full
+from danlu.errors import EnvironmentFailed, InvalidSpec, StorageFull
 
 LOCK_POLL_S: Final = 0.1
 FACTS: Final = "danlu.json"
@@ -55,6 +61,21 @@ class Built(Value):
     build_s: float = Field(ge=0, description="how long this call took")
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One call of build: what, with what, until when."""
+
+    source: EnvironmentSource
+    python: Python
+    uv: Uv
+    report: Report
+    deadline: float
+
+    def uv_for(self, lines: str) -> Uv:
+        """Returns the uv that may fetch these lines: a host of the user's choice is sent none of the server's passwords."""
+        return self.uv.without_passwords() if "://" in lines else self.uv
+
+
 class Builder:
     """Makes and finds environments below one folder."""
 
@@ -63,6 +84,7 @@ class Builder:
         self._locks = root / ".locks"
         self._uv = Uv(cache, root / ".python")
         self._cache = cache
+        self._build_cache = cache.with_name(f"{cache.name}-{BUILD_UID}")
         self._known: dict[str, tuple[Path, ...]] = {}
 
     def build(self, source: EnvironmentSource, report: Report) -> Built:
@@ -82,7 +104,8 @@ class Builder:
             self._prepare()
             with self._claimed(source_digest(source), report, deadline) as (folder, hold):
                 python = pythons.find(source.python, self._uv, folder, report, deadline=deadline)
-                lock = self._lock(source, python, folder, report, deadline=deadline, hold=hold)
+                work = _Work(source, python, self._uv_as(folder, python, report), report, deadline)
+                lock = self._lock(work, folder, hold)
             digest = _lock_digest(source, lock, python)
             facts = self._facts(digest)
             if facts is not None:
@@ -90,7 +113,7 @@ class Builder:
                     f"the environment is there already: {facts['packages']} packages, Python {facts['python_version']}"
                 )
             else:
-                facts = self._make(digest, source, lock, python, report, deadline)
+                facts = self._make(digest, lock, work)
         except OSError as error:
             if storage_full(error):
                 raise StorageFull(f"the platform's disk is full; the environment was not built: {error}") from error
@@ -131,7 +154,10 @@ class Builder:
         self._root.mkdir(parents=True, exist_ok=True)
         self._root.chmod(0o711)
         self._locks.mkdir(mode=0o700, exist_ok=True)
-        self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self._cache.parent.exists():
+            self._cache.parent.mkdir(parents=True)
+            self._cache.parent.chmod(0o711)
+        self._cache.mkdir(mode=0o700, exist_ok=True)
         for left in self._root.glob(f"{_NEW}*"):
             descriptor = _try_lock(self._locks / left.name.removeprefix(_NEW))
             if descriptor is not None:
@@ -148,7 +174,7 @@ class Builder:
         while descriptor is None:
             if time.monotonic() > deadline:
                 raise EnvironmentFailed(
-                    f"another build of the same environment did not end in {BUILD_TIMEOUT_S:.0f} s",
+                    f"another build of the same environment did not end in {BUILD_TIMEOUT_S / 60:.0f} min",
                     next_step="is a uv process left on the server? end it and build again",
                     stage="install",
                 )
@@ -163,82 +189,68 @@ class Builder:
             _remove(folder)
             _unlock(descriptor, path)
 
-    def _lock(
-        self, source: EnvironmentSource, python: Python, folder: Path, report: Report, *, deadline: float, hold: int
-    ) -> str:
+    def _uv_as(self, folder: Path, python: Python, report: Report) -> Uv:
+        """Returns the uv for a build: where the server is root, one of another user, if that can build here."""
+        if os.geteuid() != 0:
+            return self._uv
+        self._build_cache.mkdir(mode=0o700, exist_ok=True)
+        other = Uv(self._build_cache, self._root / ".python", uid=BUILD_UID)
+        other.give(self._build_cache)
+        other.give(folder)
+        hindrance = other.hindrance(python.executable, folder)
+        if hindrance is None:
+            return other
+        os.chown(folder, os.geteuid(), os.getegid())
+        report(f"building as the server's own user: {hindrance}")
+        return self._uv
+
+    def _lock(self, work: _Work, folder: Path, hold: int) -> str:
         """Returns the lock: the catalogue's own, or what uv resolves a user's requirements to."""
-        if source.catalogue is not None:
-            return lock_text(CATALOGUE[source.catalogue])
+        if work.source.catalogue is not None:
+            return lock_text(CATALOGUE[work.source.catalogue])
         given, made = folder / "requirements.txt", folder / "lock.txt"
-        given.write_text(source.requirements or "", encoding="utf-8")
-        report(f"resolving the requirements for Python {python.text}")
-        self._uv.run(
+        try:
+            lines = check(work.source.requirements or "")
+        except InvalidSpec as error:  # it was accepted by a version of Danlu that knew less
+            raise EnvironmentFailed(error.message, next_step=error.next_step, stage="resolve") from error
+        new_file(given, lines)
+        if "://" in lines:
+            work.report("wheels are named by address: no password that is saved on the server is used")
+        work.report(f"resolving the requirements for Python {work.python.text}")
+        work.uv_for(lines).run(
             "resolve",
             [
                 "pip", "compile", given.name, "--output-file", made.name, "--quiet", "--generate-hashes", "--no-header",
-                "--no-annotate", "--only-binary", ":all:", "--python", str(python.executable),
+                "--no-annotate", "--only-binary", ":all:", "--python", str(work.python.executable),
             ],
-            folder, report, deadline=deadline, hold=hold,
+            folder, work.report, deadline=work.deadline, hold=hold,
         )  # fmt: skip
         return made.read_text(encoding="utf-8")
 
-    def _make(
-        self, digest: str, source: EnvironmentSource, lock: str, python: Python, report: Report, deadline: float
-    ) -> dict[str, Any]:
+    def _make(self, digest: str, lock: str, work: _Work) -> dict[str, Any]:
         """Makes the folder of an environment that is not there; returns its facts."""
-        with self._claimed(digest, report, deadline) as (folder, hold):
+        with self._claimed(digest, work.report, work.deadline) as (folder, hold):
             facts = self._facts(digest)
             if facts is not None:
                 return facts  # the other build made it
             final = self._root / digest
             _remove(final)  # its Python is gone
             inner = folder / "venv"
-            self._install(inner, lock, python, source, report, deadline, hold)
+            work.uv.give(folder)
+            _install(inner, lock, work, hold)
             size = _open_to_all(inner)
             facts = {
                 "packages": sum(1 for _ in inner.glob("lib/python*/site-packages/*.dist-info")),
-                "python_version": python.text,
-                "roots": [str(root) for root in python.roots],
+                "python_version": work.python.text,
+                "roots": [str(root) for root in work.python.roots],
                 "size_bytes": size,
             }
-            for name, text in ((LOCK, lock), (FACTS, json.dumps(facts))):
-                (inner / name).write_text(text, encoding="utf-8")
-                (inner / name).chmod(0o644)
+            new_file(inner / LOCK, lock)
+            new_file(inner / FACTS, json.dumps(facts))
             os.sync()  # a folder with a name must be whole after a power failure too
             inner.rename(final)
-            report(f"built: {facts['packages']} packages, {size / 1e6:.0f} MB, Python {python.text}")
+            work.report(f"built: {facts['packages']} packages, {size / 1e6:.0f} MB, Python {work.python.text}")
             return facts
-
-    def _install(
-        self,
-        venv: Path,
-        lock: str,
-        python: Python,
-        source: EnvironmentSource,
-        report: Report,
-        deadline: float,
-        hold: int,
-    ) -> None:
-        report(f"making an environment with Python {python.text}")
-        arguments = ["venv", "--quiet", "--relocatable", "--no-project", "--python", str(python.executable), venv.name]
-        self._uv.run("python", arguments, venv.parent, report, deadline=deadline, hold=hold)
-        hook = _hook(source)
-        if hook is not None:
-            target = next(venv.glob("lib/python*/site-packages"))
-            for path in hook_files(hook):
-                shutil.copyfile(path, target / path.name)
-        if not _packages(lock) and hook is None:
-            return
-        written = venv.parent / LOCK
-        written.write_text(lock, encoding="utf-8")
-        self._uv.run(
-            "install",
-            [
-                "pip", "sync", written.name, "--python", f"{venv.name}/bin/python", "--require-hashes", "--only-binary",
-                ":all:", "--link-mode", "copy", "--compile-bytecode", "--allow-empty-requirements",
-            ],
-            venv.parent, report, deadline=deadline, hold=hold,
-        )  # fmt: skip
 
     def _facts(self, digest: str) -> dict[str, Any] | None:
         folder = self._root / digest
@@ -249,6 +261,56 @@ class Builder:
         except ValueError:  # a damaged disk: as good as not there, and built anew
             return None
         return facts
+
+
+def _install(venv: Path, lock: str, work: _Work, hold: int) -> None:
+    """Makes the virtual environment and puts packages and hook into it, without running any of them."""
+    python, report, folder = work.python, work.report, venv.parent
+    report(f"making an environment with Python {python.text}")
+    arguments = ["venv", "--quiet", "--relocatable", "--no-project", "--python", str(python.executable), venv.name]
+    work.uv.run("python", arguments, folder, report, deadline=work.deadline, hold=hold)
+    skeleton = _skeleton(venv)
+    if _packages(lock):
+        written = folder / LOCK
+        new_file(written, lock)
+        # The one call of uv on this environment, while it is empty: uv asks its Python what it is before it installs.
+        # From here on what is in it is the packages', and nothing of it is run here: uv's own compiling would.
+        arguments = [
+            "pip", "sync", written.name, "--python", f"{venv.name}/bin/python", "--require-hashes", "--only-binary",
+            ":all:", "--link-mode", "copy", "--no-compile-bytecode",
+        ]  # fmt: skip
+        work.uv_for(lock).run("install", arguments, folder, report, deadline=work.deadline, hold=hold)
+        _verify(venv, skeleton)
+    hook = _hook(work.source)
+    if hook is not None:
+        target = next(venv.glob("lib/python*/site-packages"))
+        for path in hook_files(hook):
+            shutil.copyfile(path, target / path.name)
+    if _packages(lock) or hook is not None:
+        work.uv.compile(python.executable, venv / "lib", report, deadline=work.deadline, hold=hold)
+
+
+def _skeleton(venv: Path) -> dict[str, str]:
+    """Returns what makes a folder an environment: every link in it, and its configuration."""
+    found = {"pyvenv.cfg": (venv / "pyvenv.cfg").read_text(encoding="latin-1")}
+    for at, folders, files in os.walk(venv):
+        for entry in (Path(at, name) for name in (*folders, *files)):
+            if entry.is_symlink():
+                found[str(entry.relative_to(venv))] = str(entry.readlink())
+    return found
+
+
+def _verify(venv: Path, skeleton: dict[str, str]) -> None:
+    """Refuses packages that replaced a part of the environment itself, or brought links, which wheels do not have."""
+    bad = sorted({name for name, _ in skeleton.items() ^ _skeleton(venv).items()})
+    bad += [name for name in (FACTS, LOCK) if os.path.lexists(venv / name)]
+    if bad:
+        raise EnvironmentFailed(
+            f"the packages cannot be installed: one of them brings or replaces {', '.join(bad)[:500]}, "
+            "which belongs to the environment itself",
+            next_step="leave out the package that does it",
+            stage="install",
+        )
 
 
 def _usable(folder: Path) -> bool:
@@ -277,18 +339,21 @@ def _lock_digest(source: EnvironmentSource, lock: str, python: Python) -> str:
 
 
 def _open_to_all(folder: Path) -> int:
-    """Lets every user read what is in ``folder``, whatever the modes in the wheels; returns the bytes of its files."""
-    size = 0
-    for at, _, files in os.walk(folder):
-        os.chmod(at, 0o755)  # noqa: S103, PTH101
-        for name in files:
+    """Makes ``folder`` the server's own, and readable to every user, whatever the wheels say; returns its files' bytes."""
+    size, own = 0, (os.geteuid(), os.getegid())
+    os.chown(folder, *own)
+    folder.chmod(0o755)
+    for at, folders, files in os.walk(folder):
+        for name in (*folders, *files):
             path = os.path.join(at, name)  # noqa: PTH118 - tens of thousands of files
             status = os.lstat(path)
+            if status.st_uid != own[0]:
+                os.chown(path, *own, follow_symlinks=False)
             if stat.S_ISREG(status.st_mode):
                 size += status.st_size
-                wanted = 0o755 if status.st_mode & 0o111 else 0o644
-                if stat.S_IMODE(status.st_mode) != wanted:
-                    os.chmod(path, wanted)  # noqa: PTH101
+            if not stat.S_ISLNK(status.st_mode):
+                wanted = 0o755 if status.st_mode & 0o111 or stat.S_ISDIR(status.st_mode) else 0o644
+                os.chmod(path, wanted)  # noqa: PTH101
     return size
 
 

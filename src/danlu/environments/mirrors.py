@@ -7,6 +7,7 @@ reach it, so pip's settings are handed to uv under uv's names, where nothing is 
 from __future__ import annotations
 
 import configparser
+import os
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,11 @@ def uv_variables(environ: Mapping[str, str]) -> dict[str, str]:
     ):
         kept["UV_SYSTEM_CERTS"] = "1"
     return kept
+
+
+def without_passwords(variables: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables with which uv finds no saved password: for addresses that users name."""
+    return {**variables, "NETRC": os.devnull, "UV_KEYRING_PROVIDER": "disabled", "UV_CREDENTIALS_DIR": "/nonexistent"}
 
 
 def _machine_has_authorities() -> bool:

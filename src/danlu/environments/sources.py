@@ -16,10 +16,9 @@ from danlu.environments.catalogue import CATALOGUE, CatalogueEntry
 from danlu.environments.requirements import check, normalized
 from danlu.errors import InvalidSpec, UnknownEnvironment
 
-RECIPE: Final = 1
+RECIPE: Final = 2
 """Counts the ways of building; a new one makes every environment anew."""
 
-OLDEST_PYTHON: Final = "3.8"
 FOLDER: Final = Path(__file__).parent
 
 

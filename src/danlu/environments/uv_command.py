@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
 import re
@@ -17,10 +18,14 @@ from typing import Final
 
 from uv import find_uv_bin
 
-from danlu.environments.mirrors import uv_variables
+from danlu.environments.build_user import hindrance, settings_files
+from danlu.environments.mirrors import uv_variables, without_passwords
 from danlu.errors import EnvironmentFailed, StorageFull
 
-BUILD_TIMEOUT_S: Final = 3600.0
+BUILD_TIMEOUT_S: Final = 1800.0
+CONNECT_TIMEOUT_S: Final = 10
+READ_TIMEOUT_S: Final = 30
+COMPILE_WARNING: Final = "some files could not be compiled ahead; Python compiles them when they are imported"
 MAX_LINES_REPORTED: Final = 10_000
 MAX_LINE_BYTES: Final = 2000
 MAX_REASON_LINES: Final = 30
@@ -43,17 +48,58 @@ def storage_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def new_file(path: Path, text: str) -> None:
+    """Writes a file that all may read; raises FileExistsError rather than write through what is there."""
+    with path.open("x", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+
+
 class Uv:
     """Runs uv with its cache, and the Pythons that it has fetched itself, in folders of the platform."""
 
-    def __init__(self, cache: Path, pythons: Path) -> None:
+    def __init__(self, cache: Path, pythons: Path, *, uid: int | None = None) -> None:
+        """Takes the folders that uv writes into.
+
+        Args:
+            cache: uv's, of this user alone.
+            pythons: where the Pythons are that uv fetches.
+            uid: the user, and group, that uv runs as; None: the server's own.
+        """
+        self._uid = uid
+        variables = uv_variables(os.environ)
+        self._read = (Path(find_uv_bin()), *settings_files(variables))
+        self._cache = cache
         self._environment = {
-            **uv_variables(os.environ),
+            "UV_HTTP_CONNECT_TIMEOUT": str(CONNECT_TIMEOUT_S),
+            "UV_HTTP_TIMEOUT": str(READ_TIMEOUT_S),
+            **variables,
             "UV_CACHE_DIR": str(cache),
             "UV_PYTHON_INSTALL_DIR": str(pythons),
             "UV_NO_PROGRESS": "1",
             "NO_COLOR": "1",
         }
+        if uid is not None:
+            self._environment["TMPDIR"] = str(cache)
+            if not any(path.is_relative_to(variables.get("HOME", "/")) for path in self._read[1:]):
+                self._environment["HOME"] = "/nonexistent"  # the server's is closed, and has nothing that uv needs
+
+    def hindrance(self, python: Path, folder: Path) -> str | None:
+        """Returns why this uv's user cannot build in ``folder`` with ``python``, or None."""
+        if self._uid is None:
+            return None
+        return hindrance(self._uid, python, read=self._read, write=(self._cache, folder))
+
+    def give(self, folder: Path) -> None:
+        """Lets this uv's user write into a folder."""
+        if self._uid is not None:
+            os.chown(folder, self._uid, self._uid)
+
+    def without_passwords(self) -> Uv:
+        """Returns a uv that sends no saved password to anybody."""
+        other = copy.copy(self)
+        other._environment = without_passwords(self._environment)
+        return other
 
     def run(
         self,
@@ -79,11 +125,41 @@ class Uv:
             EnvironmentFailed: uv failed, or was not done in time.
             StorageFull: uv found the disk full.
         """
-        (
-            folder / "uv.toml"
-        ).touch()  # an empty one: uv looks no further up, but still reads the machine's and the user's
+        with contextlib.suppress(FileExistsError):
+            # an empty one: uv looks no further up, but still reads the machine's and the user's
+            new_file(folder / "uv.toml", "")
+        status, kept = self._follow_to_end(
+            stage, [find_uv_bin(), *arguments], folder, report, deadline=deadline, hold=hold
+        )
+        if status != 0:
+            raise failure(stage, status, kept)
+
+    def compile(self, python: Path, folder: Path, report: Report, *, deadline: float, hold: int | None = None) -> None:
+        """Compiles the modules below ``folder`` to bytecode, which only saves time: what does not compile is left alone.
+
+        Args:
+            python: the interpreter that the environment stands on. The environment's own would run what was installed:
+                ``.pth`` files and sitecustomize.
+            folder: an environment.
+            report: called where not all could be compiled.
+            deadline: on the monotonic clock.
+            hold: as in ``run``.
+
+        Raises:
+            EnvironmentFailed: it was not done in time.
+        """
+        command = [str(python), "-I", "-S", "-W", "ignore", "-m", "compileall", "-qq", "-j", "0", str(folder)]
+        # its words would show lines of source files, and are not handed on
+        status, _ = self._follow_to_end("install", command, folder.parent, lambda _: None, deadline=deadline, hold=hold)
+        if status != 0:
+            report(COMPILE_WARNING)
+
+    def _follow_to_end(
+        self, stage: str, command: Sequence[str], folder: Path, report: Report, *, deadline: float, hold: int | None
+    ) -> tuple[int, deque[str]]:
+        """Runs a command; returns its exit status and its last lines."""
         child = subprocess.Popen(
-            [find_uv_bin(), *arguments],
+            command,
             cwd=folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -92,6 +168,9 @@ class Uv:
             pass_fds=() if hold is None else (hold,),
             start_new_session=True,
             umask=0o022,
+            user=self._uid,
+            group=self._uid,
+            extra_groups=None if self._uid is None else [],
         )
         late = threading.Event()
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), _end, (child.pid, late))
@@ -109,12 +188,13 @@ class Uv:
                 child.stdout.close()
         if late.is_set():
             raise EnvironmentFailed(
-                f"the environment was not built in {BUILD_TIMEOUT_S:.0f} s; uv was ended. Its last words:\n{_tail(kept)}",
-                next_step="is the package index slow? ask for the environment again: what is there is kept",
+                f"the environment was not built in {BUILD_TIMEOUT_S / 60:.0f} min, the most that a build may take; "
+                f"it was ended. Its last words:\n{_tail(kept)}",
+                next_step="is the package index, or a wheel's address, slow? ask for the environment again: "
+                "what was fetched whole is kept",
                 stage=stage,
             )
-        if status != 0:
-            raise failure(stage, status, kept)
+        return status, kept
 
     def answer(self, arguments: Sequence[str], *, timeout_s: float) -> str | None:
         """Returns what ``uv ARGUMENTS`` prints on standard output, or None where it fails."""

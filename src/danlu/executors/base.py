@@ -122,8 +122,11 @@ class Spools(Protocol):
     def pending(self, attempt_id: str, *, max_bytes: int) -> Iterable[Collected]:
         """Yields what was not collected yet, in order per stream, in pieces of at most ``max_bytes``."""
 
-    def collected(self, attempt_id: str, task: str, stream: str, offset: int) -> None:
-        """Frees what lies before ``offset``: it is kept elsewhere now."""
+    def collected(self, piece: Collected, *, durably: Callable[[], None]) -> None:
+        """Frees what lies before the end of ``piece``, now or later: it is kept elsewhere.
+
+        ``durably`` is called before anything is really freed, to make sure that what is kept outlives a power failure.
+        """
 
     def outputs(self, attempt_id: str) -> Path | None:
         """Returns the folder of an ended attempt's outputs, or None where there is none."""

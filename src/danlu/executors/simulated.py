@@ -7,7 +7,7 @@ what it ends, else 0. Nothing here depends on anything but the clock, the random
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -223,12 +223,12 @@ class SimulatedExecutor:
             piece = data[at : at + max_bytes]
             yield Collected(attempt_id=attempt_id, task=LOG_TASK, stream=formats.LOG, offset=at, data=piece)
 
-    def collected(self, attempt_id: str, task: str, stream: str, offset: int) -> None:
+    def collected(self, piece: Collected, *, durably: Callable[[], None]) -> None:
         """See Spools."""
-        del task, stream
-        process = self.processes.get(attempt_id)
+        process = self.processes.get(piece.attempt_id)
         if process is not None:
-            process.collected = max(process.collected, offset)
+            durably()
+            process.collected = max(process.collected, piece.offset + len(piece.data))
 
     def outputs(self, attempt_id: str) -> Path | None:
         """See Spools: scripts leave no files."""

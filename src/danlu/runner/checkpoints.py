@@ -125,7 +125,10 @@ class Seals:
         return found if isinstance(found, dict) else {}
 
     def watch(self, now: int) -> None:
-        """Seals what has not changed for two seconds. Called now and then while the job runs."""
+        """Seals what has not changed for two seconds. Called now and then while the job runs.
+
+        ``now``: nanoseconds of a clock that nobody sets, so that a jump of the wall clock seals nothing half-written.
+        """
         changed = False
         for name, paths in candidates(self.folder).items():
             try:

@@ -3,6 +3,9 @@
 The process writes its output itself, into append-only files: nothing flushed is lost with whoever reads it. The follower
 reads them from where its index ends, appends to the spools, then rewrites the index in one write. Killed at any line, the
 next follower cuts the spools back to the index and goes on: every byte is there exactly once.
+
+A program can empty its output file (``echo x > /dev/stdout`` does). A file that is shorter than what was read of it, or whose
+last bytes before that point have changed, is read again from its beginning. The punched holes change none of those bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import errno
 import json
 import os
 import time
+import zlib
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from . import formats, printed
@@ -22,6 +26,7 @@ FOLD_BYTES = 1 << 12
 PROMPT_NS = 1_000_000_000
 PROGRESS_NS = 2_000_000_000
 PUNCH_BYTES = 4 << 20
+TAIL_BYTES = 256
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 RETRY_FULL_S = 0.25
 MAX_NAME_LETTERS = 64
@@ -46,7 +51,19 @@ class _Output:
         self.shown = b""
         self.progress_at = 0
         self.punched = 0
+        self.emptied = False  # and said so
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self.tail = self.before(offset)
+
+    def before(self, offset: int) -> bytes:
+        """Returns the last bytes of the file before ``offset``; none where it does not reach that far."""
+        start = max(0, offset - TAIL_BYTES)
+        tail = os.pread(self.descriptor, offset - start, start)
+        return tail if len(tail) == offset - start else b""
+
+    def is_another(self) -> bool:
+        """Says whether the file was emptied, and perhaps written anew, since ``offset`` was reached."""
+        return self.before(self.offset) != self.tail or os.fstat(self.descriptor).st_size < self.offset
 
 
 class Follower:
@@ -70,10 +87,14 @@ class Follower:
         self._open: Dict[str, Tuple[int, int]] = {}
         self._notices: List[bytes] = []
         self._punched_metrics = 0
+        self._clock = 0
         self.full = False
         self.behind = False
         for bit, output in enumerate(self.outputs):
             output.open = bool(self.index.open & 1 << bit)
+            known = (self.index.stdout_tail, self.index.stderr_tail)[bit]
+            if known and zlib.crc32(output.tail) != known:
+                output.tail = b"\0"  # emptied while nobody followed: the first step finds that
         self._cut()
 
     def _cut(self) -> None:
@@ -91,19 +112,22 @@ class Follower:
         taken from the raw files, and the next call tries it again.
         """
         now = max(time.time_ns(), self.index.last_at)
+        self._clock = time.monotonic_ns()
         state = self.index._asdict()
         state["last_at"] = now
         self.behind = False
         log: List[_Records] = []
         points: List[bytes] = []
         told = len(self._notices)
-        before = [(o.offset, o.open, o.rest_since, o.shown, o.progress_at) for o in self.outputs]
+        before = [dict(vars(output)) for output in self.outputs]
         for output, name in zip(self.outputs, ("stdout", "stderr")):
+            if output.is_another():
+                self._begin_again(output, name, now, log)
             if state["noticed"] and not self.parse_metrics:
                 self._skip(output, state)
             else:
                 self._take(output, now, final, log, points)
-            state[name] = output.offset
+            state[name], state[name + "_tail"] = output.offset, zlib.crc32(output.tail)
         self._take_metrics(state, points, final)
         metrics = self._bounded(points, state)
         text = self._capped(log, state, now, final)
@@ -120,7 +144,7 @@ class Follower:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             for output, kept in zip(self.outputs, before):
-                output.offset, output.open, output.rest_since, output.shown, output.progress_at = kept
+                vars(output).update(kept)
             self._forget_open()
             del self._notices[told:]
             self.full, self.behind = True, False
@@ -156,15 +180,36 @@ class Follower:
     def _skip(self, output: _Output, state: Dict[str, int]) -> None:
         """Counts what is past the limit without reading it: what a program prints without end costs nothing."""
         end = os.fstat(output.descriptor).st_size
-        state["dropped"] += max(0, end - output.offset)
-        output.offset = max(end, output.offset)
+        if end > output.offset:
+            state["dropped"] += end - output.offset
+            output.offset, output.tail = end, output.before(end)
+
+    def _begin_again(self, output: _Output, name: str, now: int, log: List[_Records]) -> None:
+        """Goes back to the beginning of a file that its program has emptied; says so once."""
+        if not output.emptied:
+            self.notice(
+                "the program emptied its %s (as > /dev/%s does, unlike >>): it is read from its new start"
+                % (name, name)
+            )
+        self._end_piece(output, now, log)
+        output.emptied = True
+        output.offset = output.punched = output.rest_since = 0
+        output.shown = output.tail = b""
 
     def _take(self, output: _Output, now: int, final: bool, log: List[_Records], points: List[bytes]) -> None:
         # the unfinished end of a line stays in the raw file and is read again: the index never points into a line
         # unless a piece of it was written as such
-        data = os.pread(output.descriptor, READ_BYTES, output.offset)
+        begin = output.offset
+        data = os.pread(output.descriptor, READ_BYTES, begin)
         if len(data) == READ_BYTES:
             self.behind = True
+        self._take_data(output, data, now, final, log, points)
+        taken = data[max(0, output.offset - begin - TAIL_BYTES) : output.offset - begin]
+        output.tail = (output.tail + taken)[-TAIL_BYTES:]
+
+    def _take_data(
+        self, output: _Output, data: bytes, now: int, final: bool, log: List[_Records], points: List[bytes]
+    ) -> None:
         end = data.rfind(b"\n") + 1
         if end:
             whole = data[:end]
@@ -190,16 +235,16 @@ class Follower:
 
     def _unfinished(self, output: _Output, now: int, rest: bytes, log: List[_Records]) -> None:
         """Shows the end of a line that has stood for a second: a prompt, or a progress bar."""
-        output.rest_since = output.rest_since or now
-        if now - output.rest_since < PROMPT_NS:
+        output.rest_since = output.rest_since or self._clock
+        if self._clock - output.rest_since < PROMPT_NS:
             return
         line = shown(rest)
         if b"\r" in rest or output.shown:
-            if now - output.progress_at >= PROGRESS_NS and line != output.shown and line:
+            if self._clock - output.progress_at >= PROGRESS_NS and line != output.shown and line:
                 self._end_piece(output, now, log)
                 record = formats.stamp(now, output.stream, formats.PROGRESS, line)
                 log.append(_Records(record, len(record)))
-                output.progress_at, output.shown = now, line
+                output.progress_at, output.shown = self._clock, line
         else:
             self._piece(output, now, rest, log)
             output.offset += len(rest)
@@ -277,6 +322,8 @@ class Follower:
     # metrics
 
     def _take_metrics(self, state: Dict[str, int], points: List[bytes], final: bool) -> None:
+        if os.fstat(self.metrics).st_size < state["raw_metrics"]:  # emptied by the program
+            state["raw_metrics"] = self._punched_metrics = 0
         data = os.pread(self.metrics, READ_BYTES, state["raw_metrics"])
         if len(data) == READ_BYTES:
             self.behind = True
@@ -362,7 +409,7 @@ class Follower:
         """Gives the disk back what the spools hold; best effort, since not every file system can."""
         for output in self.outputs:
             if output.offset - output.punched >= PUNCH_BYTES:
-                output.punched = _punch(output.descriptor, output.punched, output.offset)
+                output.punched = _punch(output.descriptor, output.punched, output.offset - TAIL_BYTES)
         if self.index.raw_metrics - self._punched_metrics >= PUNCH_BYTES:
             self._punched_metrics = _punch(self.metrics, self._punched_metrics, self.index.raw_metrics)
 

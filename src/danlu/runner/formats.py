@@ -25,6 +25,7 @@ MAX_STATUS_BYTES = 1 << 20
 STDOUT, STDERR, NOTICE = b"o", b"e", b"r"
 WHOLE, PIECE, PROGRESS = b".", b"+", b"~"
 LOG, METRICS = "log", "metrics"
+PROCESSES = "processes.json"
 
 
 class Line(NamedTuple):
@@ -56,7 +57,10 @@ def parse_lines(data: str) -> Iterator[Line]:
 
 
 class Index(NamedTuple):
-    """What is consistent: lengths of the spooled streams, and of the raw files that they hold."""
+    """What is consistent: lengths of the spooled streams, and of the raw files that they hold.
+
+    A tail is the checksum of the last bytes of a raw file before that length; 0: not known.
+    """
 
     log: int = 0
     metrics: int = 0
@@ -69,6 +73,8 @@ class Index(NamedTuple):
     bad_metrics: int = 0
     open: int = 0
     metrics_noticed: int = 0
+    stdout_tail: int = 0
+    stderr_tail: int = 0
 
 
 def pack_index(index: Index) -> bytes:

@@ -24,6 +24,8 @@ from .follow import Follower, size
 
 ACTIVE_S, IDLE_S = 0.02, 0.25
 TICK_S = 1.0
+RECORD_PART = 50
+MAX_RECORDED = 4096
 LEFTOVER_GRACE_S = 2.0
 HINT_EVERY_S = 0.02
 LOCK_TRIALS, LOCK_WAIT_S = 50, 0.01
@@ -63,6 +65,9 @@ class Runner:
         self.tasks = [Task(folder, self.order, spec) for spec in self.order["tasks"]]
         self.stopping_until: Optional[float] = None
         self.stopped = self.timed_out = False
+        self.last_at = 0
+        self.recorded: List[List[int]] = []
+        self.record_at = 0.0
         self.hints: Optional[socket.socket] = None
         self.hinted_at = 0.0
         if self.order.get("hint_socket"):
@@ -73,7 +78,8 @@ class Runner:
 
     def say(self, event: str, **facts: Any) -> None:
         """Appends an event to the status, durably; waits for room on a full disk."""
-        line = json.dumps({"event": event, "at": time.time_ns(), **facts}).encode() + b"\n"
+        self.last_at = max(time.time_ns(), self.last_at)
+        line = json.dumps({"event": event, "at": self.last_at, **facts}).encode() + b"\n"
         while True:
             before = os.fstat(self.status).st_size
             try:
@@ -178,7 +184,8 @@ class Runner:
             if readable or now - tick >= TICK_S:
                 tick = now
                 self.look_for_stop()
-                self.seals.watch(time.time_ns())
+                self.seals.watch(time.monotonic_ns())
+                self.record()
             if deadline is not None and now > deadline and not self.timed_out and not self.stopped:
                 self.timed_out = True
                 self.end(float(self.order["grace_s"]))
@@ -191,6 +198,29 @@ class Runner:
     def winding_up(self) -> bool:
         """Says whether processes that a task started still use the time that they were given to end."""
         return self.stopping_until is not None and bool(processes.descendants(os.getpid()))
+
+    def record(self) -> None:
+        """Notes which processes there are, for the server to end should this one be killed; control groups tell it too.
+
+        A daemon that has cleared its environment has nothing else that shows whose it is.
+        """
+        began = time.monotonic()
+        if self.order.get("counters") is not None or began < self.record_at:
+            return
+        found = []
+        for pid in processes.descendants(os.getpid())[:MAX_RECORDED]:
+            born = formats.start_time(pid)
+            if born is not None:
+                found.append([pid, born])
+        if found != self.recorded:
+            text = json.dumps({"boot_id": formats.boot_id(), "processes": found})
+            try:
+                formats.write_atomically(os.path.join(self.folder, formats.PROCESSES), text.encode())
+                self.recorded = found
+            except OSError:
+                pass  # a full disk, or the job has put something there: the next time may be better
+        # on a machine with very many processes it is looked less often
+        self.record_at = began + max(TICK_S, RECORD_PART * (time.monotonic() - began))
 
     def look_for_stop(self) -> None:
         """Reads the stop file, if there is one. What the job has put in its place is none: the server ends it then."""
@@ -284,6 +314,7 @@ class Runner:
         """Spools what a killed runner left, and says that the attempt is lost. Its processes are dead already."""
         events = formats.read_status(os.path.join(self.folder, "status"))
         over = {event.get("task") for event in events if event["event"] == "exited"}
+        self.last_at = max([at for at in (event.get("at") for event in events) if type(at) is int], default=0)
         for task in self.tasks:
             task.follower.drain()
             task.follower.close()

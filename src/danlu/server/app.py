@@ -121,7 +121,8 @@ class Edge:
         async def respond(call: Call, request: Request, arguments: dict[str, Any]) -> Response:
             if operation.body is bytes:
                 limit = MAX_BLOB_BYTES if wants_file else MAX_PACK_BYTES
-                async with self._upload_turns, _received(request, limit, self._uploads) as file:
+                # a turn is taken once the body is here: who sends slowly keeps nobody waiting
+                async with _received(request, limit, self._uploads) as file, self._upload_turns:
                     body = file if wants_file else await anyio.to_thread.run_sync(file.read)
                     result = await anyio.to_thread.run_sync(work, call, {**arguments, "body": body})
             else:

@@ -10,6 +10,7 @@ import anyio.to_thread
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse
 
+from danlu import __version__
 from danlu.api import MAX_JSON_BYTES, OPEN_PATHS
 from danlu.errors import DanluError, NotAuthenticated, TooLarge, TooManyRequests
 from danlu.services.access import authenticate
@@ -26,7 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 def problem(error: DanluError, request_id: str) -> JSONResponse:
     """Returns an error as an RFC 9457 answer."""
-    headers = {"Danlu-Request-Id": request_id}
+    headers = {"Danlu-Request-Id": request_id, "Danlu-Version": __version__}
     if error.status == NotAuthenticated.status:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, TooManyRequests) or error.status == 503:
@@ -78,7 +79,8 @@ class Gate:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         async def watched(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message.setdefault("headers", []).append((b"danlu-request-id", request_id.encode()))
+                headers = [(b"danlu-request-id", request_id.encode()), (b"danlu-version", __version__.encode())]
+                message.setdefault("headers", []).extend(headers)
             await send(message)
 
         try:

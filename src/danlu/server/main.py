@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -32,6 +33,7 @@ from danlu.controllers.environments import EnvironmentsController
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.scheduling import SchedulingController
+from danlu.controllers.tasks import Tasks
 from danlu.database import migrations, sqlite_file
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import PROJECTS
@@ -45,23 +47,26 @@ from danlu.server import app as edge
 from danlu.server import keys
 from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
+from danlu.server.log import RateLimit
 from danlu.services import platform as platform_service
 from danlu.services.access import attempt_token, digest
 from danlu.services.context import Hub, Platform, PlatformFacts
 
 LOG: Final = logging.getLogger("danlu.server")
-WORKERS: Final = 8
 LOOPS_END_S: Final = 10.0
 GRACEFUL_S: Final = 3
 COLLECT_S: Final = 60.0
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_CONNECTIONS: Final = 1024
+MAX_DESCRIPTORS: Final = 65_536
 BACKLOG: Final = 512
 
 
 class Workers:
-    """Threads for what takes long, beside the loops. What goes wrong there is logged: its loop tries again."""
+    """Threads for what takes long, beside one loop. What goes wrong there is logged: the loop tries again."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="worker")
+    def __init__(self, name: str, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
 
     def spawn(self, task: Callable[[], None]) -> None:
         """See Spawn."""
@@ -97,20 +102,21 @@ class Composition:
     settings: Settings
     platform: Platform
     executor: LocalExecutor
-    workers: Workers
+    workers: tuple[Workers, ...]
     loops: list[Loop] = field(default_factory=list)
 
     def close(self) -> None:
         """Ends the loops, then what they use. Jobs go on."""
         ended = [loop.stop(LOOPS_END_S) for loop in self.loops]
-        self.workers.close()
+        for workers in self.workers:
+            workers.close()
         self.executor.close()
         if all(ended):
             self.platform.database.close()
 
 
 def take_lock(home: Path) -> int:
-    """Returns the descriptor of the data folder's lock, held as long as it is open.
+    """Takes the data folder's lock until the process ends, and returns its descriptor.
 
     Raises:
         AlreadyRunning: another server has it.
@@ -161,18 +167,22 @@ def open_database(settings: Settings, now: int) -> Database:
         return Database.open(settings.database_url)
     path = settings.home / "danlu.db"
     sqlite_file.check(path, newest=migrations.head(), known=migrations.revisions())
-    sqlite_file.backup(path, settings.home / "backups", now=now)
+    sqlite_file.backup(path, settings.home / sqlite_file.BACKUPS, now=now)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return Database.open(f"sqlite:///{path}")
 
 
 def compose(settings: Settings) -> Composition:
     """Opens everything in order; nothing serves or runs yet."""
-    clock, hub, workers, root = SystemClock(), Hub(), Workers(), os.geteuid() == 0
+    clock, hub, root = SystemClock(), Hub(), os.geteuid() == 0
+    # each kind of work has threads of its own: large outputs must not hold up a launch
+    workers = (Workers("launch", 8), Workers("keep", 2), Workers("build", 2))
+    launching, keeping, building = (Tasks(some.spawn) for some in workers)
     gpus = None if settings.gpus is None else declared(settings.gpus)
     bootstrap, attempt_key = keys.load(settings.home / "keys")
     database = open_database(settings, clock.now())
     blobs, streams = LocalBlobs(settings.home / "blobs"), Streams(settings.home / "blobs")
+    blobs.start()
 
     def hint() -> None:
         hub.notify("attempts")
@@ -180,7 +190,7 @@ def compose(settings: Settings) -> Composition:
 
     executor = LocalExecutor(
         LocalConfig(settings.home, runtime_folder(settings.home, os.environ, uid=os.geteuid()), gpus),
-        checkout=lambda project, tree, folder: void(checkout(_Code(blobs, project), tree, folder)),
+        checkout=lambda project, tree, folder: checkout(_Code(blobs, project), tree, folder),
         hint=hint,
     )
     executor.start()
@@ -188,7 +198,7 @@ def compose(settings: Settings) -> Composition:
     limits = executor.capabilities.memory_limit
     facts = PlatformFacts(
         home=str(settings.home), started_at=clock.now(), host_environment=executor.capabilities.host_environment,
-        isolation="one user for each project" if root else "all jobs run as you",
+        isolation="one user for each project" if root else "all jobs run as you", separate_users=root,
         warnings=() if limits else ("memory and CPU limits cannot be set on this machine: no control groups",),
     )  # fmt: skip
     platform = Platform(
@@ -202,20 +212,16 @@ def compose(settings: Settings) -> Composition:
     steps: list[tuple[str, Callable[[], float], str]] = [
         ("nodes", nodes.step, "nodes"),
         ("scheduling", SchedulingController(database, clock, hub, "local").step, "jobs"),
-        ("attempts", AttemptsController(database, executor, clock, hub, launches, workers.spawn).step, "attempts"),
+        ("attempts", AttemptsController(database, executor, clock, hub, launches, launching).step, "attempts"),
         ("collection", CollectionController(
-            database, executor, executor, blobs, streams, clock, hub, workers.spawn).step, "output"),
+            database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),
         ("environments", EnvironmentsController(
-            database, builder, streams, clock, hub, workers.spawn).step, "environments"),
+            database, builder, streams, clock, hub, building).step, "environments"),
     ]  # fmt: skip
     if settings.database_url is None:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))
     loops = [Loop(name, step, hub, topic) for name, step, topic in steps]
     return Composition(settings, platform, executor, workers, loops)
-
-
-def void(_: object) -> None:
-    """Drops a result that is not asked for."""
 
 
 def _first_project(tx: Transaction, now: int) -> None:
@@ -224,9 +230,11 @@ def _first_project(tx: Transaction, now: int) -> None:
 
 
 def _back_up(settings: Settings, clock: SystemClock) -> float:
-    folder = settings.home / "backups"
-    newest = max((path.stat().st_mtime for path in folder.glob(sqlite_file.BACKUP_PATTERN)), default=0.0)
-    left = newest + settings.backup_every_s - clock.now() / 1e9
+    folder = settings.home / sqlite_file.BACKUPS
+    now_s = clock.now() / 1e9
+    times = (path.stat().st_mtime for path in folder.glob(sqlite_file.BACKUP_PATTERN))
+    newest = max((at for at in times if at <= now_s), default=0.0)  # one of the future: the clock was wrong then
+    left = newest + settings.backup_every_s - now_s
     if left > 0:
         return left
     sqlite_file.backup(settings.home / "danlu.db", folder, now=clock.now())
@@ -272,7 +280,9 @@ def serve(composition: Composition, listening: socket.socket) -> None:
 
     config = uvicorn.Config(
         Gate(application, platform, lambda: server.started), log_config=None, access_log=False, lifespan="off",
-        http="httptools", timeout_graceful_shutdown=GRACEFUL_S, server_header=False, proxy_headers=False, ws="none",
+        # h11 bounds a request's head, which httptools does not: a stranger can send one
+        http="h11", h11_max_incomplete_event_size=MAX_HEAD_BYTES, limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACEFUL_S, server_header=False, proxy_headers=False, ws="none",
     )  # fmt: skip
     server = Server(config, ready=ready, ending=bound.streams.end)
 
@@ -320,14 +330,24 @@ def prepare_home(settings: Settings) -> None:
         )
 
 
+def allow_many_files() -> None:
+    """Raises the limit of open files as far as it may be: a server that runs out of them cannot even look."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main() -> int:
-    """Runs a server; returns its exit code."""
+    """Runs a server; returns its exit code where it could not start, and ends the process where it could."""
     settings = parse(sys.argv[1:], os.environ)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RateLimit())
     try:
+        allow_many_files()
         prepare_home(settings)
-        lock = take_lock(settings.home)
+        take_lock(settings.home)
         listening = listen(settings)
         composition = compose(settings)
     except DanluError as error:
@@ -343,5 +363,7 @@ def main() -> int:
         serve(composition, listening)
     finally:
         composition.close()
-        os.close(lock)
-    return 0
+    # threads that are still building or copying end here, with the process and its lock: as after a kill, the next
+    # server begins their work again, and no two servers are ever at it
+    logging.shutdown()
+    os._exit(0)

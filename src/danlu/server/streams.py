@@ -20,6 +20,7 @@ MAX_STREAMS: Final = 256
 KEEP_ALIVE_S: Final = 15.0
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 LOOK_AGAIN_S: Final = 5.0
+MAX_DIGITS: Final = 19
 PAUSE_S: Final = 0.03
 EVENTS_AT_ONCE: Final = 200
 
@@ -115,7 +116,7 @@ class Streams:
 
     async def events(self, call: Call, query: EventsQuery, last_id: str | None) -> StreamingResponse:
         """Answers events after the cursor, for ever."""
-        if last_id and last_id.isdigit():
+        if last_id and last_id.isascii() and last_id.isdigit() and len(last_id) < MAX_DIGITS:
             query = query.model_copy(update={"after": int(last_id)})
         return self._answer(self._events(call, query))
 

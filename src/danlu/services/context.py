@@ -71,6 +71,7 @@ class PlatformFacts:
     started_at: int
     isolation: str
     host_environment: bool
+    separate_users: bool = False
     warnings: tuple[str, ...] = ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from danlu.api import JobsQuery, Paging, RetryRequest, StopRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, NODES
+from danlu.domain.actors import Role
 from danlu.domain.artifacts import Artifact
 from danlu.domain.environments import HOST
 from danlu.domain.ids import is_id
@@ -54,8 +56,11 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
         raise InvalidRequest(f"{job_id!r} is not a job's id: j and 26 characters of 0-9 and a-v, made by the client")
     if (known := platform.database.read(lambda tx: JOBS.get(tx, job_id))) is not None:
         return _same(call, known, spec)
-    if spec.env == HOST and not platform.facts.host_environment:
-        raise InvalidSpec("env: host is for single-user platforms", next_step="name an environment, or requirements")
+    if spec.env == HOST and not _may_use_host(call):
+        raise InvalidSpec(
+            "env: host is for administrators here: its interpreter is asked what it is by the server's own user",
+            next_step="name an environment (danlu env ls), or requirements",
+        )
     what = None if spec.env == HOST else environments.wanted(spec.env, spec.requirements, spec.python)
     if spec.code is not None:
         blobs.require_tree(call, spec.code)
@@ -89,6 +94,11 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
     platform.hub.notify("jobs")
     platform.hub.notify("environments")
     return job
+
+
+def _may_use_host(call: Call) -> bool:
+    facts = call.platform.facts
+    return facts.host_environment and (not facts.separate_users or call.actor.role is Role.ADMINISTRATOR)
 
 
 def _same(call: Call, known: Job, spec: JobSpec) -> Job:
@@ -141,7 +151,7 @@ def attempts(call: Call, job: str, query: Paging) -> Page[Attempt]:
 
     def work(tx: Transaction) -> Page[Attempt]:
         found = require(tx, call.project, job)
-        below = int(query.cursor) if query.cursor and query.cursor.isdigit() else found.attempts + 1
+        below = _number(query.cursor) if query.cursor else found.attempts + 1
         numbers = range(below - 1, max(0, below - 1 - query.limit), -1)
         records = {a.number: a for a in ATTEMPTS.find(tx, job_id=found.id, number=tuple(numbers), limit=query.limit)}
         items = tuple(records[number] for number in numbers if number in records)
@@ -149,6 +159,12 @@ def attempts(call: Call, job: str, query: Paging) -> Page[Attempt]:
         return Page[Attempt](items=items, next_cursor=str(numbers[-1]) if more else None)
 
     return call.platform.database.read(work)
+
+
+def _number(cursor: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", cursor):
+        raise InvalidRequest(f"the cursor {cursor[:80]!r} is not one that this platform gave out")
+    return int(cursor)
 
 
 def artifacts(call: Call, job: str, query: Paging) -> Page[Artifact]:

@@ -55,8 +55,13 @@ def _lines(call: Call, key: StreamKey) -> Iterator[bytes]:
 
 
 def _add(series: dict[str, _Points], line: bytes, wanted: str | None) -> None:
-    point = json.loads(line)  # the runner wrote it and checked it
-    for name, value in point["m"].items():
+    try:
+        point = json.loads(line)
+        step, at, values = point["s"], int(point["t"]), {str(k): float(v) for k, v in point["m"].items()}
+        step = None if step is None else float(step)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return  # the runner writes none such, but the spool is the job's own
+    for name, value in values.items():
         if wanted is not None and name != wanted:
             continue
         points = series.get(name)
@@ -64,9 +69,9 @@ def _add(series: dict[str, _Points], line: bytes, wanted: str | None) -> None:
             if len(series) >= MAX_SERIES:
                 continue
             points = series[name] = _Points()
-        points.steps.append(point["s"])
-        points.times.append(point["t"])
-        points.values.append(float(value))
+        points.steps.append(step)
+        points.times.append(at)
+        points.values.append(value)
 
 
 def _series(name: str, points: _Points, most: int) -> Series:

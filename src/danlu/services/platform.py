@@ -14,16 +14,16 @@ from danlu.services.context import Call, Platform
 
 
 def get(call: Call) -> PlatformStatus:
-    """Returns the platform's state."""
-    platform = call.platform
+    """Returns the platform's state; a member is told of its own project's jobs, and not where the data lies."""
+    platform, project = call.platform, call.actor.project
     return PlatformStatus(
         version=__version__,
         url=platform.url,
-        home=platform.facts.home,
+        home=platform.facts.home if project is None else "",
         started_at=platform.facts.started_at,
         database=platform.database.dialect,
         isolation=platform.facts.isolation,
-        jobs=platform.database.read(queries.job_counts),
+        jobs=platform.database.read(lambda tx: queries.job_counts(tx, project)),
         nodes=nodes.list(call).items,
         warnings=platform.facts.warnings,
     )

@@ -10,9 +10,9 @@ import errno
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -25,14 +25,16 @@ from danlu import __version__
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull
 from danlu.executors.base import Capabilities, Collected, Hint, LaunchOrder, Observation
-from danlu.executors.local import beneath, cgroups, folders, machine, sweep
+from danlu.executors.local import beneath, cgroups, folders, machine, starting, sweep
 from danlu.executors.local.hints import HintSocket
-from danlu.executors.local.observing import TAMPERED, Seen, observation
+from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
 from danlu.executors.local.orders import order_file
 from danlu.runner import formats
 
-START_TIMEOUT_S: Final = 20.0
-SALVAGES: Final = 3
+LOG = logging.getLogger("danlu.executors")
+QUICK_SALVAGES: Final = 3
+SALVAGES: Final = 12
+SALVAGE_PAUSE_S: Final = 60.0
 NOTICES_BYTES: Final = 1 << 20
 PACKAGE: Final = Path(__file__).resolve().parents[2]
 
@@ -57,7 +59,7 @@ class LocalConfig:
 class LocalExecutor:
     """See Executor and Spools in executors/base.py."""
 
-    def __init__(self, config: LocalConfig, *, checkout: Callable[[str, str, Path], None], hint: Hint) -> None:
+    def __init__(self, config: LocalConfig, *, checkout: Callable[[str, str, Path], object], hint: Hint) -> None:
         self.config = config
         self._checkout = checkout
         self.attempts = config.home / "attempts"
@@ -96,7 +98,7 @@ class LocalExecutor:
 
     def capacity(self) -> tuple[NodeCapacity, ...]:
         """See Executor."""
-        return (machine.capacity(self.config.gpus),)
+        return (machine.capacity(self.config.gpus, name=machine.name(self.config.home)),)
 
     def launch(self, order: LaunchOrder) -> None:
         """See Executor."""
@@ -124,21 +126,33 @@ class LocalExecutor:
         """See Executor."""
         found: list[Observation] = []
         present: set[str] = set()
-        for folder in sorted(self.attempts.iterdir()):
+        try:
+            every = sorted(self.attempts.iterdir())
+        except OSError as error:
+            raise ExecutorUnavailable(f"the attempts of this machine cannot be listed: {error}") from error
+        for folder in every:
             if folder.name.startswith("."):
                 continue
             present.add(folder.name)
-            seen = self._seen.setdefault(folder.name, Seen(folder))
-            try:
-                one = seen.lost or self._look(seen)
-            except TAMPERED as error:
-                cleaned = self._clean(folder.name)
-                one = seen.unreadable(str(error)) if cleaned else seen.running(f"its folder cannot be read: {error}")
+            one = self._observe_one(self._seen.setdefault(folder.name, Seen(folder)))
             if one is not None:
                 found.append(one)
         for gone in set(self._seen) - present:
             del self._seen[gone]
         return tuple(found)
+
+    def _observe_one(self, seen: Seen) -> Observation | None:
+        try:
+            try:
+                return seen.lost or self._look(seen)
+            except TAMPERED as error:
+                if passing(error):
+                    raise
+                if self._clean(seen.folder.name):
+                    return seen.unreadable(str(error))
+                return seen.running(f"its folder cannot be read: {error}")
+        except (ExecutorUnavailable, OSError) as error:  # the machine's trouble, not the attempt's
+            return seen.running(f"it cannot be looked at now, which is tried again: {error}")
 
     def stop(self, attempt_id: str, *, grace_s: float) -> None:
         """See Executor."""
@@ -147,13 +161,16 @@ class LocalExecutor:
             return
         try:
             formats.write_atomically(str(folder / "stop"), json.dumps({"grace_s": grace_s}).encode(), 0o644)
-        except OSError:  # the disk is full, or the job has put something in the way: it does not get its grace
-            self._clean(attempt_id)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+                raise ExecutorUnavailable(f"{attempt_id} cannot be asked to stop now: {error}") from error
+            self._clean(attempt_id)  # the disk is full, or the job has put something in the way: it gets no grace
             return
         try:
             runner = Seen(folder).runner()
-        except TAMPERED:
-            self._clean(attempt_id)
+        except TAMPERED as error:
+            if not passing(error):  # else the runner sees the file by itself, a little later
+                self._clean(attempt_id)
             return
         if runner is not None:
             sweep.wake(runner, folder.stat().st_uid)
@@ -178,7 +195,7 @@ class LocalExecutor:
     def _is_over(self, folder: Path) -> bool:
         seen = self._seen.get(folder.name, Seen(folder))
         if seen.lost is not None:
-            return True
+            return not seen.kept  # what could not be saved is not thrown away
         try:
             seen.refresh()
             return folders.lock_is_free(folder) and (seen.ended() is not None or not folders.begun(folder))
@@ -214,15 +231,19 @@ class LocalExecutor:
                         yield Collected(attempt_id=attempt_id, task=task, stream=stream, offset=at, data=data)
                         at += len(data)
 
-    def collected(self, attempt_id: str, task: str, stream: str, offset: int) -> None:
+    def collected(self, piece: Collected, *, durably: Callable[[], None]) -> None:
         """See Spools."""
-        folder = self._folder(attempt_id)
-        seen = self._seen.setdefault(attempt_id, Seen(folder))
-        seen.collected[task, stream] = max(offset, seen.collected.get((task, stream), 0))
+        folder, task, stream = self._folder(piece.attempt_id), piece.task, piece.stream
+        end = piece.offset + len(piece.data)
+        seen = self._seen.setdefault(piece.attempt_id, Seen(folder))
+        seen.collected[task, stream] = max(end, seen.collected.get((task, stream), 0))
         starts = _starts(beneath.names(folder, task, "spool"), stream)
-        for start, following in itertools.pairwise(starts):
-            if following <= offset:  # a newer file exists: the runner writes to this one no more
-                beneath.remove(folder, task, "spool", formats.spool_name(stream, start))
+        # a newer file exists: the runner writes to the ones before it no more
+        over = [start for start, following in itertools.pairwise(starts) if following <= end]
+        if over:
+            durably()
+        for start in over:
+            beneath.remove(folder, task, "spool", formats.spool_name(stream, start))
 
     def outputs(self, attempt_id: str) -> Path | None:
         """See Spools."""
@@ -299,7 +320,7 @@ class LocalExecutor:
                 raise LaunchRejected(answer["error"])
             raise ExecutorUnavailable(answer["error"])
         formats.write_atomically(str(folder / "launched.json"), json.dumps(answer).encode(), 0o644)
-        if not _until(int(answer["pid"]), lambda: folders.begun(folder)):
+        if not starting.until(int(answer["pid"]), lambda: folders.begun(folder)):
             if os.statvfs(folder).f_bavail == 0:
                 raise StorageFull(f"no room to start {folder.name}")
             raise ExecutorUnavailable(f"the runner of {folder.name} did not begin")
@@ -322,25 +343,7 @@ class LocalExecutor:
             "cgroup_procs": [] if group is None else [str(p / "cgroup.procs") for p in group.places if p.is_dir()],
             "needed": [{"path": p, "write": True} for p in writable] + [{"path": p, "write": False} for p in readable],
         }  # fmt: skip
-        started = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).with_name("launcher.py"))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env={"PATH": os.defpath},
-        )  # fmt: skip
-        try:
-            out, err = started.communicate(json.dumps(config).encode(), timeout=START_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.communicate()
-            raise ExecutorUnavailable(
-                f"the launcher of {folder.name} did not answer within {START_TIMEOUT_S:.0f} s"
-            ) from None
-        try:
-            answer: dict[str, Any] = json.loads(out.splitlines()[0])
-        except (IndexError, ValueError):
-            raise ExecutorUnavailable(
-                f"the launcher of {folder.name} failed: {err.decode(errors='replace')[-2000:]}"
-            ) from None
-        return answer
+        return starting.ask(config, folder.name)
 
     # observing
 
@@ -360,30 +363,44 @@ class LocalExecutor:
                     if not os.path.lexists(seen.folder / "order.json"):
                         raise DataDamaged(f"{attempt_id} has removed its own folder's files")
                     return None  # made ready but never started: as if it were not there; launch() goes on with it
-                if seen.salvages < SALVAGES:
-                    seen.salvages += 1
-                    self._salvage(seen.folder)
-                    return seen.running("its runner was killed; what it wrote is being saved")
-                return seen.unreadable("its runner was killed, and what it wrote could not be read")
+                return self._salvage(seen)
         if seen.ended() is not None and not seen.clean:
             if not folders.lock_is_free(seen.folder) or not self._clean(attempt_id):
                 return seen.running("it has ended, but some of its processes cannot be killed yet")
             seen.clean = True
         return observation(seen)
 
-    def _salvage(self, folder: Path) -> None:
-        uid = folder.stat().st_uid if self._root else None
-        with contextlib.suppress(ExecutorUnavailable):  # the next look tries it again
+    def _salvage(self, seen: Seen) -> Observation:
+        """Has saved what the attempt wrote. It is lost unsaved only where its folder is damaged, or in the end."""
+        folder = seen.folder
+        if seen.salvages >= QUICK_SALVAGES:
+            found = damage(seen)
+            if found:
+                return seen.unreadable(f"its runner was killed, and what it wrote could not be read: {found}")
+        if seen.salvages >= SALVAGES:
+            LOG.error("what attempt %s wrote could not be saved: it is kept in %s", folder.name, folder)
+            seen.kept = True
+            return seen.unreadable("its runner was killed, and what it wrote could not be saved: its folder is kept")
+        if time.monotonic() >= seen.salvage_at:
+            uid = folder.stat().st_uid if self._root else None
             answer = self._run_launcher(folder, uid, roots=[], limits=[], checkpoint=None, salvage=True)
-            if "pid" in answer:  # until it holds the lock, the next look would take it for what is left and kill it
-                _until(int(answer["pid"]), lambda: not folders.lock_is_free(folder))
+            if "pid" not in answer:
+                raise ExecutorUnavailable(f"what {folder.name} wrote cannot be saved now: {answer.get('error')}")
+            # until it holds the lock, the next look would take it for what is left and kill it
+            starting.until(int(answer["pid"]), lambda: not folders.lock_is_free(folder))
+            seen.salvages += 1
+            if seen.salvages >= QUICK_SALVAGES:
+                seen.salvage_at = time.monotonic() + min(SALVAGE_PAUSE_S, 2.0**seen.salvages)
+        return seen.running("its runner was killed; what it wrote is being saved")
 
     def _clean(self, attempt_id: str) -> bool:
         """Kills whatever is left of an attempt; returns whether nothing is."""
         group = self._group(attempt_id)
         if group is not None and group.places and group.places[0].is_dir():
             return group.kill()
-        return sweep.kill_marked(attempt_id)
+        folder = self.attempts / attempt_id  # which may be a stranger's name, as it was found there
+        uid = folder.lstat().st_uid if os.path.lexists(folder) else None
+        return sweep.kill(attempt_id, sweep.recorded(folder), uid)
 
     def _group(self, attempt_id: str) -> cgroups.Group | None:
         if self._tree is None:
@@ -420,13 +437,3 @@ def _starts(names: list[str], stream: str) -> list[int]:
     """Returns where the files of a stream begin, in order."""
     found = [name.partition(".") for name in names]
     return sorted(int(start) for head, _, start in found if head == stream and start.isdecimal())
-
-
-def _until(pid: int, condition: Callable[[], bool]) -> bool:
-    """Waits for something that a process does; returns whether it came true before the process ended or time was over."""
-    until = time.monotonic() + START_TIMEOUT_S
-    while not condition():
-        if formats.start_time(pid) is None or time.monotonic() > until:
-            return condition()
-        time.sleep(0.002)
-    return True

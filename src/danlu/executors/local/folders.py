@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -13,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from danlu.domain.ids import is_id, job_of_attempt
-from danlu.errors import DataDamaged, InvalidRequest, LaunchRejected
+from danlu.errors import DataDamaged, ExecutorUnavailable, InvalidRequest, LaunchRejected
 from danlu.executors.base import LaunchOrder
 from danlu.executors.local import beneath
+from danlu.executors.local.observing import passing
 from danlu.runner import formats
 
 LOG = logging.getLogger("danlu.executors")
+NO_LOCK = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.ETXTBSY}
+"""What a job can put in the lock's place: nothing, a link, a folder, a socket, a closed file, a running program."""
 _TASK = re.compile(r"[a-z0-9]([-a-z0-9]{0,77}[a-z0-9])?")
 
 
@@ -47,20 +51,30 @@ def begun(folder: Path) -> bool:
         return bool(formats.parse_status(beneath.read(folder, "status", max_bytes=4096)))
     except FileNotFoundError:
         return False
-    except (OSError, DataDamaged):
+    except (OSError, DataDamaged) as error:
+        if passing(error):
+            raise
         return True
 
 
 def lock_is_free(folder: Path) -> bool:
-    """Whether no runner holds the attempt's lock. What a job has put in its place is held by none."""
+    """Whether no runner holds the attempt's lock. What a job has put in its place is held by none.
+
+    Raises:
+        ExecutorUnavailable: that cannot be found out now. Whoever takes that for an answer kills a live attempt.
+    """
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return True
+    except OSError as error:
+        if error.errno in NO_LOCK:
+            return True
+        raise ExecutorUnavailable(f"the lock of {folder.name} cannot be opened: {error}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise ExecutorUnavailable(f"the lock of {folder.name} cannot be tried: {error}") from error
     else:
         return True
     finally:

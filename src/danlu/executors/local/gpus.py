@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
+from typing import Any
 
 from danlu.domain.nodes import Gpu
 from danlu.domain.resources import MAX_GPUS
-from danlu.errors import InvalidSpec
+from danlu.errors import ExecutorUnavailable, InvalidSpec
+
+LOG = logging.getLogger("danlu.executors")
 
 
 def declared(text: str) -> tuple[Gpu, ...]:
@@ -38,25 +43,44 @@ def found() -> tuple[Gpu, ...]:
     """Returns the GPUs that the NVIDIA driver shows; none where there is no driver."""
     import pynvml  # loaded on first use: most commands never ask
 
+    return found_by(pynvml)
+
+
+def found_by(nvml: Any) -> tuple[Gpu, ...]:
+    """Returns the GPUs that the library ``nvml`` shows. One that is lost or cannot be asked is left out, and logged.
+
+    Raises:
+        ExecutorUnavailable: the driver is there but cannot count its GPUs.
+    """
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
         return ()
     try:
-        gpus = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            device = pynvml.nvmlDeviceGetHandleByIndex(index)
-            gpus.append(
-                Gpu(
-                    index=index,
-                    kind=kind_of(_text(pynvml.nvmlDeviceGetName(device))),
-                    uuid=_text(pynvml.nvmlDeviceGetUUID(device)),
-                    memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(device).total),
-                )
-            )
-        return tuple(gpus)
+        count = nvml.nvmlDeviceGetCount()
+        return tuple(gpu for gpu in (_found(nvml, index) for index in range(count)) if gpu is not None)
+    except nvml.NVMLError as error:
+        raise ExecutorUnavailable(
+            f"the NVIDIA driver does not tell its GPUs: {error}",
+            next_step="look at `nvidia-smi`; to go on without them, start with --gpus 0",
+        ) from error
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+
+
+def _found(nvml: Any, index: int) -> Gpu | None:
+    try:
+        device = nvml.nvmlDeviceGetHandleByIndex(index)
+        return Gpu(
+            index=index,
+            kind=kind_of(_text(nvml.nvmlDeviceGetName(device))),
+            uuid=_text(nvml.nvmlDeviceGetUUID(device)),
+            memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(device).total),
+        )
+    except nvml.NVMLError as error:
+        LOG.warning("GPU %d is left out: the NVIDIA driver cannot ask it (%s)", index, error)
+        return None
 
 
 def _text(value: str | bytes) -> str:

@@ -10,21 +10,40 @@ from pathlib import Path
 import psutil
 
 from danlu.domain.nodes import Gpu, NodeCapacity
+from danlu.errors import DataDamaged
 from danlu.executors.local import gpus
-from danlu.runner.formats import boot_id
+from danlu.runner.formats import boot_id, write_atomically
 
 UNLIMITED = 2**60
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
-def name() -> str:
-    """Returns the machine's name as a node's."""
-    return re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower()).strip("-")[:63] or "localhost"
+def name(home: Path) -> str:
+    """Returns this machine's name as a node's: its host name as it was when the platform first ran with this data folder.
+
+    A host name can change while attempts run, and a node of another name would offer again the GPUs that they hold.
+
+    Raises:
+        DataDamaged: the file that keeps it holds something else.
+    """
+    path = home / "node"
+    try:
+        kept = path.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        kept = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower())[:63].strip("-") or "localhost"
+        write_atomically(str(path), f"{kept}\n".encode(), 0o644)
+    if not _NAME.fullmatch(kept):
+        raise DataDamaged(
+            f"{path} holds {kept[:80]!r}, which is no node's name",
+            next_step="write the name that this machine's jobs have in `danlu list` into it, or remove it",
+        )
+    return kept
 
 
-def capacity(declared: tuple[Gpu, ...] | None) -> NodeCapacity:
+def capacity(declared: tuple[Gpu, ...] | None, *, name: str) -> NodeCapacity:
     """Returns what this process may give away: its own cores and memory limit, GPUs as declared or found."""
     return NodeCapacity(
-        name=name(),
+        name=name,
         cpu_milli=len(os.sched_getaffinity(0)) * 1000,
         memory_bytes=min(psutil.virtual_memory().total, _memory_limit()),
         gpus=gpus.found() if declared is None else declared,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from danlu.domain.jobs import Task
-from danlu.errors import DanluError, DataDamaged
+from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable
 from danlu.executors.base import Observation, Phase
 from danlu.executors.local import beneath
 from danlu.runner import formats
@@ -15,6 +18,17 @@ from danlu.runner import formats
 MAX_ORDER_BYTES = 64 << 20
 TAMPERED = (DanluError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What reading a folder raises whose owner may have written anything into it. It must not reach other attempts."""
+
+PASSING = {
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENOLCK, errno.ENOBUFS,
+    errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS,
+}  # fmt: skip
+"""What the machine lacks or fails at: no job can make its own folder raise them."""
+
+
+def passing(error: BaseException) -> bool:
+    """Whether an error is the machine's, so that the same may succeed later: nothing may be ended for it."""
+    return isinstance(error, ExecutorUnavailable) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
 class Seen:
@@ -25,6 +39,8 @@ class Seen:
         self.events: list[dict[str, Any]] = []
         self.clean = False
         self.salvages = 0
+        self.salvage_at = 0.0
+        self.kept = False
         self.lost: Observation | None = None
         self.collected: dict[tuple[str, str], int] = {}
         self._stamp: tuple[int, int] | None = None
@@ -83,6 +99,41 @@ class Seen:
             attempt_id=self.folder.name, phase=Phase.LOST, message=message
         )  # that is never taken back
         return self.lost
+
+
+def damage(seen: Seen) -> str:
+    """Returns what in an attempt's folder keeps its output from being saved; empty where it looks as a runner left it."""
+    try:
+        owner = seen.folder.lstat().st_uid
+        tasks = [Path(str(task["name"])) for task in seen.order()["tasks"]]
+        for folder in [Path(), *tasks, *(task / "spool" for task in tasks)]:
+            found = _foreign(seen.folder / folder, owner, stat.S_IFDIR, 0o700)
+            if found:
+                return found
+        for task in tasks:
+            if os.path.lexists(seen.folder / task / "spool" / "index"):
+                data = beneath.read(seen.folder, str(task), "spool", "index", max_bytes=formats.INDEX_BYTES)
+                formats.parse_index(data)
+            spools = [task / "spool" / name for name in beneath.names(seen.folder, str(task), "spool")]
+            for file in [Path("status"), Path("lock"), *(task / n for n in ("stdout", "stderr", "metrics")), *spools]:
+                found = _foreign(seen.folder / file, owner, stat.S_IFREG, 0o600)
+                if found:
+                    return found
+    except TAMPERED as error:
+        if passing(error):
+            raise
+        return str(error)
+    return ""
+
+
+def _foreign(path: Path, owner: int, kind: int, bits: int) -> str:
+    """Returns what is wrong with a file or folder that only the runner was to make; a missing file can be made again."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return f"{path} is gone" if kind == stat.S_IFDIR else ""
+    right = stat.S_IFMT(status.st_mode) == kind and status.st_mode & bits == bits and status.st_uid == owner
+    return "" if right else f"{path} is not as the runner made it"
 
 
 def observation(seen: Seen) -> Observation:

@@ -47,8 +47,8 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
 def environment(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -> dict[str, str]:
     """Returns the environment of the job's processes, without what depends on the rank.
 
-    What the platform sets wins over the user's variables only where a name is the platform's own (``DANLU_``). Nothing of
-    the server's own environment is handed on.
+    What the platform sets wins over the user's variables only where a name is the platform's own (``DANLU_``) or says which
+    GPUs are meant. Nothing of the server's own environment is handed on.
     """
     job, attempt, interpreter = order.job, order.attempt, order.interpreter
     variables = dict(job.spec.variables)
@@ -64,6 +64,7 @@ def environment(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) 
         "OMP_NUM_THREADS": str(max(1, job.spec.shapes[0].cpu_milli // 1000)),
         **({} if interpreter is None else interpreter.variables),
         **variables,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as the driver's library counts, by which GPUs are given away
         "TMPDIR": str(folder / "tmp"),
         "PATH": path,
         "PYTHONPATH": os.pathsep.join(python_path),

@@ -3,35 +3,72 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any, Final
 
+from danlu.executors.local import beneath
+from danlu.executors.local.observing import TAMPERED, passing
 from danlu.runner import formats
 
 ROUNDS: Final = 200
 
 
-def marked(attempt_id: str) -> set[int]:
-    """Returns the processes that carry the attempt's id in their environment, as far as this user may see."""
+def recorded(folder: Path) -> frozenset[tuple[int, int]]:
+    """Returns (process, start time) of what the runner saw below itself last, in this boot; the job may have forged it."""
+    try:
+        said = json.loads(beneath.read(folder, formats.PROCESSES, max_bytes=formats.MAX_STATUS_BYTES))
+        if said["boot_id"] != formats.boot_id():
+            return frozenset()
+        return frozenset((int(pid), int(born)) for pid, born in said["processes"])
+    except TAMPERED as error:
+        if passing(error):
+            raise
+        return frozenset()
+
+
+def left(attempt_id: str, known: frozenset[tuple[int, int]] = frozenset(), uid: int | None = None) -> set[int]:
+    """Returns the processes of an attempt, as far as this user may see.
+
+    They carry its id in their environment, or are ``known`` and the user's, or were started by such a one.
+    """
     mark = f"DANLU_ATTEMPT_ID={attempt_id}".encode()
     found: set[int] = set()
+    children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - the quickest way, over thousands
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-                if mark in file.read().split(b"\0"):
-                    found.add(int(name))
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            fields = _read(f"/proc/{name}/stat").rpartition(b")")[2].split()
+            if fields[0] in (b"Z", b"X"):
+                continue
+            children.setdefault(int(fields[1]), []).append(int(name))
+            is_known = (int(name), int(fields[19])) in known and _user(int(name)) == uid
+            if is_known or mark in _read(f"/proc/{name}/environ").split(b"\0"):
+                found.add(int(name))
+    waiting = list(found)
+    while waiting:
+        below = set(children.get(waiting.pop(), [])) - found
+        found |= below
+        waiting.extend(below)
     return found
 
 
-def kill_marked(attempt_id: str) -> bool:
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def kill(attempt_id: str, known: frozenset[tuple[int, int]] = frozenset(), uid: int | None = None) -> bool:
     """Kills them until none is left; returns whether none is."""
     for _ in range(ROUNDS):
-        left = marked(attempt_id)
-        if not left:
+        found = left(attempt_id, known, uid)
+        if not found:
             return True
-        for pid in left:
+        for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)

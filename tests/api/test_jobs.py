@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from typing import Any
 
 import pytest
@@ -250,3 +251,34 @@ def test_the_platform_tells_of_itself(api: Api) -> None:
     assert found["jobs"] == {"running": 1, "cancelled": 1}
     assert (found["url"], found["database"]) == ("http://danlu", "sqlite")
     assert found["nodes"][0]["used"]["cpu_milli"] == 1000
+
+
+@pytest.mark.parametrize("cursor", ["\u00b2", "x", "-1", "9" * 30])
+def test_a_cursor_that_is_none_is_refused(api: Api, cursor: str) -> None:
+    assert api.call("jobs.attempts", job="train", query=f"?cursor={cursor}").status == 400
+
+
+def test_a_strange_last_event_id_is_no_fault(api: Api) -> None:
+    answer = api.send("GET", f"/v1/jobs/{api.ids['ended']}/logs/stream", headers={"Last-Event-ID": "12"})
+    assert answer.status in (200, 400)
+
+
+def test_what_is_no_metric_is_passed_over(api: Api) -> None:
+    lines = b'not json\n{"t":1}\n{"t":1,"s":null,"m":{"loss":0.5}}\n{"t":1,"s":1,"m":{"loss":"x"}}\n[1]\n'
+    api.call("attempts.append", actor="attempt", data=lines, stream="metrics")
+    (series,) = api.call("jobs.metrics", job="train").json()["series"]
+    assert series["values"] == [0.5]
+
+
+def test_env_host_is_for_administrators_where_users_are_kept_apart(api: Api) -> None:
+    fields = {"env": "host", "interpreter": "/usr/bin/python3"}
+    assert api.submit(actor="member", **fields).status == 201
+    api.platform.facts = dataclasses.replace(api.platform.facts, separate_users=True)
+    refused = api.submit(actor="member", **fields)
+    assert (refused.status, refused.json()["code"]) == (422, "InvalidSpec")
+    assert api.submit(actor="bootstrap", **fields).status == 201
+
+
+def test_a_member_is_told_of_its_own_project_only(api: Api) -> None:
+    found = api.call("platform.get", actor="foreign").json()
+    assert (found["jobs"], found["home"]) == ({}, "")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import os
+import shutil
 import threading
 import time
 import zipfile
@@ -13,11 +15,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from uv import find_uv_bin
 
+from danlu.environments import pythons, sources
+from danlu.environments.build_user import BUILD_UID, hindrance, settings_files
+from danlu.environments.builder import Builder
+from danlu.environments.catalogue import CATALOGUE
 from danlu.environments.sources import source_for
 from danlu.environments.uv_command import BUILD_TIMEOUT_S, COMPILE_WARNING, Uv
 from danlu.errors import EnvironmentFailed
-from tests.process.test_environment_builder import builder, entries, home, made  # noqa: F401 - fixtures
+from tests.conftest import cannot_run
+from tests.process.test_environment_builder import entries, home, made  # noqa: F401 - fixtures
 
 
 def make_wheel(folder: Path, files: dict[str, str]) -> None:
@@ -91,6 +99,78 @@ def test_a_wheel_that_replaces_the_environments_own_files_is_refused(home: Path,
     assert entries(home) == []
 
 
+@pytest.fixture
+def reachable(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The version of a Python that every user of this machine can run, and that builds are made with."""
+    if os.getuid() != 0:
+        cannot_run("only root can become another user")
+    path = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if path is None or hindrance(BUILD_UID, Path(path), read=[Path(find_uv_bin())], write=[]) is not None:
+        cannot_run("no Python and uv that every user can run")
+    monkeypatch.setattr(pythons, "_candidates", lambda *_: iter([path]))
+    monkeypatch.setenv("HOME", "/root")
+    return ".".join(map(str, pythons.ask(path).version[:2]))
+
+
+def owners(folder: Path) -> set[int]:
+    return {path.lstat().st_uid for path in (folder, *folder.rglob("*"))}
+
+
+def test_a_root_server_builds_as_another_user(home: Path, wheels: Path, reachable: str) -> None:  # noqa: F811
+    make_wheel(wheels, {"thing.py": "x = 1\n", "broken.py": "def (:\n", "thing-1.0.data/scripts/x": "#!python\n"})
+    said: list[str] = []
+    before = os.umask(0o077)  # a server's own, strict
+    try:
+        builder = Builder(home / "environments", home / "cache" / "uv")
+        built = builder.build(source_for("python", "thing", reachable), said.append)
+        hooked = _install_hook(home, builder, reachable)
+    finally:
+        os.umask(before)
+    assert not any("server's own user" in line for line in said), said
+    for digest in (built.lock_digest, hooked):
+        assert owners(home / "environments" / digest) == {0}
+        assert list((home / "environments" / digest).glob("lib/*/site-packages/__pycache__/*.pyc"))
+    assert entries(home) == sorted({built.lock_digest, hooked})
+    assert owners(home / "cache" / f"uv-{BUILD_UID}") == {BUILD_UID}
+    assert list((home / "cache" / "uv").iterdir()) == []  # root's uv was not used
+
+
+def _install_hook(home: Path, builder: Builder, version: str) -> str:  # noqa: F811
+    """Builds the same with a hook beside the package."""
+    entry = dataclasses.replace(CATALOGUE["python"], hook="tf1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CATALOGUE, "python", entry)  # type: ignore[arg-type]
+        sources._recipe.cache_clear()
+        digest = builder.build(source_for("python", None, version), lambda _: None).lock_digest
+    sources._recipe.cache_clear()
+    assert list((home / "environments" / digest).glob("lib/*/site-packages/danlu_tf1.pth"))
+    return digest
+
+
+def test_where_that_user_cannot_build_the_log_says_so(home: Path, wheels: Path, reachable: str) -> None:  # noqa: F811
+    make_wheel(wheels, {"thing.py": "x = 1\n"})
+    (home / "closed").mkdir(mode=0o700)
+    said: list[str] = []
+    builder = Builder(home / "environments", home / "closed" / "uv")
+    built = builder.build(source_for("python", "thing", reachable), said.append)
+    assert f"building as the server's own user: user {BUILD_UID} cannot use {home}/closed/uv-{BUILD_UID}" in said
+    assert owners(home / "environments" / built.lock_digest) == {0}
+    python = home / "closed" / "python"
+    python.symlink_to("/usr/bin/python3")
+    assert hindrance(BUILD_UID, python, read=[], write=[]) == f"user {BUILD_UID} cannot run {python}"
+
+
+def test_the_files_that_uv_reads_are_named(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").touch()
+    (tmp_path / ".config" / "uv").mkdir(parents=True)
+    (tmp_path / ".config" / "uv" / "uv.toml").touch()
+    (tmp_path / "certificates").touch()
+    found = settings_files(
+        {"HOME": str(tmp_path), "SSL_CERT_FILE": str(tmp_path / "certificates"), "UV_CONFIG_FILE": "/none"}
+    )
+    assert found == [tmp_path / "certificates", tmp_path / ".netrc", tmp_path / ".config" / "uv" / "uv.toml"]
+
+
 class _Answer(BaseHTTPRequestHandler):
     seen: list[str | None]
     released: threading.Event
@@ -107,7 +187,7 @@ class _Answer(BaseHTTPRequestHandler):
         else:
             self.send_error(404)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
@@ -138,7 +218,9 @@ def fetch(uv: Uv, folder: Path, address: str, timeout_s: float = 60) -> Environm
 
 
 def test_a_users_address_is_sent_no_password(
-    home: Path, host: tuple[str, type[_Answer]], monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    home: Path,  # noqa: F811
+    host: tuple[str, type[_Answer]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     address, answer = host
     (home / "netrc").write_text("machine localhost login root password secret\n")

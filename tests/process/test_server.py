@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from danlu.domain.jobs import JobState
+from danlu.domain.trees import Entry, address_of, encode
 from tests.process.platform import Server, processes_with, until
 
 
@@ -57,7 +60,7 @@ def test_nonsense_gpus_are_refused(home: Path) -> None:
     assert Server(home, "--gpus", "many").start()["error"]["code"] == "InvalidSpec"
 
 
-@pytest.mark.parametrize("harm", ["header", "middle", "short"])
+@pytest.mark.parametrize("harm", ["header", "middle", "short", "empty", "missing"])
 def test_a_damaged_database_is_refused_and_never_written_to(home: Path, harm: str) -> None:
     server = Server(home)
     server.start()
@@ -74,7 +77,9 @@ def test_a_damaged_database_is_refused_and_never_written_to(home: Path, harm: st
         data[8192:20_480] = os.urandom(12_288)
     else:
         data = data[: len(data) // 2]
-    path.write_bytes(bytes(data))
+    path.write_bytes(b"" if harm == "empty" else bytes(data))
+    if harm == "missing":
+        path.unlink()
     before = {p.name: contents(p) for p in home.glob("danlu.db*")}
     said = server.start()
     assert said["error"]["code"] == "DatabaseDamaged"
@@ -179,3 +184,48 @@ def test_declared_gpus_are_given_away_once(home: Path) -> None:
         assert sorted(server.lines(j.id, 1)[0] for j in jobs[:3]) == ["0", "1", "2"]
     finally:
         server.close()
+
+
+def test_a_job_whose_code_is_gone_fails_and_says_so(server: Server) -> None:
+    blob = b"print(1)\n"
+    node = encode([Entry("a.py", "file", address_of(blob), 0o644, len(blob))])
+    with server.client() as client:
+        for data in (blob, node):
+            client.upload(address_of(data), io.BytesIO(data), len(data))
+    waiting = server.submit("true", name="first", gpu=0, cpu=2)  # what comes next may have to wait: no matter
+    digest = address_of(blob).removeprefix("sha256:")
+    job = server.submit("python", "a.py", name="codeless", code=address_of(node), retry={"attempts": 1}, priority=-1)
+    (server.home / "blobs" / "default" / "sha256" / digest[:2] / digest[2:]).unlink(missing_ok=True)
+    ended = server.wait(job.id)
+    assert ended.state in (JobState.FAILED, JobState.SUCCEEDED)  # it may have been quicker than the removal
+    if ended.state is JobState.FAILED:
+        assert ended.reason == "LaunchRejected"
+        assert address_of(blob) in ended.message
+    server.wait(waiting.id)
+
+
+def test_an_output_that_cannot_be_kept_keeps_nobody_waiting(server: Server) -> None:
+    program = (
+        "import os\nos.chdir(os.environ['DANLU_OUTPUT_DIR'])\nopen('good','w').write('x')\n"
+        "for n in range(30):\n    os.mkdir('d'*200); os.chdir('d'*200)\nopen('deep','w').write('x')\n"
+    )
+    job = server.submit("python", "-c", program, name="deep")
+    assert server.wait(job.id).state is JobState.SUCCEEDED
+    with server.client() as client:
+        (artifact,) = client.call("jobs.artifacts", {"job": job.id}).items
+    assert artifact.partial
+    assert artifact.files == 1
+    assert "path" in artifact.skipped[0]
+
+
+def test_a_strangers_endless_head_is_cut_off(server: Server) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(20)
+        connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 64 * 2**20:
+                connection.sendall(b"x" * 65_536)
+                sent += 65_536
+        assert sent < 16 * 2**20

@@ -1,18 +1,19 @@
 """Following a job: its output, why it waits, where it runs, how it ends; with a client that answers from lists."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from danlu.cli.follow import Following
+from danlu.cli.follow import Detached, Following
 from danlu.cli.submitting import conclude
 from danlu.cli.terminal import Messages
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, AttemptState, Job, JobSpec, JobState, Reason, Task
 from danlu.domain.resources import Resources
 from danlu.domain.views import LogChunk, LogPage, Page
-from danlu.errors import Unavailable
+from danlu.errors import NotAllowed, Unavailable
 
 ID = "j" + "0" * 26
 
@@ -124,8 +125,57 @@ def test_what_the_platform_refuses_is_raised_where_it_can_be_told():
 
 def test_notices_are_told_once_and_never_block(capfd):
     following = Following(Platform([], [], job()), job(), Messages())
-    for _ in range(100):
-        following._heard("the platform is away")
-    for _ in range(2):
-        following._take("notice", "the platform is away")
+
+    def hear() -> None:
+        for _ in range(100):
+            following._heard("the platform is away")
+
+    hear()  # in the thread that prints: told at once
+    other = threading.Thread(target=hear)
+    other.start()
+    other.join(60)
+    assert not other.is_alive()
+    following._take(*following._news.get_nowait())
     assert capfd.readouterr().err == "  the platform is away\n"
+
+
+class Held(Platform):
+    """A platform that does not take the stop before it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__([], [], job())
+        self.go = threading.Event()
+
+    def call(self, operation: str, *rest: object, **named: object) -> Any:
+        if operation == "jobs.stop":
+            assert self.go.wait(60)
+        return super().call(operation, *rest, **named)
+
+
+def test_ctrl_c_while_the_platform_is_away_never_waits_for_it(capfd):
+    platform = Held()
+    following = Following(platform, job(), Messages())
+    following._interrupted()
+    with pytest.raises(Detached, match=r"a-1 is NOT stopped.*danlu stop a-1") as left:
+        following._interrupted()
+    assert left.value.code == 130
+    following._unheard_at = 0.0
+    following._tick()
+    following._tick()
+    assert capfd.readouterr().err.count("a-1 is stopped when the platform answers") == 1
+    platform.go.set()
+    following._take(*following._news.get(timeout=60))
+    assert "a-1 is asked to stop" in capfd.readouterr().err
+    with pytest.raises(Detached, match="a-1 is still being stopped: danlu wait a-1"):
+        following._interrupted()
+
+
+def test_a_stop_that_is_refused_is_raised_where_it_can_be_told():
+    class Refusing(Platform):
+        def call(self, *_: object, **__: object) -> Any:
+            raise NotAllowed("not yours")
+
+    following = Following(Refusing([], [], job()), job(), Messages())
+    following._interrupted()
+    with pytest.raises(NotAllowed, match="not yours"):
+        following._take(*following._news.get(timeout=60))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from danlu import __version__
 from danlu.api import Addresses, EventsQuery, JobsQuery, LogsQuery, StopRequest, Stored
 from danlu.client import code, connection
 from danlu.client.artifacts import fetch
@@ -257,6 +258,57 @@ def test_a_stream_of_what_is_not_there_is_not_repeated(wire, client):
     assert len(wire.asked) == 1
 
 
+def test_a_stream_that_was_there_again_has_all_the_patience_for_its_next_break(wire, client):
+    client.patience_s = 0
+
+    def answer(handler: BaseHTTPRequestHandler, _body: bytes) -> None:
+        if len(wire.asked) == 1:
+            reply(handler, 503, problem(Unavailable()))
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.end_headers()
+        handler.close_connection = True
+        done = event("c1", log_page("", "c1", done=True))
+        handler.wfile.write(b": keep-alive\n\n" if len(wire.asked) == 2 else done)
+
+    wire.answer = answer
+    assert len(list(client.stream("jobs.logs_stream", {"job": "a"}, query=LogsQuery()))) == 1
+
+
+def cut(handler: BaseHTTPRequestHandler, _body: bytes) -> None:
+    """Ends without an answer."""
+    handler.close_connection = True
+
+
+def test_what_was_sent_is_repeated_for_longer(wire, client):
+    client.patience_s = 0
+    whole = JOB.model_dump_json().encode()
+    wire.answer = lambda handler, body: cut(handler, body) if len(wire.asked) < 4 else reply(handler, 200, whole)
+    assert client.call("jobs.submit", {"job": JOB_ID}, body=JOB.spec, once_sent_s=60) == JOB
+    wire.answer = cut
+    with pytest.raises(Unavailable, match="cannot be reached") as raised:
+        client.call("jobs.submit", {"job": JOB_ID}, body=JOB.spec)
+    assert raised.value.details == {"sent": True}
+
+
+@pytest.mark.skipif(start_time(os.getpid()) is None, reason="processes are identified by /proc")
+def test_the_key_of_a_server_that_has_ended_goes_to_nobody(wire, tmp_path):
+    home = home_with(tmp_path, url=wire.url, start_time=1)  # another program has its port now
+    wire.answer = in_turn((200, Page[Job](items=()).model_dump_json().encode()))
+    with Client(Connection(wire.url, "key", home), patience_s=0) as client:
+        with pytest.raises(Unavailable, match="does not run there"):
+            client.call("jobs.list")
+        with pytest.raises(Unavailable, match="does not run there"):
+            list(client.stream("events.stream", query=EventsQuery()))
+        with pytest.raises(Unavailable, match="does not run there"), client.raw("GET", "/v1/jobs"):
+            pass
+        assert wire.asked == []
+        client.patience_s = 60
+        client.relocate = lambda: connection.find(None, {"DANLU_HOME": str(home_with(tmp_path, url=wire.url))})
+        assert client.call("jobs.list").items == ()  # it is waited for, and found again
+
+
 def test_an_upload_is_sent_whole_again_after_a_failure(wire, client):
     data = os.urandom(700_000)
     stored = Stored(blobs=1, size_bytes=len(data)).model_dump_json().encode()
@@ -276,6 +328,28 @@ def test_a_raw_request_gives_status_and_bytes(wire, client):
     wire.answer = in_turn((404, b"{}"))
     with client.raw("GET", "/v1/nope") as (status, pieces):
         assert (status, b"".join(pieces)) == (404, b"{}")
+
+
+@pytest.mark.parametrize("target", ["@evil:1/v1/jobs", "//evil/v1", "v1/jobs", "", "/v1\n"])
+def test_a_raw_request_stays_at_its_platform(wire, client, target):
+    with pytest.raises(InvalidRequest, match="is not a path"), client.raw("GET", target):
+        pass
+    assert wire.asked == []
+
+
+def test_an_error_of_another_version_says_so(wire, client):
+    def answer(handler: BaseHTTPRequestHandler, _body: bytes) -> None:
+        handler.send_response(422)
+        handler.send_header("Danlu-Version", "0.0.9")
+        content = problem(InvalidSpec("beginning is not a field", next_step="look"))
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    wire.answer = answer
+    with pytest.raises(InvalidSpec) as raised:
+        client.call("jobs.get", {"job": "a"})
+    assert raised.value.next_step == f"look\nthe versions differ: this client {__version__}, the server 0.0.9"
 
 
 class Store:
@@ -408,8 +482,3 @@ def test_a_damaged_platform_file_is_told(tmp_path):
     (tmp_path / "platform.json").write_text("{")
     with pytest.raises(PlatformError, match="damaged"):
         connection.find(None, {"DANLU_HOME": str(tmp_path)})
-
-
-def test_the_data_folder():
-    assert connection.data_folder({"DANLU_HOME": "/x/y"}) == Path("/x/y")
-    assert connection.data_folder({}).name == "danlu"

@@ -175,7 +175,8 @@ def test_uv_is_given_what_was_understood(given: str, written: str) -> None:
 
 PIECES = st.sampled_from(
     [
-        *"\\#-;@/.~[](){}$='\"\t\n\r \x0b\x0c\x85\u2028", "${HOME}", " \\\n", "# x \\\n", " #", "-r", "-e", "--", "six", "numpy>=2",
+        *"\\#-;@/.~[](){}$='\"\t\n\r \x0b\x0c\x85\u2028", "${HOME}", " \\\n", "# x \\\n", " #", "-r", "-e", "--",
+        "six", "numpy>=2",
         " --hash=sha256:00", "--hash", "-r /srv/keys", "--index-url", "https://example.org/a.whl", "a @ ", "file:///", " ; ",
         "python_version", "'3'", " and ", "==1.0", "../", "[x]", ",", "git+https://",
     ]

@@ -197,7 +197,9 @@ class Following:
     def _tick(self) -> None:
         if self._unheard_at is not None and time.monotonic() > self._unheard_at and not self._stop_heard.is_set():
             self._unheard_at = None
-            self._messages.say(f"{self._job.name} is stopped when the platform answers; Ctrl-C again gives that up", "yellow")
+            self._messages.say(
+                f"{self._job.name} is stopped when the platform answers; Ctrl-C again gives that up", "yellow"
+            )
         if self._waits and not self._building.is_set():
             self._messages.status(f"{self._job.name} waits: {self._waits}  {self._so_far()}")
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 from danlu.domain.resources import format_bytes, format_cpu
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from danlu.domain.environments import Environment
-    from danlu.domain.jobs import Job, JobSpec
+    from danlu.domain.jobs import Attempt, Job, JobSpec
     from danlu.domain.nodes import Node
 
 SECOND_NS: Final = 1_000_000_000

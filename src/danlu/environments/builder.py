@@ -286,6 +286,7 @@ def _install(venv: Path, lock: str, work: _Work, hold: int) -> None:
         target = next(venv.glob("lib/python*/site-packages"))
         for path in hook_files(hook):
             shutil.copyfile(path, target / path.name)
+            (target / path.name).chmod(0o644)  # for the build's user, whatever the server's umask
     if _packages(lock) or hook is not None:
         work.uv.compile(python.executable, venv / "lib", report, deadline=work.deadline, hold=hold)
 

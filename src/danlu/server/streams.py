@@ -12,6 +12,7 @@ from starlette.responses import StreamingResponse
 
 from danlu.api import EventsQuery, LogsQuery, WaitQuery
 from danlu.domain.jobs import Job
+from danlu.domain.views import LogPage
 from danlu.errors import TooManyRequests
 from danlu.services import events, jobs, logs
 from danlu.services.context import Call, Hub
@@ -90,15 +91,18 @@ class Streams:
         """Answers a job's log from the cursor on until the job has ended."""
         if last_id:
             query = query.model_copy(update={"cursor": last_id})
-        await anyio.to_thread.run_sync(jobs.get, call, job)  # an unknown job is a 404, not a stream
-        return self._answer(self._logs(call, job, query))
+        # the first page now: an unknown job or a wrong cursor is an error, not a stream that breaks off
+        page = await anyio.to_thread.run_sync(logs.read, call, job, query)
+        return self._answer(self._logs(call, job, query, page))
 
-    async def _logs(self, call: Call, job: str, query: LogsQuery) -> AsyncIterator[bytes]:
+    async def _logs(self, call: Call, job: str, query: LogsQuery, first: LogPage) -> AsyncIterator[bytes]:
         waiter = Waiter(self._hub, frozenset({"logs", "jobs"}))
         spoke_at = waiter.now()
         with waiter.listening():
+            page: LogPage | None = first
             while not self._ending:
-                page = await anyio.to_thread.run_sync(logs.read, call, job, query)
+                if page is None:
+                    page = await anyio.to_thread.run_sync(logs.read, call, job, query)
                 moved = page.cursor != query.cursor
                 query = query.model_copy(update={"cursor": page.cursor})
                 if page.chunks or page.done:
@@ -113,6 +117,7 @@ class Streams:
                     if waiter.now() - spoke_at >= KEEP_ALIVE_S:
                         spoke_at = waiter.now()
                         yield KEEP_ALIVE
+                page = None
 
     async def events(self, call: Call, query: EventsQuery, last_id: str | None) -> StreamingResponse:
         """Answers events after the cursor, for ever."""

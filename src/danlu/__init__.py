@@ -6,6 +6,10 @@ Runs on the job's own interpreter, Python 3.8 or later, with the standard librar
 import os as _os
 from time import time_ns as _time_ns
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing costs more to import than all the rest
+    from typing import Any, Dict, Optional
+
 __version__ = "0.1.0"
 __all__ = ["checkpoint_dir", "latest_checkpoint", "log", "output_dir"]
 
@@ -15,7 +19,7 @@ _torn = False
 _warned = False
 
 
-def log(step=None, **values):
+def log(step: "Any" = None, **values: "Any") -> None:
     """Records numbers under their names: ``danlu.log(step=3, loss=0.1, accuracy=0.9)``.
 
     Inside a job it appends one line to a local file, in microseconds; it never waits for a server and never fails because of
@@ -31,7 +35,8 @@ def log(step=None, **values):
         ValueError: a name is too long or cannot be printed.
     """
     if _descriptor < 0:
-        return _slow_log(step, values)
+        _slow_log(step, values)
+        return
     if step is None:
         line = "%d\t" % _time_ns()
     elif type(step) is int:
@@ -51,10 +56,9 @@ def log(step=None, **values):
             _mend(data)
     except OSError as error:
         _failed(error)
-    return None
 
 
-def _slow_log(step, values):
+def _slow_log(step: "Any", values: "Dict[str, Any]") -> None:
     """Opens the file at the first call, or prints where there is none."""
     global _descriptor
     path = _os.environ.get("DANLU_METRICS_FILE")
@@ -72,7 +76,7 @@ def _slow_log(step, values):
     log(step, **values)
 
 
-def _number(name, value):
+def _number(name: str, value: "Any") -> float:
     try:
         if isinstance(value, (str, bytes, bytearray)):
             raise TypeError
@@ -83,7 +87,7 @@ def _number(name, value):
         ) from None
 
 
-def _mend(data):
+def _mend(data: bytes) -> None:
     """Goes on after a line that a full disk has cut: what there is of it must not run into the next one."""
     global _torn
     if _torn:
@@ -93,7 +97,7 @@ def _mend(data):
         _failed(OSError(28, "No space left on device"))
 
 
-def _failed(error):
+def _failed(error: OSError) -> None:
     """Says once that metrics are not written. A descriptor that the program has closed is opened again at the next call."""
     global _descriptor, _warned
     if error.errno == 9:
@@ -105,22 +109,22 @@ def _failed(error):
         print("danlu.log: metrics cannot be written (%s); the training goes on" % error, file=sys.stderr)
 
 
-def latest_checkpoint():
+def latest_checkpoint() -> "Optional[str]":
     """Returns the path of the newest whole checkpoint that an earlier attempt left, or None."""
     return _os.environ.get("DANLU_RESUME_FROM")
 
 
-def checkpoint_dir():
+def checkpoint_dir() -> str:
     """Returns the folder for checkpoints, which outlives the attempt (outside a job: ./checkpoints)."""
     return _folder("DANLU_CHECKPOINT_DIR", "checkpoints")
 
 
-def output_dir():
+def output_dir() -> str:
     """Returns the folder whose files are kept when the job ends (outside a job: ./outputs)."""
     return _folder("DANLU_OUTPUT_DIR", "outputs")
 
 
-def _folder(variable, default):
+def _folder(variable: str, default: str) -> str:
     path = _os.environ.get(variable) or _os.path.abspath(default)
     _os.makedirs(path, exist_ok=True)
     return path

@@ -54,7 +54,6 @@ LONG_FUNCTIONS = {
 }
 MANY_PARAMETERS = {
     ("cli/logs.py", "logs"),  # a command's parameters are its flags
-    ("environments/builder.py", "_install"),
     ("runner/main.py", "exited"),
     ("runner/processes.py", "_child"),
 }

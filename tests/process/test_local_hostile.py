@@ -73,11 +73,12 @@ def test_a_job_harms_only_itself(bench: LocalBench, harm: str, ending: str) -> N
     bench.printed(innocent, "innocent")
     with subprocess.Popen(["sleep", "1000"]) as victim:
         attempt_id = bench.launch(
-            "/bin/sh", "-c", f"echo up; cd ..; {HARM[harm]}; touch /tmp/{mark}; cd /; while :; do sleep 0.1; : {mark}; done",
+            "/bin/sh", "-c", f"until [ -e /tmp/{mark}.go ]; do sleep 0.01; done; cd ..; {HARM[harm]}; touch /tmp/{mark}; cd /; while :; do sleep 0.1; : {mark}; done",
             variables={"FORGE": FORGE, "VICTIM": str(victim.pid)},
         )  # fmt: skip
         try:
             runner = bench.runner_pid(attempt_id)
+            Path(f"/tmp/{mark}.go").touch()
             bench.until(lambda: Path(f"/tmp/{mark}").exists() or not carrying(mark))
             bench.executor.observe()
             if ending == "stop":
@@ -92,6 +93,7 @@ def test_a_job_harms_only_itself(bench: LocalBench, harm: str, ending: str) -> N
         finally:
             victim.kill()
             Path(f"/tmp/{mark}").unlink(missing_ok=True)
+            Path(f"/tmp/{mark}.go").unlink(missing_ok=True)
     with contextlib.suppress(Exception):
         for piece in bench.executor.pending(attempt_id, max_bytes=MIB):
             assert b"root:" not in piece.data

@@ -73,7 +73,10 @@ def test_a_job_harms_only_itself(bench: LocalBench, harm: str, ending: str) -> N
     bench.printed(innocent, "innocent")
     with subprocess.Popen(["sleep", "1000"]) as victim:
         attempt_id = bench.launch(
-            "/bin/sh", "-c", f"until [ -e /tmp/{mark}.go ]; do sleep 0.01; done; cd ..; {HARM[harm]}; touch /tmp/{mark}; cd /; while :; do sleep 0.1; : {mark}; done",
+            "/bin/sh", "-c", (
+                f"until [ -e /tmp/{mark}.go ]; do sleep 0.01; done; cd ..; {HARM[harm]}; touch /tmp/{mark}; cd /; "
+                f"while :; do sleep 0.1; : {mark}; done"
+            ),
             variables={"FORGE": FORGE, "VICTIM": str(victim.pid)},
         )  # fmt: skip
         try:

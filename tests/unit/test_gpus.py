@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from danlu.domain.resources import MAX_GPUS
-from danlu.errors import InvalidSpec
-from danlu.executors.local.gpus import declared, kind_of
+from danlu.errors import ExecutorUnavailable, InvalidSpec
+from danlu.executors.local.gpus import declared, found_by, kind_of
 
 
 @pytest.mark.parametrize(("text", "kinds"), [
@@ -66,3 +68,56 @@ def test_nonsense_is_refused_with_an_example(text: str) -> None:
 def test_the_kind_is_the_short_name_of_the_product(product: str, kind: str) -> None:
     assert kind_of(product) == kind
     assert declared(f"1:{kind}")[0].kind == kind
+
+
+class NvmlError(Exception):
+    """As pynvml.NVMLError."""
+
+
+class Nvml:
+    """A driver whose GPUs in ``lost`` have fallen off the bus."""
+
+    NVMLError = NvmlError
+
+    def __init__(self, lost: set[int], *, counts: bool = True) -> None:
+        self.lost, self.counts, self.open = lost, counts, 0
+
+    def nvmlInit(self) -> None:  # noqa: N802 - the library's own names
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        if not self.counts:
+            raise NvmlError("Unknown Error")
+        return 3
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        if index in self.lost:
+            raise NvmlError("GPU is lost")
+        return index
+
+    def nvmlDeviceGetName(self, device: int) -> bytes:  # noqa: N802
+        return b"NVIDIA H200"
+
+    def nvmlDeviceGetUUID(self, device: int) -> str:  # noqa: N802
+        return f"GPU-{device}"
+
+    def nvmlDeviceGetMemoryInfo(self, device: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=2**30)
+
+
+def test_a_lost_gpu_is_left_out_and_the_others_keep_their_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    nvml = Nvml({1})
+    assert [(gpu.index, gpu.kind, gpu.uuid) for gpu in found_by(nvml)] == [(0, "h200", "GPU-0"), (2, "h200", "GPU-2")]
+    assert "GPU 1 is left out" in caplog.text
+    assert "GPU is lost" in caplog.text
+    assert nvml.open == 0
+
+
+def test_a_driver_that_cannot_count_is_no_machine_without_gpus() -> None:
+    nvml = Nvml(set(), counts=False)
+    with pytest.raises(ExecutorUnavailable, match="Unknown Error"):
+        found_by(nvml)
+    assert nvml.open == 0

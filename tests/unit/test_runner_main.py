@@ -255,3 +255,37 @@ def test_it_says_how_it_is_used() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (2, "usage: runner [--salvage] FOLDER\n")
+
+
+STUCK_CLOCK = """
+import sys, time
+time.time_ns = lambda: 5  # nobody sets it on
+sys.path.insert(0, sys.argv[1])
+from danlu.runner.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_a_checkpoint_is_sealed_by_a_clock_that_nobody_sets(life: Life) -> None:
+    save = (
+        "cd ../checkpoints; echo 7 > model-1.bin; n=0; "
+        "until grep -q model-1 .danlu/sealed.json; do sleep 0.1; n=$((n+1)); [ $n -lt 200 ] || exit 9; done"
+    )
+    life.order("/bin/sh", "-c", save)
+    command = [life.python, "-I", "-S", "-c", STUCK_CLOCK, str(PACKAGE.parent), str(life.folder)]
+    done = subprocess.run(command, check=False, timeout=TIMEOUT_S)
+    assert done.returncode == 0
+    assert [event["exit_code"] for event in life.events("exited")] == [0]
+
+
+def test_the_runner_notes_what_runs_below_it(life: Life) -> None:
+    life.order("/bin/sh", "-c", "env -i setsid sleep 1000 & wait")
+    noted = life.folder / formats.PROCESSES
+    with life.start() as runner:
+        until(lambda: noted.exists() and len(json.loads(noted.read_text())["processes"]) >= 2)
+        said = json.loads(noted.read_text())
+        assert said["boot_id"] == formats.boot_id()
+        assert all(formats.start_time(pid) == born for pid, born in said["processes"])
+        runner.send_signal(signal.SIGUSR1)
+        (life.folder / "stop").write_text('{"grace_s": 0}')
+        assert runner.wait(TIMEOUT_S) == 0

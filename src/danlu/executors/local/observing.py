@@ -105,7 +105,8 @@ def damage(seen: Seen) -> str:
     """Returns what in an attempt's folder keeps its output from being saved; empty where it looks as a runner left it."""
     try:
         owner = seen.folder.lstat().st_uid
-        tasks = [Path(str(task["name"])) for task in seen.order()["tasks"]]
+        order = Seen(seen.folder).order()  # as it is now
+        tasks = [Path(str(task["name"])) for task in order["tasks"]]
         for folder in [Path(), *tasks, *(task / "spool" for task in tasks)]:
             found = _foreign(seen.folder / folder, owner, stat.S_IFDIR, 0o700)
             if found:

@@ -183,7 +183,8 @@ def test_ignored_signals_are_not_handed_on(life: Life) -> None:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-    assert [line.split()[1] for line in life.log()] == ["0" * 16] * 2
+    library_s_own = 0b11 << 31  # 32 and 33: no program can set them through the C library, whatever it was started with
+    assert [int(line.split()[1], 16) & ~library_s_own for line in life.log()] == [0, 0]
 
 
 def test_stop_gives_the_whole_tree_its_grace(life: Life) -> None:

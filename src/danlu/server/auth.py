@@ -27,7 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 def problem(error: DanluError, request_id: str) -> JSONResponse:
     """Returns an error as an RFC 9457 answer."""
-    headers = {"Danlu-Request-Id": request_id, "Danlu-Version": __version__}
+    headers: dict[str, str] = {}
     if error.status == NotAuthenticated.status:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, TooManyRequests) or error.status == 503:
@@ -55,6 +55,7 @@ class Gate:
             return
         request_id = f"{self._platform.random_bits(64):016x}"
         self._requests += 1
+        send = _stamped(send, request_id)
         try:
             receive = await self._let_in(scope, receive, request_id)
         except DanluError as error:
@@ -77,14 +78,8 @@ class Gate:
         return receive if headers.get("content-type") == BINARY else _bounded(receive, headers)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        async def watched(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                headers = [(b"danlu-request-id", request_id.encode()), (b"danlu-version", __version__.encode())]
-                message.setdefault("headers", []).extend(headers)
-            await send(message)
-
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send)
         except Exception as error:
             LOG.error("request %s: %s %s", request_id, scope["method"], scope["path"], exc_info=error)
             raise  # the connection is closed: half an answer must not look whole
@@ -94,10 +89,22 @@ class Gate:
         return PlainTextResponse("ok\n" if alive else "not ready\n", 200 if alive else 503)
 
 
+def _stamped(send: Send, request_id: str) -> Send:
+    """Returns ``send``, which names the request and the server's version in every answer."""
+    stamps = [(b"danlu-request-id", request_id.encode()), (b"danlu-version", __version__.encode())]
+
+    async def stamped(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message.setdefault("headers", []).extend(stamps)
+        await send(message)
+
+    return stamped
+
+
 def _bounded(receive: Receive, headers: Headers) -> Receive:
     length = headers.get("content-length", "0")
     too_large = f"a JSON body has at most {MAX_JSON_BYTES} bytes"
-    if length.isdigit() and int(length) > MAX_JSON_BYTES:
+    if length.isascii() and length.isdigit() and int(length) > MAX_JSON_BYTES:
         raise TooLarge(f"{too_large}; this one has {length}")
     total = 0
 

@@ -58,7 +58,8 @@ def platform(*arguments: str) -> Iterator[dict[str, str]]:
     outer = Path(tempfile.mkdtemp(prefix="danlu-benchmark-", dir="/tmp"))
     outer.chmod(0o711)
     environ = {**os.environ, "DANLU_HOME": str(outer / "home"), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    for name in ("DANLU_URL", "DANLU_TOKEN"):
+    # and byte code is kept, as it is for users: without it every start compiles all sources anew
+    for name in ("DANLU_URL", "DANLU_TOKEN", "PYTHONDONTWRITEBYTECODE"):
         environ.pop(name, None)
     run(["danlu", "up", *arguments], environ)
     try:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from danlu.api import MetricsQuery
 from danlu.cli import output as out
+from danlu.cli import wording
 from danlu.cli.options import Common, Names, one
 from danlu.cli.plot import draw, number
 from danlu.cli.session import connect
@@ -79,7 +80,9 @@ def _plot(chosen: list[Series], *, explicit: bool, messages: Messages) -> None:
         steps = _steps(series)
         label = "step" if series.steps and series.steps[0] is not None else "point"
         facts = f"last {_number(series.last)}   smallest {_number(series.smallest)}   largest {_number(series.largest)}"
-        out.write(f"{paint(series.name, 'bold', sys.stdout)}   {facts}   {series.count:,} points, by {label}")
+        out.write(
+            f"{paint(series.name, 'bold', sys.stdout)}   {facts}   {wording.count(series.count, 'point')}, by {label}"
+        )
         for line in draw(steps, series.values, width=columns, height=HEIGHT):
             head, bar, curve = line.partition("┤") if "┤" in line else line.partition("│")
             out.write(head + bar + paint(curve, STYLES[at % len(STYLES)], sys.stdout) if curve else line)

@@ -42,8 +42,9 @@ def why(
         out.labelled("asks", [_resources(resources, job_.spec.gpu_kind) for resources in found.asks])
     if job_.state == "queued" or (job_.message and not wording.says_nothing_new(job_)):
         lines = [line for text in found.explanation for line in text.splitlines()]
-        said = {f"asks {_resources(resources, job_.spec.gpu_kind)}" for resources in found.asks}
-        out.labelled("because", [line for line in lines if line not in said][:30])
+        for said in {f"asks {_resources(resources, job_.spec.gpu_kind)}" for resources in found.asks}:
+            lines = [line.removeprefix(f"{said}; ") for line in lines if line != said]
+        out.labelled("because", lines[:30])
     if found.ahead:
         more = len(found.ahead) - SHOWN_AHEAD
         names = list(found.ahead[:SHOWN_AHEAD]) + ([f"{more} more"] if more > 0 else [])

@@ -25,10 +25,13 @@ from danlu import errors
 from danlu.api import MAX_PAGE, OPEN_PATHS, OPERATIONS, PROJECT_HEADER, Operation
 from danlu.cli import commands, exits
 from danlu.domain import jobs
+from danlu.domain.commands import RESERVED_VARIABLES
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentState
+from danlu.domain.frameworks import FRAMEWORKS, RoleRule
 from danlu.domain.jobs import Attempt, AttemptState, Job, JobSpec, JobState, Reason, Retry
 from danlu.domain.records import Living
 from danlu.domain.resources import Cores, MemoryBytes, Seconds, format_bytes
+from danlu.domain.roles import MAX_TASKS, RoleSpec
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "docs" / "reference"
@@ -82,6 +85,7 @@ REASONS: Final[Mapping[Reason, str]] = {
     Reason.RUNNER_LOST: "the process that watched over the attempt was lost: it is repeated",
     Reason.NODE_LOST: "the node was lost: it is repeated",
     Reason.PREEMPTED: "it had to make way: it is repeated",
+    Reason.PORT_TAKEN: "another program has a port that was leased to it: it is repeated with other ports",
 }
 ENVIRONMENT_REASONS: Final[Mapping[EnvironmentReason, str]] = {
     EnvironmentReason.REQUESTED: "somebody asked for it",
@@ -109,6 +113,10 @@ IN_A_JOB: Final[Mapping[str, str]] = {
     "DANLU_INDEX": "its number within the role, from 0",
     "DANLU_RANK": "its number within the attempt, from 0",
     "DANLU_WORLD_SIZE": "how many tasks the attempt has",
+    "DANLU_RESTART": "how often this task was started again by itself within the attempt",
+    "DANLU_ADDRESS": "in a gang: `host:port`, the port leased to this task",
+    "DANLU_PEERS": "in a gang: every task's `host:port`, in rank order, with commas",
+    "DANLU_PEER_TASKS": "in a gang: every task's name, in the same order",
     "CUDA_VISIBLE_DEVICES": "the GPUs of this task, by index; empty for none",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID: the order in which those are counted",
     "NVIDIA_VISIBLE_DEVICES": "the same, or `void`",
@@ -281,6 +289,12 @@ def jobs_page() -> Iterator[str]:
     yield ""
     yield from _fields(Retry)
     yield ""
+    yield "`roles`, each by its name:"
+    yield ""
+    yield from _fields(RoleSpec)
+    yield ""
+    yield from _frameworks()
+    yield ""
     yield (
         "A command that is one line runs by `/bin/sh -c`, and the exit code is the shell's; a list of words runs as it is. "
         f"An attempt that was lost by no fault of the code ({_listed(sorted(jobs.LOST))}) is repeated outside "
@@ -293,6 +307,32 @@ def jobs_page() -> Iterator[str]:
     yield from _meanings("Reasons of jobs and attempts", Reason, REASONS)
     yield from _states("States of an environment", Environment, ENVIRONMENT_STATES)
     yield from _meanings("Reasons of environments", EnvironmentReason, ENVIRONMENT_REASONS)
+
+
+def _frameworks() -> Iterator[str]:
+    yield "## Frameworks"
+    yield ""
+    yield (
+        "What connects the tasks of a job with roles. The framework is the one that `framework` names, else the "
+        "environment's, else the one that its roles show, else `none`. A gang starts all or nothing and ends as one: the "
+        "first task that fails ends it; once the result is known, who may linger gets that time, then the rest is ended. "
+        f"A job has at most {MAX_TASKS:,} tasks."
+    )
+    yield ""
+    yield "| Framework | What it is | Roles, in rank order | The result is that of | Environments |"
+    yield "|---|---|---|---|---|"
+    for one in FRAMEWORKS.values():
+        roles = ", ".join(f"`{name}`" + _rule(one.roles[name]) for name in one.roles) or "any names"
+        result = " or ".join(f"`{name}`" for name in one.result) or "all tasks"
+        result += " 0" if one.first else ""
+        yield f"| `{one.name}` | {one.description} | {roles} | {result} | {_listed(list(one.environments))} |"
+
+
+def _rule(rule: RoleRule) -> str:
+    said = (["exactly one"] if rule.most == 1 else []) + (["no GPU unless told"] if not rule.gpu else [])
+    said += [f"lingers {rule.linger_s:g} s"] if rule.linger_s else []
+    said += ["can be started again alone"] if rule.restartable else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _states(title: str, noun: type[Living], meanings: Mapping[Any, str]) -> Iterator[str]:
@@ -410,7 +450,7 @@ def _error(kind: type[errors.DanluError], depth: int) -> Iterator[str]:
 def variables() -> Iterator[str]:
     """Yields the page of environment variables."""
     yield "# Environment variables"
-    reserved = _listed(list(jobs.RESERVED_VARIABLES))
+    reserved = _listed(list(RESERVED_VARIABLES))
     inside = (
         "What a job's command finds. Nothing of the server's own environment is handed on. "
         f"Names that begin with {reserved} belong to the platform: a job cannot set them."

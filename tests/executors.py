@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -24,6 +26,15 @@ OVER = (Phase.ENDED, Phase.LOST)
 TIMEOUT_S = 30.0
 
 
+def free_ports(count: int) -> tuple[int, ...]:
+    """Returns ports that are free now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return tuple(one.getsockname()[1] for one in sockets)
+
+
 class Bench:
     """One executor, with what tests do to it."""
 
@@ -34,8 +45,16 @@ class Bench:
     def order(self, *words: str, number: int = 1, job_id: str | None = None, task: dict[str, Any] | None = None,
               **spec: Any) -> LaunchOrder:  # fmt: skip
         job = make_job(job_id or self.ids(), now=time.time_ns(), spec={"command": list(words), **spec})
-        shape = {"node": "node-1", "resources": job.spec.shapes[0], **(task or {})}
-        attempt = make_attempt(job, number, tasks=(Task.model_validate(shape),))
+        tasks = tuple(
+            Task.model_validate(
+                {
+                    "role": asked.role, "index": asked.index, "rank": asked.rank, "node": "node-1",
+                    "resources": asked.resources, "ports": free_ports(1) if spec.get("roles") else (), **(task or {}),
+                }
+            )
+            for asked in job.spec.tasks
+        )  # fmt: skip
+        attempt = make_attempt(job, number, tasks=tasks)
         return LaunchOrder(
             job=job, attempt=attempt, interpreter=self.interpreter(), project_number=0, url="http://127.0.0.1:1",
             token="danlu_attempt_secret",
@@ -52,8 +71,9 @@ class Bench:
     def see(self, attempt_id: str) -> Observation | None:
         return next((one for one in self.executor.observe() if one.attempt_id == attempt_id), None)
 
-    def log(self, attempt_id: str) -> str:
-        data = b"".join(p.data for p in self.executor.pending(attempt_id, max_bytes=1 << 20) if p.stream == formats.LOG)
+    def log(self, attempt_id: str, task: str | None = None) -> str:
+        pieces = self.executor.pending(attempt_id, max_bytes=1 << 20)
+        data = b"".join(p.data for p in pieces if p.stream == formats.LOG and task in (None, p.task))
         return "\n".join(line.text for line in formats.parse_lines(data.decode()))
 
     def end(self, attempt_id: str) -> Observation:
@@ -84,7 +104,7 @@ class Bench:
     # the same program in each executor's words
 
     def program(
-        self, *, lines: tuple[str, ...] = (), code: int = 0, hold: bool = False, deaf: bool = False
+        self, *, lines: tuple[str, ...] = (), code: int = 0, hold: bool = False, deaf: bool = False, after_s: float = 0
     ) -> list[str]:
         raise NotImplementedError
 
@@ -134,10 +154,11 @@ class LocalBench(Bench):
         self.executor.close()
 
     def program(
-        self, *, lines: tuple[str, ...] = (), code: int = 0, hold: bool = False, deaf: bool = False
+        self, *, lines: tuple[str, ...] = (), code: int = 0, hold: bool = False, deaf: bool = False, after_s: float = 0
     ) -> list[str]:
         text = "trap '' TERM\n" if deaf else ""
         text += "".join(f"echo '{line}'\n" for line in lines)
+        text += f"sleep {after_s}\n" if after_s else ""
         text += "while :; do sleep 0.1; done\n" if hold else ""
         return ["/bin/sh", "-c", f"{text}exit {code}"]
 
@@ -172,10 +193,10 @@ class SimulatedBench(Bench):
         assert all(process.over_at() is not None for process in self.executor.processes.values())
 
     def program(
-        self, *, lines: tuple[str, ...] = (), code: int = 0, hold: bool = False, deaf: bool = False
+        self, *, lines: tuple[str, ...] = (), code: int = 0, hold: bool = False, deaf: bool = False, after_s: float = 0
     ) -> list[str]:
         flags = [word for word, wanted in (("hold", hold), ("deaf", deaf)) if wanted]
-        return ["simulated", *(f"print:{line}" for line in lines), *flags, f"exit:{code}"]
+        return ["simulated", *(f"print:{line}" for line in lines), f"sleep:{after_s}", *flags, f"exit:{code}"]
 
 
 def benches(kind: str, folder: Path) -> Iterator[Bench]:

@@ -54,8 +54,6 @@ LONG_FUNCTIONS = {
 }
 MANY_PARAMETERS = {
     ("cli/logs.py", "logs"),  # a command's parameters are its flags
-    ("runner/main.py", "exited"),
-    ("runner/processes.py", "_child"),
 }
 FORBIDDEN_NAMES = re.compile(r"(Manager|Handler|Helper|Processor|Impl)$")
 FORBIDDEN_MODULES = {"utils", "util", "common", "misc", "helpers", "helper"}

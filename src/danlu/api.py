@@ -92,6 +92,7 @@ class MetricsQuery(Value):
     """Which metrics, in how many points each."""
 
     name: str | None = Field(default=None, max_length=64)
+    task: str | None = Field(default=None, max_length=100, description="of this task only, e.g. worker-0")
     points: int = Field(default=500, ge=2, le=100_000)
 
 

@@ -23,6 +23,7 @@
     │   └── DatabaseUnavailable 503
     ├── StorageFull 507
     ├── LaunchRejected 422            an attempt could not be started; its reason goes to the user
+    │   └── LeasedPortTaken 422       a stranger listens on a port of it: it is tried with other ports
     ├── EnvironmentFailed 422         an environment could not be built; uv's own words are kept
     ├── DataDamaged 500               stored bytes are not what was stored
     └── PlatformError                 the platform on this machine could not be started, found or reached
@@ -191,6 +192,10 @@ class LaunchRejected(DanluError):
     """The attempt could not be started."""
 
     status = 422
+
+
+class LeasedPortTaken(LaunchRejected):
+    """A port that was leased to the attempt is taken by another program."""
 
 
 class EnvironmentFailed(DanluError):

@@ -151,3 +151,69 @@ def test_another_server_finds_it_again(bench: Bench) -> None:
     assert seen is not None
     assert (seen.phase, seen.stopped) == (Phase.ENDED, True)
     assert bench.log(attempt_id) == "up"
+
+
+# gangs
+
+
+def gang(bench: Bench, framework: str = "none", **programs: list[list[str]]) -> str:
+    """Launches a gang of roles, each with one program a task: tasks of one role run the program of their index."""
+    roles = {}
+    for role, each in programs.items():
+        assert all(one == each[0] for one in each)
+        roles[role] = {"replicas": len(each), "command": each[0], "cpu": 0.25}
+    return bench.launch("unused", roles=roles, framework=framework, grace=1)
+
+
+def test_a_gang_runs_together_and_ends_together(bench: Bench) -> None:
+    attempt_id = gang(
+        bench, one=[bench.program(lines=("hello",))] * 2, two=[bench.program(lines=("there",), after_s=0.3)]
+    )
+    seen = bench.end(attempt_id)
+    assert [(task.name, task.exit_code, task.stopped) for task in seen.tasks] == [
+        ("one-0", 0, False), ("one-1", 0, False), ("two-0", 0, False),
+    ]  # fmt: skip
+    assert [bench.log(attempt_id, task) for task in ("one-0", "one-1", "two-0")] == ["hello", "hello", "there"]
+
+
+def test_the_first_failure_ends_the_gang(bench: Bench) -> None:
+    attempt_id = gang(
+        bench, fine=[bench.program(hold=True)] * 2, deaf=[bench.program(hold=True, deaf=True)],
+        wrong=[bench.program(lines=("no",), code=3, after_s=0.5)],
+    )  # fmt: skip
+    seen = bench.end(attempt_id)
+    found = {task.name: (task.exit_code, task.signal, task.stopped) for task in seen.tasks}
+    assert found["wrong-0"] == (3, None, False)
+    assert found["fine-0"] == found["fine-1"] == (None, 15, True)
+    assert found["deaf-0"] == (None, 9, True)
+    assert (seen.phase, seen.stopped) == (Phase.ENDED, False)
+
+
+def test_what_serves_ends_once_the_result_is_known(bench: Bench) -> None:
+    attempt_id = gang(bench, "tensorflow", ps=[bench.program(hold=True)] * 2, worker=[bench.program(after_s=0.5)])
+    seen = bench.end(attempt_id)
+    assert {task.name: (task.exit_code, task.signal, task.stopped) for task in seen.tasks} == {
+        "worker-0": (0, None, False), "ps-0": (None, 15, True), "ps-1": (None, 15, True),
+    }  # fmt: skip
+    assert not seen.stopped
+
+
+def test_who_may_linger_gets_the_time(bench: Bench) -> None:
+    roles = {
+        "chief": {"command": bench.program()},
+        "worker": {"command": bench.program(after_s=1.0), "linger": "60s"},
+        "evaluator": {"command": bench.program(hold=True), "linger": "0.2s"},
+        "ps": {"command": bench.program(hold=True)},
+    }
+    seen = bench.end(bench.launch("unused", roles=roles, framework="tensorflow", grace=1, cpu=0.25))
+    found = {task.name: (task.exit_code, task.signal) for task in seen.tasks}
+    assert found == {"chief-0": (0, None), "worker-0": (0, None), "evaluator-0": (None, 15), "ps-0": (None, 15)}
+
+
+def test_a_gang_is_stopped_as_one(bench: Bench) -> None:
+    attempt_id = gang(bench, worker=[bench.program(lines=("up",), hold=True)] * 3)
+    bench.until(lambda: bench.log(attempt_id).count("up") == 3)
+    bench.executor.stop(attempt_id, grace_s=5.0)
+    seen = bench.end(attempt_id)
+    assert seen.stopped
+    assert [(task.signal, task.stopped) for task in seen.tasks] == [(15, True)] * 3

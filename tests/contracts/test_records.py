@@ -112,6 +112,20 @@ specs = st.fixed_dictionaries(
         "max_time": st.floats(0.001, 315_360_000),
         "labels": st.dictionaries(st.from_regex(r"[a-z]{1,9}", fullmatch=True), texts, max_size=3),
         "parse_metrics": st.booleans(),
+        "framework": st.just("none"),
+        "roles": st.dictionaries(
+            st.from_regex(r"[a-l][a-z0-9]{0,9}", fullmatch=True),
+            st.fixed_dictionaries(
+                {"replicas": st.integers(1, 5)},
+                optional={
+                    "command": words,
+                    "cpu": st.integers(1, 9),
+                    "gpu": st.integers(0, 8),
+                    "restarts": st.integers(0, 9),
+                },
+            ),
+            max_size=3,
+        ),
     },
 )
 _SEEN = Ids(7)
@@ -353,8 +367,24 @@ def test_a_queued_job_is_told_with_all_that_the_scheduler_needs(database: Databa
     assert row._asdict() == {
         "id": job.id, "project": "default", "priority": -5, "queued_at": NOW, "not_before": NOW + 1,
         "environment_id": "e1", "reason": "PendingEvaluation", "desired": "stop", "version": 1,
-        "cpu": 0.5, "memory": 2**60, "gpu": 3, "gpu_kind": "h100",
+        "cpu": 0.5, "memory": 2**60, "gpu": 3, "gpu_kind": "h100", "env": "python", "framework": None, "roles": "{}",
     }  # fmt: skip
+
+
+def test_a_queued_gang_has_its_shapes_in_rank_order(database: Database) -> None:
+    roles = {"worker": {"replicas": 2, "gpu": 1, "memory": "1GiB"}, "ps": {"cpu": 0.5}, "chief": {"command": "true"}}
+    ids = Ids()
+    jobs = [
+        make_job(ids(), spec={"roles": roles, "gpu": 2}),
+        make_job(ids(), spec={"roles": {"b": {}, "a": {"replicas": 3, "cpu": 2}}, "framework": "none", "cpu": 4}),
+        make_job(ids(), spec={"roles": {"worker": {"replicas": 2}}, "env": "tensorflow-1"}),
+    ]
+    add(database, *jobs)
+    assert {row.id: row.shapes for row in database.read(queries.queued_jobs)} == {
+        job.id: job.spec.shapes for job in jobs
+    }
+    assert [task.name for task in jobs[0].spec.tasks] == ["chief-0", "worker-0", "worker-1", "ps-0"]
+    assert [need.gpus for need in jobs[0].spec.shapes] == [2, 1, 1, 0]
 
 
 def test_attempts_that_hold_something_or_are_not_collected(database: Database) -> None:

@@ -60,6 +60,8 @@ def test_every_variable_that_is_read_is_named(generate: ModuleType, layer: str) 
 
 @pytest.mark.slow
 def test_a_job_finds_the_variables_that_are_named(generate: ModuleType, platform: Platform) -> None:
-    said = platform.danlu("run", "--no-code", "--cpu", "1", "--", "python", "-c", "import os; print(*os.environ)")
+    said = platform.danlu(
+        "run", "--no-code", "--cpu", "1", "--worker", "1", "--", "python", "-c", "import os; print(*os.environ)"
+    )
     found = set(said.split()) - OF_A_SHELL
     assert found == set(generate.IN_A_JOB) - {"DANLU_RESUME_FROM"}

@@ -24,10 +24,10 @@ from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, PROJECTS
 from danlu.domain.actors import Actor, Role
 from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
-from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobSpec, JobState, Reason
+from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobSpec, JobState, Reason, TaskSpec
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.projects import Project
-from danlu.errors import Conflict, DanluError, EnvironmentFailed
+from danlu.errors import Conflict, DanluError, EnvironmentFailed, NeverFits
 from danlu.executors.simulated import Faults, SimulatedExecutor
 from danlu.services import jobs
 from danlu.services.context import Call, Platform, PlatformFacts
@@ -178,6 +178,7 @@ class World:
         self.call = Call(self.platform, Actor(id="user", role=Role.ADMINISTRATOR, project=None), "default")
         self.submitted: list[str] = []
         self.stopped: set[str] = set()
+        self.gangs: dict[str, tuple[TaskSpec, ...]] = {}
         real.write(self._project)
         self.tasks: list[Callable[[], None]] = []
         self.log: list[str] = []
@@ -225,15 +226,15 @@ class World:
         self.builder.vanish = 0.0
         self.database.kill = 0.0
         self.database.between = None
+        self.executor.nodes = NODES
 
     def act(self) -> None:
         """Lets one thing happen, then checks every promise."""
-        what = self.random.choices(["user", "controller", "task", "time", "restart"], weights=[2, 10, 5, 4, 0.3], k=1)[
-            0
-        ]
+        weights = {"user": 2, "controller": 10, "task": 5, "time": 4, "restart": 0.3, "node": 0.2}
+        (what,) = self.random.choices([*weights], weights=[*weights.values()])
         try:
             {"user": self.user, "controller": self.controller, "task": self.task, "time": self.time,
-             "restart": self.restart}[what]()  # fmt: skip
+             "restart": self.restart, "node": self.node}[what]()  # fmt: skip
         except Killed:
             self.log.append("killed")
             self.restart()
@@ -241,6 +242,13 @@ class World:
 
     def time(self) -> None:
         self.true_time.at += int(self.random.choice([0.01, 0.1, 1.0, 5.0]) * SECOND)
+
+    def node(self) -> None:
+        """A machine goes, with all that runs there, or one that had gone is back."""
+        if len(self.executor.nodes) == len(NODES):
+            self.executor.lose(self.random.choice(NODES).name)
+        else:
+            self.executor.nodes = NODES
 
     def controller(self, name: str | None = None) -> None:
         name = name or self.random.choice(list(self.controllers))
@@ -260,9 +268,13 @@ class World:
         if what < 0.6 or not self.submitted:
             job_id = self.platform.new_id("j")
             spec = self.spec()
-            for _ in range(self.random.choice([1, 1, 2])):  # submitting twice is harmless
-                jobs.submit(self.call, job_id, spec)
+            try:
+                for _ in range(self.random.choice([1, 1, 2])):  # submitting twice is harmless
+                    jobs.submit(self.call, job_id, spec)
+            except NeverFits:  # a machine is away
+                return
             self.submitted.append(job_id)
+            self.gangs[job_id] = spec.tasks
             self.log.append(f"submit {job_id}")
         elif what < 0.9:
             job_id = self.random.choice(self.submitted)
@@ -271,7 +283,7 @@ class World:
                 self.stopped.add(job_id)
             self.log.append(f"stop {job_id}")
         else:
-            with contextlib.suppress(Conflict):
+            with contextlib.suppress(Conflict, NeverFits):
                 again = jobs.retry(
                     self.call, self.random.choice(self.submitted), RetryRequest(id=self.platform.new_id("j"))
                 )
@@ -296,9 +308,22 @@ class World:
                 "command": words, "cpu": r.choice([1, 2, 4]), "memory": r.choice([None, "1GiB", "6GiB"]), "gpu": gpu,
                 "gpu_kind": r.choice([None, "h100", "gpu"]) if gpu else None, "priority": r.choice([0, 0, 5]),
                 "retry": {"attempts": r.choice([1, 2, 3]), "backoff": r.choice([None, 2])},
-                "grace": r.choice([1, 5]), **environment,
+                "grace": r.choice([1, 5]), **environment, **(self.roles() if r.random() < 0.3 else {}),
             }
         )  # fmt: skip
+
+    def roles(self) -> dict[str, Any]:
+        """Returns the roles of a gang: equal tasks, or those of TensorFlow."""
+        r = self.random
+        if r.random() < 0.5:
+            return {
+                "roles": {"worker": {"replicas": r.choice([2, 3]), "cpu": 1, "memory": "1GiB"}},
+                "framework": "none",
+            }
+        roles = {"worker": {"replicas": r.choice([1, 2]), "cpu": 1}, "ps": {"cpu": 1, "command": ["simulated", "hold"]}}
+        if r.random() < 0.3:
+            roles["evaluator"] = {"cpu": 0.5, "linger": 2, "command": ["simulated", "sleep:30"]}
+        return {"roles": roles, "framework": "tensorflow"}
 
     # promises
 
@@ -306,6 +331,12 @@ class World:
         """Raises Broken unless every promise holds now."""
         held = self.real.read(queries.holding_attempts)
         self._fits("the database", [(t.node, t.resources, t.devices) for a in held for t in a.tasks])
+        ports = [port for a in held for t in a.tasks for port in t.ports]
+        if len(set(ports)) != len(ports):
+            raise Broken("a port is leased twice")
+        for attempt in held:
+            if len(attempt.tasks) != len(self.gangs.get(attempt.job_id, attempt.tasks)):
+                raise Broken(f"{attempt.id} has a part of its gang")
         alive = self.executor.alive()
         self._fits("the machines", [(t.node, t.resources, t.devices) for p in alive for t in p.order.attempt.tasks])
         if len(set(self.executor.begun)) != len(self.executor.begun):
@@ -331,7 +362,7 @@ class World:
         self.calm()
         for job_id in self.submitted:
             job = jobs.get(self.call, job_id)
-            if job.live and "hold" in job.spec.argv:
+            if job.live and any("hold" in task.argv for task in job.spec.tasks):
                 jobs.stop(self.call, job_id, StopRequest())
                 self.stopped.add(job_id)
         for _ in range(400):
@@ -367,10 +398,11 @@ class World:
         if job.state is JobState.CANCELLED and job.id not in self.stopped:
             raise Broken(f"{job.id} was cancelled by nobody")
         for attempt in attempts:
-            key = StreamKey(attempt.project, attempt.id, "main-0", "log")
-            kept = self.streams.read(key, 0, 10**6)
-            if kept != self.executor.written.get(attempt.id, b""):
-                raise Broken(f"the log of {attempt.id} is {kept!r}, it wrote {self.executor.written.get(attempt.id)!r}")
+            for task in attempt.tasks:
+                key = StreamKey(attempt.project, attempt.id, task.name, "log")
+                kept, wrote = self.streams.read(key, 0, 10**6), self.executor.written.get((attempt.id, task.name), b"")
+                if kept != wrote:
+                    raise Broken(f"the log of {task.name} of {attempt.id} is {kept!r}, it wrote {wrote!r}")
             if attempt.id not in self.executor.begun and attempt.reason not in (Reason.LAUNCH_REJECTED, Reason.STOPPED):
                 raise Broken(f"{attempt.id} never ran but ended by {attempt.reason}")
 

@@ -230,7 +230,9 @@ def test_a_repetition_waits_for_its_backoff() -> None:
 @pytest.mark.parametrize(("job_state", "attempt_state"), PAIRS[:2])
 def test_a_refused_launch_ends_the_job(job_state: JobState, attempt_state: AttemptState, desired: Desired) -> None:
     job, attempt = pair(job_state, attempt_state, desired)
-    after_job, after_attempt = apply(job, attempt, rejected(job, attempt, "no such interpreter", LATER))
+    after_job, after_attempt = apply(
+        job, attempt, rejected(job, attempt, R.LAUNCH_REJECTED, "no such interpreter", LATER)
+    )
     assert (after_job.state, after_job.reason, after_job.message) == (
         J.FAILED,
         R.LAUNCH_REJECTED,

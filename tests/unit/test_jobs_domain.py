@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from danlu.domain.commands import name_from_command
 from danlu.domain.environments import Environment
 from danlu.domain.ids import RANDOM_BITS, attempt_id, is_id, job_of_attempt, make_id
 from danlu.domain.jobs import (
@@ -21,7 +22,6 @@ from danlu.domain.jobs import (
     Reason,
     job_exit_code,
     json_changes,
-    name_from_command,
 )
 from danlu.domain.records import terminal
 from danlu.errors import IllegalMove
@@ -180,8 +180,8 @@ def test_nonsense_is_refused(fields: dict[str, Any], words: str) -> None:
 
 
 def test_a_line_runs_by_a_shell_and_words_run_as_they_are() -> None:
-    assert make_spec(command="echo $A | cat").argv == ("/bin/sh", "-c", "echo $A | cat")
-    assert make_spec(command=["echo", "$A"]).argv == ("echo", "$A")
+    assert make_spec(command="echo $A | cat").tasks[0].argv == ("/bin/sh", "-c", "echo $A | cat")
+    assert make_spec(command=["echo", "$A"]).tasks[0].argv == ("echo", "$A")
 
 
 def test_a_specification_is_the_same_after_json() -> None:

@@ -23,6 +23,7 @@ from danlu.domain.resources import format_bytes
 from danlu.errors import DanluError, InvalidRequest
 
 MAX_ATTEMPTS: Final = 100
+SHOWN_TASKS: Final = 32
 SHOWN_ATTEMPTS: Final = 10
 SHOWN_EVENTS: Final = 20
 
@@ -76,6 +77,8 @@ def _print(job: Job, attempts: list[Attempt], artifacts: list[Artifact], events:
     out.labelled("id", [job.id])
     out.labelled("command", [wording.command_line(job.spec)])
     out.labelled("asks", [wording.asks(job.spec) + _wishes(job)])
+    if job.spec.roles:
+        out.labelled("roles", [f"{wording.roles(job.spec)} ({job.spec.convention.name})"])
     out.labelled("env", [environment])
     if job.spec.code:
         out.labelled("code", [job.spec.code])
@@ -87,10 +90,27 @@ def _print(job: Job, attempts: list[Attempt], artifacts: list[Artifact], events:
         out.labelled("retry of", [job.retry_of])
     if attempts:
         out.labelled("attempts", _attempts(attempts, now))
+        if len(attempts[-1].tasks) > 1:
+            out.labelled("tasks", _tasks(attempts[-1]))
         out.labelled("limits", ["; ".join(attempts[-1].limits) or "none are in force on this machine"])
     out.labelled("kept", wording.not_kept(attempts[-SHOWN_ATTEMPTS:]) + _kept(artifacts))
     out.labelled("events", _events(events, now))
     out.labelled("next", [_next(job)])
+
+
+def _tasks(attempt: Attempt) -> list[str]:
+    """Returns a line for each task of an attempt: where it is, with what, and how it ended."""
+    rows = [
+        [
+            task.name, f"rank {task.rank}", task.node,
+            "gpu " + ",".join(map(str, task.devices)) if task.devices else "-",
+            "port " + ",".join(map(str, task.ports)) if task.ports else "-", wording.task_state(task),
+        ]
+        for task in attempt.tasks[:SHOWN_TASKS]
+    ]  # fmt: skip
+    lines = out.table_lines(("",) * 6, rows, with_head=False)
+    more = len(attempt.tasks) - SHOWN_TASKS
+    return lines + ([f"and {more} more: danlu describe {attempt.job_id} -o json"] if more > 0 else [])
 
 
 def _alive(job: Job, now: int) -> str:

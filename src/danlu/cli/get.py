@@ -162,8 +162,9 @@ def _job_row(job: Job, now: int) -> Row:
     env = "requirements" if spec.requirements is not None else spec.env
     ran = wording.between(job.started_at, now if job.live and job.state != "queued" else job.ended_at or now)
     exit_code = "-" if job.exit_code is None else str(job.exit_code)
+    gpus = sum(need.gpus for need in spec.shapes)
     return [
-        job.name, str(job.state), wording.why(job), env, str(spec.gpu), wording.age(job.created_at, now),
+        job.name, str(job.state), wording.why(job), wording.roles(spec), env, str(gpus), wording.age(job.created_at, now),
         "-" if job.state == "queued" else ran, job.id, str(job.attempts), wording.asks(spec), exit_code,
         wording.command_line(spec)[:80],
     ]  # fmt: skip
@@ -255,7 +256,7 @@ def _only(items: tuple[Any, ...], wanted: Wanted, key: Callable[[Any], str], kin
 def _kinds() -> Iterator[Kind]:
     yield Kind(
         "jobs", ("job", "j"),
-        ("NAME", "STATE", "WHY", "ENV", "GPU", "AGE", "RAN"), ("ID", "ATTEMPTS", "ASKS", "EXIT", "COMMAND"),
+        ("NAME", "STATE", "WHY", "ROLES", "ENV", "GPU", "AGE", "RAN"), ("ID", "ATTEMPTS", "ASKS", "EXIT", "COMMAND"),
         _jobs, _job_row, lambda job: f"job/{job.name}",
     )  # fmt: skip
     yield Kind(

@@ -80,9 +80,8 @@ def _plot(chosen: list[Series], *, explicit: bool, messages: Messages) -> None:
         steps = _steps(series)
         label = "step" if series.steps and series.steps[0] is not None else "point"
         facts = f"last {_number(series.last)}   smallest {_number(series.smallest)}   largest {_number(series.largest)}"
-        out.write(
-            f"{paint(series.name, 'bold', sys.stdout)}   {facts}   {wording.count(series.count, 'point')}, by {label}"
-        )
+        title = paint(f"{series.name} {series.task}".rstrip(), "bold", sys.stdout)
+        out.write(f"{title}   {facts}   {wording.count(series.count, 'point')}, by {label}")
         for line in draw(steps, series.values, width=columns, height=HEIGHT):
             head, bar, curve = line.partition("┤") if "┤" in line else line.partition("│")
             out.write(head + bar + paint(curve, STYLES[at % len(STYLES)], sys.stdout) if curve else line)
@@ -105,8 +104,8 @@ def _number(value: float | None) -> str:
 def _csv(chosen: list[Series]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "step", "time_ns", "value"])
+    writer.writerow(["name", "task", "step", "time_ns", "value"])
     for series in chosen:
         for step, at, value in zip(series.steps, series.times, series.values, strict=True):
-            writer.writerow([series.name, "" if step is None else repr(step), at, repr(value)])
+            writer.writerow([series.name, series.task, "" if step is None else repr(step), at, repr(value)])
     return text.getvalue().rstrip("\n")

@@ -16,7 +16,8 @@ from danlu.cli.output import Format
 from danlu.errors import InvalidRequest, InvalidSpec
 
 SPECIFICATION: Final = Group("What the job asks for", sort_key=1)
-EVERYWHERE: Final = Group("Every command", sort_key=2)
+DISTRIBUTED: Final = Group("Several tasks", sort_key=2)
+EVERYWHERE: Final = Group("Every command", sort_key=3)
 
 INTERPRETER_TIMEOUT_S: Final = 10.0
 Flag = Parameter(negative=(), show_default=False)
@@ -35,6 +36,43 @@ class Common:
 
     url: Annotated[str | None, Parameter(help="the platform's address, instead of DANLU_URL or the one here")] = None
     project: Annotated[str | None, Parameter(help="the project, instead of DANLU_PROJECT or default")] = None
+
+
+@Parameter(name="*", group=DISTRIBUTED)
+@dataclass(frozen=True)
+class Roles:
+    """The replica roles of a distributed job, as flags."""
+
+    nodes: Annotated[
+        int | None, Parameter(help="so many tasks that each start their own processes, as torchrun does")
+    ] = None
+    worker: Annotated[int | None, Parameter(help="so many workers, one process each")] = None
+    ps: Annotated[int | None, Parameter(help="so many parameter servers (TensorFlow)")] = None
+    chief: Annotated[int | None, Parameter(help="1: a chief of its own (TensorFlow)")] = None
+    evaluator: Annotated[int | None, Parameter(help="1: an evaluator beside the training (TensorFlow)")] = None
+    role: Annotated[
+        tuple[str, ...],
+        Parameter(help="NAME=REPLICAS, or with fields of its own: ps=1,cpu=0.5,memory=1GiB,gpu=0; repeatable"), Words,
+    ] = ()  # fmt: skip
+    framework: Annotated[str | None, Parameter(help="tensorflow, pytorch, jax, mpi, horovod, mxnet or none")] = None
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the fields of JobSpec that were given, not validated yet.
+
+        Raises:
+            InvalidRequest: a ``--role`` is not one.
+        """
+        flags = {
+            "node": self.nodes, "worker": self.worker, "ps": self.ps, "chief": self.chief, "evaluator": self.evaluator
+        }  # fmt: skip
+        given: dict[str, dict[str, Any]] = {name: {"replicas": n} for name, n in flags.items() if n is not None}
+        for word in self.role:
+            name, _, rest = word.partition("=")
+            first, *more = rest.split(",")
+            given.setdefault(name, {}).update({"replicas": first, **pairs("--role", more)})
+        roles = {name: role for name, role in given.items() if str(role["replicas"]) != "0"}
+        fields: dict[str, Any] = {"roles": roles} if roles else {}
+        return fields | ({} if self.framework is None else {"framework": self.framework})
 
 
 @Parameter(name="*", group=SPECIFICATION)
@@ -57,6 +95,7 @@ class Asked:
     max_time: Annotated[str | None, Parameter(help="an attempt that runs longer is ended, e.g. 2h")] = None
     grace: Annotated[str | None, Parameter(help="time between SIGTERM and SIGKILL, e.g. 30s")] = None
     metrics: Annotated[bool | None, Parameter(help="take printed name: value and name=value as metrics"), Flag] = None
+    distributed: Roles | None = None
 
     def fields(self) -> dict[str, Any]:
         """Returns the fields of JobSpec that were given, not validated yet.
@@ -83,7 +122,9 @@ class Asked:
             "retry": None if self.retries is None else {"attempts": self.retries + 1},
             "interpreter": own_interpreter() if self.env == "host" else None,
         }
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in given.items() if value is not None} | (
+            self.distributed or Roles()
+        ).fields()
 
 
 def pairs(flag: str, words: Sequence[str]) -> dict[str, str]:

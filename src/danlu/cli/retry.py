@@ -59,6 +59,9 @@ def _changes(old: JobSpec, fields: dict[str, Any]) -> dict[str, Any]:
     for name in ("variables", "labels"):
         if name in fields:
             changes[name] = {**getattr(old, name), **fields[name]}
+    if "roles" in fields:
+        known = {name: role.model_dump(mode="json", exclude_defaults=True) for name, role in old.roles.items()}
+        changes["roles"] = known | {name: known.get(name, {}) | role for name, role in fields["roles"].items()}
     if "retry" in fields:
         changes["retry"] = {**old.retry.model_dump(mode="json", exclude_none=True), **fields["retry"]}
     if "env" in fields:  # what belonged to the environment that it had before

@@ -8,7 +8,7 @@ from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.options import Common, Names, Output, one
 from danlu.cli.session import connect
-from danlu.domain.resources import Resources, format_bytes, format_cpu
+from danlu.domain.resources import format_bytes, format_cpu
 from danlu.domain.views import NodeUse, Why
 
 SHOWN_NODES = 10
@@ -39,11 +39,10 @@ def why(
     else:
         position = "" if found.position is None else f", position {found.position}"
         out.write(f"{job_.name} waits: {job_.reason}, for {wording.age(job_.queued_at, now)}{position}")
-        out.labelled("asks", [_resources(resources, job_.spec.gpu_kind) for resources in found.asks])
+        out.labelled("asks", [wording.asks(job_.spec)])
     if job_.state == "queued" or (job_.message and not wording.says_nothing_new(job_)):
         lines = [line for text in found.explanation for line in text.splitlines()]
-        for said in {f"asks {_resources(resources, job_.spec.gpu_kind)}" for resources in found.asks}:
-            lines = [line.removeprefix(f"{said}; ") for line in lines if line != said]
+        lines = [line.partition("; ")[2] or line if line.startswith("asks ") else line for line in lines]  # said above
         out.labelled("because", lines[:30])
     if found.ahead:
         more = len(found.ahead) - SHOWN_AHEAD
@@ -57,15 +56,6 @@ def why(
     if not job_.live:
         out.labelled("more", [f"danlu describe {job_.name}"])
     return 0
-
-
-def _resources(asked: Resources, gpu_kind: str | None) -> str:
-    parts = [f"{format_cpu(asked.cpu_milli)} cpu"]
-    if asked.memory_bytes:
-        parts.append(format_bytes(asked.memory_bytes))
-    if asked.gpus:
-        parts.append(f"{asked.gpus} gpu" + (f" ({gpu_kind})" if gpu_kind else ""))
-    return ", ".join(parts)
 
 
 def _node(use: NodeUse) -> str:

@@ -6,14 +6,16 @@ import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from danlu.domain.frameworks import describe_roles
 from danlu.domain.resources import format_bytes, format_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from danlu.domain.environments import Environment
-    from danlu.domain.jobs import Attempt, Job, JobSpec
+    from danlu.domain.jobs import Attempt, Job, JobSpec, Task
     from danlu.domain.nodes import Node
+    from danlu.domain.resources import Resources
 
 SECOND_NS: Final = 1_000_000_000
 
@@ -78,21 +80,55 @@ def why(job: Job) -> str:
 
 
 def asks(spec: JobSpec) -> str:
-    """Returns what a job asks for: ``2 cpu, 4.0 GiB, 1 gpu (h100)``."""
-    parts = [f"{format_cpu(spec.shapes[0].cpu_milli)} cpu"]
-    if spec.memory:
-        parts.append(format_bytes(spec.memory))
-    if spec.gpu:
-        parts.append(f"{spec.gpu} gpu" + (f" ({spec.gpu_kind})" if spec.gpu_kind else ""))
+    """Returns what a job asks for: ``2 cpu, 4.0 GiB, 1 gpu (h100)``; of a gang what each role does."""
+    by_role = {task.role: _resources(task.resources, spec.gpu_kind) for task in spec.tasks}
+    if len({*by_role.values()}) == 1:
+        each = next(iter(by_role.values()))
+        return each if len(spec.tasks) == 1 else f"{each} for each of {len(spec.tasks)} tasks"
+    return "; ".join(f"{role}: {text}" for role, text in by_role.items())
+
+
+def _resources(need: Resources, kind: str | None) -> str:
+    parts = [f"{format_cpu(need.cpu_milli)} cpu"]
+    if need.memory_bytes:
+        parts.append(format_bytes(need.memory_bytes))
+    if need.gpus:
+        parts.append(f"{need.gpus} gpu" + (f" ({kind})" if kind else ""))
     return ", ".join(parts)
 
 
+def roles(spec: JobSpec) -> str:
+    """Returns ``2 workers + 1 ps``; ``1`` without roles."""
+    order = spec.convention.ordered(spec.roles)
+    return describe_roles([(name, spec.roles[name].replicas) for name in order]) or "1"
+
+
+def task_state(task: Task) -> str:
+    """Returns how one task of an attempt is, or how it ended."""
+    again = f", started again {count(task.restarts, 'time')}" if task.restarts else ""
+    if task.ended_at is None:
+        return ("running" if task.started_at is not None else "not started") + again
+    if task.error:
+        how = task.error
+    elif task.exit_code is not None:
+        how = f"exit code {task.exit_code}"
+    else:
+        how = "ended"
+    return ("ended by the platform: " if task.stopped and task.exit_code != 0 else "") + how + again
+
+
 def command_line(spec: JobSpec) -> str:
-    """Returns a job's command as one would type it."""
+    """Returns a job's command as one would type it; of roles with commands of their own, each role's."""
+    own = {name: role.command for name, role in spec.roles.items() if role.command is not None}
+    texts = [] if spec.command is None else [_typed(spec.command)]
+    texts += [f"{name}: {_typed(command)}" for name, command in own.items()]
+    return "; ".join(texts).replace("\n", " ")
+
+
+def _typed(command: str | tuple[str, ...]) -> str:
     import shlex
 
-    text = spec.command if isinstance(spec.command, str) else shlex.join(spec.command)
-    return text.replace("\n", " ")
+    return command if isinstance(command, str) else shlex.join(command)
 
 
 def environment(env: Environment) -> str:

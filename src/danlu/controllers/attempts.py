@@ -13,13 +13,14 @@ from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
-from danlu.domain.jobs import Attempt, AttemptState, Job, JobState
+from danlu.domain.jobs import Attempt, AttemptState, Job, JobState, Reason
 from danlu.errors import (
     DanluError,
     DataDamaged,
     ExecutorUnavailable,
     InvalidRequest,
     LaunchRejected,
+    LeasedPortTaken,
     NotFound,
     StorageFull,
     VersionConflict,
@@ -126,13 +127,14 @@ class AttemptsController:
             self.executor.launch(self._order(job, attempt))
             self._trials.over(attempt.id)
         except (LaunchRejected, NotFound, InvalidRequest, DataDamaged) as error:
-            self._reject(job, attempt, error.message)
+            taken = isinstance(error, LeasedPortTaken)
+            self._reject(job, attempt, Reason.PORT_TAKEN if taken else Reason.LAUNCH_REJECTED, error.message)
         except Exception as error:
             failures, wait_s = self._trials.failed(attempt.id, self.clock.now())
             known = isinstance(error, DanluError)
             LOG.warning("launch of %s: %s; again in %g s", attempt.id, error, wait_s, exc_info=None if known else error)
             if isinstance(error, StorageFull) and failures >= STORAGE_TRIALS:
-                self._reject(job, attempt, str(error))
+                self._reject(job, attempt, Reason.LAUNCH_REJECTED, str(error))
             elif failures > 1:
                 self._tell(job, f"it cannot be launched yet: {error}")
         finally:
@@ -187,11 +189,11 @@ class AttemptsController:
             JOBS.put(tx, job, new_job)
             job = new_job
 
-    def _reject(self, job: Job, attempt: Attempt, message: str) -> None:
+    def _reject(self, job: Job, attempt: Attempt, reason: Reason, message: str) -> None:
         def work(tx: Transaction) -> None:
             newest_job, newest = JOBS.require(tx, job.id), ATTEMPTS.require(tx, attempt.id)
             if newest.state is not AttemptState.ENDED:
-                self._store(tx, newest_job, newest, rejected(newest_job, newest, message, self.clock.now()))
+                self._store(tx, newest_job, newest, rejected(newest_job, newest, reason, message, self.clock.now()))
 
         self.database.write(work)
         self.executor.forget(attempt.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -106,7 +106,7 @@ def _unseen(job: Job, attempt: Attempt, now: int) -> Decision:
 
 
 def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
-    reason, message, exit_code = verdict(seen)
+    reason, message, exit_code = verdict(seen, job)
     ended = attempt.moved(
         AttemptState.ENDED,
         now=now,
@@ -122,43 +122,58 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
     return Decision(jobs=after(job, ended, now), attempts=(ended,))
 
 
-def rejected(job: Job, attempt: Attempt, message: str, now: int) -> Decision:
+def rejected(job: Job, attempt: Attempt, reason: Reason, message: str, now: int) -> Decision:
     """Returns what follows when the executor refused to launch an attempt."""
     jobs, attempts = _launching(job, attempt, now)
     job, attempt = (jobs or [job])[-1], (attempts or [attempt])[-1]
-    ended = attempt.moved(
-        AttemptState.ENDED, now=now, reason=Reason.LAUNCH_REJECTED, message=message, ended_at=now, collected=True
-    )
+    ended = attempt.moved(AttemptState.ENDED, now=now, reason=reason, message=message, ended_at=now, collected=True)
     return Decision(jobs=(*jobs, *after(job, ended, now)), attempts=(*attempts, ended))
 
 
-def verdict(seen: Observation) -> tuple[Reason, str, int | None]:
+def verdict(seen: Observation, job: Job) -> tuple[Reason, str, int | None]:
     """Returns how an attempt ended: a reason, its words, and the exit code (128 + signal when killed).
 
-    The first task that failed decides; what was stopped because of it does not.
+    The first task that failed decides; what was ended because of it, or after the result was known, does not.
     """
     if seen.phase is Phase.LOST:
         return Reason.RUNNER_LOST, seen.message or "its runner was killed; everything it had written was kept", None
-    failed = _first_failure(seen.tasks)
-    if failed is None and seen.tasks:
-        return Reason.COMPLETED, "", 0
-    if failed is None:
+    if not seen.tasks:
         return _taskless(seen)
+    failed = _first_failure(task for task in seen.tasks if not task.stopped)
+    if failed is None:
+        deciding = {task.name for task in job.spec.tasks if task.decides}
+        failed = _first_failure(task for task in seen.tasks if task.name in deciding)
+    if failed is None:
+        return Reason.COMPLETED, "", 0
     code = failed.exit_code if failed.signal is None else 128 + failed.signal
-    who = f"{failed.name}: " if len(seen.tasks) > 1 else ""
+    reason, words = _why_failed(seen, failed)
+    if len(seen.tasks) > 1 and reason not in (Reason.MAX_TIME_EXCEEDED, Reason.STOPPED):
+        words = f"{failed.name} (rank {failed.rank}): {words}"
+        if failed.last_lines and not failed.oom:
+            words += "; the last that it wrote:\n" + failed.last_lines
+    return reason, words, code
+
+
+def _why_failed(seen: Observation, failed: Task) -> tuple[Reason, str]:
+    """Returns why an attempt ended in which this task failed."""
     if seen.timed_out:
-        return Reason.MAX_TIME_EXCEEDED, seen.message or "it ran longer than max_time", code
+        return Reason.MAX_TIME_EXCEEDED, seen.message or "it ran longer than max_time"
     if seen.stopped:
-        return Reason.STOPPED, "", code
+        return Reason.STOPPED, ""
+    if failed.port_taken is not None:
+        return (
+            Reason.PORT_TAKEN,
+            f"another program of the machine listens on port {failed.port_taken} that was leased to it",
+        )
     if failed.oom:
-        return Reason.OUT_OF_MEMORY, who + (failed.error or "killed by the kernel for lack of memory"), code
+        return Reason.OUT_OF_MEMORY, failed.error or "killed by the kernel for lack of memory"
     if failed.signal is not None:
-        return Reason.KILLED_BY_SIGNAL, who + (failed.error or f"killed by signal {failed.signal}"), code
+        return Reason.KILLED_BY_SIGNAL, failed.error or f"killed by signal {failed.signal}"
     if failed.error and failed.exit_code in (126, 127):
-        return Reason.COMMAND_NOT_FOUND, who + failed.error, code
-    if failed.exit_code is None:
-        return Reason.PROCESS_FAILED, who + (failed.error or "it ended without an exit code"), None
-    return Reason.PROCESS_FAILED, who + f"exit code {failed.exit_code}", code
+        return Reason.COMMAND_NOT_FOUND, failed.error
+    if failed.exit_code is None or failed.error:
+        return Reason.PROCESS_FAILED, failed.error or "it ended without an exit code"
+    return Reason.PROCESS_FAILED, f"exit code {failed.exit_code}"
 
 
 def _taskless(seen: Observation) -> tuple[Reason, str, int | None]:
@@ -170,7 +185,7 @@ def _taskless(seen: Observation) -> tuple[Reason, str, int | None]:
     return Reason.RUNNER_LOST, seen.message or "it ended, and nothing tells how", None
 
 
-def _first_failure(tasks: Sequence[Task]) -> Task | None:
+def _first_failure(tasks: Iterable[Task]) -> Task | None:
     failed = [task for task in tasks if task.exit_code != 0]
     return min(failed, key=lambda task: (task.ended_at or 2**63, task.rank), default=None)
 

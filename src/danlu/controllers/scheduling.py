@@ -16,12 +16,14 @@ from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Attempt, AttemptState, Desired, JobState, Reason, Task
 from danlu.domain.nodes import NodeCapacity
 from danlu.scheduler.cycle import Held, Placement, Shape, Snapshot, Waiting, plan, rooms, take_seats
+from danlu.scheduler.ports import lease
 from danlu.services.context import Clock, Hub
 from danlu.services.nodes import MAX_NODES, held
 
 T = TypeVar("T")
 PERIOD_S: Final = 10.0
 MAX_ENVIRONMENTS: Final = 100_000
+AGAIN_S: Final = 0.02
 PLACED_AT_ONCE: Final = 16
 WRITTEN_AT_ONCE: Final = 32
 WRITTEN_A_STEP: Final = 512
@@ -86,26 +88,35 @@ class SchedulingController:
             self.hub.notify("events")
         later = [job.not_before for job in seen.queue if job.not_before > now]
         if len(changes) > WRITTEN_A_STEP or placed < len(plan_.placements):
-            return 0.0
+            return AGAIN_S
         return min([PERIOD_S, *(max(0.001, (at - now) / 1e9) for at in later)])
 
     def _place(self, tx: Transaction, placements: Iterable[Placement]) -> int:
         """Stores placements that still hold under the newest state; returns how many."""
         now = self.clock.now()
         nodes = tuple(node.capacity for node in NODES.find(tx, limit=MAX_NODES))
-        free = rooms(nodes, held(queries.holding_attempts(tx)))
+        holding = queries.holding_attempts(tx)
+        free = rooms(nodes, held(holding))
+        leased = {port for attempt in holding for task in attempt.tasks for port in task.ports}
         stored = 0
         for placement in placements:
             job = JOBS.get(tx, placement.job_id)
             if job is None or job.state is not JobState.QUEUED or job.desired is not Desired.RUN:
                 continue
-            tasks = tuple(
-                Task(index=rank, rank=rank, node=seat.node, resources=need, devices=seat.devices)
-                for rank, (seat, need) in enumerate(zip(placement.seats, job.spec.shapes, strict=True))
-            )
-            if not take_seats(free, job.spec.shapes, placement.seats):
-                continue  # something has taken its room meanwhile
+            shapes = job.spec.shapes
             number = job.attempts + 1
+            # a task of a gang needs an address; on which node does not matter, so that no port is met twice in a gang
+            ports = lease(attempt_id(job.id, number), len(shapes) if job.spec.roles else 0, leased)
+            if ports is None or not take_seats(free, shapes, placement.seats):
+                continue  # something has taken its room meanwhile
+            leased |= {*ports}
+            tasks = tuple(
+                Task(
+                    role=asked.role, index=asked.index, rank=asked.rank, node=seat.node, resources=need,
+                    devices=seat.devices, ports=ports[asked.rank : asked.rank + 1],
+                )
+                for asked, seat, need in zip(job.spec.tasks, placement.seats, shapes, strict=True)
+            )  # fmt: skip
             admitted = job.moved(JobState.ADMITTED, now=now, reason=Reason.PLACED)
             starting = admitted.moved(JobState.STARTING, now=now, reason=Reason.LAUNCHING, attempts=number)
             attempt = Attempt(

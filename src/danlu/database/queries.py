@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import func, literal_column, select
@@ -11,10 +13,12 @@ from danlu.database import tables
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.events import Event
-from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobState, task_resources
+from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobSpec, JobState
 from danlu.domain.resources import Resources
+from danlu.domain.roles import RoleSpec, task_resources
 
 MAX_OPEN_ATTEMPTS: Final = 100_000
+NO_ROLES: Final = "{}"
 
 
 class QueuedJob(NamedTuple):
@@ -33,24 +37,42 @@ class QueuedJob(NamedTuple):
     memory: int | None
     gpu: int
     gpu_kind: str | None
+    env: str
+    framework: str | None
+    roles: str
 
     @property
     def shapes(self) -> tuple[Resources, ...]:
         """As JobSpec.shapes."""
-        return (task_resources(self.cpu, self.memory, self.gpu),)
+        if self.roles == NO_ROLES:
+            return (task_resources(self.cpu, self.memory, self.gpu),)
+        return _gang(self.cpu, self.memory, self.gpu, self.env, self.framework, self.roles)
+
+
+@lru_cache(maxsize=1024)  # many jobs of one shape wait
+def _gang(
+    cpu: float | None, memory: int | None, gpu: int, env: str, framework: str | None, roles: str
+) -> tuple[Resources, ...]:
+    given = {name: RoleSpec.model_validate(role) for name, role in json.loads(roles).items()}
+    asked = JobSpec.model_construct(cpu=cpu, memory=memory, gpu=gpu, env=env, framework=framework, roles=given)
+    return asked.shapes
 
 
 def queued_jobs(tx: Transaction) -> list[QueuedJob]:
     """Returns every queued job, in no order: columns only, for ten thousand of them at once."""
     jobs = tables.jobs.c
     path = "(body->'spec'->>'{0}')::{1}" if tx.dialect == "postgresql" else "body->>'$.spec.{0}'"
-    asked = (("cpu", "float"), ("memory", "bigint"), ("gpu", "int"), ("gpu_kind", "text"))
+    asked = (
+        ("cpu", "float"), ("memory", "bigint"), ("gpu", "int"), ("gpu_kind", "text"), ("env", "text"), ("framework", "text"),
+        ("roles", "text"),
+    )  # fmt: skip
     parts = ", ".join(path.format(name, kind) for name, kind in asked)
     query = select(
         jobs.id, jobs.project, jobs.priority, jobs.queued_at, jobs.not_before, jobs.environment_id, jobs.reason,
         jobs.desired, jobs.version, literal_column(parts),
     ).where(jobs.state == JobState.QUEUED)  # fmt: skip
-    return [QueuedJob._make(row) for row in tx.connection.execute(query)]
+    # a job of an older version has no roles
+    return [QueuedJob._make((*row[:-1], row[-1] or NO_ROLES)) for row in tx.connection.execute(query)]
 
 
 def job_by_name(tx: Transaction, project: str, name: str) -> Job | None:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
+from danlu.domain.commands import Command, Variables, argv_of
 from danlu.domain.environments import PYTHON_PATTERN
+from danlu.domain.frameworks import FRAMEWORKS, Framework, check_roles, framework_of
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
-from danlu.domain.records import Living, Ns, Said, Text, Value, storable
+from danlu.domain.records import Living, Ns, Said, Text, Value
 from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds
+from danlu.domain.roles import ALONE, RoleName, RoleSpec, task_resources
 from danlu.domain.trees import ADDRESS_PATTERN
+from danlu.domain.validation import suggestion
 
-RESERVED_VARIABLES: Final = ("DANLU_",)
-DEFAULT_CPU_MILLI: Final = 1000
 INFRASTRUCTURE_ATTEMPTS: Final = 20
 """How often an attempt is repeated that was lost by no fault of the user's code, before the job fails."""
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-Argument = Annotated[str, StringConstraints(max_length=131_072)]
 
 
 class JobState(StrEnum):
@@ -76,9 +77,10 @@ class Reason(StrEnum):
     RUNNER_LOST = "RunnerLost"
     NODE_LOST = "NodeLost"
     PREEMPTED = "Preempted"
+    PORT_TAKEN = "PortTaken"
 
 
-LOST: Final = frozenset({Reason.RUNNER_LOST, Reason.NODE_LOST, Reason.PREEMPTED})
+LOST: Final = frozenset({Reason.RUNNER_LOST, Reason.NODE_LOST, Reason.PREEMPTED, Reason.PORT_TAKEN})
 """An attempt that ended so is repeated outside the user's retry budget."""
 
 NEVER_RETRIED: Final = frozenset(
@@ -101,29 +103,22 @@ class Retry(Value):
     backoff: Seconds | None = Field(default=None, description="wait this long before each repetition, e.g. 30s")
 
 
-def _words(command: object) -> object:
-    if isinstance(command, str):
-        return command
-    if not isinstance(command, list | tuple):
-        raise ValueError("it is neither a list of words nor one line")
-    if any(not isinstance(word, str) for word in command):
-        raise ValueError("one of its words is not a text: write numbers as texts too, for example '3'")
-    return tuple(command)
-
-
-def task_resources(cpu: float | None, memory_bytes: int | None, gpus: int) -> Resources:
-    """Returns what a task counts as; ``cpu`` in cores."""
-    cpu_milli = DEFAULT_CPU_MILLI if cpu is None else round(cpu * 1000)
-    return Resources(cpu_milli=cpu_milli, memory_bytes=memory_bytes or 0, gpus=gpus)
-
-
 class JobSpec(Value):
     """What is asked for: a command, its code and environment, the resources it needs."""
 
     name: Name | None = Field(default=None, description="unique among the project's live jobs; made up when left out")
-    command: Annotated[str | tuple[Argument, ...], BeforeValidator(_words)] = Field(
-        description="a list of words, or one line for /bin/sh"
+    command: Command | None = Field(
+        default=None, description="a list of words, or one line for /bin/sh; needed unless each role has its own"
     )
+    roles: dict[RoleName, RoleSpec] = Field(
+        default_factory=dict, max_length=16,
+        description="replica roles of a distributed job, started and ended together, e.g. {ps: {}, worker: {replicas: 2}}",
+    )  # fmt: skip
+    framework: str | None = Field(
+        default=None, max_length=63,
+        description="whose convention connects the roles: tensorflow, pytorch, jax, mpi, horovod, mxnet or none; "
+        "left out: the environment's, or the one that the roles show",
+    )  # fmt: skip
     code: str | None = Field(default=None, pattern=ADDRESS_PATTERN, description="address of the code's tree")
     env: Text = Field(default="python", max_length=63, description="environment: danlu env ls")
     requirements: Text | None = Field(
@@ -133,7 +128,7 @@ class JobSpec(Value):
     interpreter: str | None = Field(
         default=None, max_length=4096, pattern=r"^/[^\x00]*$", description="absolute path of the Python of env: host"
     )
-    variables: dict[str, Annotated[str, StringConstraints(max_length=131_072)]] = Field(
+    variables: Variables = Field(
         default_factory=dict, max_length=500, description="environment variables of the command"
     )
     cpu: Cores | None = Field(
@@ -152,48 +147,106 @@ class JobSpec(Value):
     log_limit: MemoryBytes = Field(default=2**30, description="what is kept of each attempt's output")
     labels: dict[Name, Annotated[Text, StringConstraints(max_length=255)]] = Field(default_factory=dict, max_length=64)
 
-    @field_validator("command")
-    @classmethod
-    def _some_command(cls, command: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not command or not (command if isinstance(command, str) else command[0]).strip():
-            raise ValueError("it is empty: give the words to run, for example python train.py")
-        if len(command) > 131_072:
-            raise ValueError("it has more than 131,072 words")
-        if not all(map(storable, (command,) if isinstance(command, str) else command)):
-            raise ValueError("it has a NUL or half a character (a lone surrogate)")
-        return command
-
-    @field_validator("variables")
-    @classmethod
-    def _usable_names(cls, variables: dict[str, str]) -> dict[str, str]:
-        for name, value in variables.items():
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", name) or not storable(value):
-                raise ValueError(f"{name!r} cannot be a variable: letters, digits and _, and no NUL in its value")
-            if name.startswith(RESERVED_VARIABLES):
-                raise ValueError(
-                    f"{name} is set by the platform: names from {' and '.join(RESERVED_VARIABLES)} are its own"
-                )
-        return variables
-
     @model_validator(mode="after")
     def _one_environment(self) -> JobSpec:
         if self.requirements is not None and self.env != "python":
             raise ValueError("env and requirements exclude each other: leave one of them out")
         if (self.interpreter is not None) != (self.env == "host"):
             raise ValueError("interpreter belongs to env: host, which needs it")
-        if self.gpu_kind is not None and self.gpu == 0:
+        return self
+
+    @model_validator(mode="after")
+    def _right_roles(self) -> JobSpec:
+        if self.framework is not None and self.framework not in FRAMEWORKS:
+            near = suggestion(self.framework, FRAMEWORKS)
+            raise ValueError(
+                f"framework {self.framework!r} is not known" + (f": {near}" if near else f": {', '.join(FRAMEWORKS)}")
+            )
+        if self.roles:
+            check_roles(self.convention, self.roles, has_command=self.command is not None)
+        elif self.command is None:
+            raise ValueError("command is missing")
+        if self.gpu_kind is not None and not any(shape.gpus for shape in self.shapes):
             raise ValueError("gpu_kind is set but gpu is 0")
         return self
 
     @property
-    def argv(self) -> tuple[str, ...]:
-        """The command as words; one line runs by ``/bin/sh -c``."""
-        return ("/bin/sh", "-c", self.command) if isinstance(self.command, str) else self.command
+    def convention(self) -> Framework:
+        """The framework whose roles, variables and end rule hold."""
+        return framework_of(self.framework, self.env, self.roles)
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """The tasks of the gang, in rank order; one of role ``main`` where there are no roles."""
+        found: list[TaskSpec] = []
+        framework = self.convention
+        for name in framework.ordered(self.roles) if self.roles else (ALONE,):
+            role = self.roles.get(name, RoleSpec())
+            found += [
+                TaskSpec(self, framework, role, name, index, len(found) + index) for index in range(role.replicas)
+            ]
+        return tuple(found)
 
     @property
     def shapes(self) -> tuple[Resources, ...]:
         """What each task of the gang needs, in rank order."""
-        return (task_resources(self.cpu, self.memory, self.gpu),)
+        return tuple(task.resources for task in self.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """One task that a job asks for: its role's specification, and for what that leaves out the job's."""
+
+    job: JobSpec
+    framework: Framework
+    spec: RoleSpec
+    role: str
+    index: int
+    rank: int
+
+    @property
+    def name(self) -> str:
+        """``ROLE-INDEX``."""
+        return f"{self.role}-{self.index}"
+
+    @property
+    def resources(self) -> Resources:
+        """What it needs."""
+        gpus = self.spec.gpu
+        if gpus is None:
+            gpus = self.job.gpu if self.framework.rule(self.role).gpu else 0
+        return task_resources(self.cpu, self.memory_bytes, gpus)
+
+    @property
+    def cpu(self) -> float | None:
+        """Its limit in cores, if it has one."""
+        return self.job.cpu if self.spec.cpu is None else self.spec.cpu
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Its limit, if it has one."""
+        return self.job.memory if self.spec.memory is None else self.spec.memory
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """Its command as words."""
+        own = self.spec.command or self.framework.rule(self.role).command or self.job.command
+        return argv_of(own or ())
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The user's variables: the job's, and over them the role's."""
+        return {**self.job.variables, **self.spec.variables}
+
+    @property
+    def linger_s(self) -> float:
+        """How long it may go on once the job's result is known."""
+        return self.framework.rule(self.role).linger_s if self.spec.linger is None else self.spec.linger
+
+    @property
+    def decides(self) -> bool:
+        """Whether its end is part of the job's result."""
+        return not self.job.roles or self.framework.decides(self.job.roles, self.role, self.index)
 
 
 J = JobState
@@ -253,6 +306,15 @@ class Task(Value):
     )
     signal: int | None = Field(default=None, ge=1, le=64)
     oom: bool = False
+    stopped: bool = Field(
+        default=False,
+        description="it was ended: the job's result was known, another task had failed, or somebody asked",
+    )
+    restarts: int = Field(default=0, ge=0, description="how often it was started again by itself")
+    port_taken: int | None = Field(
+        default=None, ge=1, le=65535, description="its leased port that a stranger listens on"
+    )
+    last_lines: Said = Field(default="", max_length=4096, description="the last of what a failed task wrote")
     error: Said = Field(default="", description="why it could not be executed, or what ended it")
     peak_memory_bytes: int | None = Field(default=None, ge=0, lt=2**63)
     cpu_ns: Ns | None = Field(default=None, description="processor time of all its processes")
@@ -308,25 +370,6 @@ def job_exit_code(job: Job) -> int:
     if job.state is J.CANCELLED:
         return 130
     return job.exit_code or 1
-
-
-def name_from_command(command: str | tuple[str, ...]) -> str:
-    """Returns a name's stem from a command: ``python train_mnist.py --lr 1`` gives ``train-mnist``."""
-    words = command.split() if isinstance(command, str) else list(command)
-    stems: list[str] = []
-    for position, word in enumerate(words):
-        stem = word.rsplit("/", 1)[-1]
-        if position and words[position - 1] == "-m":
-            return _as_name(word.split(".")[-1])
-        if stem.endswith((".py", ".sh")):
-            return _as_name(stem[:-3])
-        stems.append(stem)
-    return _as_name(stems[0] if stems else "job")
-
-
-def _as_name(text: str) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
-    return name or "job"
 
 
 def json_changes(old: JobSpec, changes: Mapping[str, Any]) -> JobSpec:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from danlu.domain.environments import PYTHON_PATTERN
 from danlu.domain.ids import NAME_PATTERN
+from danlu.domain.roles import ROLE_PATTERN
 from danlu.domain.trees import ADDRESS_PATTERN
 from danlu.errors import InvalidSpec
 
@@ -18,6 +19,7 @@ PATTERNS = {
     NAME_PATTERN: "a name has at most 63 lower-case letters, digits and -, and a letter or digit at both ends",
     PYTHON_PATTERN: "write a Python version with two numbers, for example 3.11",
     ADDRESS_PATTERN: "an address is sha256: and 64 hex digits",
+    ROLE_PATTERN: "a role's name has at most 31 lower-case letters and digits, a letter first",
 }
 """In words, what a field's pattern asks for."""
 
@@ -35,7 +37,8 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    for part in path:
+    parts = iter(path)
+    for part in parts:
         field = model.model_fields.get(str(part))
         if field is None:
             return []
@@ -44,6 +47,8 @@ def _fields_at(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
         if not models:
             return []
         model = models[0]
+        if get_origin(field.annotation) is dict:
+            next(parts, None)  # its key: a name of the user's choice
     return list(model.model_fields)
 
 

@@ -53,6 +53,7 @@ class Series(Value):
     """
 
     name: str
+    task: str = Field(default="", description="which task of a gang recorded it; empty where the job has one task")
     count: int = Field(description="points recorded in all")
     steps: tuple[float | None, ...]
     times: tuple[int, ...]

@@ -1,27 +1,30 @@
 """An executor without processes: attempts are scripts played against a given clock, with faults on demand. For tests.
 
-A job's command is its script, after the word ``simulated``: ``print:TEXT`` writes a line, ``sleep:SECONDS`` lets time pass,
-``hold`` goes on until it is stopped, ``deaf`` makes it ignore SIGTERM, ``lost`` loses its runner, ``exit:CODE`` says with
-what it ends, else 0. Nothing here depends on anything but the clock, the random numbers and the calls.
+A task's command is its script, after the word ``simulated``: ``print:TEXT`` writes a line, ``sleep:SECONDS`` lets time pass,
+``hold`` goes on until it is stopped, ``deaf`` makes it ignore SIGTERM, ``lost`` loses the runner, ``exit:CODE`` says with
+what it ends, else 0. A gang ends by the runner's own rule. Nothing here depends on anything but the clock, the random numbers
+and the calls.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Final, Protocol
 
-from danlu.domain.jobs import Task
+from danlu.domain.jobs import Task, TaskSpec
 from danlu.domain.nodes import NodeCapacity
 from danlu.errors import ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import Capabilities, Collected, LaunchOrder, Observation, Phase
-from danlu.runner import formats
+from danlu.runner import formats, gang
 
 SECOND: Final = 1_000_000_000
 SIGTERM, SIGKILL = 15, 9
-LOG_TASK: Final = "main-0"
+TO_END: Final = SECOND // 10
+"""How long what hears SIGTERM takes to end."""
 
 
 class Now(Protocol):
@@ -44,20 +47,27 @@ class Faults:
     """a runner is killed at some moment of its attempt"""
 
 
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What one task does: lines with their times, its own end (None: it holds), and whether it ignores SIGTERM."""
+
+    lines: tuple[tuple[int, str], ...]
+    ends_at: int | None
+    exit_code: int
+    deaf: bool
+
+
 @dataclass(slots=True)
 class Process:
     """One attempt in the simulated world."""
 
     order: LaunchOrder
     begins_at: int
-    lines: tuple[tuple[int, str], ...]
-    ends_at: int | None
-    exit_code: int | None
-    deaf: bool
+    scripts: dict[str, Script]
     lost_at: int | None
     stopped_at: int | None = None
     killed_at: int | None = None
-    collected: int = 0
+    collected: dict[str, int] = field(default_factory=dict)
     hidden: bool = False
 
     def over_at(self) -> int | None:
@@ -65,25 +75,59 @@ class Process:
         known = [at for at in (self._own_end(), self.lost_at, self._stop_end()) if at is not None]
         return min(known, default=None)
 
+    def settled_at(self) -> int | None:
+        """Returns when the gang is ended by its own rule, or by its last task; None where it goes on until it is stopped."""
+        times = sorted({script.ends_at for script in self.scripts.values() if script.ends_at is not None})
+        for at, following in itertools.pairwise([*times, 2**63]):
+            members = [self._member(task, at) for task in self.order.job.spec.tasks]
+            if all(member.ended_at is not None for member in members):
+                return at
+            end_s = gang.end_at(members)
+            end = None if end_s is None else max(at, self.begins_at + round(end_s * SECOND))
+            if end is not None and end < following:
+                return end
+        return None
+
+    def known_at(self) -> int | None:
+        """Returns when the gang's result became known; None where it never did."""
+        settled = self.settled_at()
+        if settled is None:
+            return None
+        known_s = gang.known_at(self._member(task, settled) for task in self.order.job.spec.tasks)
+        return None if known_s is None else self.begins_at + round(known_s * SECOND)
+
+    def _member(self, task: TaskSpec, now: int) -> gang.Member:
+        script = self.scripts[task.name]
+        over = script.ends_at is not None and script.ends_at <= now
+        ended_at = ((script.ends_at or 0) - self.begins_at) / SECOND if over else None
+        return gang.Member(task.decides, task.linger_s, ended_at, over and script.exit_code != 0)
+
     def _own_end(self) -> int | None:
-        return self.ends_at
+        settled = self.settled_at()
+        left = [] if settled is None else [s for s in self.scripts.values() if s.ends_at is None or s.ends_at > settled]
+        if settled is None or not left:
+            return settled
+        return settled + (int(self.order.job.spec.grace * SECOND) if any(s.deaf for s in left) else TO_END)
 
     def _stop_end(self) -> int | None:
         if self.stopped_at is None:
             return None
-        return self.killed_at if self.deaf else min(self.stopped_at + SECOND // 10, self.killed_at or 2**63)
+        deaf = any(script.deaf for script in self.scripts.values())
+        return self.killed_at if deaf else min(self.stopped_at + TO_END, self.killed_at or 2**63)
 
     def was_stopped(self) -> bool:
         """Whether it ended because it was asked to."""
         end = self.over_at()
         return end is not None and end == self._stop_end() and end not in (self._own_end(), self.lost_at)
 
-    def log(self, now: int) -> bytes:
-        """Returns what it has written until ``now``."""
+    def log(self, task: str, now: int) -> bytes:
+        """Returns what a task has written until ``now``."""
         end = self.over_at()
         until = now if end is None else min(now, end)
         return b"".join(
-            formats.stamp(at, formats.STDOUT, formats.WHOLE, text.encode()) for at, text in self.lines if at <= until
+            formats.stamp(at, formats.STDOUT, formats.WHOLE, text.encode())
+            for at, text in self.scripts[task].lines
+            if at <= until
         )
 
 
@@ -99,8 +143,8 @@ class SimulatedExecutor:
     processes: dict[str, Process] = field(default_factory=dict)
     begun: list[str] = field(default_factory=list)
     """every attempt that was ever started, in order"""
-    written: dict[str, bytes] = field(default_factory=dict)
-    """what each forgotten attempt had written in all"""
+    written: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    """what each task of each forgotten attempt had written in all"""
 
     def _perhaps_unavailable(self) -> None:
         if self.random.random() < self.faults.unavailable:
@@ -122,27 +166,36 @@ class SimulatedExecutor:
             self.processes[order.attempt.id].hidden = True
             raise ExecutorUnavailable("the answer was lost")
 
+    def lose(self, node: str) -> None:
+        """Takes a machine away, with all that runs there."""
+        self.nodes = tuple(one for one in self.nodes if one.name != node)
+        now = self.clock.now()
+        for process in self.processes.values():
+            over = process.over_at()
+            if any(task.node == node for task in process.order.attempt.tasks) and (over is None or over > now):
+                process.lost_at = now
+
     def _begin(self, order: LaunchOrder) -> None:
         now = self.clock.now()
-        at = now + int(self.random.uniform(0.001, 0.5) * SECOND)
-        begins_at, lines, ends_at, code, deaf, lost_at = at, list[tuple[int, str]](), None, 0, False, None
-        for word in order.job.spec.argv[1:]:
-            verb, _, value = word.partition(":")
-            if verb == "print":
-                lines.append((at, value))
-            elif verb == "sleep":
-                at += int(float(value) * SECOND)
-            elif verb == "deaf":
-                deaf = True
-            elif verb == "lost":
-                lost_at = at
-            elif verb == "exit":
-                code = int(value)
-        if "hold" not in order.job.spec.argv:
-            ends_at = at
+        begins_at = now + int(self.random.uniform(0.001, 0.5) * SECOND)
+        scripts, lost_at = dict[str, Script](), None
+        for task in order.job.spec.tasks:
+            at, lines, code = begins_at, list[tuple[int, str]](), 0
+            for word in task.argv[1:]:
+                verb, _, value = word.partition(":")
+                if verb == "print":
+                    lines.append((at, value))
+                elif verb == "sleep":
+                    at += int(float(value) * SECOND)
+                elif verb == "lost":
+                    lost_at = at
+                elif verb == "exit":
+                    code = int(value)
+            holds = "hold" in task.argv
+            scripts[task.name] = Script(tuple(lines), None if holds else at, code, "deaf" in task.argv)
         if lost_at is None and self.random.random() < self.faults.lost:
             lost_at = now + int(self.random.uniform(0.0, 10.0) * SECOND)
-        self.processes[order.attempt.id] = Process(order, begins_at, tuple(lines), ends_at, code, deaf, lost_at)
+        self.processes[order.attempt.id] = Process(order, begins_at, scripts, lost_at)
         self.begun.append(order.attempt.id)
 
     def observe(self) -> tuple[Observation, ...]:
@@ -174,15 +227,20 @@ class SimulatedExecutor:
     def _task(task: Task, process: Process, *, ended: bool, stopped: bool) -> Task:
         if not ended:
             return task.model_copy(update={"started_at": process.begins_at})
-        signal = SIGKILL if process.deaf else SIGTERM
         over = process.over_at() or 0
-        code = None if stopped or over == process.lost_at else process.exit_code
+        script, known = process.scripts[task.name], process.known_at()
+        until = min(
+            at for at in (over, process.settled_at(), process.stopped_at if stopped else None) if at is not None
+        )
+        by_itself, lost = script.ends_at is not None and script.ends_at <= until, over == process.lost_at
+        ended_at = script.ends_at if by_itself and script.ends_at is not None else over
         return task.model_copy(
             update={
                 "started_at": process.begins_at if process.begins_at <= over else None,
-                "ended_at": over,
-                "exit_code": code,
-                "signal": signal if stopped else None,
+                "ended_at": ended_at,
+                "exit_code": script.exit_code if by_itself and not lost else None,
+                "signal": None if by_itself or lost else SIGKILL if script.deaf else SIGTERM,
+                "stopped": not lost and (not by_itself or (known is not None and ended_at > known)),
             }
         )
 
@@ -205,7 +263,8 @@ class SimulatedExecutor:
         process = self.processes.get(attempt_id)
         over = None if process is None else process.over_at()
         if process is not None and over is not None and over <= self.clock.now():
-            self.written[attempt_id] = process.log(self.clock.now())
+            for task in process.scripts:
+                self.written[attempt_id, task] = process.log(task, self.clock.now())
             del self.processes[attempt_id]
 
     # Spools
@@ -218,17 +277,19 @@ class SimulatedExecutor:
         process = self.processes.get(attempt_id)
         if process is None:
             return
-        data = process.log(self.clock.now())
-        for at in range(process.collected, len(data), max_bytes):
-            piece = data[at : at + max_bytes]
-            yield Collected(attempt_id=attempt_id, task=LOG_TASK, stream=formats.LOG, offset=at, data=piece)
+        for task in process.scripts:
+            data = process.log(task, self.clock.now())
+            for at in range(process.collected.get(task, 0), len(data), max_bytes):
+                piece = data[at : at + max_bytes]
+                yield Collected(attempt_id=attempt_id, task=task, stream=formats.LOG, offset=at, data=piece)
 
     def collected(self, piece: Collected, *, durably: Callable[[], None]) -> None:
         """See Spools."""
         process = self.processes.get(piece.attempt_id)
         if process is not None:
             durably()
-            process.collected = max(process.collected, piece.offset + len(piece.data))
+            end = piece.offset + len(piece.data)
+            process.collected[piece.task] = max(process.collected.get(piece.task, 0), end)
 
     def outputs(self, attempt_id: str) -> Path | None:
         """See Spools: scripts leave no files."""

@@ -27,6 +27,8 @@ PROMPT_NS = 1_000_000_000
 PROGRESS_NS = 2_000_000_000
 PUNCH_BYTES = 4 << 20
 TAIL_BYTES = 256
+KEPT_BYTES = 4096
+LAST_LINES, LAST_BYTES = 10, 2000
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 RETRY_FULL_S = 0.25
 MAX_NAME_LETTERS = 64
@@ -160,6 +162,17 @@ class Follower:
     def notice(self, text: str) -> None:
         """Puts a line of the runner's own into the log, with the next step."""
         self._notices.append(text.encode())
+
+    def last_lines(self) -> str:
+        """Returns the last lines of stderr, or of stdout where there is nothing else: at most 10, at most 2,000 bytes."""
+        for output in reversed(self.outputs):
+            end = os.fstat(output.descriptor).st_size
+            data = os.pread(output.descriptor, LAST_BYTES, max(0, end - LAST_BYTES)).replace(b"\0", b"")
+            lines = [shown(line).decode(errors="replace").rstrip() for line in data.split(b"\n")]
+            kept = [line for line in lines if line][-LAST_LINES:]
+            if kept:
+                return "\n".join(kept)
+        return ""
 
     def drain(self) -> None:
         """Spools everything up to the files' ends. The writers must be dead."""
@@ -409,7 +422,7 @@ class Follower:
         """Gives the disk back what the spools hold; best effort, since not every file system can."""
         for output in self.outputs:
             if output.offset - output.punched >= PUNCH_BYTES:
-                output.punched = _punch(output.descriptor, output.punched, output.offset - TAIL_BYTES)
+                output.punched = _punch(output.descriptor, output.punched, output.offset - KEPT_BYTES)
         if self.index.raw_metrics - self._punched_metrics >= PUNCH_BYTES:
             self._punched_metrics = _punch(self.metrics, self._punched_metrics, self.index.raw_metrics)
 

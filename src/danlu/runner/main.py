@@ -17,10 +17,9 @@ import sys
 import time
 from typing import Any, Dict, List, Optional
 
-from . import formats, processes
+from . import formats, gang, ports, processes
 from .checkpoints import Seals
-from .counters import Counters
-from .follow import Follower, size
+from .tasks import Task
 
 ACTIVE_S, IDLE_S = 0.02, 0.25
 TICK_S = 1.0
@@ -34,21 +33,6 @@ STOP_BYTES = 4096
 ALREADY = 3
 
 
-class Task:
-    """One process of the attempt."""
-
-    def __init__(self, folder: str, order: Dict[str, Any], spec: Dict[str, Any]) -> None:
-        self.name = str(spec["name"])
-        self.spec = spec
-        self.folder = os.path.join(folder, self.name)
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self.follower = Follower(self.folder, int(order["log_limit_bytes"]), bool(order.get("parse_metrics")))
-        self.pid: Optional[int] = None
-        self.done = False
-        self.failed = False
-        self.killed = False
-
-
 class Runner:
     """One attempt's life."""
 
@@ -56,8 +40,6 @@ class Runner:
         self.folder = folder
         with open(os.path.join(folder, "order.json"), "rb") as file:
             self.order: Dict[str, Any] = json.loads(file.read().decode())
-        self.counters = Counters(self.order.get("counters"))
-        self.oom_at_start = self.counters.oom_kills()
         self.status = os.open(
             os.path.join(folder, "status"), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
@@ -65,6 +47,7 @@ class Runner:
         self.tasks = [Task(folder, self.order, spec) for spec in self.order["tasks"]]
         self.stopping_until: Optional[float] = None
         self.stopped = self.timed_out = False
+        self.resume_from: Optional[str] = None
         self.last_at = 0
         self.recorded: List[List[int]] = []
         self.record_at = 0.0
@@ -128,50 +111,49 @@ class Runner:
         deadline = None
         if self.order.get("max_time_s"):
             deadline = time.monotonic() + float(self.order["max_time_s"])
+        self.resume_from = settled.newest
         self.look_for_stop()
-        for task in self.tasks:
-            if self.stopping_until is None:
-                self.start(task, settled.newest)
+        self.start_waiting()
         self.loop(wake_read, deadline)
         self.finish()
 
-    def start(self, task: Task, resume_from: Optional[str]) -> None:
+    def start_waiting(self) -> None:
+        """Starts what is to be started and can be; what is to end starts nothing any more."""
+        for task in self.tasks:
+            if task.waiting and self.stopping_until is None:
+                hindrance = task.hindrance(time.monotonic())
+                if hindrance is None:
+                    self.start(task)
+                elif hindrance:
+                    self.never(task, hindrance, 1)
+
+    def start(self, task: Task) -> None:
         """Starts one task's process."""
-        spec = task.spec
-        devices = ",".join(str(device) for device in spec.get("devices", []))
-        env = {
-            **spec["env"],
-            "DANLU_TASK": task.name,
-            "DANLU_ROLE": str(spec["role"]),
-            "DANLU_INDEX": str(spec["index"]),
-            "DANLU_RANK": str(spec["rank"]),
-            "DANLU_WORLD_SIZE": str(len(self.tasks)),
-            "DANLU_METRICS_FILE": os.path.join(task.folder, "metrics"),
-            "CUDA_VISIBLE_DEVICES": devices,
-            "NVIDIA_VISIBLE_DEVICES": devices or "void",
-        }
-        if resume_from:
-            env["DANLU_RESUME_FROM"] = resume_from
-        stdout, stderr = os.path.join(task.folder, "stdout"), os.path.join(task.folder, "stderr")
-        pid, error, code = processes.start(spec["argv"], env, spec["cwd"], stdout, stderr)
+        if task.restarts:
+            self.resume_from = self.seals.newest() or self.resume_from  # the others may be writing one now
+        pid, error, code = task.start(self.resume_from)
         if pid is None:
-            task.follower.notice(error)
-            task.done = task.failed = True
-            self.exited(task, code, None, False, error, None, None)
-            self.end(float(self.order["grace_s"]))  # the others wait for it in vain
-            return
-        task.pid = pid
-        self.say("started", task=task.name, pid=pid, start_time=formats.start_time(pid))
+            self.never(task, error, code)
+        else:
+            self.say("started", **task.started())
+
+    def never(self, task: Task, error: str, code: int) -> None:
+        """Records that a task could not be started; the others would wait for it in vain."""
+        task.follower.notice(error)
+        task.over(failed=True)
+        self.say("exited", task=task.name, exit_code=code, error=error, restarts=task.restarts)
+        self.end(float(self.order["grace_s"]))
 
     def loop(self, wake: int, deadline: Optional[float]) -> None:
         """Follows and waits until every task has ended; once it was asked to end, until nothing of them is left."""
         interval, tick = ACTIVE_S, 0.0
-        while not all(task.done or task.pid is None for task in self.tasks) or self.winding_up():
+        while self.going_on() or self.winding_up():
             readable, _, _ = select.select([wake], [], [], interval)
             if readable:
                 os.read(wake, 4096)
             for ended in processes.reap():
                 self.ended(ended)
+            self.start_waiting()
             active = behind = False
             for task in self.tasks:
                 active = task.follower.step() or active
@@ -189,11 +171,19 @@ class Runner:
             if deadline is not None and now > deadline and not self.timed_out and not self.stopped:
                 self.timed_out = True
                 self.end(float(self.order["grace_s"]))
+            end_at = gang.end_at(task.member() for task in self.tasks)
+            if end_at is not None and now >= end_at and self.stopping_until is None:
+                self.end(float(self.order["grace_s"]))
             if self.stopping_until is not None:
                 interval = min(interval, 0.05)
                 if now > self.stopping_until:
                     for ended in processes.kill_all():
                         self.ended(ended)
+
+    def going_on(self) -> bool:
+        """Says whether a task runs, or is still to be started."""
+        stopping = self.stopping_until is not None
+        return any(not task.done and not (stopping and task.pid is None) for task in self.tasks)
 
     def winding_up(self) -> bool:
         """Says whether processes that a task started still use the time that they were given to end."""
@@ -205,7 +195,7 @@ class Runner:
         A daemon that has cleared its environment has nothing else that shows whose it is.
         """
         began = time.monotonic()
-        if self.order.get("counters") is not None or began < self.record_at:
+        if self.order.get("grouped") or began < self.record_at:
             return
         found = []
         for pid in processes.descendants(os.getpid())[:MAX_RECORDED]:
@@ -245,48 +235,26 @@ class Runner:
         self.stopping_until = min(self.stopping_until, until)
 
     def ended(self, ended: processes.Exit) -> None:
-        """Records a child's end, if it is a task's."""
+        """Records a child's end, if it is a task's; a task that may be started again waits for that."""
         task = next((t for t in self.tasks if t.pid == ended.pid), None)
         if task is None or task.done:
             return
-        task.done = True
-        task.failed = ended.exit_code != 0
-        task.killed = ended.exit_code is None
-        killed = ended.signal == signal.SIGKILL or ended.exit_code == 128 + signal.SIGKILL  # itself, or a shell's child
-        oom = killed and self.counters.oom_kills() > self.oom_at_start
-        peak = self.counters.peak_memory_bytes() or ended.max_rss_bytes
-        error = ""
-        if oom:
-            limit = self.counters.memory_limit_bytes()
-            error = "killed by the kernel: it used %s" % size(peak) + (" of its %s" % size(limit) if limit else "")
-        elif ended.signal is not None:
-            error = "killed by %s" % processes.signal_name(ended.signal)
-        cpu_ns = self.counters.cpu_ns() if len(self.tasks) == 1 else None
-        self.exited(task, ended.exit_code, ended.signal, oom, error, peak, cpu_ns or ended.cpu_ns)
-        if task.failed and self.stopping_until is None and len(self.tasks) > 1:
-            self.end(float(self.order["grace_s"]))
-
-    def exited(
-        self,
-        task: Task,
-        code: Optional[int],
-        number: Optional[int],
-        oom: bool,
-        error: str,
-        peak: Optional[int],
-        cpu_ns: Optional[int],
-    ) -> None:
-        """Writes a task's end to the status."""
-        self.say(
-            "exited",
-            task=task.name,
-            exit_code=code,
-            signal=number,
-            oom=oom,
-            error=error,
-            peak_memory_bytes=peak,
-            cpu_ns=cpu_ns,
-        )
+        facts, failed = task.facts(ended), ended.exit_code != 0
+        # what ends after the result is known, or because it was asked to, decides nothing any more
+        over = self.stopping_until is not None or gang.known_at(t.member() for t in self.tasks) is not None
+        if failed and not over and task.may_restart():
+            what = "exit code %d" % ended.exit_code if ended.exit_code is not None else facts["error"]
+            task.restart()
+            task.follower.notice("%s failed (%s): it is started again" % (task.name, what))
+            self.say("restarted", task=task.name, restarts=task.restarts, why=what)
+            return
+        if failed and not over:
+            own = [*processes.descendants(os.getpid()), os.getpid()]
+            taken = ports.stranger([port for t in self.tasks for port in t.leased()], own)
+            facts["port_taken"] = taken
+            facts["last_lines"] = task.follower.last_lines()
+        task.over(failed=failed, killed=ended.exit_code is None)
+        self.say("exited", task=task.name, stopped=over, **facts)
 
     def finish(self) -> None:
         """Ends what the tasks left behind, spools everything, and says so."""
@@ -299,14 +267,18 @@ class Runner:
         processes.reap()
         # what a program leaves that ended by itself, in good order or because it was asked to, is as it wanted it
         asked = self.stopping_until is not None and not any(task.killed for task in self.tasks)
-        trusted = asked or not any(task.failed for task in self.tasks)
+        decided = [task for task in self.tasks if task.member().decides]
+        trusted = asked or all(task.done and not task.failed for task in decided)
         self.seals.settle(self.order["attempt_id"], trusted=trusted)
         for task in self.tasks:
             task.follower.drain()
             task.follower.close()
-        never = [task for task in self.tasks if task.pid is None and not task.done]
-        for task in never:
-            self.exited(task, None, int(signal.SIGTERM), False, "stopped before it began", None, None)
+        for task in self.tasks:
+            if task.waiting:
+                self.say(
+                    "exited", task=task.name, signal=int(signal.SIGTERM), error="stopped before it began", stopped=True,
+                    restarts=task.restarts,
+                )  # fmt: skip
         message = "it ran longer than its max_time of %g s" % float(self.order["max_time_s"]) if self.timed_out else ""
         self.say("ended", stopped=self.stopped, timed_out=self.timed_out, message=message)
 
@@ -319,7 +291,7 @@ class Runner:
             task.follower.drain()
             task.follower.close()
             if task.name not in over:
-                self.exited(task, None, None, False, "its runner was killed", None, None)
+                self.say("exited", task=task.name, error="its runner was killed")
         self.say("ended", stopped=False, timed_out=False, lost=True, message="the runner was lost")
 
 

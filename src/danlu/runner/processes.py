@@ -29,13 +29,22 @@ class Exit(NamedTuple):
     cpu_ns: int
 
 
+class Files(NamedTuple):
+    """What a process begins in: its folder, the files that its output is appended to, the control groups that it joins."""
+
+    cwd: str
+    stdout: str
+    stderr: str
+    cgroup_procs: List[str]
+
+
 def become_subreaper() -> None:
     """Makes orphans of this process's descendants its children."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def start(argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: str) -> Any:
+def start(argv: List[str], env: Dict[str, str], files: Files) -> Any:
     """Starts a process in its own session, its output appended to two files.
 
     Returns (pid, "", 0), or (None, error, 127 or 126) where it could not be executed. If this process dies, the kernel
@@ -46,7 +55,7 @@ def start(argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: s
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _child(libc, parent, writer, argv, env, cwd, stdout, stderr)
+        _child(libc, parent, writer, argv, env, files)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         failure = pipe.read()
@@ -54,7 +63,7 @@ def start(argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: s
         return pid, "", 0
     os.waitpid(pid, 0)
     number, _, text = failure.decode(errors="replace").partition(" ")
-    exists = "/" in argv[0] and os.path.exists(os.path.join(cwd, argv[0]))
+    exists = "/" in argv[0] and os.path.exists(os.path.join(files.cwd, argv[0]))
     if exists and int(number) == errno.ENOENT:
         text = "the interpreter in its first line does not exist"
         number = str(errno.ENOEXEC)
@@ -62,10 +71,12 @@ def start(argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: s
     return None, error, 127 if int(number) in (errno.ENOENT, errno.ENOTDIR) else 126
 
 
-def _child(
-    libc: Any, parent: int, writer: int, argv: List[str], env: Dict[str, str], cwd: str, stdout: str, stderr: str
-) -> None:
+def _child(libc: Any, parent: int, writer: int, argv: List[str], env: Dict[str, str], files: Files) -> None:
     try:
+        for procs in files.cgroup_procs:
+            group = os.open(procs, os.O_WRONLY)
+            os.write(group, b"0")  # itself
+            os.close(group)
         os.setsid()
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it died before the call above
@@ -75,7 +86,7 @@ def _child(
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         null = os.open(os.devnull, os.O_RDONLY)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        out, err = os.open(stdout, flags, 0o600), os.open(stderr, flags, 0o600)
+        out, err = os.open(files.stdout, flags, 0o600), os.open(files.stderr, flags, 0o600)
         os.dup2(null, 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
@@ -83,13 +94,15 @@ def _child(
         keep = os.dup2(writer, 3, inheritable=False)
         os.closerange(4, max(os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 4096, 64))
         writer = keep
-        os.chdir(cwd)
+        os.chdir(files.cwd)
         os.execvpe(argv[0], argv, env)
     except OSError as error:
         text = error.strerror or repr(error)
-        if error.filename == cwd:
-            text = "its working folder %s: %s" % (cwd, text)
+        if error.filename == files.cwd:
+            text = "its working folder %s: %s" % (files.cwd, text)
             error.errno = errno.EACCES
+        elif error.filename in files.cgroup_procs:
+            text = "its control group %s: %s" % (error.filename, text)
         os.write(writer, ("%d %s" % (error.errno or 1, text)).encode())
     except Exception as error:  # noqa: BLE001 - nothing may come back from here
         os.write(writer, ("1 %r" % error).encode())
@@ -156,6 +169,19 @@ def descendants(root: int) -> List[int]:
         found.extend(below)
         waiting.extend(below)
     return found
+
+
+def kill_session(session: int) -> int:
+    """Kills every descendant of this process that is in a session; returns to how many the signal went."""
+    sent = 0
+    for pid in descendants(os.getpid()):
+        try:
+            if os.getsid(pid) == session:
+                os.kill(pid, signal.SIGKILL)
+                sent += 1
+        except (ProcessLookupError, PermissionError):
+            continue
+    return sent
 
 
 def send(number: int) -> int:

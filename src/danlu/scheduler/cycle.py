@@ -177,16 +177,41 @@ def rooms(nodes: Iterable[NodeCapacity], held: Iterable[Held]) -> dict[str, Room
 
 def seat(shape: Shape, free: dict[str, Room], kinds: dict[str, dict[int, str]]) -> tuple[Seat, ...] | None:
     """Takes room for a whole gang and returns its seats in rank order, or takes nothing and returns None."""
-    seats: list[Seat] = []
-    for need in shape.tasks:
+    seats = _seated(shape, free)
+    if len(seats) == len(shape.tasks):
+        return tuple(seats[rank] for rank in range(len(shape.tasks)))
+    for rank, taken in seats.items():
+        free[taken.node].give_back(shape.tasks[rank], taken.devices, kinds[taken.node])
+    return None
+
+
+def _seated(shape: Shape, free: dict[str, Room]) -> dict[int, Seat]:
+    """Takes room for a gang's tasks, the largest first, up to the first that does not fit; returns seats by rank."""
+    seats: dict[int, Seat] = {}
+    for rank in _largest_first(shape):
+        need = shape.tasks[rank]
         candidates = [room for room in free.values() if room.fits(need, shape.gpu_kind)]
         if not candidates:
-            for earlier, taken in zip(shape.tasks, seats, strict=False):
-                free[taken.node].give_back(earlier, taken.devices, kinds[taken.node])
-            return None
+            break
         room = min(candidates, key=lambda r: (sum(map(len, r.gpus.values())), r.cpu_milli, r.memory_bytes, r.name))
-        seats.append(Seat(room.name, room.take(need, shape.gpu_kind)))
-    return tuple(seats)
+        seats[rank] = Seat(room.name, room.take(need, shape.gpu_kind))
+    return seats
+
+
+def _largest_first(shape: Shape) -> Sequence[int]:
+    """Returns ranks in the order of placing: what is hardest to place comes first, equal tasks by rank."""
+    ranks = range(len(shape.tasks))
+    if len(shape.tasks) == 1:
+        return ranks
+    return sorted(
+        ranks,
+        key=lambda rank: (
+            -shape.tasks[rank].gpus,
+            -shape.tasks[rank].cpu_milli,
+            -shape.tasks[rank].memory_bytes,
+            rank,
+        ),
+    )
 
 
 def take_seats(free: dict[str, Room], needs: Sequence[Resources], seats: Sequence[Seat]) -> bool:
@@ -263,19 +288,31 @@ def asks(need: Resources, kind: str | None) -> str:
     return ", ".join(parts)
 
 
+def asks_all(shape: Shape) -> str:
+    """Returns what a gang asks for: ``1 cpu``, ``3 tasks of 1 cpu each``, or ``3 tasks, in all 4 cpu, 2 gpu``."""
+    first, count = shape.tasks[0], len(shape.tasks)
+    if count == 1:
+        return asks(first, shape.gpu_kind)
+    if all(task == first for task in shape.tasks):
+        return f"{count} tasks of {asks(first, shape.gpu_kind)} each"
+    return f"{count} tasks, in all {asks(sum(shape.tasks, start=Resources()), shape.gpu_kind)}"
+
+
 def explain(shape: Shape, free: dict[str, Room], empty: dict[str, Room]) -> tuple[Reason, str]:
     """Returns why a gang does not fit now: a code, and what is short with its numbers."""
-    need = next((task for task in shape.tasks if not any(r.fits(task, shape.gpu_kind) for r in empty.values())), None)
-    if need is not None:
+    never = next((task for task in shape.tasks if not any(r.fits(task, shape.gpu_kind) for r in empty.values())), None)
+    if never is not None:
         return (
             Reason.NO_MATCHING_FLAVOR,
-            f"asks {asks(need, shape.gpu_kind)}; {largest(empty.values(), shape.gpu_kind)}",
+            f"asks {asks(never, shape.gpu_kind)}; {largest(empty.values(), shape.gpu_kind)}",
         )
-    need = shape.tasks[0]
+    left = {name: room.copy() for name, room in free.items()}
+    seats = _seated(shape, left)
+    need = next((shape.tasks[rank] for rank in _largest_first(shape) if rank not in seats), shape.tasks[0])
     short = []
-    cpu = max((room.cpu_milli for room in free.values()), default=0)
-    memory = max((room.memory_bytes for room in free.values()), default=0)
-    gpus = max((_gpus(room, shape.gpu_kind) for room in free.values()), default=0)
+    cpu = max((room.cpu_milli for room in left.values()), default=0)
+    memory = max((room.memory_bytes for room in left.values()), default=0)
+    gpus = max((_gpus(room, shape.gpu_kind) for room in left.values()), default=0)
     if need.cpu_milli > cpu:
         short.append(f"cpu (at most {format_cpu(cpu)} free on one node)")
     if need.memory_bytes > memory:
@@ -283,7 +320,8 @@ def explain(shape: Shape, free: dict[str, Room], empty: dict[str, Room]) -> tupl
     if need.gpus > gpus:
         short.append(f"gpu (at most {gpus} free on one node)")
     what = ", ".join(short) or "one node with all of it free at once"
-    return Reason.WAITING_FOR_RESOURCES, f"asks {asks(need, shape.gpu_kind)}; short of {what}"
+    fit = f"{len(seats)} of them fit, the next, {asks(need, shape.gpu_kind)}, is " if len(shape.tasks) > 1 else ""
+    return Reason.WAITING_FOR_RESOURCES, f"asks {asks_all(shape)}; {fit}short of {what}"
 
 
 def largest(empty: Iterable[Room], kind: str | None) -> str:

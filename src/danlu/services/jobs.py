@@ -14,13 +14,14 @@ from danlu.database.engine import Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, NODES
 from danlu.domain.actors import Role
 from danlu.domain.artifacts import Artifact
+from danlu.domain.commands import name_from_command
 from danlu.domain.environments import HOST
 from danlu.domain.ids import is_id
-from danlu.domain.jobs import Attempt, Desired, Job, JobSpec, JobState, Reason, json_changes, name_from_command
+from danlu.domain.jobs import Attempt, Desired, Job, JobSpec, JobState, Reason, json_changes
 from danlu.domain.validation import invalid_spec
 from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
-from danlu.scheduler.cycle import Shape, asks, could_ever_fit, shortage
+from danlu.scheduler.cycle import Shape, asks_all, could_ever_fit, shortage
 from danlu.services import blobs, environments, nodes
 from danlu.services.context import Call
 
@@ -115,7 +116,7 @@ def _check_fits(tx: Transaction, spec: JobSpec) -> None:
 
 
 def _made_up_name(tx: Transaction, project: str, spec: JobSpec) -> str:
-    stem = name_from_command(spec.command)
+    stem = name_from_command(spec.command or spec.tasks[0].argv)
     while True:  # a user may have given such a name by hand: take the next number then
         name = f"{stem}-{queries.next_number(tx, project, f'job/{stem}')}"
         if queries.job_by_name(tx, project, name) is None:
@@ -238,9 +239,7 @@ def _shortage(tx: Transaction, shape: Shape) -> str:
     short = shortage(shape, capacities, nodes.held(queries.holding_attempts(tx)))
     if short is not None:
         return short[1]
-    return (
-        f"asks {asks(shape.tasks[0], shape.gpu_kind)}; that is free now: it starts, unless it is kept for a job ahead"
-    )
+    return f"asks {asks_all(shape)}; that is free now: it starts, unless it is kept for a job ahead"
 
 
 def _ended_or_running(job: Job) -> str:

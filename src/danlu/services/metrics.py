@@ -22,6 +22,10 @@ MAX_SERIES = 1000
 MAX_ATTEMPTS = 10_000
 
 
+Key = tuple[str, str]
+"""A metric's name and, in a gang, the task that recorded it."""
+
+
 @dataclass(slots=True)
 class _Points:
     steps: list[float | None] = field(default_factory=list)
@@ -30,18 +34,21 @@ class _Points:
 
 
 def read(call: Call, job: str, query: MetricsQuery) -> Metrics:
-    """Returns a job's metrics, by name, each in at most ``points`` points, over its attempts in order."""
+    """Returns a job's metrics over its attempts, by name and in a gang by task, each in at most ``points`` points."""
 
     def work(tx: Transaction) -> list[Attempt]:
         found = require(tx, call.project, job)
         return ATTEMPTS.find(tx, job_id=found.id, order="number", limit=MAX_ATTEMPTS)
 
-    series: dict[str, _Points] = {}
+    series: dict[Key, _Points] = {}
     for attempt in call.platform.database.read(work):
         for task in attempt.tasks:
+            of = task.name if len(attempt.tasks) > 1 else ""
+            if query.task not in (None, task.name):
+                continue
             for line in _lines(call, StreamKey(attempt.project, attempt.id, task.name, METRICS)):
-                _add(series, line, query.name)
-    return Metrics(series=tuple(_series(name, series[name], query.points) for name in sorted(series)))
+                _add(series, of, line, query.name)
+    return Metrics(series=tuple(_series(key, series[key], query.points) for key in sorted(series)))
 
 
 def _lines(call: Call, key: StreamKey) -> Iterator[bytes]:
@@ -54,7 +61,7 @@ def _lines(call: Call, key: StreamKey) -> Iterator[bytes]:
         yield from data.splitlines()
 
 
-def _add(series: dict[str, _Points], line: bytes, wanted: str | None) -> None:
+def _add(series: dict[Key, _Points], task: str, line: bytes, wanted: str | None) -> None:
     try:
         point = json.loads(line)
         step, at, values = point["s"], int(point["t"]), {str(k): float(v) for k, v in point["m"].items()}
@@ -64,21 +71,22 @@ def _add(series: dict[str, _Points], line: bytes, wanted: str | None) -> None:
     for name, value in values.items():
         if wanted is not None and name != wanted:
             continue
-        points = series.get(name)
+        points = series.get((name, task))
         if points is None:
             if len(series) >= MAX_SERIES:
                 continue
-            points = series[name] = _Points()
+            points = series[name, task] = _Points()
         points.steps.append(step)
         points.times.append(at)
         points.values.append(value)
 
 
-def _series(name: str, points: _Points, most: int) -> Series:
+def _series(key: Key, points: _Points, most: int) -> Series:
     kept = downsample(points.values, most)
     finite = [value for value in points.values if math.isfinite(value)]
     return Series(
-        name=name,
+        name=key[0],
+        task=key[1],
         count=len(points.values),
         steps=tuple(points.steps[i] for i in kept),
         times=tuple(points.times[i] for i in kept),

@@ -87,7 +87,15 @@ class Group:
     version: int
     folders: dict[str, Path]
 
-    def create(self, *, memory_bytes: int | None, cpu_milli: int | None) -> tuple[str, ...]:
+    def child(self, name: str) -> Group:
+        """Returns the group of that name below this one; it need not exist."""
+        return Group(self.version, {controller: folder / name for controller, folder in self.folders.items()})
+
+    def procs(self) -> list[Path]:
+        """Returns the files through which a process joins it."""
+        return [folder / "cgroup.procs" for folder in self.places if folder.is_dir()]
+
+    def create(self, *, memory_bytes: int | None = None, cpu_milli: int | None = None) -> tuple[str, ...]:
         """Makes the group, sets its limits, and returns the names of those that are in force."""
         force: list[str] = []
         for folder in self.places:
@@ -159,11 +167,12 @@ class Group:
         return {"version": self.version, "memory": str(memory), "cpu": None if cpu is None else str(cpu)}
 
     def processes(self) -> set[int]:
-        """Returns the ids of all processes in it."""
+        """Returns the ids of all processes in it and in the groups below it."""
         found: set[int] = set()
-        for folder in self.places:
-            with contextlib.suppress(OSError):
-                found.update(int(line) for line in (folder / "cgroup.procs").read_text().split())
+        for place in self.places:
+            for folder in (place, *_below(place)):
+                with contextlib.suppress(OSError):
+                    found.update(int(line) for line in (folder / "cgroup.procs").read_text().split())
         return found - {0}
 
     def kill(self) -> bool:
@@ -180,8 +189,8 @@ class Group:
         return False
 
     def remove(self) -> None:
-        """Removes the empty group. Absent is success."""
-        for folder in self.places:
+        """Removes the empty group and those below it. Absent is success."""
+        for folder in (one for place in self.places for one in (*_below(place), place)):
             for _ in range(20):  # the kernel lets go of the last process a moment after its end
                 try:
                     folder.rmdir()
@@ -191,6 +200,14 @@ class Group:
                     time.sleep(0.005)
                 else:
                     break
+
+
+def _below(folder: Path) -> list[Path]:
+    """Returns the folders directly below one: an attempt's group has one level of groups."""
+    try:
+        return [entry for entry in folder.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
 
 
 def write(path: Path, text: str) -> None:

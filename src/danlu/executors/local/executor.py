@@ -25,7 +25,8 @@ from danlu import __version__
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull
 from danlu.executors.base import Capabilities, Collected, Hint, LaunchOrder, Observation
-from danlu.executors.local import beneath, cgroups, folders, machine, starting, sweep
+from danlu.executors.local import beneath, cgroups, folders, machine, ports, starting, sweep
+from danlu.executors.local.groups import AttemptGroups
 from danlu.executors.local.hints import HintSocket
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
 from danlu.executors.local.orders import order_file
@@ -111,6 +112,7 @@ class LocalExecutor:
             self._launching.add(attempt_id)
         try:
             if not folder.exists():
+                ports.probe(order.attempt.tasks)
                 self._prepare(order, folder)
             if not folders.begun(folder):
                 self._start_runner(folder, order)
@@ -286,7 +288,10 @@ class LocalExecutor:
         group = self._group(folder.name)
         content = order_file(order, folder, checkpoint, self._sdk)
         content["hint_socket"] = str(self._hints.path)
-        content["counters"] = None if group is None else group.counters()
+        content["grouped"] = group is not None
+        if group is not None:
+            for task in content["tasks"]:
+                task.update(group.order(task["name"]))
         for name, text in (("order.json", json.dumps(content)), ("token", order.token)):
             formats.write_atomically(str(unfinished / name), text.encode())
         uid = self._uid(order)
@@ -295,13 +300,10 @@ class LocalExecutor:
             os.chown(checkpoint, uid, uid)
 
     def _start_runner(self, folder: Path, order: LaunchOrder) -> None:
-        spec = order.job.spec
         group = self._group(folder.name)
         limits: tuple[str, ...] = ()
         if group is not None:
-            limits = group.create(
-                memory_bytes=spec.memory, cpu_milli=None if spec.cpu is None else spec.shapes[0].cpu_milli
-            )
+            limits = group.create(order.job.spec, self._uid(order))
         roots = [] if order.interpreter is None else list(order.interpreter.roots)
         checkpoint = self.checkpoints / order.job.checkpoint_owner
         answer = self._run_launcher(
@@ -340,7 +342,7 @@ class LocalExecutor:
         readable = [str(self._sdk), sys.base_prefix, *roots]
         config = {
             "folder": str(folder), "uid": uid, "sdk": str(self._sdk), "limits": limits, "salvage": salvage,
-            "cgroup_procs": [] if group is None else [str(p / "cgroup.procs") for p in group.places if p.is_dir()],
+            "cgroup_procs": [] if group is None else group.runner_procs(),
             "needed": [{"path": p, "write": True} for p in writable] + [{"path": p, "write": False} for p in readable],
         }  # fmt: skip
         return starting.ask(config, folder.name)
@@ -396,17 +398,17 @@ class LocalExecutor:
     def _clean(self, attempt_id: str) -> bool:
         """Kills whatever is left of an attempt; returns whether nothing is."""
         group = self._group(attempt_id)
-        if group is not None and group.places and group.places[0].is_dir():
+        if group is not None and group.exists():
             return group.kill()
         folder = self.attempts / attempt_id  # which may be a stranger's name, as it was found there
         uid = folder.lstat().st_uid if os.path.lexists(folder) else None
         return sweep.kill(attempt_id, sweep.recorded(folder), uid)
 
-    def _group(self, attempt_id: str) -> cgroups.Group | None:
+    def _group(self, attempt_id: str) -> AttemptGroups | None:
         if self._tree is None:
             return None
         digest = hashlib.sha256(str(self.config.home.resolve()).encode()).hexdigest()[:8]
-        return self._tree.group(f"{digest}/{attempt_id}")
+        return AttemptGroups(self._tree, f"{digest}/{attempt_id}")
 
     def _install_sdk(self) -> None:
         """Copies what jobs may import (danlu.log and the runner) to a folder that holds nothing else."""

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from danlu.domain.commands import RESERVED_VARIABLES
+from danlu.domain.frameworks import Gang, Member, variables_of
+from danlu.domain.jobs import TaskSpec
 from danlu.executors.base import LaunchOrder
+from danlu.executors.local.ports import HOST
 from danlu.runner import formats
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where an attempt's things are: its own folder, the job's checkpoints, what jobs may import of Danlu."""
+
+    attempt: Path
+    checkpoints: Path
+    sdk: Path
+
+
 def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -> dict[str, Any]:
     """Returns the content of ``order.json``; paths are where things will be once the folder has its name."""
     job, attempt = order.job, order.attempt
-    spec = job.spec
+    spec, gang = job.spec, members(order)
+    where = Folders(folder, checkpoints, sdk)
     return {
         "format": formats.FORMAT,
         "attempt_id": attempt.id,
@@ -26,46 +41,70 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
         "parse_metrics": spec.parse_metrics,
         "checkpoint_dir": str(checkpoints),
         "output_dir": str(folder / "outputs"),
+        "world_size": len(attempt.tasks),
         "tasks": [
             {
                 "name": task.name,
                 "role": task.role,
                 "index": task.index,
                 "rank": task.rank,
-                "argv": list(spec.argv),
-                "env": environment(order, folder, checkpoints, sdk),
+                "argv": list(asked.argv),
+                "env": environment(order, asked, gang, where),
                 "cwd": str(folder / "work"),
                 "node": task.node,
                 "resources": task.resources.model_dump(),
                 "devices": list(task.devices),
+                "ports": list(task.ports),
+                "decides": asked.decides,
+                "linger_s": asked.linger_s,
+                "restarts": asked.spec.restarts,
+                "after": [one.address for one in gang.of(*asked.framework.rule(task.role).after)],
             }
-            for task in attempt.tasks
+            for task, asked in zip(attempt.tasks, spec.tasks, strict=True)
         ],
     }
 
 
-def environment(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -> dict[str, str]:
-    """Returns the environment of the job's processes, without what depends on the rank.
+def members(order: LaunchOrder) -> Gang:
+    """Returns the gang as its tasks see each other on this machine."""
+    return Gang(
+        order.attempt.id,
+        tuple(
+            Member(
+                task.role, task.index, task.rank, HOST, task.ports[0] if task.ports else 0,
+                cpu_milli=task.resources.cpu_milli, gpus=len(task.devices),
+            )
+            for task in order.attempt.tasks
+        ),
+    )  # fmt: skip
+
+
+def environment(order: LaunchOrder, asked: TaskSpec, gang: Gang, where: Folders) -> dict[str, str]:
+    """Returns the environment of one task's processes, without what the runner knows best (its rank, its GPUs).
 
     What the platform sets wins over the user's variables only where a name is the platform's own (``DANLU_``) or says which
-    GPUs are meant. Nothing of the server's own environment is handed on.
+    GPUs are meant; what the framework's convention sets does not. Nothing of the server's own environment is handed on.
     """
     job, attempt, interpreter = order.job, order.attempt, order.interpreter
-    variables = dict(job.spec.variables)
+    variables = asked.variables
     path = variables.get("PATH", SYSTEM_PATH)
     if interpreter is not None:
         path = os.pathsep.join([str(interpreter.bin), path])
-    python_path = [p for p in (variables.get("PYTHONPATH"), str(sdk)) if p]
+    python_path = [p for p in (variables.get("PYTHONPATH"), str(where.sdk)) if p]
+    connected = variables_of(asked.framework, gang, gang.members[asked.rank]) if job.spec.roles else {}
+    platforms = {name: value for name, value in connected.items() if name.startswith(RESERVED_VARIABLES)}
     return {
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
-        "HOME": str(folder / "work"),
+        "HOME": str(where.attempt / "work"),
         # as many threads as cores that it counts as: jobs side by side whose BLAS sees the whole machine take turns waiting
-        "OMP_NUM_THREADS": str(max(1, job.spec.shapes[0].cpu_milli // 1000)),
+        "OMP_NUM_THREADS": str(max(1, asked.resources.cpu_milli // 1000)),
         **({} if interpreter is None else interpreter.variables),
+        **connected,
         **variables,
+        **platforms,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as the driver's library counts, by which GPUs are given away
-        "TMPDIR": str(folder / "tmp"),
+        "TMPDIR": str(where.attempt / "tmp"),
         "PATH": path,
         "PYTHONPATH": os.pathsep.join(python_path),
         "DANLU_JOB_ID": job.id,
@@ -74,7 +113,7 @@ def environment(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) 
         "DANLU_ATTEMPT": str(attempt.number),
         "DANLU_PROJECT": job.project,
         "DANLU_URL": order.url,
-        "DANLU_TOKEN_FILE": str(folder / "token"),
-        "DANLU_OUTPUT_DIR": str(folder / "outputs"),
-        "DANLU_CHECKPOINT_DIR": str(checkpoints),
+        "DANLU_TOKEN_FILE": str(where.attempt / "token"),
+        "DANLU_OUTPUT_DIR": str(where.attempt / "outputs"),
+        "DANLU_CHECKPOINT_DIR": str(where.checkpoints),
     }

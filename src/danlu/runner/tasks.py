@@ -1,0 +1,130 @@
+"""One task of an attempt: its files, its process, its own control group, and what was agreed of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any, Dict, List, Optional
+
+from . import formats, ports, processes
+from .counters import Counters
+from .follow import Follower, size
+from .gang import Member
+
+AFTER_TIMEOUT_S = 120.0
+RESTART_PAUSE_S = 1.0
+LEFT_ROUNDS = 200
+
+
+class Task:
+    """One process of the attempt, started again by itself where that was agreed."""
+
+    def __init__(self, folder: str, order: Dict[str, Any], spec: Dict[str, Any]) -> None:
+        self.name, self.spec = str(spec["name"]), spec
+        self.folder = os.path.join(folder, self.name)
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self.follower = Follower(self.folder, int(order["log_limit_bytes"]), bool(order.get("parse_metrics")))
+        self.counters = Counters(spec.get("counters"))
+        self.world_size = int(order.get("world_size", len(order["tasks"])))
+        self.pid: Optional[int] = None
+        self.done = self.failed = self.killed = False
+        self.ended_at: Optional[float] = None
+        self.restarts = 0
+        self.due_at = time.monotonic()
+        self.after_until = self.due_at + AFTER_TIMEOUT_S
+        self.oom_before = 0
+
+    def member(self) -> Member:
+        """Returns what the gang's rule needs of it."""
+        spec = self.spec
+        return Member(
+            bool(spec.get("decides", True)), float(spec.get("linger_s", 0)), self.ended_at, self.failed and self.done
+        )
+
+    @property
+    def waiting(self) -> bool:
+        """Whether its process is still to be started, for the first time or again."""
+        return self.pid is None and not self.done
+
+    def hindrance(self, now: float) -> Optional[str]:
+        """Returns None where it can start now, "" where it has to wait, and why it never will once its time is over."""
+        if now < self.due_at:
+            return ""
+        missing = next((address for address in self.spec.get("after", ()) if not ports.accepts(address)), None)
+        if missing is None:
+            return None
+        if now < self.after_until:
+            return ""
+        return "%s did not accept connections within %.0f s, which it waits for" % (missing, AFTER_TIMEOUT_S)
+
+    def start(self, resume_from: Optional[str]) -> Any:
+        """Starts its process; returns (pid, "", 0), or (None, error, exit code)."""
+        spec = self.spec
+        devices = ",".join(str(device) for device in spec.get("devices", []))
+        env = {
+            **spec["env"],
+            "DANLU_TASK": self.name,
+            "DANLU_ROLE": str(spec["role"]),
+            "DANLU_INDEX": str(spec["index"]),
+            "DANLU_RANK": str(spec["rank"]),
+            "DANLU_WORLD_SIZE": str(self.world_size),
+            "DANLU_RESTART": str(self.restarts),
+            "DANLU_METRICS_FILE": os.path.join(self.folder, "metrics"),
+            "CUDA_VISIBLE_DEVICES": devices,
+            "NVIDIA_VISIBLE_DEVICES": devices or "void",
+        }
+        if resume_from:
+            env["DANLU_RESUME_FROM"] = resume_from
+        self.oom_before = self.counters.oom_kills()
+        files = processes.Files(
+            spec["cwd"], os.path.join(self.folder, "stdout"), os.path.join(self.folder, "stderr"),
+            [str(path) for path in spec.get("cgroup_procs", [])],
+        )  # fmt: skip
+        self.pid, error, code = processes.start(spec["argv"], env, files)
+        return self.pid, error, code
+
+    def may_restart(self) -> bool:
+        """Whether a failure starts it again instead of ending the gang."""
+        return self.restarts < int(self.spec.get("restarts", 0))
+
+    def restart(self) -> None:
+        """Ends what its process has left behind, and makes it wait for its next start."""
+        session = self.pid
+        self.pid = None
+        self.restarts += 1
+        self.due_at = time.monotonic() + RESTART_PAUSE_S
+        for _ in range(LEFT_ROUNDS):
+            if session is None or not processes.kill_session(session):
+                break
+            time.sleep(0.005)
+
+    def facts(self, ended: processes.Exit) -> Dict[str, Any]:
+        """Returns what the status tells of its end."""
+        killed = ended.signal == signal.SIGKILL or ended.exit_code == 128 + signal.SIGKILL  # itself, or a shell's child
+        oom = killed and self.counters.oom_kills() > self.oom_before
+        peak = self.counters.peak_memory_bytes() or ended.max_rss_bytes
+        error = ""
+        if oom:
+            limit = self.counters.memory_limit_bytes()
+            error = "killed by the kernel: it used %s" % size(peak) + (" of its %s" % size(limit) if limit else "")
+        elif ended.signal is not None:
+            error = "killed by %s" % processes.signal_name(ended.signal)
+        return {
+            "exit_code": ended.exit_code, "signal": ended.signal, "oom": oom, "error": error,
+            "peak_memory_bytes": peak, "cpu_ns": self.counters.cpu_ns() or ended.cpu_ns, "restarts": self.restarts,
+        }  # fmt: skip
+
+    def over(self, *, failed: bool, killed: bool = False) -> None:
+        """Notes that it has ended for good."""
+        self.done, self.failed, self.killed = True, failed, killed
+        self.ended_at = time.monotonic()
+
+    def leased(self) -> List[int]:
+        """Returns its ports."""
+        return [int(port) for port in self.spec.get("ports", [])]
+
+    def started(self) -> Dict[str, Any]:
+        """Returns what the status tells of its start."""
+        pid = self.pid or 0
+        return {"task": self.name, "pid": pid, "start_time": formats.start_time(pid), "restarts": self.restarts}

@@ -92,9 +92,9 @@ class Server:
         token = (self.home / "keys" / "bootstrap").read_text().strip()
         return Client(Connection(url=self.url, token=token, home=self.home))
 
-    def submit(self, *command: str, **spec: Any) -> Job:
+    def submit(self, *command: str, job_id: str | None = None, **spec: Any) -> Job:
         fields = {"command": list(command), "env": "host", "interpreter": sys.executable, "cpu": 0.01, **spec}
-        job_id = make_id("j", time.time_ns(), secrets.randbits(82))
+        job_id = job_id or make_id("j", time.time_ns(), secrets.randbits(82))
         with self.client() as client:
             found: Job = client.call("jobs.submit", {"job": job_id}, body=JobSpec.model_validate(fields))
         return found

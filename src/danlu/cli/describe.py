@@ -134,20 +134,20 @@ def _wishes(job: Job) -> str:
 def _attempts(attempts: list[Attempt], now: int) -> list[str]:
     rows = []
     for attempt in attempts[-SHOWN_ATTEMPTS:]:
-        task = attempt.tasks[0]
         ended = attempt.state == "ended"
         state = str(attempt.reason or attempt.state) if ended else str(attempt.state)
         if attempt.exit_code:
             state += f" ({attempt.exit_code})"
         ran = wording.between(attempt.started_at, attempt.ended_at or now)
-        where = task.node + (f" gpu {','.join(map(str, task.devices))}" if task.devices else "")
-        peak = "" if task.peak_memory_bytes is None else f"peak {format_bytes(task.peak_memory_bytes)}"
-        cpu = "" if task.cpu_ns is None else f"cpu {wording.duration(task.cpu_ns / wording.SECOND_NS)}"
+        peaks = [task.peak_memory_bytes for task in attempt.tasks if task.peak_memory_bytes is not None]
+        used = [task.cpu_ns for task in attempt.tasks if task.cpu_ns is not None]
+        peak = f"peak {format_bytes(max(peaks))}" if peaks else ""
+        cpu = f"cpu {wording.duration(sum(used) / wording.SECOND_NS)}" if used else ""
         resumed = "" if not attempt.resumed_from else f"from {attempt.resumed_from.rstrip('/').rpartition('/')[2]}"
-        rows.append([str(attempt.number), state, ran, where, attempt.start, peak, cpu, resumed])
+        rows.append([str(attempt.number), state, ran, wording.where(attempt), attempt.start, peak, cpu, resumed])
     lines = out.table_lines([""] * 8, rows, with_head=False)
     for attempt, line in zip(attempts[-SHOWN_ATTEMPTS:], range(len(lines)), strict=True):
-        if error := attempt.tasks[0].error:
+        if len(attempt.tasks) == 1 and (error := attempt.tasks[0].error):
             lines[line] += f"   {error}"
     left = len(attempts) - SHOWN_ATTEMPTS
     return ([f"({left} earlier ones)"] if left > 0 else []) + lines

@@ -184,9 +184,9 @@ class Following:
             return
         attempt = page.items[0]
         self._told = attempt.number
-        parts = [f"{'queued → ' if attempt.number == 1 else ''}running on {attempt.tasks[0].node}"]
-        if devices := attempt.tasks[0].devices:
-            parts.append("gpu " + ",".join(map(str, devices)))
+        parts = [f"{'queued → ' if attempt.number == 1 else ''}running on {wording.where(attempt)}"]
+        if len(attempt.tasks) > 1:
+            parts.append(wording.roles(self._job.spec))
         parts.append(attempt.start)
         if attempt.number > 1:
             parts.append(f"attempt {attempt.number}")

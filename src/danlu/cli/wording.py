@@ -103,6 +103,16 @@ def roles(spec: JobSpec) -> str:
     return describe_roles([(name, spec.roles[name].replicas) for name in order]) or "1"
 
 
+def where(attempt: Attempt) -> str:
+    """Returns the nodes of an attempt and the GPUs that it has there: ``gpu-1 gpu 0,1 + gpu-2 gpu 0``."""
+    devices: dict[str, list[int]] = {}
+    for task in attempt.tasks:
+        devices.setdefault(task.node, []).extend(task.devices)
+    return " + ".join(
+        node + (f" gpu {','.join(map(str, sorted(found)))}" if found else "") for node, found in devices.items()
+    )
+
+
 def task_state(task: Task) -> str:
     """Returns how one task of an attempt is, or how it ended."""
     again = f", started again {count(task.restarts, 'time')}" if task.restarts else ""

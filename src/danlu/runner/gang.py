@@ -23,7 +23,7 @@ def known_at(members: Iterable[Member]) -> Optional[float]:
     gang: List[Member] = list(members)
     failures = [member.ended_at for member in gang if member.failed and member.ended_at is not None]
     ends = [member.ended_at for member in gang if member.decides]
-    if not failures and any(at is None for at in ends):
+    if not failures and (not ends or None in ends):
         return None
     return min(failures) if failures else max(at for at in ends if at is not None)
 

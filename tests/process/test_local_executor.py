@@ -229,8 +229,9 @@ def test_a_fork_bomb_dies(bench: LocalBench, how: str) -> None:
     attempt_id = bench.launch("python", "-S", "-c", bomb, mark)
     bench.printed(attempt_id, "up")
     need_limit(bench, attempt_id, "pids")
-    group = bench.executor._group(attempt_id)
-    assert group is not None
+    groups = bench.executor._group(attempt_id)
+    assert groups is not None
+    group = groups.whole
     (group.folders["pids"] / "pids.max").write_text("150")
     (bench.home / "attempts" / attempt_id / "work" / "go").touch()
     bench.until(lambda: len(group.processes()) > 100)
@@ -249,7 +250,7 @@ def test_groups_are_removed_when_it_is_forgotten(bench: LocalBench) -> None:
     group = bench.executor._group(attempt_id)
     bench.executor.forget(attempt_id)
     assert not (bench.home / "attempts" / attempt_id).exists()
-    assert group is None or not any(folder.exists() for folder in group.places)
+    assert group is None or not any(folder.exists() for folder in group.whole.places)
 
 
 # what a job sees

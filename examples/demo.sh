@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job, shown: a platform, a TensorFlow 1 program as it is, a training that is killed and goes on, what it leaves.
+# The main job, shown: a platform, a TensorFlow 1 program as it is, trainings that are killed and go on, alone and as a gang.
 set -eu
 cd "$(dirname "$0")"
 
@@ -14,23 +14,31 @@ say '2. A TensorFlow 1 program, unchanged (its environment is built once; this t
 (cd linear-regression-tf1 && show danlu run --env tensorflow-1 -- python linear_regression.py)
 
 say '3. A training on real digits, with checkpoints. We kill it in the middle: kill -9'
+field() { danlu get job "$1" -o json | python3 -c "import json,sys; print(json.load(sys.stdin)['$2'])"; }
+home=$(danlu status -o json | python3 -c 'import json,sys; print(json.load(sys.stdin)["home"])')
+
+# waits until a job has printed something; shows why where it has ended before
+printed() {
+	until danlu logs "$1" 2>/dev/null | grep -q "$2"; do
+		case $(field "$1" state) in failed | cancelled | succeeded) danlu describe job "$1"; exit 1 ;; esac
+		sleep 0.3
+	done
+}
+
+# the process that a job's first attempt told of in its status: of the runner, or of a task
+process_of() {
+	python3 - "$home/attempts/$(field "$1" id)-1/status" "$2" <<'PYTHON'
+import json, sys
+events = map(json.loads, open(sys.argv[1]))
+print(next(e["pid"] for e in events if e["event"] == "runner" == sys.argv[2] or e.get("task") == sys.argv[2]))
+PYTHON
+}
+
 job=$(cd digits-checkpoints && danlu run --detach --cpu 1 --env sklearn -o name -- python train.py | sed 's,.*/,,')
 printf '%s$ danlu run --detach --cpu 1 --env sklearn -- python train.py%s\njob %s\n' "$bold" "$plain" "$job"
-until danlu logs "$job" 2>/dev/null | grep -q 'epoch *8'; do
-	case $(danlu get job "$job" -o json | python3 -c 'import json,sys; print(json.load(sys.stdin)["state"])') in
-	failed | cancelled | succeeded) danlu describe job "$job"; exit 1 ;;
-	esac
-	sleep 0.3
-done
-home=$(danlu status -o json | python3 -c 'import json,sys; print(json.load(sys.stdin)["home"])')
-id=$(danlu get job "$job" -o json | python3 -c 'import json,sys; print(json.load(sys.stdin)["id"])')
-runner=$(python3 - "$home/attempts/$id-1/status" <<'PYTHON'
-import json, sys
-print(next(e["pid"] for e in map(json.loads, open(sys.argv[1])) if e["event"] == "runner"))
-PYTHON
-)
+printed "$job" 'epoch *8'
 say 'kill -9 of its runner, as if the machine had failed: the attempt is repeated, from its newest checkpoint'
-show kill -9 "$runner"
+show kill -9 "$(process_of "$job" runner)"
 show danlu logs -f "$job"
 
 say '4. What it leaves'
@@ -40,6 +48,18 @@ show danlu artifacts ls "$job"
 to=$(mktemp -d)/outputs
 show danlu artifacts get "$job" --to "$to"
 ls -l "$to"
+
+say '5. Distributed: a parameter server and two workers, TensorFlow 1 of 2018. We kill a worker in the middle'
+gang=$(cd digits-ps-tf1 && danlu run --detach --env tensorflow-1 --ps 1 --worker 2 --cpu 0.3 --retries 2 --grace 5s -o name \
+	-- python train.py | sed 's,.*/,,')
+printf '%s$ danlu run --detach --env tensorflow-1 --ps 1 --worker 2 --cpu 0.3 --retries 2 -- python train.py%s\njob %s\n' \
+	"$bold" "$plain" "$gang"
+printed "$gang" 'step *1[0-9][0-9][0-9] '
+say 'kill -9 of worker 1: the gang ends as one, and begins again from its newest checkpoint'
+show kill -9 "$(process_of "$gang" worker-1)"
+show danlu wait "$gang"
+show danlu logs "$gang" --task worker-0
+show danlu describe job "$gang"
 
 say 'Now you'
 cat <<TEXT

@@ -13,10 +13,11 @@ from danlu.controllers.collection import CollectionController
 from danlu.controllers.decisions import Action, Decision, decide
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS
-from danlu.domain.jobs import Attempt, Job
+from danlu.domain.jobs import Attempt, Job, JobSpec, JobState, Reason
 from danlu.executors.base import LaunchOrder, Observation, Phase
 from danlu.executors.simulated import SimulatedExecutor
-from tests.simulation.world import Broken, Parts, World
+from danlu.services import jobs
+from tests.simulation.world import NODES, Broken, Parts, World
 
 SEEDS = int(os.environ.get("DANLU_SEEDS", "100"))
 ACTIONS = 250
@@ -43,6 +44,44 @@ def live(world: World) -> None:
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_every_promise_holds(seed: int, tmp_path: Path, template: Path) -> None:
     live(World(seed, tmp_path, template))
+
+
+def test_half_of_a_gangs_machines_go_and_come_back(tmp_path: Path, template: Path) -> None:
+    world = World(0, tmp_path, template)
+    try:
+        roles = {"worker": {"replicas": 3, "cpu": 4}}
+        spec = JobSpec.model_validate({"command": ["simulated", "sleep:60"], "roles": roles, "framework": "none"})
+        job_id = world.platform.new_id("j")
+        jobs.submit(world.call, job_id, spec)
+
+        def settle() -> Job:
+            for _ in range(20):
+                for name in world.controllers:
+                    world.controller(name)
+                    world.check()
+                while world.tasks:
+                    world.task()
+                world.time_passes(0.5)
+            return jobs.get(world.call, job_id)
+
+        running = settle()
+        assert running.state is JobState.RUNNING
+        assert {task.node for process in world.executor.alive() for task in process.order.attempt.tasks} == {
+            "node-a", "node-b",
+        }  # fmt: skip
+        world.executor.lose("node-b")
+        waiting = settle()
+        assert (waiting.state, waiting.losses, waiting.failures) == (JobState.QUEUED, 1, 0)
+        assert waiting.reason is Reason.WAITING_FOR_RESOURCES
+        assert "3 tasks of 4 cpu each; 1 of them fit" in jobs.why(world.call, job_id).explanation[0]
+        assert world.executor.alive() == []  # the half that was left was ended too
+        world.executor.nodes = NODES
+        again = settle()
+        assert (again.state, again.attempts) == (JobState.RUNNING, 2)
+        world.finish()
+        assert jobs.get(world.call, job_id).state is JobState.SUCCEEDED
+    finally:
+        world.close()
 
 
 class FreesEarly(SimulatedExecutor):

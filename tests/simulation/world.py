@@ -241,7 +241,10 @@ class World:
         self.check()
 
     def time(self) -> None:
-        self.true_time.at += int(self.random.choice([0.01, 0.1, 1.0, 5.0]) * SECOND)
+        self.time_passes(self.random.choice([0.01, 0.1, 1.0, 5.0]))
+
+    def time_passes(self, seconds: float) -> None:
+        self.true_time.at += int(seconds * SECOND)
 
     def node(self) -> None:
         """A machine goes, with all that runs there, or one that had gone is back."""

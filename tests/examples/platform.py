@@ -33,10 +33,10 @@ class Platform:
             "COLUMNS": "100", "NO_COLOR": "1", "LC_ALL": "C.UTF-8",
         }  # fmt: skip
 
-    def danlu(self, *words: str, cwd: Path = ROOT, code: int = 0) -> str:
+    def danlu(self, *words: str, cwd: Path = ROOT, code: int = 0, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Runs one command, expects its exit code, and returns what it wrote to stdout."""
         done = subprocess.run(
-            ["danlu", *words], cwd=cwd, env=self.environ, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S,
+            ["danlu", *words], cwd=cwd, env=self.environ, capture_output=True, text=True, timeout=timeout_s,
             check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == code, (

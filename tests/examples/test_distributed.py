@@ -170,7 +170,7 @@ def test_jax_over_processes(platform: Platform, index: None, workers: int) -> No
 @pytest.mark.parametrize("workers", [1, 2])
 def test_mxnet_by_its_parameter_server(platform: Platform, index: None, workers: int) -> None:
     ready(platform, "mxnet")
-    job = run(platform, "mxnet-kvstore", "--env", "mxnet", "--role", "scheduler=1", "--role", "server=1", "--worker",
+    job = run(platform, "mxnet-kvstore", "--env", "mxnet", "--role", "server=1", "--worker",
               str(workers), "--cpu", "0.25", "--grace", "5s", "--", "python", "train.py")  # fmt: skip
     for rank in range(workers):
         assert line_of(said(platform, job["id"], f"worker-{rank}")) == pytest.approx((3, -2), abs=0.1)

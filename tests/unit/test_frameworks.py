@@ -133,6 +133,22 @@ def test_mxnet() -> None:
     assert [task.name for task in asked.tasks if task.decides] == ["worker-0", "worker-1"]
 
 
+def test_a_scheduler_is_added_where_none_is_named() -> None:
+    named = spec(roles={"worker": {}, "server": {}, "scheduler": {}})
+    assert [task.name for task in spec(roles={"worker": {}, "server": {}}).tasks] == [task.name for task in named.tasks]
+
+
+def test_horovods_ranks_meet_at_a_rendezvous_that_is_added() -> None:
+    asked = spec(roles={"worker": {"replicas": 2}}, env="horovod", gpu=1)
+    assert [task.name for task in asked.tasks] == ["worker-0", "worker-1", "rendezvous-0"]
+    assert [need.gpus for need in asked.shapes] == [1, 1, 0]
+    assert asked.tasks[2].argv == ("python", "-m", "danlu.runner.rendezvous")
+    assert [task.name for task in asked.tasks if task.decides] == ["worker-0", "worker-1"]
+    found = variables(asked, "worker-1")
+    assert (found["HOROVOD_RANK"], found["HOROVOD_SIZE"], found["HOROVOD_LOCAL_RANK"]) == ("1", "2", "0")
+    assert (found["HOROVOD_GLOO_RENDEZVOUS_ADDR"], found["HOROVOD_GLOO_RENDEZVOUS_PORT"]) == ("127.0.0.1", "20002")
+
+
 def test_equal_tasks_find_each_other() -> None:
     found = variables(spec(roles={"b": {}, "a": {"replicas": 2}}, framework="none"), "b-0")
     assert found == {
@@ -185,7 +201,7 @@ def test_frameworks_and_catalogue_agree() -> None:
         ({"command": None}, "command is missing"),
         ({"roles": {"wroker": {}}, "env": "tensorflow-1"}, "did you mean worker"),
         ({"roles": {"worker": {}}, "framework": "tensorfow"}, "did you mean tensorflow"),
-        ({"roles": {"server": {}, "worker": {}}}, r"roles\.scheduler is missing"),
+        ({"roles": {"scheduler": {}, "worker": {}}}, r"roles\.server is missing"),
         ({"roles": {"node": {}, "worker": {}}, "framework": "pytorch"}, "excludes other roles"),
         ({"roles": {"ps": {"restarts": 1}, "worker": {}}}, "cannot be started again alone"),
         ({"roles": {"main": {}}, "framework": "none"}, "choose another name"),

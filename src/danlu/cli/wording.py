@@ -99,8 +99,8 @@ def _resources(need: Resources, kind: str | None) -> str:
 
 def roles(spec: JobSpec) -> str:
     """Returns ``2 workers + 1 ps``; ``1`` without roles."""
-    order = spec.convention.ordered(spec.roles)
-    return describe_roles([(name, spec.roles[name].replicas) for name in order]) or "1"
+    every = spec.gang_roles
+    return describe_roles([(name, every[name].replicas) for name in spec.convention.ordered(every)]) or "1"
 
 
 def where(attempt: Attempt) -> str:

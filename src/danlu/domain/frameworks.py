@@ -86,6 +86,7 @@ class Framework:
         result: the first of these roles that a job has decides how it ends; none: all tasks do.
         first: task 0 of that role decides alone; else all of its tasks do.
         required: roles that a gang must have.
+        implied: roles that a gang has also where the job does not name them.
         marks: roles by which the framework is known where neither it nor an environment of its own is named.
         environments: catalogue environments that mean it.
     """
@@ -97,6 +98,7 @@ class Framework:
     result: tuple[str, ...] = ()
     first: bool = False
     required: tuple[str, ...] = ()
+    implied: Mapping[str, RoleSpec] = field(default_factory=dict)
     marks: frozenset[str] = frozenset()
     environments: tuple[str, ...] = ()
 
@@ -198,6 +200,24 @@ def _jax(gang: Gang, me: Member) -> dict[str, str]:
     }
 
 
+def _horovod(gang: Gang, me: Member) -> dict[str, str]:
+    """What Horovod reads where Gloo connects its ranks: each is the only one of its node, and they meet at the rendezvous.
+
+    The time limit is from the first rank's ``hvd.init()`` to the last one's, and for a peer that says nothing.
+    """
+    if me.role != "worker":
+        return {}
+    (rendezvous,) = gang.of("rendezvous")
+    workers = gang.of("worker")
+    return {
+        "HOROVOD_CONTROLLER": "gloo", "HOROVOD_CPU_OPERATIONS": "gloo", "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": rendezvous.host, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(rendezvous.port),
+        "HOROVOD_HOSTNAME": f"{me.role}-{me.index}", "HOROVOD_RANK": str(me.index), "HOROVOD_SIZE": str(len(workers)),
+        "HOROVOD_LOCAL_RANK": "0", "HOROVOD_LOCAL_SIZE": "1",
+        "HOROVOD_CROSS_RANK": str(me.index), "HOROVOD_CROSS_SIZE": str(len(workers)),
+    } | ({"HOROVOD_GLOO_IFACE": "lo"} if rendezvous.host.startswith("127.") else {})  # fmt: skip
+
+
 def _mxnet(gang: Gang, me: Member) -> dict[str, str]:
     """What ps-lite reads. Importing mxnet in a task that is no worker serves until the workers have ended."""
     scheduler = gang.of("scheduler")[0]
@@ -244,12 +264,27 @@ _TABLE = (
         environments=("jax",),
     ),
     Framework(
+        name="horovod",
+        description="workers that meet at a rendezvous, which Danlu adds (HOROVOD_RANK)",
+        variables=_horovod,
+        roles={
+            "worker": RoleRule(after=("rendezvous",)),
+            "rendezvous": RoleRule(most=1, gpu=False, command=("python", "-m", "danlu.runner.rendezvous")),
+        },
+        result=("worker",),
+        required=("worker",),
+        implied={"rendezvous": RoleSpec(cpu=0.1)},
+        marks=frozenset({"rendezvous"}),
+        environments=("horovod",),
+    ),
+    Framework(
         name="mxnet",
         description="scheduler, server and worker of ps-lite (DMLC_*)",
         variables=_mxnet,
         roles={"scheduler": RoleRule(most=1, gpu=False), "server": RoleRule(gpu=False), "worker": RoleRule()},
         result=("worker",),
-        required=("scheduler", "server"),
+        required=("server",),
+        implied={"scheduler": RoleSpec()},
         marks=frozenset({"scheduler", "server"}),
         environments=("mxnet",),
     ),

@@ -176,12 +176,17 @@ class JobSpec(Value):
         return framework_of(self.framework, self.env, self.roles)
 
     @property
+    def gang_roles(self) -> dict[str, RoleSpec]:
+        """The roles that are named, and those that the framework adds; none where none is named."""
+        return {**self.convention.implied, **self.roles} if self.roles else {}
+
+    @property
     def tasks(self) -> tuple[TaskSpec, ...]:
         """The tasks of the gang, in rank order; one of role ``main`` where there are no roles."""
         found: list[TaskSpec] = []
-        framework = self.convention
-        for name in framework.ordered(self.roles) if self.roles else (ALONE,):
-            role = self.roles.get(name, RoleSpec())
+        framework, roles = self.convention, self.gang_roles
+        for name in framework.ordered(roles) if roles else (ALONE,):
+            role = roles.get(name, RoleSpec())
             found += [
                 TaskSpec(self, framework, role, name, index, len(found) + index) for index in range(role.replicas)
             ]

@@ -32,7 +32,7 @@ def log(step: "Any" = None, **values: "Any") -> None:
 
     Raises:
         TypeError: a value is not a number.
-        ValueError: a name is too long or cannot be printed.
+        ValueError: a name is too long, cannot be printed or begins with ``system/``, which are the platform's own.
     """
     if _descriptor < 0:
         _slow_log(step, values)
@@ -46,8 +46,8 @@ def log(step: "Any" = None, **values: "Any") -> None:
     for name, value in values.items():
         if type(value) is not float:
             value = _number(name, value)
-        if len(name) > _MAX_NAME_LETTERS or not name.isprintable():
-            raise ValueError("danlu.log: %.80r is no name: at most 64 letters that can be printed" % name)
+        if len(name) > _MAX_NAME_LETTERS or not name.isprintable() or name[:7] == "system/":
+            raise ValueError(_wrong_name(name))
         line += "\t%s=%r" % (name, value)
     line += "\n"
     data = line.encode()
@@ -74,6 +74,12 @@ def _slow_log(step: "Any", values: "Dict[str, Any]") -> None:
         _failed(error)
         return
     log(step, **values)
+
+
+def _wrong_name(name: str) -> str:
+    if name.startswith("system/"):
+        return "danlu.log: %.80r: names that begin with system/ are the platform's own" % name
+    return "danlu.log: %.80r is no name: at most 64 letters that can be printed" % name
 
 
 def _number(name: str, value: "Any") -> float:

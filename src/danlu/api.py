@@ -28,6 +28,7 @@ from danlu.domain.views import (
     Page,
     PlatformStatus,
     TextPage,
+    Top,
     Why,
 )
 
@@ -94,6 +95,7 @@ class MetricsQuery(Value):
     name: str | None = Field(default=None, max_length=64)
     task: str | None = Field(default=None, max_length=100, description="of this task only, e.g. worker-0")
     points: int = Field(default=500, ge=2, le=100_000)
+    system: bool = Field(default=False, description="what the platform measured (system/...), not what the program did")
 
 
 class WaitQuery(Value):
@@ -217,6 +219,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("environments.get", "GET", "/v1/environments/{environment}", "One environment", Environment),
     O("environments.log", "GET", "/v1/environments/{environment}/log", "What its build printed", TextPage,
       query=OffsetQuery),
+    O("top.get", "GET", "/v1/top", "What is in use now, and what waits", Top),
     O("nodes.list", "GET", "/v1/nodes", "Machines, what they have and what is free", Page[NodeUse]),
     O("events.list", "GET", "/v1/events", "What happened, oldest first", Page[Event], query=EventsQuery),
     O("events.stream", "GET", "/v1/events/stream", "What happens, as it happens", Event, query=EventsQuery,

@@ -30,6 +30,7 @@ COMMANDS: Final = (
     C("why", "why:why", "Look", "why a job waits, or why it ended", "JOB [FLAGS]"),
     C("logs", "logs:logs", "Look", "what a job printed", "JOB [FLAGS]"),
     C("metrics", "metrics:metrics", "Look", "what a job measured, drawn in the terminal", "JOB [FLAGS]"),
+    C("top", "top:top", "Look", "what is in use now: nodes, tasks, GPUs; and what waits", "[FLAGS]"),
     C("artifacts", "artifacts:app", "Look", "the files that a job left: ls, get", "ls|get JOB [FLAGS]"),
     C("up", "platform:up", "Platform", "start the platform on this machine", "[FLAGS]"),
     C("down", "platform:down", "Platform", "stop it; jobs go on unless --jobs", "[FLAGS]"),

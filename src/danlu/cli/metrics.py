@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from danlu.api import MetricsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
-from danlu.cli.options import Common, Names, one
+from danlu.cli.options import Common, Flag, Names, one
 from danlu.cli.plot import draw, number
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages, paint, width
@@ -29,6 +29,7 @@ STYLES: Final = ("cyan", "green", "yellow", "magenta", "blue")
 def metrics(
     *job: Names,
     name: Annotated[tuple[str, ...], Parameter(help="only this one; repeatable", negative_iterable=())] = (),
+    system: Annotated[bool, Parameter(help="what the platform measured: processors, memory, GPUs"), Flag] = False,
     points: Annotated[int, Parameter(help="at most so many points of each; peaks are kept")] = 1000,
     output: Annotated[
         Literal["plot", "json", "yaml", "csv", "name"],
@@ -45,15 +46,14 @@ def metrics(
     messages = Messages()
     with connect(common, messages) as client:
         found = client.call("jobs.get", {"job": one(job)})
-        wanted = MetricsQuery(points=points, name=name[0] if len(name) == 1 else None)
+        wanted = MetricsQuery(points=points, name=name[0] if len(name) == 1 else None, system=system)
         answer: Metrics = client.call("jobs.metrics", {"job": found.id}, query=wanted)
         known = [series.name for series in answer.series]
         chosen = [series for series in answer.series if not name or series.name in name]
         if name and len(chosen) < len(set(name)):
             missing = next(word for word in name if word not in known)
-            every = [
-                s.name for s in client.call("jobs.metrics", {"job": found.id}, query=MetricsQuery(points=2)).series
-            ]
+            few = MetricsQuery(points=2, system=system)
+            every = [s.name for s in client.call("jobs.metrics", {"job": found.id}, query=few).series]
             hint = suggestion(missing, every) or f"there are: {', '.join(every) or 'none'}"
             raise NotFound(f"job {found.name} has no metric {missing!r}", next_step=hint)
     if output in ("json", "yaml"):
@@ -66,8 +66,10 @@ def metrics(
     elif chosen:
         _plot(chosen, explicit=bool(name), messages=messages)
     else:
-        messages.say(f"{found.name} has no metrics" + (" yet" if found.live else ""))
-        messages.say("record some: danlu.log(step=1, loss=0.3), or take printed ones: danlu run --metrics -- …")
+        what = "was not measured: it ran for less than two seconds" if system and not found.live else "has no metrics"
+        messages.say(f"{found.name} {what}" + (" yet" if found.live else ""))
+        if not system:
+            messages.say("record some: danlu.log(step=1, loss=0.3), or take printed ones: danlu run --metrics -- …")
     return 0
 
 

@@ -7,9 +7,9 @@ from typing import Any, Generic, TypeVar
 from pydantic import Field
 
 from danlu.domain.environments import Environment
-from danlu.domain.jobs import Job
+from danlu.domain.jobs import Job, JobState, Reason
 from danlu.domain.nodes import Node
-from danlu.domain.records import Value
+from danlu.domain.records import Ns, Value
 from danlu.domain.resources import Resources
 
 T = TypeVar("T")
@@ -76,6 +76,67 @@ class NodeUse(Value):
     used: Resources
     free: Resources
     free_gpus: tuple[int, ...] = Field(description="indexes of the GPUs that nobody holds")
+
+
+class GpuUse(Value):
+    """One GPU that a task holds, with what the driver says of it; None where it says nothing."""
+
+    index: int = Field(ge=0)
+    percent: float | None = Field(default=None, description="of the last moment in which it computed something")
+    memory_bytes: int | None = Field(default=None, description="in use, of all processes")
+
+
+class TaskUse(Value):
+    """What a running task asked for, and what it used when its runner last measured it; None: not measured yet."""
+
+    task: str
+    rank: int
+    node: str
+    asked: Resources
+    ended: bool = Field(default=False, description="its process has ended; the attempt has not")
+    measured_at: Ns | None = Field(default=None, description="ns UTC")
+    cpu_cores: float | None = Field(default=None, description="busy on average since the measurement before")
+    memory_bytes: int | None = None
+    gpus: tuple[GpuUse, ...] = ()
+
+
+class JobUse(Value):
+    """A running job's newest attempt and what its tasks use."""
+
+    job_id: str
+    name: str
+    state: JobState
+    attempt: int
+    started_at: Ns | None = None
+    tasks: tuple[TaskUse, ...]
+
+
+class Waiting(Value):
+    """A job that waits."""
+
+    job_id: str
+    name: str
+    reason: Reason | None
+    queued_at: Ns
+    asks: tuple[Resources, ...]
+
+
+class NodeLoad(Value):
+    """A node, what is given away of it, and what all its tasks together used when they were last measured."""
+
+    use: NodeUse
+    cpu_cores: float
+    memory_bytes: int
+
+
+class Top(Value):
+    """What is in use now: nodes by all projects, jobs of one project."""
+
+    at: Ns = Field(description="when it was asked, ns UTC")
+    nodes: tuple[NodeLoad, ...]
+    jobs: tuple[JobUse, ...] = Field(description="at most 500, oldest first")
+    waiting: tuple[Waiting, ...] = Field(description="at most 100, oldest first")
+    waiting_count: int = Field(description="how many wait in all")
 
 
 class Why(Value):

@@ -38,6 +38,15 @@ class Counters:
             return None
         return _number(os.path.join(self.memory, "memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"))
 
+    def memory_bytes(self) -> Optional[int]:
+        """Returns the memory that the group uses now, without what of files the kernel would give back at once."""
+        if not self.memory:
+            return None
+        used = _number(os.path.join(self.memory, "memory.usage_in_bytes" if self.version == 1 else "memory.current"))
+        name = "total_inactive_file" if self.version == 1 else "inactive_file"
+        idle = _number(os.path.join(self.memory, "memory.stat"), name)
+        return None if used is None else max(0, used - (idle or 0))
+
     def memory_limit_bytes(self) -> Optional[int]:
         """Returns the group's limit; None without one."""
         if not self.memory:

@@ -88,6 +88,7 @@ class Follower:
         self._index_file = os.open(self.index_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._open: Dict[str, Tuple[int, int]] = {}
         self._notices: List[bytes] = []
+        self._measured: List[Dict[str, float]] = []
         self._punched_metrics = 0
         self._clock = 0
         self.full = False
@@ -108,7 +109,7 @@ class Follower:
                     os.truncate(path, end - offset)
 
     def step(self, final: bool = False) -> bool:
-        """Spools what is new; ``final``: unfinished lines too. Returns whether there was anything.
+        """Spools what is new; ``final``: unfinished lines too. Returns whether the program had written anything.
 
         Afterwards ``behind`` says that there is more to take at once, ``full`` that the disk had no room: then nothing was
         taken from the raw files, and the next call tries it again.
@@ -133,13 +134,16 @@ class Follower:
         self._take_metrics(state, points, final)
         metrics = self._bounded(points, state)
         text = self._capped(log, state, now, final)
+        # what the runner measured is kept past the program's limit: it has its own, which is its rate
+        measured = b"".join(_point(now, None, values) for values in self._measured)
         state["open"] = sum(1 << bit for bit, output in enumerate(self.outputs) if output.open)
         raw = ("stdout", "stderr", "raw_metrics")
-        if not text and not metrics and all(state[name] == getattr(self.index, name) for name in raw):
+        moved = bool(text or metrics) or any(state[name] != getattr(self.index, name) for name in raw)
+        if not moved and not measured:
             return False
         try:
             state["log"] = self._append(formats.LOG, self.index.log, text)
-            state["metrics"] = self._append(formats.METRICS, self.index.metrics, metrics)
+            state["metrics"] = self._append(formats.METRICS, self.index.metrics, metrics + measured)
             index = formats.Index(**state)
             os.pwrite(self._index_file, formats.pack_index(index), 0)
         except OSError as error:
@@ -149,15 +153,17 @@ class Follower:
                 vars(output).update(kept)
             self._forget_open()
             del self._notices[told:]
+            self._measured.clear()  # of a moment that is over
             self.full, self.behind = True, False
             return final  # a final step is repeated until there is room: what was flushed must not be lost
         self._notices.clear()
+        self._measured.clear()
         if self.full:
             self.full = False
             self.notice("the disk was full for a while: output was kept back, nothing of it is lost")
         self.index = index
         self._free()
-        return True
+        return moved
 
     def notice(self, text: str) -> None:
         """Puts a line of the runner's own into the log, with the next step."""
@@ -173,6 +179,10 @@ class Follower:
             if kept:
                 return "\n".join(kept)
         return ""
+
+    def measured(self, values: Dict[str, float]) -> None:
+        """Puts a measurement of the runner's own into the metrics, with the next step. It wakes nobody."""
+        self._measured.append(values)
 
     def drain(self) -> None:
         """Spools everything up to the files' ends. The writers must be dead."""
@@ -458,7 +468,7 @@ def parse_point(line: bytes) -> Optional[bytes]:
         values = {}
         for pair in pairs:
             name, _, value = pair.rpartition("=")
-            if not name or len(name) > MAX_NAME_LETTERS or not name.isprintable():
+            if not name or len(name) > MAX_NAME_LETTERS or not name.isprintable() or name.startswith(formats.SYSTEM):
                 return None
             values[name] = float(value)
         when, where = int(at), float(step) if step else None

@@ -4,7 +4,8 @@ A *stamped log* is lines ``<ns> <stream><mark> <text>``. Streams: ``o`` stdout, 
 Marks: ``.`` a whole line; ``+`` a piece of a line that the next record of its stream goes on with; ``~`` a progress line,
 replaced by the next record of its stream. The time never decreases.
 
-A *metrics* stream is JSON lines ``{"t":ns,"s":step or null,"m":{"loss":0.1}}``.
+A *metrics* stream is JSON lines ``{"t":ns,"s":step or null,"m":{"loss":0.1}}``. Names that begin with ``system/`` are the
+runner's own measurements (see usage.py): a program's are refused.
 
 ``status`` is JSON lines, one event each; a torn last line is not there yet.
 
@@ -25,6 +26,7 @@ MAX_STATUS_BYTES = 1 << 20
 STDOUT, STDERR, NOTICE = b"o", b"e", b"r"
 WHOLE, PIECE, PROGRESS = b".", b"+", b"~"
 LOG, METRICS = "log", "metrics"
+SYSTEM = "system/"
 PROCESSES = "processes.json"
 
 

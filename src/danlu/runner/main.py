@@ -20,6 +20,7 @@ from typing import Any, Dict, List, Optional
 from . import formats, gang, ports, processes
 from .checkpoints import Seals
 from .tasks import Task
+from .usage import Sampler
 
 ACTIVE_S, IDLE_S = 0.02, 0.25
 TICK_S = 1.0
@@ -53,6 +54,7 @@ class Runner:
         self.record_at = 0.0
         self.hints: Optional[socket.socket] = None
         self.hinted_at = 0.0
+        self.usage = Sampler(self.order)
         if self.order.get("hint_socket"):
             self.hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self.hints.setblocking(False)
@@ -168,6 +170,7 @@ class Runner:
                 self.look_for_stop()
                 self.seals.watch(time.monotonic_ns())
                 self.record()
+                self.usage.step(self.tasks, now)
             if deadline is not None and now > deadline and not self.timed_out and not self.stopped:
                 self.timed_out = True
                 self.end(float(self.order["grace_s"]))

@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from typing import Dict, Optional, Tuple
 
+from . import formats
+
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf|NaN|Infinity)"
 PAIR = re.compile(
     (
@@ -42,7 +44,7 @@ def parse(line: bytes) -> Tuple[Optional[float], Dict[str, float]]:
         value = float(match.group("number"))
         if name.lower() in STEPS:
             steps.setdefault(name.lower(), value)
-        elif len(values) < MAX_PAIRS:
+        elif len(values) < MAX_PAIRS and not name.startswith(formats.SYSTEM):
             values[name] = value
     for match in STEP.finditer(line):
         steps.setdefault(match.group(1).decode().lower(), float(match.group(2)))

@@ -13,6 +13,7 @@ from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS
 from danlu.domain.jobs import Attempt
 from danlu.domain.views import Metrics, Series
+from danlu.runner.formats import SYSTEM
 from danlu.services.context import Call
 from danlu.services.jobs import require
 
@@ -34,7 +35,10 @@ class _Points:
 
 
 def read(call: Call, job: str, query: MetricsQuery) -> Metrics:
-    """Returns a job's metrics over its attempts, by name and in a gang by task, each in at most ``points`` points."""
+    """Returns a job's metrics over its attempts, by name and in a gang by task, each in at most ``points`` points.
+
+    They are the program's own; with ``system``, or by its full name, what the platform measured.
+    """
 
     def work(tx: Transaction) -> list[Attempt]:
         found = require(tx, call.project, job)
@@ -47,7 +51,7 @@ def read(call: Call, job: str, query: MetricsQuery) -> Metrics:
             if query.task not in (None, task.name):
                 continue
             for line in _lines(call, StreamKey(attempt.project, attempt.id, task.name, METRICS)):
-                _add(series, of, line, query.name)
+                _add(series, of, line, query)
     return Metrics(series=tuple(_series(key, series[key], query.points) for key in sorted(series)))
 
 
@@ -61,7 +65,7 @@ def _lines(call: Call, key: StreamKey) -> Iterator[bytes]:
         yield from data.splitlines()
 
 
-def _add(series: dict[Key, _Points], task: str, line: bytes, wanted: str | None) -> None:
+def _add(series: dict[Key, _Points], task: str, line: bytes, query: MetricsQuery) -> None:
     try:
         point = json.loads(line)
         step, at, values = point["s"], int(point["t"]), {str(k): float(v) for k, v in point["m"].items()}
@@ -69,7 +73,7 @@ def _add(series: dict[Key, _Points], task: str, line: bytes, wanted: str | None)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return  # the runner writes none such, but the spool is the job's own
     for name, value in values.items():
-        if wanted is not None and name != wanted:
+        if name != query.name if query.name is not None else name.startswith(SYSTEM) != query.system:
             continue
         points = series.get((name, task))
         if points is None:

@@ -17,7 +17,7 @@ ALL_PROJECTS = {"platform.get", "nodes.list"}
 """Of the platform, not of a project: a foreign project's member sees it too."""
 OF_THE_PROJECT = {
     "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "environments.list",
-    "environments.build", "events.list", "events.stream",
+    "environments.build", "events.list", "events.stream", "top.get",
 }  # fmt: skip
 """What names nothing that exists: for a foreign member it is about the foreign project."""
 

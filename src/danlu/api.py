@@ -34,6 +34,8 @@ from danlu.domain.views import (
 
 PROJECT_HEADER: Final = "Danlu-Project"
 MAX_PAGE: Final = 500
+MAX_CHOSEN: Final = 1000
+MAX_CURSOR: Final = 32_768
 MAX_JSON_BYTES: Final = 4 * 2**20
 MAX_PACK_BYTES: Final = 16 * 2**20
 MAX_BLOB_BYTES: Final = 2**40
@@ -79,14 +81,19 @@ class EventsQuery(Value):
 
 
 class LogsQuery(Value):
-    """Which part of a job's logs: of one attempt, or from the one ``beginning`` on (the newest when left out)."""
+    """Which part of a job's logs: of one attempt, or from the one ``beginning`` on (the newest when left out).
+
+    Of the tasks, those that ``task``, ``role`` or ``rank`` name; all when none of them is given.
+    """
 
     attempt: int | None = Field(default=None, ge=1)
     beginning: int | None = Field(default=None, ge=1, description="the first attempt of those that are wanted")
-    task: str | None = Field(default=None, max_length=100)
+    task: tuple[str, ...] = Field(default=(), max_length=MAX_CHOSEN, description="these tasks, by name: worker-1")
+    role: tuple[str, ...] = Field(default=(), max_length=MAX_CHOSEN, description="the tasks of these roles")
+    rank: tuple[int, ...] = Field(default=(), max_length=MAX_CHOSEN, description="the tasks of these ranks")
     since: int | None = Field(default=None, ge=0, description="ns UTC")
-    tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only the last lines")
-    cursor: str | None = Field(default=None, max_length=4096)
+    tail: int | None = Field(default=None, ge=0, le=1_000_000, description="only the last lines, of each task")
+    cursor: str | None = Field(default=None, max_length=MAX_CURSOR)
 
 
 class MetricsQuery(Value):

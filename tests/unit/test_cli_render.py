@@ -14,7 +14,7 @@ from danlu.api import EventsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.commands import COMMANDS, overview
 from danlu.cli.history import newest_events
-from danlu.cli.lines import LogLines, Screen
+from danlu.cli.lines import LogLines, Prefixes, Screen
 from danlu.cli.main import _flags_after_command, main
 from danlu.cli.options import one, pairs, several
 from danlu.cli.plot import draw
@@ -72,9 +72,9 @@ def test_another_stream_on_the_same_terminal_ends_an_unfinished_line():
 
 
 def test_timestamps_and_tasks_stand_before_each_line():
-    lines = LogLines(Screen("out"), Screen("err"), timestamps=True, tasks=True)
+    lines = LogLines(Screen("out"), Screen("err"), timestamps=True, prefixes=Prefixes(["main-0", "worker-12"]))
     out, _ = shown(lines, page("1795484642123000000 o. a\n"))
-    assert out == "2026-11-24T01:44:02.123Z [main-0] a\n"
+    assert out == "main-0    | 2026-11-24T01:44:02.123Z a\n"
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])), min_size=1))

@@ -162,7 +162,7 @@ class Streams:
         while high - low > SCAN_BYTES:
             middle = (low + high) // 2
             line = self._line_after(key, middle)
-            if line is None or _time(line[1]) >= since:
+            if line is None or line_time(line[1]) >= since:
                 high = middle
             else:
                 low = line[0]
@@ -172,7 +172,7 @@ class Streams:
             if not end:
                 break
             for whole in block[: end - 1].split(b"\n"):
-                if _time(whole) >= since:
+                if line_time(whole) >= since:
                     return at
                 at += len(whole) + 1
         return at
@@ -189,6 +189,7 @@ class Streams:
             shutil.rmtree(self._folder(StreamKey(project, owner, "x", "x")).parent.parent)
 
 
-def _time(line: bytes) -> int:
+def line_time(line: bytes) -> int:
+    """Returns the time that a log's line begins with, ns UTC; 0 where it begins with none."""
     head = line.split(b" ", 1)[0]
     return int(head) if head.isdigit() and len(head) < MAX_TIME_DIGITS else 0

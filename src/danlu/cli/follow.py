@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from danlu.api import EventsQuery, LogsQuery, OffsetQuery, Paging, StopRequest
 from danlu.cli import exits, wording
-from danlu.cli.lines import LogLines, emit, screens
+from danlu.cli.lines import LogLines, Prefixes, emit, screens
 from danlu.cli.session import FOLLOW_PATIENCE_S
 from danlu.cli.terminal import Messages
+from danlu.client.logs import task_names
 from danlu.domain.jobs import Job
 from danlu.errors import DanluError
 
@@ -55,7 +56,8 @@ class Following:
 
     def __init__(self, client: Client, job: Job, messages: Messages, *, output: bool = True, news: bool = True) -> None:
         self._client, self._job, self._messages, self._output = client, job, messages, output
-        self._lines = LogLines(*screens(sys.stdout, sys.stderr))
+        self._prefixes = Prefixes() if len(job.spec.shapes) > 1 else None
+        self._lines = LogLines(*screens(sys.stdout, sys.stderr), prefixes=self._prefixes)
         self._news: queue.Queue[tuple[str, Any]] = queue.Queue(WAITING_PAGES)
         self._begun = time.monotonic()
         self._tell = news
@@ -155,6 +157,8 @@ class Following:
             return
         if page.chunks:
             self._tell_running(page.chunks[0].attempt)
+            if self._prefixes is not None:
+                self._prefixes.meet(page, lambda number: task_names(self._client, self._job.id, LogsQuery(), number))
             self._messages.clear()
             emit(self._lines.take(page))
 

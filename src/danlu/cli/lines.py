@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TextIO
 
-from danlu.cli.terminal import is_terminal, width
+from danlu.cli.terminal import has_colour, is_terminal, styled, width
 from danlu.cli.wording import clock
+from danlu.client.logs import in_time
 from danlu.domain.views import LogChunk, LogPage
 from danlu.runner.formats import Line, parse_lines
 
 _PLAIN: Final = re.compile(r"^\d+ o\. ", re.MULTILINE)
 _CLEAR: Final = "\x1b[K"
+_STYLES: Final = ("cyan", "green", "yellow", "magenta", "blue")
 
 Key = tuple[int, str, str]
 """Attempt, task, stream."""
@@ -25,9 +28,43 @@ class Screen:
 
     name: Literal["out", "err"]
     moving: bool = False
+    colour: bool = False
     columns: int = 100
     unfinished: Key | None = None
     progress: Key | None = None
+
+
+class Prefixes:
+    """What stands before each line of a job of several tasks: ``worker-1 | ``, aligned, in a colour of its own."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._places: dict[str, int] = {}
+        self._width = 0
+        self.know(names)
+
+    def know(self, names: Iterable[str]) -> None:
+        """Adds names: the bars stand below each other from the first line on where all are known by then."""
+        for name in names:
+            self._places.setdefault(name, len(self._places))
+            self._width = max(self._width, len(name))
+
+    def meet(self, page: LogPage, names_of: Callable[[int], Iterable[str]]) -> None:
+        """Asks for all names of an attempt when one of its tasks is not known yet."""
+        for chunk in page.chunks:
+            if chunk.task not in self._places:
+                self.know(names_of(chunk.attempt))
+                self.know((chunk.task,))
+
+    def of(self, task: str, *, colour: bool) -> str:
+        """Returns what stands before a task's line."""
+        self.know((task,))
+        text = f"{task:<{self._width}} |"
+        return (styled(text, _STYLES[self._places[task] % len(_STYLES)]) if colour else text) + " "
+
+    @property
+    def columns(self) -> int:
+        """How many columns it takes."""
+        return self._width + len(" | ")
 
 
 class LogLines:
@@ -39,18 +76,18 @@ class LogLines:
         out: where stdout goes.
         err: where stderr goes; the same screen when both are one terminal.
         timestamps: put the time before each line.
-        tasks: put the task's name before each line.
+        prefixes: put the task's name before each line, and the time behind it.
     """
 
-    def __init__(self, out: Screen, err: Screen, *, timestamps: bool = False, tasks: bool = False) -> None:
+    def __init__(self, out: Screen, err: Screen, *, timestamps: bool = False, prefixes: Prefixes | None = None) -> None:
         self._out, self._err = out, err
-        self._timestamps, self._tasks = timestamps, tasks
+        self._timestamps, self._prefixes = timestamps, prefixes
         self._held: dict[Key, str] = {}
         self._pieces: list[tuple[str, str]] = []
 
     def take(self, page: LogPage) -> list[tuple[str, str]]:
-        """Returns what a page adds."""
-        for chunk in page.chunks:
+        """Returns what a page adds, its tasks' lines in the order of time."""
+        for chunk in in_time(page):
             if not self._plain(chunk):
                 for line in parse_lines(chunk.data):
                     self._add((chunk.attempt, chunk.task, line.stream), line)
@@ -71,9 +108,9 @@ class LogLines:
 
     def _plain(self, chunk: LogChunk) -> bool:
         """Takes a chunk of nothing but whole lines of stdout at once, which is by far the most usual and the largest."""
-        if self._timestamps or self._tasks or self._held or self._out.unfinished or self._out.progress:
+        if self._timestamps or self._held or self._out.unfinished or self._out.progress:
             return False
-        text, found = _PLAIN.subn("", chunk.data)
+        text, found = _PLAIN.subn(self._prefix(chunk.task, self._out), chunk.data)
         if found != chunk.data.count("\n") or not found:
             return False
         self._write(self._out, text)
@@ -87,11 +124,12 @@ class LogLines:
 
     def _add(self, key: Key, line: Line) -> None:
         screen = self._screen(key)
-        text = self._head(key, line) + line.text
+        head, columns = self._head(key, line, screen)
+        text = head + line.text
         if line.mark == "~":
             if screen.moving:
                 self._begin(screen, key)
-                self._write(screen, text[: screen.columns - 1] + _CLEAR + "\r")
+                self._write(screen, head + line.text[: max(0, screen.columns - 1 - columns)] + _CLEAR + "\r")
                 screen.unfinished, screen.progress = None, key
             else:
                 self._held[key] = text
@@ -116,19 +154,23 @@ class LogLines:
             self._write(screen, _CLEAR)
             screen.progress = None
 
-    def _head(self, key: Key, line: Line) -> str:
+    def _head(self, key: Key, line: Line, screen: Screen) -> tuple[str, int]:
+        """Returns what stands before a line, and how many columns it takes."""
         head = f"{clock(line.at)} " if self._timestamps else ""
-        if self._tasks:
-            head += f"[{key[1]}] "
-        return head + ("danlu: " if line.stream == "r" else "")
+        head += "danlu: " if line.stream == "r" else ""
+        prefix = self._prefix(key[1], screen)
+        return prefix + head, len(head) + (self._prefixes.columns if self._prefixes else 0)
+
+    def _prefix(self, task: str, screen: Screen) -> str:
+        return "" if self._prefixes is None else self._prefixes.of(task, colour=screen.colour)
 
 
 def screens(out: TextIO, err: TextIO) -> tuple[Screen, Screen]:
     """Returns the screens of this process's stdout and stderr; one for both when both are terminals."""
-    first = Screen("out", moving=is_terminal(out), columns=width())
+    first = Screen("out", moving=is_terminal(out), colour=has_colour(out), columns=width())
     if is_terminal(out) and is_terminal(err):
         return first, first
-    return first, Screen("err", moving=is_terminal(err), columns=width())
+    return first, Screen("err", moving=is_terminal(err), colour=has_colour(err), columns=width())
 
 
 def emit(pieces: list[tuple[str, str]]) -> None:

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
+from pydantic import ValidationError
 
 from danlu.api import LogsQuery
-from danlu.cli.lines import LogLines, emit, screens
-from danlu.cli.options import Common, Flag, Names, one
+from danlu.cli.lines import LogLines, Prefixes, emit, screens
+from danlu.cli.options import Common, Flag, Names, Words, one
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.terminal import Messages
 from danlu.cli.wording import SECOND_NS
+from danlu.client.logs import pages, task_names
 from danlu.client.transport import Client
+from danlu.domain.jobs import Job
 from danlu.domain.resources import parse_duration
-from danlu.domain.views import LogPage
+from danlu.domain.validation import invalid_spec
 from danlu.errors import InvalidRequest, NotFound
 
 MAX_TAIL = 1_000_000
+WHICH = Group("Of which tasks, where a job has several; all of them when left out", sort_key=1)
+
+
+@Parameter(name="*", group=WHICH)
+@dataclass(frozen=True)
+class Which:
+    """Tasks of a job: what any of these names."""
+
+    task: Annotated[tuple[str, ...], Parameter(help="a task's name, e.g. worker-1; repeatable"), Words] = ()
+    role: Annotated[tuple[str, ...], Parameter(help="a role, e.g. worker; repeatable"), Words] = ()
+    rank: Annotated[tuple[int, ...], Parameter(help="a task's number, from 0; repeatable"), Words] = ()
+    all: Annotated[bool, Parameter(help="all, each line with its task's name"), Flag] = False
 
 
 def logs(
@@ -30,18 +45,22 @@ def logs(
         bool, Parameter(name=("--previous", "-p"), help="of the attempt before the newest"), Flag
     ] = False,
     attempt: Annotated[int | None, Parameter(help="of this attempt, counted from 1")] = None,
-    task: Annotated[str | None, Parameter(help="of this task only, e.g. main-0")] = None,
     since: Annotated[str | None, Parameter(help="only what is newer, e.g. 10m")] = None,
-    tail: Annotated[int | None, Parameter(help="only the last lines")] = None,
+    tail: Annotated[int | None, Parameter(help="only the last lines, of each task")] = None,
     timestamps: Annotated[bool, Parameter(help="the time (UTC) before each line"), Flag] = False,
+    which: Which | None = None,
     common: Common | None = None,
 ) -> int:
     """Print what a job printed: its stdout on stdout, its stderr on stderr, progress lines folded.
 
-    Without --attempt it is the newest attempt, and with -f every one that follows.
+    Without --attempt it is the newest attempt, and with -f every one that follows. The lines of several tasks come in the
+    order of time, with the task's name before each.
 
     Example: danlu logs -f linear-7 --tail 20
     """
+    which = which or Which()
+    if which.all and (which.task or which.role or which.rank):
+        raise InvalidRequest("--all excludes --task, --role and --rank")
     if previous and attempt is not None:
         raise InvalidRequest("--previous and --attempt exclude each other")
     if (attempt is not None and attempt < 1) or (tail is not None and not 0 <= tail <= MAX_TAIL):
@@ -53,35 +72,39 @@ def logs(
             if found.attempts < 2:
                 raise NotFound(f"job {found.name} has no attempt before its newest: it has {found.attempts}")
             attempt = found.attempts - 1
-        query = LogsQuery(attempt=attempt, task=task, since=_since(since), tail=tail)
-        pages = _stream(client, found.id, query) if follow else _pages(client, found.id, query)
-        lines = LogLines(*screens(sys.stdout, sys.stderr), timestamps=timestamps)
+        query = _query(which, attempt=attempt, since=_since(since), tail=tail)
+        if follow:
+            client.patience_s = FOLLOW_PATIENCE_S
+        prefixes = _prefixes(client, found, query, always=which.all)
+        lines = LogLines(*screens(sys.stdout, sys.stderr), timestamps=timestamps, prefixes=prefixes)
         nothing = True
         try:
-            for page in pages:
+            for page in pages(client, found.id, query, follow=follow):
                 nothing = nothing and not page.chunks
+                if prefixes is not None:
+                    prefixes.meet(page, lambda number: task_names(client, found.id, query, number))
                 emit(lines.take(page))
         finally:
             emit(lines.end())
         if nothing:
-            of_what = " there" if since or tail is not None or attempt or task else ""
+            of_what = " there" if query != LogsQuery() else ""
             messages.say(f"{found.name} has printed nothing{of_what}" + (" yet" if found.live else ""))
     return 0
 
 
-def _stream(client: Client, job_id: str, query: LogsQuery) -> Iterator[LogPage]:
-    client.patience_s = FOLLOW_PATIENCE_S
-    return client.stream("jobs.logs_stream", {"job": job_id}, query=query)
+def _query(which: Which, **fields: Any) -> LogsQuery:
+    try:
+        return LogsQuery(task=which.task, role=which.role, rank=which.rank, **fields)
+    except ValidationError as error:
+        raise invalid_spec(error, LogsQuery) from error
 
 
-def _pages(client: Client, job_id: str, query: LogsQuery) -> Iterator[LogPage]:
-    """Yields what there is now. A new attempt is a page without lines that has another cursor."""
-    while True:
-        page: LogPage = client.call("jobs.logs", {"job": job_id}, query=query)
-        yield page
-        if page.done or (not page.chunks and page.cursor == query.cursor):
-            return
-        query = query.model_copy(update={"cursor": page.cursor})
+def _prefixes(client: Client, job: Job, query: LogsQuery, *, always: bool) -> Prefixes | None:
+    """Returns what stands before lines: nothing where they are all of one task, unless that is asked for."""
+    names = task_names(client, job.id, query, query.attempt or max(1, job.attempts))
+    one_named = len(query.task) + len(query.rank) == 1 and not query.role
+    several = len(names) > 1 if names else len(job.spec.shapes) > 1 and not one_named
+    return Prefixes(names) if several or always else None
 
 
 def _since(text: str | None) -> int | None:

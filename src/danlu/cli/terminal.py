@@ -43,7 +43,12 @@ def has_colour(stream: TextIO) -> bool:
 
 def paint(text: str, style: str | None, stream: TextIO) -> str:
     """Returns ``text`` in a style, where ``stream`` shows colours."""
-    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if style and has_colour(stream) else text
+    return styled(text, style) if style and has_colour(stream) else text
+
+
+def styled(text: str, style: str) -> str:
+    """Returns ``text`` in a style."""
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
 
 
 def width() -> int:

@@ -83,7 +83,7 @@ def build(
             raise InvalidRequest(f"{value!r} names no {name}")
         target = target.replace("{" + name + "}", quote(value, safe=":"))
     if query is not None and (fields := query.model_dump(mode="json", exclude_defaults=True)):
-        target += "?" + urlencode(fields)
+        target += "?" + urlencode(fields, doseq=True)
     if isinstance(body, bytes):
         return Request(operation, operation.method, target, body, "application/octet-stream")
     content = None if body is None else body.model_dump_json(exclude_defaults=True).encode()

@@ -87,7 +87,7 @@ class CollectionController:
 
     def _copy(self, attempt: Attempt) -> bool:
         """Copies some of what is new; returns whether there may be more."""
-        pieces = 0
+        pieces, lines = 0, False
         for piece in self.spools.pending(attempt.id, max_bytes=PIECE_BYTES):
             key = StreamKey(attempt.project, attempt.id, piece.task, piece.stream)
             offset = piece.offset
@@ -95,10 +95,10 @@ class CollectionController:
             if known < offset + len(piece.data):
                 self.streams.append(key, offset, piece.data)
             self.spools.collected(piece, durably=partial(self.streams.sync, key))
-            pieces += 1
+            pieces, lines = pieces + 1, lines or piece.stream == LOG_STREAM
             if pieces >= PIECES_A_TURN:
                 break
-        if pieces:
+        if lines:  # nobody waits for metrics
             self.hub.notify("logs")
         return pieces >= PIECES_A_TURN
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final
@@ -328,6 +328,16 @@ class Task(Value):
     def name(self) -> str:
         """``ROLE-INDEX``: names its log and its folder."""
         return f"{self.role}-{self.index}"
+
+
+def chosen(
+    tasks: Iterable[Task], names: Collection[str] = (), roles: Collection[str] = (), ranks: Collection[int] = ()
+) -> tuple[Task, ...]:
+    """Returns the tasks that are named by any of these, in their order; all where nothing is named."""
+    every = tuple(tasks)
+    if not (names or roles or ranks):
+        return every
+    return tuple(task for task in every if task.name in names or task.role in roles or task.rank in ranks)
 
 
 A = AttemptState

@@ -17,10 +17,11 @@ from .nvml import Gpus
 FIRST_S, PERIOD_S, LONGEST_S = 2.0, 5.0, 60.0
 AGE_PART = 17_280
 """A task that runs for days is looked at less often, so that its samples stay few: once a minute from the twelfth day on."""
-COST_PART = 2000
-"""Looking takes at most this part of a core: where it takes long, as among very many processes, it is done less often."""
+COST_PART = 1000
+"""Looking takes at most a thousandth of a core: where it takes long, as among very many processes, it is done less often."""
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+STAT_BYTES = 4096
 
 
 class Use(NamedTuple):
@@ -105,8 +106,11 @@ def in_trees(roots: Iterable[int], others: Optional[int] = None) -> Dict[int, Us
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                with open("/proc/%s/stat" % name, "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
+                descriptor = os.open("/proc/%s/stat" % name, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    fields = os.read(descriptor, STAT_BYTES).rpartition(b")")[2].split()
+                finally:
+                    os.close(descriptor)
             except OSError:
                 continue
             known[int(name)] = (int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])), int(fields[21]))

@@ -109,6 +109,7 @@ class WaitQuery(Value):
     """How long to wait before answering with the present state."""
 
     timeout_s: float = Field(default=30.0, ge=0, le=60)
+    state: JobState | None = Field(default=None, description="answer when it is in this state, too")
 
 
 class OffsetQuery(Value):
@@ -202,7 +203,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("jobs.submit", "PUT", "/v1/jobs/{job}", "Submit a job under an id made by the client; twice is once", Job,
       body=JobSpec, status=201),
     O("jobs.get", "GET", "/v1/jobs/{job}", "One job, by id or name", Job),
-    O("jobs.wait", "GET", "/v1/jobs/{job}/wait", "The job, as soon as it has ended or the time is over", Job,
+    O("jobs.wait", "GET", "/v1/jobs/{job}/wait", "The job, as soon as it has ended, is in a state, or the time is over", Job,
       query=WaitQuery),
     O("jobs.why", "GET", "/v1/jobs/{job}/why", "Why the job is where it is", Why),
     O("jobs.stop", "POST", "/v1/jobs/{job}/stop", "Stop the job", Job, body=StopRequest, status=202),

@@ -24,7 +24,7 @@ COMMANDS: Final = (
     C("apply", "apply:apply", "Work", "submit the jobs described in a file", "-f FILE"),
     C("stop", "jobs:stop", "Work", "stop jobs", "JOB... [FLAGS]"),
     C("retry", "retry:retry", "Work", "run an ended job again, with changes if need be", "JOB [FLAGS]"),
-    C("wait", "jobs:wait", "Work", "wait for a job; exits with its exit code", "JOB [FLAGS]"),
+    C("wait", "wait:wait", "Work", "wait for jobs to end, or to be in a state", "JOB... [FLAGS]"),
     C("get", "get:get", "Look", "list jobs, nodes, envs, events, or show one", "jobs|nodes|envs|events [NAME...] [FLAGS]"),
     C("describe", "describe:describe", "Look", "all about a job: attempts, limits, events, what it left", "JOB [FLAGS]"),
     C("why", "why:why", "Look", "why a job waits, or why it ended", "JOB [FLAGS]"),

@@ -1,11 +1,11 @@
 """Exit codes, all of them.
 
 ====  ==========================================================================================
-   0  it is done; for run, retry, wait: the job succeeded
-   1  it could not be done; for run, retry, wait: the job failed without a code of its own
+   0  it is done; for run, retry, wait: the job succeeded, or is in the state that was waited for
+   1  it could not be done; for run, retry, wait: the job failed without a code of its own, or ended in another state
    2  it was asked wrongly: an unknown command, flag or field, or a value that cannot be
    3  the platform is not running, cannot be reached or cannot answer
- 124  wait: the time is over and the job has not ended
+ 124  wait: the time is over, and what was waited for has not come
  130  Ctrl-C; for run, retry, wait: the job was cancelled
  141  nobody reads the output any more
    N  for run, retry, wait: the job's own exit code; 128 + the signal when one ended it

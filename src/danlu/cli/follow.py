@@ -65,7 +65,7 @@ class Following:
         self._waits = ""
         self._told = 0
         self._noticed = ""
-        self._stopping = False
+        self._stopping = self._terminated = False
         self._stop_heard = threading.Event()
         self._unheard_at: float | None = None
         self._printing = threading.get_ident()
@@ -86,7 +86,7 @@ class Following:
         self._fetch("page", lambda: client.stream("jobs.logs_stream", path, query=LogsQuery(beginning=1)), last=True)
         if self._tell:
             self._fetch("event", lambda: client.stream("events.stream", query=EventsQuery(object_id=job_id)))
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        previous = signal.signal(signal.SIGTERM, self._terminate)
         try:
             self._until_the_end()
         finally:
@@ -98,6 +98,11 @@ class Following:
         if self._job.started_at is not None:
             self._tell_running(self._job.attempts)
         return self._job
+
+    def _terminate(self, _number: int, _frame: object) -> None:
+        """SIGTERM: as Ctrl-C, but whoever sends it expects no question. SIGHUP ends this process; the job goes on."""
+        self._terminated = True
+        raise KeyboardInterrupt
 
     def _heard(self, text: str) -> None:
         """Takes a notice from any thread, and never waits. The one that prints cannot hear it while it calls itself."""
@@ -255,6 +260,14 @@ class Following:
             self._messages.step("environment", line)
 
     def _interrupted(self) -> None:
+        """Does what Ctrl-C asks for; one that comes in the middle of that is another one."""
+        while True:
+            try:
+                return self._answer()
+            except KeyboardInterrupt:
+                continue
+
+    def _answer(self) -> None:
         """Asks what Ctrl-C means; where nobody can be asked, it means what it means for a process: stop.
 
         A second one leaves the job to its stopping.
@@ -269,7 +282,8 @@ class Following:
                 f"{name} is NOT stopped: the platform has not taken the request. Stop it later: danlu stop {name}",
                 exits.INTERRUPTED,
             )
-        answer = self._ask(name) if sys.stdin.isatty() and sys.stderr.isatty() else "s"
+        can_ask = not self._terminated and sys.stdin.isatty() and sys.stderr.isatty()
+        answer = self._ask(name) if can_ask else "s"
         if answer == "d":
             raise Detached(f"follow it with `danlu logs -f {name}`", exits.OK)
         if answer == "s":
@@ -295,7 +309,7 @@ class Following:
             try:
                 answer = sys.stdin.readline()
             except KeyboardInterrupt:
-                return "d"
+                return "s" if self._terminated else "d"
             if not answer:
                 return "d"
             if (letter := answer.strip().lower()[:1]) in ("d", "s", "c"):

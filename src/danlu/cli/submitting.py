@@ -107,7 +107,11 @@ def tell_environment(client: Client, job: Job, messages: Messages) -> None:
     if job.environment_id is None:
         return
     begun = time.monotonic()
-    env = client.call("environments.get", {"environment": job.environment_id})
+    try:
+        env = client.call("environments.get", {"environment": job.environment_id})
+    except KeyboardInterrupt:
+        messages.say(f"{job.name} goes on: danlu logs -f {job.name}     stop it: danlu stop {job.name}")
+        raise
     if env.state == "ready":
         messages.step("environment", f"{wording.environment(env)}  reused", time.monotonic() - begun)
 

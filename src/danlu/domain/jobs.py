@@ -378,6 +378,13 @@ class Attempt(Living):
 LIVE_JOB_STATES: Final = frozenset(state for state, following in Job.MOVES.items() if following)
 
 
+def reached(job: Job, wanted: JobState | None) -> bool:
+    """Says whether a job is in a state; None: has ended. One that has succeeded was running, even if nobody saw it."""
+    if wanted is None:
+        return not job.live
+    return job.state is wanted or (wanted is J.RUNNING and job.state is J.SUCCEEDED)
+
+
 def job_exit_code(job: Job) -> int:
     """Returns what ``danlu run`` and ``danlu wait`` exit with: the job's own code, 130 when cancelled, 1 without one."""
     if job.state is J.SUCCEEDED:

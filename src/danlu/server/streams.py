@@ -11,7 +11,7 @@ import anyio.to_thread
 from starlette.responses import StreamingResponse
 
 from danlu.api import EventsQuery, LogsQuery, WaitQuery
-from danlu.domain.jobs import Job
+from danlu.domain.jobs import Job, reached
 from danlu.domain.views import LogPage
 from danlu.errors import TooManyRequests
 from danlu.services import events, jobs, logs
@@ -145,7 +145,7 @@ class Streams:
                     yield KEEP_ALIVE
 
     async def wait(self, call: Call, job: str, query: WaitQuery) -> Job:
-        """Returns the job as soon as it has ended, or as it is when the time is over."""
+        """Returns the job as soon as it has ended or is in the wanted state, or as it is when the time is over."""
         waiter = Waiter(self._hub, frozenset({"jobs"}))
         loop = asyncio.get_running_loop()
         until = loop.time() + query.timeout_s
@@ -153,7 +153,7 @@ class Streams:
             while True:
                 found = await anyio.to_thread.run_sync(jobs.get, call, job)
                 left = until - loop.time()
-                if not found.live or left <= 0 or self._ending:
+                if not found.live or reached(found, query.state) or left <= 0 or self._ending:
                     return found
                 await waiter.wait(min(left, LOOK_AGAIN_S))
 

@@ -1,0 +1,135 @@
+"""``danlu wait``: until jobs are in a state, or have ended."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Annotated, Any, Final
+
+from cyclopts import Parameter
+
+from danlu.cli import exits, wording
+from danlu.cli import output as out
+from danlu.cli.options import Common, Names, Output, several
+from danlu.cli.session import FOLLOW_PATIENCE_S, connect
+from danlu.cli.submitting import tell_end
+from danlu.cli.terminal import Messages
+from danlu.client.transport import Client
+from danlu.client.waiting import until
+from danlu.domain.jobs import Job, JobState, job_exit_code, reached
+from danlu.domain.resources import parse_duration
+from danlu.domain.validation import suggestion
+from danlu.errors import InvalidRequest
+
+ENDED: Final = "ended"
+MAX_JOBS: Final = 64
+
+
+def wait(
+    *job: Names,
+    for_: Annotated[
+        str, Parameter(name="--for", help="ended, or a state such as running or succeeded; also state=running")
+    ] = ENDED,
+    timeout: Annotated[str | None, Parameter(help="give up after this time, e.g. 10m; exit code 124")] = None,
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """Wait until jobs have ended, or are in a state, all of them.
+
+    Exits with the job's own exit code; with --for with 0 as soon as the state has come, and with the job's exit code, or 1,
+    once it can no longer come. A job that has succeeded was running. Of several jobs: the first exit code that is not 0, in
+    the order in which they are named.
+
+    Example: danlu wait ps-test --for running --timeout 10m
+    """
+    state = _state(for_)
+    try:
+        timeout_s = None if timeout is None else parse_duration(timeout)
+    except ValueError as error:
+        raise InvalidRequest(f"--timeout: {error}") from error
+    names = list(dict.fromkeys(several(job)))
+    if len(names) > MAX_JOBS:
+        raise InvalidRequest(f"{len(names)} jobs are named: at most {MAX_JOBS} are waited for at once")
+    messages = Messages(quiet=output in ("json", "yaml"))
+    with connect(common, messages) as client:
+        jobs: list[Job] = [client.call("jobs.get", {"job": name}) for name in names]
+        client.patience_s = FOLLOW_PATIENCE_S
+        jobs = _all(client, jobs, state, timeout_s, messages)
+    if output in ("json", "yaml"):
+        if len(jobs) == 1:
+            out.record(jobs[0], output)
+        else:
+            out.records(jobs, output)
+    elif output == "name":
+        for found in jobs:
+            out.write(f"job/{found.name}")
+    for found in jobs:
+        _tell(found, state, timeout, messages)
+    codes = [_code(found, state) for found in jobs]
+    return exits.TIMED_OUT if exits.TIMED_OUT in codes else next((code for code in codes if code), exits.OK)
+
+
+def _state(word: str) -> JobState | None:
+    """Returns the state that ``--for`` names; None for the end."""
+    name = word.removeprefix("state=")
+    if name == ENDED:
+        return None
+    if name not in set(JobState):
+        every = [ENDED, *JobState]
+        raise InvalidRequest(
+            f"--for {word!r} is not a job's state",
+            next_step=f"{suggestion(name, every)}   there are: {', '.join(every)}".strip(),
+        )
+    return JobState(name)
+
+
+def _all(
+    client: Client, jobs: list[Job], state: JobState | None, timeout_s: float | None, messages: Messages
+) -> list[Job]:
+    """Returns the jobs, each as it was when its own waiting was over. They are waited for side by side: a state can pass."""
+    heard: queue.SimpleQueue[tuple[int, Job | Exception, bool]] = queue.SimpleQueue()
+
+    def work(at: int) -> None:
+        try:
+            found = until(
+                client, jobs[at], state=state, timeout_s=timeout_s, told=lambda job: heard.put((at, job, False))
+            )
+            heard.put((at, found, True))
+        except Exception as error:  # noqa: BLE001 - it is raised again in the thread that can tell it
+            heard.put((at, error, True))
+
+    for at in range(len(jobs)):
+        threading.Thread(target=work, args=(at,), daemon=True, name=f"danlu-wait-{at}").start()
+    found: list[Any] = list(jobs)
+    waiting = set(range(len(jobs)))
+    while waiting:
+        at, answer, over = heard.get()
+        if isinstance(answer, Exception):
+            messages.clear()
+            raise answer
+        found[at] = answer
+        if over:
+            waiting.discard(at)
+        if waiting:
+            job = found[min(waiting)]
+            more = f"   ({len(jobs) - len(waiting)} of {len(jobs)} done)" if len(jobs) > 1 else ""
+            why = wording.why(job)
+            messages.status(f"{job.name} is {job.state}{'' if why == '-' else f': {why}'}{more}")
+    messages.clear()
+    return found
+
+
+def _tell(job: Job, state: JobState | None, timeout: str | None, messages: Messages) -> None:
+    if job.live and not reached(job, state):
+        until_what = "has not ended" if state is None else f"is not {state}"
+        messages.say(f"{job.name} {until_what} after {timeout}: it is {job.state}")
+    elif job.live or job.state == "succeeded":
+        messages.say(f"{job.name} {wording.outcome(job) if not job.live else f'is {job.state}'}")
+    else:
+        tell_end(job, messages)
+
+
+def _code(job: Job, state: JobState | None) -> int:
+    if reached(job, state):
+        return job_exit_code(job) if state is None else exits.OK
+    return exits.TIMED_OUT if job.live else job_exit_code(job) or exits.FAILED

@@ -30,7 +30,8 @@ class Gang:
     def __init__(self, api: Api) -> None:
         self.api = api
         self.call = Call(api.platform, Actor(id="bootstrap", role=Role.ADMINISTRATOR, project=None), "default")
-        self.job = make_job(Ids(7)("j"), name="gang")
+        roles = {"ps": {}, "worker": {"replicas": 3}}
+        self.job = make_job(Ids(7)("j"), name="gang", spec={"roles": roles, "framework": "none"})
         tasks = [
             make_task(role=name[:-2], index=int(name[-1]), rank=rank, node="n1") for rank, name in enumerate(NAMES)
         ]

@@ -34,22 +34,6 @@ def test_lines_of_tasks_are_aligned_and_in_time() -> None:
     assert err == "ps-0     | oops\nworker-1 | danlu: cut\n"
 
 
-def test_names_are_learned_once_for_all_before_the_first_line() -> None:
-    asked = []
-
-    def names_of(number: int) -> list[str]:
-        asked.append(number)
-        return ["ps-0", "worker-12"]
-
-    prefixes = Prefixes()
-    made = LogLines(Screen("out"), Screen("err"), prefixes=prefixes)
-    for each in (page(ps_0="1 o. a\n"), page(worker_12="2 o. b\n")):
-        prefixes.meet(each, names_of)
-        made.take(each)
-    assert asked == [1]
-    assert prefixes.of("ps-0", colour=False) == "ps-0      | "
-
-
 def test_pieces_of_two_tasks_do_not_run_into_each_other() -> None:
     out, _ = shown(plain("w-0", "w-1"), page(w_0="1 o+ ab\n", w_1="2 o+ xy\n"), page(w_0="3 o. cd\n", w_1="4 o. z\n"))
     assert out == "w-0 | ab\nw-1 | xy\nw-0 | cd\nw-1 | z\n"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from danlu.runner import nvml, usage
+from danlu.runner.counters import Counters
 from danlu.runner.usage import Sampler, in_trees
 from tests.factories import write_files
 from tests.unit.test_runner_main import until
@@ -42,11 +43,15 @@ class Task:
     def __init__(self, name: str = "main-0", pid: int | None = 1, **spec: Any) -> None:
         self.name, self.pid, self.done = name, pid, False
         self.spec = {"name": name, **spec}
-        self.follower = Follower()
+        self.follower, self.counters = Follower(), Counters(spec.get("counters"))
 
 
-def order(*tasks: Task, counters: Any = None) -> dict[str, Any]:
-    return {"tasks": [task.spec for task in tasks], "counters": counters}
+def order(*tasks: Task) -> dict[str, Any]:
+    return {"tasks": [task.spec for task in tasks]}
+
+
+def group(version: int, folder: str) -> dict[str, Any]:
+    return {"version": version, "memory": folder, "cpu": folder}
 
 
 @pytest.mark.parametrize(
@@ -57,8 +62,8 @@ def test_a_control_group_is_sampled_when_it_is_time(
     tmp_path: Path, version: int, files: dict[str, str], after: tuple[str, str]
 ) -> None:
     folder = str(write_files(tmp_path, dict(files)) / "g")
-    task = Task()
-    sampler = Sampler(order(task, counters={"version": version, "memory": folder, "cpu": folder}))
+    task = Task(counters=group(version, folder))
+    sampler = Sampler(order(task))
     sampler.step([task], 100.0)
     assert task.follower.samples == []  # it is only what the next one is compared with
     Path(folder, after[0]).write_text(after[1])
@@ -76,7 +81,7 @@ def test_each_task_of_a_gang_has_its_own_group(tmp_path: Path) -> None:
     tasks = []
     for number in range(2):
         folder = str(write_files(tmp_path / str(number), dict(V2)) / "g")
-        tasks.append(Task(f"worker-{number}", counters={"version": 2, "memory": folder, "cpu": folder}))
+        tasks.append(Task(f"worker-{number}", counters=group(2, folder)))
     sampler = Sampler(order(*tasks))
     sampler.step(tasks, 0.0)
     (tmp_path / "1" / "g" / "cpu.stat").write_text("usage_usec 3000000")
@@ -88,8 +93,8 @@ def test_each_task_of_a_gang_has_its_own_group(tmp_path: Path) -> None:
 
 def test_a_job_of_many_days_is_sampled_less_often(tmp_path: Path) -> None:
     folder = str(write_files(tmp_path, dict(V2)) / "g")
-    task = Task()
-    sampler = Sampler(order(task, counters={"version": 2, "memory": folder, "cpu": folder}))
+    task = Task(counters=group(2, folder))
+    sampler = Sampler(order(task))
     at = 0.0
     for at in (0.0, 2.0, 30 * 86400.0):
         sampler.step([task], at)
@@ -108,7 +113,7 @@ def test_looking_never_costs_more_than_its_part(tmp_path: Path) -> None:
                 pass
             return {"system/cpu_cores": 1.0}
 
-    task = Task()
+    task = Task(counters=group(2, str(tmp_path)))
     sampler = Slow(order(task))
     sampler.step([task], 0.0)
     sampler.step([task], 0.02 * usage.COST_PART - 1)
@@ -197,8 +202,8 @@ def test_the_driver_is_asked_for_each_gpu() -> None:
 
 def test_the_gpus_of_a_task_are_in_its_sample(tmp_path: Path) -> None:
     folder = str(write_files(tmp_path, dict(V2)) / "g")
-    task = Task(devices=[2])
-    sampler = Sampler(order(task, counters={"version": 2, "memory": folder, "cpu": folder}))
+    task = Task(devices=[2], counters=group(2, folder))
+    sampler = Sampler(order(task))
     sampler._gpus = nvml.Gpus([0, 2], Driver())
     until(lambda: sampler._gpus.newest(time.monotonic()))
     sampler.step([task], time.monotonic())

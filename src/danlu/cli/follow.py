@@ -56,8 +56,9 @@ class Following:
 
     def __init__(self, client: Client, job: Job, messages: Messages, *, output: bool = True, news: bool = True) -> None:
         self._client, self._job, self._messages, self._output = client, job, messages, output
-        self._prefixes = Prefixes() if len(job.spec.shapes) > 1 else None
-        self._lines = LogLines(*screens(sys.stdout, sys.stderr), prefixes=self._prefixes)
+        names = task_names(job.spec, LogsQuery())
+        prefixes = Prefixes(names) if len(names) > 1 else None
+        self._lines = LogLines(*screens(sys.stdout, sys.stderr), prefixes=prefixes)
         self._news: queue.Queue[tuple[str, Any]] = queue.Queue(WAITING_PAGES)
         self._begun = time.monotonic()
         self._tell = news
@@ -162,8 +163,6 @@ class Following:
             return
         if page.chunks:
             self._tell_running(page.chunks[0].attempt)
-            if self._prefixes is not None:
-                self._prefixes.meet(page, lambda number: task_names(self._client, self._job.id, LogsQuery(), number))
             self._messages.clear()
             emit(self._lines.take(page))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TextIO
 
@@ -38,28 +38,14 @@ class Prefixes:
     """What stands before each line of a job of several tasks: ``worker-1 | ``, aligned, in a colour of its own."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self._places: dict[str, int] = {}
-        self._width = 0
-        self.know(names)
-
-    def know(self, names: Iterable[str]) -> None:
-        """Adds names: the bars stand below each other from the first line on where all are known by then."""
-        for name in names:
-            self._places.setdefault(name, len(self._places))
-            self._width = max(self._width, len(name))
-
-    def meet(self, page: LogPage, names_of: Callable[[int], Iterable[str]]) -> None:
-        """Asks for all names of an attempt when one of its tasks is not known yet."""
-        for chunk in page.chunks:
-            if chunk.task not in self._places:
-                self.know(names_of(chunk.attempt))
-                self.know((chunk.task,))
+        self._places = {name: place for place, name in enumerate(names)}
+        self._width = max(map(len, self._places), default=0)
 
     def of(self, task: str, *, colour: bool) -> str:
         """Returns what stands before a task's line."""
-        self.know((task,))
+        place = self._places.setdefault(task, len(self._places))
         text = f"{task:<{self._width}} |"
-        return (styled(text, _STYLES[self._places[task] % len(_STYLES)]) if colour else text) + " "
+        return (styled(text, _STYLES[place % len(_STYLES)]) if colour else text) + " "
 
     @property
     def columns(self) -> int:

@@ -17,8 +17,6 @@ from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.terminal import Messages
 from danlu.cli.wording import SECOND_NS
 from danlu.client.logs import pages, task_names
-from danlu.client.transport import Client
-from danlu.domain.jobs import Job
 from danlu.domain.resources import parse_duration
 from danlu.domain.validation import invalid_spec
 from danlu.errors import InvalidRequest, NotFound
@@ -75,14 +73,13 @@ def logs(
         query = _query(which, attempt=attempt, since=_since(since), tail=tail)
         if follow:
             client.patience_s = FOLLOW_PATIENCE_S
-        prefixes = _prefixes(client, found, query, always=which.all)
+        names = task_names(found.spec, query)
+        prefixes = Prefixes(names) if len(names) > 1 or which.all else None
         lines = LogLines(*screens(sys.stdout, sys.stderr), timestamps=timestamps, prefixes=prefixes)
         nothing = True
         try:
             for page in pages(client, found.id, query, follow=follow):
                 nothing = nothing and not page.chunks
-                if prefixes is not None:
-                    prefixes.meet(page, lambda number: task_names(client, found.id, query, number))
                 emit(lines.take(page))
         finally:
             emit(lines.end())
@@ -97,14 +94,6 @@ def _query(which: Which, **fields: Any) -> LogsQuery:
         return LogsQuery(task=which.task, role=which.role, rank=which.rank, **fields)
     except ValidationError as error:
         raise invalid_spec(error, LogsQuery) from error
-
-
-def _prefixes(client: Client, job: Job, query: LogsQuery, *, always: bool) -> Prefixes | None:
-    """Returns what stands before lines: nothing where they are all of one task, unless that is asked for."""
-    names = task_names(client, job.id, query, query.attempt or max(1, job.attempts))
-    one_named = len(query.task) + len(query.rank) == 1 and not query.role
-    several = len(names) > 1 if names else len(job.spec.shapes) > 1 and not one_named
-    return Prefixes(names) if several or always else None
 
 
 def _since(text: str | None) -> int | None:

@@ -61,8 +61,8 @@ def metrics(
     elif output == "csv":
         out.write(_csv(chosen))
     elif output == "name":
-        for series in chosen:
-            out.write(series.name)
+        for one_name in dict.fromkeys(series.name for series in chosen):
+            out.write(one_name)
     elif chosen:
         _plot(chosen, explicit=bool(name), messages=messages)
     else:

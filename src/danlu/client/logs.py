@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from danlu.api import LogsQuery, Paging
+from danlu.api import LogsQuery
 from danlu.client.transport import Client
-from danlu.domain.jobs import chosen
+from danlu.domain.jobs import JobSpec, chosen
 from danlu.domain.views import LogChunk, LogPage
 from danlu.runner.formats import parse_lines
 
@@ -57,12 +57,9 @@ def pages(client: Client, job_id: str, query: LogsQuery, *, follow: bool = False
         query = query.model_copy(update={"cursor": page.cursor})
 
 
-def task_names(client: Client, job_id: str, query: LogsQuery, number: int) -> tuple[str, ...]:
-    """Returns the names of those tasks of an attempt that ``query`` asks for, by rank; none while it does not exist."""
-    page = client.call("jobs.attempts", {"job": job_id}, query=Paging(limit=1, cursor=str(number + 1)))
-    if not page.items or page.items[0].number != number:
-        return ()
-    return tuple(task.name for task in chosen(page.items[0].tasks, query.task, query.role, query.rank))
+def task_names(spec: JobSpec, query: LogsQuery) -> tuple[str, ...]:
+    """Returns the names of those tasks of a job that ``query`` asks for, by rank."""
+    return tuple(task.name for task in chosen(spec.tasks, query.task, query.role, query.rank))
 
 
 def in_time(page: LogPage) -> Iterator[LogChunk]:

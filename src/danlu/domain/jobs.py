@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -330,9 +330,12 @@ class Task(Value):
         return f"{self.role}-{self.index}"
 
 
+T = TypeVar("T", Task, TaskSpec)
+
+
 def chosen(
-    tasks: Iterable[Task], names: Collection[str] = (), roles: Collection[str] = (), ranks: Collection[int] = ()
-) -> tuple[Task, ...]:
+    tasks: Iterable[T], names: Collection[str] = (), roles: Collection[str] = (), ranks: Collection[int] = ()
+) -> tuple[T, ...]:
     """Returns the tasks that are named by any of these, in their order; all where nothing is named."""
     every = tuple(tasks)
     if not (names or roles or ranks):

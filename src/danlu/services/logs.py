@@ -6,14 +6,14 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from danlu.api import LogsQuery
 from danlu.blobs.streams import StreamKey, line_time
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS
 from danlu.domain.ids import attempt_id
-from danlu.domain.jobs import Attempt, AttemptState, Job, Task, chosen
+from danlu.domain.jobs import Attempt, AttemptState, Job, Task, TaskSpec, chosen
 from danlu.domain.validation import suggestion
 from danlu.domain.views import LogChunk, LogPage
 from danlu.errors import InvalidRequest, NotFound
@@ -27,6 +27,7 @@ SMALLEST_BLOCK_BYTES: Final = 8 * 1024
 CHUNK_BYTES: Final = 512 * 1024
 """What is read of one task at most; longer than any line that a runner writes."""
 NOT_BEGUN: Final = -1
+T = TypeVar("T", Task, TaskSpec)
 
 
 def read(call: Call, job: str, query: LogsQuery) -> LogPage:
@@ -44,11 +45,12 @@ def read(call: Call, job: str, query: LogsQuery) -> LogPage:
     if attempt is None:
         if query.attempt is not None:
             raise NotFound(f"job {found.name} has no attempt {query.attempt}: it has {found.attempts}")
+        _chosen(found, found.spec.tasks, query)
         return LogPage(chunks=(), cursor=_cursor(number, []), done=not found.live)
     offsets += [NOT_BEGUN] * (len(attempt.tasks) - len(offsets))
     complete = attempt.state is AttemptState.ENDED and attempt.collected
     places = {task.name: place for place, task in enumerate(attempt.tasks)}
-    blocks = _blocks(call, attempt, _chosen(attempt, query), offsets, query)
+    blocks = _blocks(call, attempt, _chosen(found, attempt.tasks, query), offsets, query)
     chunks: list[LogChunk] = []
     for block, end in _in_time(blocks):
         offsets[places[block.task]] = block.offset + end
@@ -72,22 +74,22 @@ def _where(call: Call, job: str, query: LogsQuery) -> tuple[Job, int, Attempt | 
     return call.platform.database.read(work)
 
 
-def _chosen(attempt: Attempt, query: LogsQuery) -> tuple[Task, ...]:
+def _chosen(job: Job, tasks: tuple[T, ...], query: LogsQuery) -> tuple[T, ...]:
     """Returns the tasks that are asked for, or raises NotFound where something is named that is not there."""
     known: dict[str, tuple[list[str], list[str]]] = {
-        "task": ([task.name for task in attempt.tasks], list(query.task)),
-        "role": ([task.role for task in attempt.tasks], list(query.role)),
-        "rank": ([str(task.rank) for task in attempt.tasks], [str(rank) for rank in query.rank]),
+        "task": ([task.name for task in tasks], list(query.task)),
+        "role": ([task.role for task in tasks], list(query.role)),
+        "rank": ([str(task.rank) for task in tasks], [str(rank) for rank in query.rank]),
     }
     for kind, (there, asked) in known.items():
         for word in asked:
             if word not in there:
                 some = ", ".join(dict.fromkeys(there[:20])) + (", ..." if len(there) > 20 else "")
                 raise NotFound(
-                    f"attempt {attempt.number} has no {kind} {word[:63]!r}",
+                    f"job {job.name} has no {kind} {word[:63]!r}",
                     next_step=suggestion(word, there) or f"there are: {some}",
                 )
-    return chosen(attempt.tasks, query.task, query.role, query.rank)
+    return chosen(tasks, query.task, query.role, query.rank)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
-"""Danlu inside a job: ``danlu.log(step=3, loss=0.1)`` and the folders that outlive it.
+"""Danlu inside a job: ``danlu.log(step=3, loss=0.1)`` and the folders that outlive it; and outside: ``danlu.run("...")``.
 
-Runs on the job's own interpreter, Python 3.8 or later, with the standard library alone, and costs nothing to import.
+What is for the inside runs on the job's own interpreter, Python 3.8 or later, with the standard library alone, and costs
+nothing to import. The rest is the client, loaded when it is first used: ``run``, ``connect``, ``job``, ``jobs``, the classes
+``Job`` and ``Platform``, and ``errors``.
 """
 
 import os as _os
@@ -10,9 +12,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing costs more to import than all the rest
     from typing import Any, Dict, Optional
 
+    from danlu import errors as errors
+    from danlu.client.jobs import Job as Job
+    from danlu.client.sdk import Platform as Platform
+    from danlu.client.sdk import connect as connect
+    from danlu.client.sdk import job as job
+    from danlu.client.sdk import jobs as jobs
+    from danlu.client.sdk import run as run
+
 __version__ = "0.1.0"
 __all__ = ["checkpoint_dir", "latest_checkpoint", "log", "output_dir"]
 
+_CLIENT = {
+    "Job": "danlu.client.jobs", "Platform": "danlu.client.sdk", "connect": "danlu.client.sdk", "job": "danlu.client.sdk",
+    "jobs": "danlu.client.sdk", "run": "danlu.client.sdk",
+}  # fmt: skip
 _MAX_NAME_LETTERS = 64
 _descriptor = -1
 _torn = False
@@ -134,3 +148,21 @@ def _folder(variable: str, default: str) -> str:
     path = _os.environ.get(variable) or _os.path.abspath(default)
     _os.makedirs(path, exist_ok=True)
     return path
+
+
+if not TYPE_CHECKING:  # a checker knows them by name, and no others
+
+    def __getattr__(name):
+        """Loads what belongs to the client."""
+        if name not in _CLIENT and name != "errors":
+            raise AttributeError("module 'danlu' has no attribute %r" % name)
+        from importlib import import_module
+
+        try:
+            found = import_module(_CLIENT.get(name, "danlu.errors"))
+        except ImportError as error:
+            raise ImportError(
+                "danlu.%s needs Danlu's client, which this Python does not have (%s): a job's own Python has danlu.log and "
+                "the folders only. Call it from outside, where danlu is installed." % (name, error)
+            ) from error
+        return found if name == "errors" else getattr(found, name)

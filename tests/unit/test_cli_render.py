@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from danlu.api import EventsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.commands import COMMANDS, overview
-from danlu.cli.history import newest_events
 from danlu.cli.lines import LogLines, Prefixes, Screen
 from danlu.cli.main import _flags_after_command, main
 from danlu.cli.options import one, pairs, several
 from danlu.cli.plot import draw
-from danlu.cli.retry import _changes, _set
+from danlu.cli.retry import _set
+from danlu.client.history import newest_events
+from danlu.client.submitting import changed
 from danlu.domain.events import Event
 from danlu.domain.jobs import Job, JobSpec, JobState, Reason, job_exit_code
 from danlu.domain.views import LogChunk, LogPage, Page
@@ -268,10 +269,10 @@ def test_a_retry_changes_what_is_given_and_what_hangs_on_it():
     old = JobSpec(
         command="x", variables={"A": "1", "B": "2"}, env="host", interpreter="/bin/python", retry={"attempts": 3}
     )
-    assert _changes(old, {"variables": {"B": "3"}}) == {"variables": {"A": "1", "B": "3"}}
-    assert _changes(old, {"env": "python"}) == {"env": "python", "requirements": None, "interpreter": None}
-    assert _changes(old, {"requirements": "six"}) == {"requirements": "six", "env": "python", "interpreter": None}
-    assert _changes(old, {"retry": {"attempts": 5}}) == {"retry": {"attempts": 5}}
+    assert changed(old, {"variables": {"B": "3"}}) == {"variables": {"A": "1", "B": "3"}}
+    assert changed(old, {"env": "python"}) == {"env": "python", "requirements": None, "interpreter": None}
+    assert changed(old, {"requirements": "six"}) == {"requirements": "six", "env": "python", "interpreter": None}
+    assert changed(old, {"retry": {"attempts": 5}}) == {"retry": {"attempts": 5}}
     assert _set(("priority=5", "name=b", 'labels={"a": "b"}')) == {"priority": 5, "name": "b", "labels": {"a": "b"}}
     with pytest.raises(InvalidRequest, match="priorty"):
         _set(("priorty=5",))

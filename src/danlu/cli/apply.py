@@ -11,8 +11,9 @@ from cyclopts import Parameter
 from danlu.cli import output as out
 from danlu.cli.options import Common, Output, own_interpreter
 from danlu.cli.session import connect_or_start
-from danlu.cli.submitting import send_code, spec_of, submit
+from danlu.cli.submitting import send_code, submit
 from danlu.cli.terminal import Messages
+from danlu.client.submitting import spec_of
 from danlu.domain.jobs import Job
 from danlu.errors import InvalidSpec
 

@@ -14,8 +14,7 @@ from danlu.cli import wording
 from danlu.cli.options import Common, Names, Output, one
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
-from danlu.client.transport import Client
-from danlu.domain.artifacts import Artifact
+from danlu.client.artifacts import left_by
 from danlu.domain.resources import format_bytes
 from danlu.errors import NotFound
 
@@ -108,15 +107,3 @@ def get(
         messages.say(f"{'':<13} not kept: {skipped}", "yellow")
     out.write(str(folder))
     return 0
-
-
-def left_by(client: Client, job: str) -> list[Artifact]:
-    """Returns all that a job left, newest first."""
-    found: list[Artifact] = []
-    query = Paging(limit=500)
-    while True:
-        page = client.call("jobs.artifacts", {"job": job}, query=query)
-        found += page.items
-        if page.next_cursor is None:
-            return found
-        query = Paging(limit=500, cursor=page.next_cursor)

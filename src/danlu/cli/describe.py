@@ -5,16 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from typing import Any, Final
+from typing import Final
 
-from danlu.api import Paging
 from danlu.cli import output as out
 from danlu.cli import wording
-from danlu.cli.artifacts import left_by
-from danlu.cli.history import newest_events
 from danlu.cli.options import Common, Names, Output, one
 from danlu.cli.session import connect
 from danlu.cli.terminal import STATE_STYLES, paint
+from danlu.client import describing
 from danlu.client.transport import Client
 from danlu.domain.artifacts import Artifact
 from danlu.domain.events import Event
@@ -22,10 +20,8 @@ from danlu.domain.jobs import Attempt, Job, Reason
 from danlu.domain.resources import format_bytes
 from danlu.errors import DanluError, InvalidRequest
 
-MAX_ATTEMPTS: Final = 100
 SHOWN_TASKS: Final = 32
 SHOWN_ATTEMPTS: Final = 10
-SHOWN_EVENTS: Final = 20
 
 
 def describe(
@@ -40,18 +36,13 @@ def describe(
     if job and job[0].partition("/")[0] in ("node", "nodes", "env", "envs"):
         raise InvalidRequest("describe is for jobs", next_step=f"danlu get {' '.join(job)} -o yaml")
     with connect(common) as client:
-        found: Job = client.call("jobs.get", {"job": one(job)})
-        page = client.call("jobs.attempts", {"job": found.id}, query=Paging(limit=MAX_ATTEMPTS))
-        attempts: list[Attempt] = sorted(page.items, key=lambda attempt: attempt.number)
-        artifacts = left_by(client, found.id)
-        events, _ = newest_events(client, found.id, SHOWN_EVENTS)
+        about = describing.describe(client, one(job))
+        found, attempts, artifacts = about.job, list(about.attempts), list(about.artifacts)
         environment = _environment(client, found)
     if output in ("json", "yaml"):
-        parts: dict[str, list[Any]] = {"attempts": attempts, "artifacts": artifacts, "events": events}
-        structured = {name: [item.model_dump(mode="json") for item in items] for name, items in parts.items()}
-        out.structured({"job": found.model_dump(mode="json"), **structured}, output)
+        out.structured(about.structured(), output)
         return 0
-    _print(found, attempts, artifacts, events, environment)
+    _print(found, attempts, artifacts, list(about.events), environment)
     return 0
 
 

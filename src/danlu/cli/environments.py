@@ -13,9 +13,10 @@ from danlu.api import EnvironmentRequest, OffsetQuery
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import BY_NAME, Wanted, show
-from danlu.cli.options import Common, Output, read_requirements
+from danlu.cli.options import Common, Output
 from danlu.cli.session import connect, connect_or_start
 from danlu.cli.terminal import Messages
+from danlu.client.submitting import read_requirements
 from danlu.client.transport import Client
 from danlu.domain.environments import Environment
 from danlu.domain.validation import invalid_spec

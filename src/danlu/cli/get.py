@@ -217,7 +217,7 @@ def _environment_row(entry: EnvironmentEntry, now: int) -> Row:
 
 
 def _events(client: Client, wanted: Wanted) -> tuple[list[Event], bool]:
-    from danlu.cli.history import newest_events
+    from danlu.client.history import newest_events
 
     if not wanted.names:
         return newest_events(client, None, wanted.limit)

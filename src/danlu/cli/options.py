@@ -13,7 +13,8 @@ from typing import Annotated, Any, Final
 from cyclopts import Group, Parameter
 
 from danlu.cli.output import Format
-from danlu.errors import InvalidRequest, InvalidSpec
+from danlu.client.submitting import read_requirements
+from danlu.errors import InvalidRequest
 
 SPECIFICATION: Final = Group("What the job asks for", sort_key=1)
 DISTRIBUTED: Final = Group("Several tasks", sort_key=2)
@@ -136,15 +137,6 @@ def pairs(flag: str, words: Sequence[str]) -> dict[str, str]:
             raise InvalidRequest(f"{flag} {word!r} is not KEY=VALUE", next_step=f"write for example {flag} LR=0.1")
         found[key] = value
     return found
-
-
-def read_requirements(file: Path) -> str:
-    """Returns a requirements file's text, or raises InvalidSpec."""
-    try:
-        return file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidSpec(f"the requirements {file} cannot be read: {said}") from error
 
 
 def own_interpreter() -> str:

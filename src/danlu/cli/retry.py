@@ -8,18 +8,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from danlu.api import RetryRequest
 from danlu.cli.options import Asked, Common, Flag, Names, Output, Words, one
 from danlu.cli.session import connect
-from danlu.cli.submitting import (
-    SUBMIT_PATIENCE_S,
-    conclude,
-    new_job_id,
-    send_code,
-    tell_environment,
-    telling_what_is_unknown,
-)
+from danlu.cli.submitting import conclude, send_code, tell_environment, telling_what_is_unknown
 from danlu.cli.terminal import Messages
+from danlu.client import submitting
 from danlu.domain.jobs import JobSpec
 from danlu.errors import InvalidRequest
 
@@ -44,32 +37,14 @@ def retry(
     messages = Messages(quiet=output in ("json", "yaml"))
     with connect(common, messages) as client:
         old = client.call("jobs.get", {"job": name})
-        changes = _changes(old.spec, fields) | _set(set_)
+        changes = submitting.changed(old.spec, fields) | _set(set_)
         if code is not None:
             changes["code"] = send_code(client, code, messages)
-        request = RetryRequest(id=new_job_id(), changes=changes)
-        with telling_what_is_unknown(request.id, messages):
-            new = client.call("jobs.retry", {"job": old.id}, body=request, once_sent_s=SUBMIT_PATIENCE_S)
+        job_id = submitting.new_job_id()
+        with telling_what_is_unknown(job_id, messages):
+            new = submitting.retry(client, old, changes, job_id)
         tell_environment(client, new, messages)
         return conclude(client, new, messages, output, detach=detach)
-
-
-def _changes(old: JobSpec, fields: dict[str, Any]) -> dict[str, Any]:
-    changes = dict(fields)
-    for name in ("variables", "labels"):
-        if name in fields:
-            changes[name] = {**getattr(old, name), **fields[name]}
-    if "roles" in fields:
-        known = {name: role.model_dump(mode="json", exclude_defaults=True) for name, role in old.roles.items()}
-        changes["roles"] = known | {name: known.get(name, {}) | role for name, role in fields["roles"].items()}
-    if "retry" in fields:
-        changes["retry"] = {**old.retry.model_dump(mode="json", exclude_none=True), **fields["retry"]}
-    if "env" in fields:  # what belonged to the environment that it had before
-        changes.setdefault("requirements", None)
-        changes.setdefault("interpreter", None)
-    elif "requirements" in fields:
-        changes.update(env="python", interpreter=None)
-    return changes
 
 
 def _set(words: tuple[str, ...]) -> dict[str, Any]:

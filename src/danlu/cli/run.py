@@ -9,8 +9,9 @@ from cyclopts import Parameter
 
 from danlu.cli.options import Asked, Common, Flag, Output
 from danlu.cli.session import connect_or_start
-from danlu.cli.submitting import code_folder, conclude, send_code, spec_of, submit, tell_environment
+from danlu.cli.submitting import conclude, send_code, submit, tell_environment
 from danlu.cli.terminal import Messages
+from danlu.client.submitting import code_folder, spec_of
 from danlu.errors import InvalidRequest
 
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-from typing import Final
-
 from danlu.cli.options import Common
 from danlu.cli.terminal import Messages
-from danlu.client.connection import Connection, data_folder, find, require
-from danlu.client.transport import Client
-from danlu.domain.ids import NAME_PATTERN
-from danlu.errors import DanluError, InvalidRequest
-
-FOLLOW_PATIENCE_S: Final = 900.0
-"""How long a command that follows a job waits for a platform that is away; the job itself goes on meanwhile."""
+from danlu.client.connection import data_folder, find, require
+from danlu.client.opening import open_client
+from danlu.client.transport import FOLLOW_PATIENCE_S as FOLLOW_PATIENCE_S
+from danlu.client.transport import Client, Notice
 
 
 def connect(common: Common | None, messages: Messages | None = None) -> Client:
@@ -25,7 +18,7 @@ def connect(common: Common | None, messages: Messages | None = None) -> Client:
         NotAuthenticated: there is no key for it.
     """
     common = common or Common()
-    return _client(require(common.url), common, messages)
+    return open_client(require(common.url), url=common.url, project=common.project, notice=_notice(messages))
 
 
 def connect_or_start(common: Common | None, messages: Messages) -> Client:
@@ -38,22 +31,8 @@ def connect_or_start(common: Common | None, messages: Messages) -> Client:
         messages.status("danlu is not running here: starting it")
         found = start(data_folder())
         messages.say(f"danlu is not running here: started it ({found.url}, stop it with `danlu down`)")
-    return _client(found, common, messages)
+    return open_client(found, url=common.url, project=common.project, notice=_notice(messages))
 
 
-def _client(connection: Connection, common: Common, messages: Messages | None) -> Client:
-    def relocate() -> Connection | None:
-        try:
-            return find(common.url)
-        except DanluError:  # it is just being started again: ask once more after the next pause
-            return None
-
-    project = common.project or os.environ.get("DANLU_PROJECT")
-    if project and not re.fullmatch(NAME_PATTERN, project):
-        raise InvalidRequest(f"{project!r} is not a project's name: lower-case letters, digits and hyphens, at most 63")
-    return Client(
-        connection,
-        project=project,
-        relocate=relocate,
-        notice=messages.say if messages is not None else None,
-    )
+def _notice(messages: Messages | None) -> Notice | None:
+    return None if messages is None else messages.say

@@ -3,78 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
-
-from pydantic import ValidationError
 
 from danlu.cli import exits, output, wording
 from danlu.cli.follow import Detached, Following
 from danlu.cli.output import Format
 from danlu.cli.terminal import Messages
+from danlu.client import submitting
+from danlu.client.submitting import new_job_id
 from danlu.client.transport import Client
-from danlu.domain.ids import RANDOM_BITS, make_id
 from danlu.domain.jobs import Job, JobSpec, job_exit_code
 from danlu.domain.resources import format_bytes
-from danlu.domain.validation import invalid_spec
-from danlu.errors import DanluError, InvalidSpec
-
-SUBMIT_PATIENCE_S: Final = 30.0
-"""How long a submission is repeated whose answer was lost: the job may run already."""
-
-
-def new_job_id() -> str:
-    """Returns an id for a job that does not exist yet."""
-    return make_id("j", time.time_ns(), secrets.randbits(RANDOM_BITS))
-
-
-def spec_of(fields: dict[str, Any]) -> JobSpec:
-    """Returns the specification, or raises InvalidSpec that names each wrong field."""
-    try:
-        return JobSpec.model_validate(fields)
-    except ValidationError as error:
-        raise invalid_spec(error, JobSpec) from error
 
 
 def submit(client: Client, spec: JobSpec, messages: Messages) -> Job:
     """Submits a new job and returns it."""
-    path = {"job": new_job_id()}
-    with telling_what_is_unknown(path["job"], messages):
-        return client.call("jobs.submit", path, body=spec, once_sent_s=SUBMIT_PATIENCE_S)  # type: ignore[no-any-return]
+    job_id = new_job_id()
+    with telling_what_is_unknown(job_id, messages):
+        return submitting.submit(client, spec, job_id)
 
 
 @contextlib.contextmanager
 def telling_what_is_unknown(job_id: str, messages: Messages) -> Iterator[None]:
-    """Names a new job's id where a submission fails whose answer was lost: the job may run in spite of that."""
-    unknown = f"whether the job was accepted is not known; when the platform is back: danlu get job {job_id}"
+    """Says so where Ctrl-C comes before it is known whether a job was accepted."""
     try:
         yield
-    except DanluError as error:
-        if error.details.get("sent"):
-            error.next_step = f"{unknown}\n{error.next_step}".rstrip()
-        raise
     except KeyboardInterrupt:
-        messages.say(unknown)
+        messages.say(submitting.unknown(job_id))
         raise
-
-
-def code_folder(given: Path | None) -> Path:
-    """Returns the folder to send: the one given, else the present one, unless that is certainly not meant.
-
-    Raises:
-        InvalidSpec: it is the home folder or the root of the file system, which nobody means to send.
-    """
-    folder = (given or Path()).expanduser().absolute()
-    if given is None and folder in (Path.home(), Path(folder.anchor)):
-        raise InvalidSpec(
-            f"the present folder {folder} is not one to send as code",
-            next_step="go to your project's folder, name it: --code DIR, or send nothing: --no-code",
-        )
-    return folder
 
 
 def send_code(client: Client, folder: Path, messages: Messages) -> str:

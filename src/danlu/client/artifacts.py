@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
+from danlu.api import Paging
 from danlu.blobs.folders import checkout
 from danlu.client.transport import Client
 from danlu.domain.artifacts import Artifact
@@ -63,3 +64,15 @@ def fetch(
         error.next_step = error.next_step or "nothing was kept of it: repeat"
         raise
     return counts
+
+
+def left_by(client: Client, job: str) -> list[Artifact]:
+    """Returns all that a job left, newest first."""
+    found: list[Artifact] = []
+    query = Paging(limit=500)
+    while True:
+        page = client.call("jobs.artifacts", {"job": job}, query=query)
+        found += page.items
+        if page.next_cursor is None:
+            return found
+        query = Paging(limit=500, cursor=page.next_cursor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
@@ -23,6 +24,8 @@ READ_TIMEOUT_S: Final = 60.0
 STREAM_SILENCE_S: Final = 60.0
 """A stream that says nothing for so long, not even that it lives, is opened again."""
 PATIENCE_S: Final = 1.0
+FOLLOW_PATIENCE_S: Final = 900.0
+"""How long who follows a job waits for a platform that is away; the job itself goes on meanwhile."""
 FIRST_PAUSE_S: Final = 0.05
 MAX_PAUSE_S: Final = 3.0
 MAX_EVENT_BYTES: Final = 64 * 2**20
@@ -71,6 +74,15 @@ class Client:
     def url(self) -> str:
         """The platform's address."""
         return self.connection.url
+
+    @contextlib.contextmanager
+    def patient(self, patience_s: float) -> Iterator[Client]:
+        """A client of the same platform that waits longer for one that is away; closed when left."""
+        with Client(
+            self.connection, project=self.project, patience_s=patience_s, relocate=self.relocate, notice=self.notice
+        ) as made:
+            yield made
+            self.connection = made.connection
 
     def close(self) -> None:
         """Closes all connections."""
@@ -230,6 +242,7 @@ class Client:
                 raise _Absent("its server does not run there now")
         if opened is None or opened[0] != connection:
             opened = self._open = connection, _sender(connection, self.project)
+            weakref.finalize(self, opened[1].close)  # a program's jobs hold their client: nobody closes it by hand
         return connection.url, opened[1]
 
     def _patiently(self, send: Callable[[], Any], *, repeatable: bool, once_sent_s: float = 0.0) -> Any:

@@ -1,0 +1,34 @@
+"""A job's fields as keyword arguments: what JobSpec takes, named once for type checkers. A test holds both together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+
+class JobFields(TypedDict, total=False):
+    """Fields of a job's specification, but its command and code; docs/reference/jobs.md says what each means.
+
+    Amounts are numbers or texts with units: ``memory="4GiB"``, ``max_time="2h"``. ``requirements`` is a text, or the Path of
+    a file. With ``env="host"`` the job runs on the Python of this program.
+    """
+
+    name: str
+    roles: Mapping[str, Mapping[str, Any]]
+    framework: str
+    env: str
+    requirements: str | Path
+    python: str
+    variables: Mapping[str, str]
+    cpu: float | str
+    memory: int | str
+    gpu: int
+    gpu_kind: str
+    priority: int
+    retry: Mapping[str, Any]
+    max_time: float | str
+    grace: float | str
+    parse_metrics: bool
+    log_limit: int | str
+    labels: Mapping[str, str]

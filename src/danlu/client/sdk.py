@@ -1,0 +1,137 @@
+"""Danlu for programs: ``danlu.run(...)``, ``danlu.connect(...)``. ``import danlu`` loads it when it is first used."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, Unpack
+
+from pydantic import ValidationError
+
+from danlu.api import MAX_PAGE, JobsQuery
+from danlu.client import submitting
+from danlu.client.connection import data_folder, find, require
+from danlu.client.fields import JobFields
+from danlu.client.jobs import Job, completed, sent
+from danlu.client.opening import open_client
+from danlu.client.transport import Client
+from danlu.domain.validation import invalid_spec
+
+LOG: Final = logging.getLogger("danlu")
+VARIABLES: Final = ("DANLU_HOME", "DANLU_URL", "DANLU_TOKEN", "DANLU_TOKEN_FILE", "DANLU_PROJECT")
+
+
+class Platform:
+    """One platform and one project of it. It may be used by several threads, and closed or left in a ``with``."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<danlu.Platform {self.url}, project {self._client.project or 'default'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return self._client.url
+
+    def close(self) -> None:
+        """Closes its connections; its jobs go on."""
+        self._client.close()
+
+    def run(self, command: str | Sequence[str], *, code: str | Path | None = ".", **fields: Unpack[JobFields]) -> Job:
+        """Submits a job, and returns it at once.
+
+        Args:
+            command: a list of words, or one line for /bin/sh.
+            code: the folder to send, or the address of a tree that was sent; None for none.
+            **fields: see JobFields and docs/reference/jobs.md.
+
+        Raises:
+            InvalidSpec: a field cannot be so; nothing was sent.
+            NeverFits, UnknownEnvironment, NameTaken: the platform refused it.
+        """
+        given: dict[str, Any] = {"command": command if isinstance(command, str) else list(command), **completed(fields)}
+        spec = submitting.spec_of(given)  # before anything is sent
+        if code is not None:
+            spec = spec.model_copy(update={"code": sent(self._client, code)})
+        return Job(self._client, submitting.submit(self._client, spec, submitting.new_job_id()))
+
+    def job(self, name: str) -> Job:
+        """Returns a job by id or name; a name means the live one that has it, else the newest.
+
+        Raises:
+            NotFound: the project has no such job.
+        """
+        return Job(self._client, self._client.call("jobs.get", {"job": name}))
+
+    def jobs(self, *, state: str | None = None, limit: int = 100) -> list[Job]:
+        """Returns jobs, newest first: all, or those in one state; at most ``limit``, 0 for all."""
+        found: list[Job] = []
+        cursor = None
+        while True:
+            size = min(MAX_PAGE, limit - len(found)) if limit else MAX_PAGE
+            try:
+                query = JobsQuery.model_validate({"state": state, "limit": size, "cursor": cursor})
+            except ValidationError as error:
+                raise invalid_spec(error, JobsQuery) from error
+            page = self._client.call("jobs.list", query=query)
+            found += [Job(self._client, record) for record in page.items]
+            cursor = page.next_cursor
+            if cursor is None or (limit and len(found) >= limit):
+                return found
+
+
+def connect(url: str | None = None, *, project: str | None = None, start: bool = False) -> Platform:
+    """Returns a platform.
+
+    Args:
+        url: its address; left out: DANLU_URL, else the platform of this machine (DANLU_HOME). The key is DANLU_TOKEN's or the
+            machine's own.
+        project: left out: DANLU_PROJECT, else ``default``.
+        start: start the platform of this machine where none is named and none runs.
+
+    Raises:
+        PlatformError: none is named and none runs here.
+        NotAuthenticated: there is no key for it.
+    """
+    if start and find(url) is None:
+        from danlu.client.starting import start as start_here
+
+        start_here(data_folder())
+    return Platform(open_client(require(url), url=url, project=project, notice=LOG.warning))
+
+
+def run(command: str | Sequence[str], *, code: str | Path | None = ".", **fields: Unpack[JobFields]) -> Job:
+    """Submits a job to the platform that ``connect()`` finds, and returns it at once: see Platform.run."""
+    return _usual().run(command, code=code, **fields)
+
+
+def job(name: str) -> Job:
+    """Returns a job by id or name: see Platform.job."""
+    return _usual().job(name)
+
+
+def jobs(*, state: str | None = None, limit: int = 100) -> list[Job]:
+    """Returns jobs, newest first: see Platform.jobs."""
+    return _usual().jobs(state=state, limit=limit)
+
+
+def _usual() -> Platform:
+    """Returns the platform that is meant where none is named; a process and an environment have one."""
+    return _opened(os.getpid(), tuple(os.environ.get(name) for name in VARIABLES))
+
+
+@lru_cache(maxsize=8)
+def _opened(_process: int, _environment: tuple[str | None, ...]) -> Platform:
+    return connect()

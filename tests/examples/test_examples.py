@@ -44,7 +44,7 @@ def kill_after(platform: Platform, job: str, line: str) -> None:
 
 
 def test_every_example_is_tested() -> None:
-    alone = {"digits-checkpoints", "hello", "linear-regression-tf1", "printed-metrics"}
+    alone = {"digits-checkpoints", "hello", "learning-rates", "linear-regression-tf1", "printed-metrics"}
     gangs = {
         "digits-ps-tf1",
         "equal-tasks",
@@ -81,6 +81,19 @@ def test_printed_metrics(platform: Platform) -> None:
     assert found["loss"]["steps"] == [*range(10, 101, 10)]
     assert found["loss"]["last"] < found["loss"]["largest"]
     assert found["accuracy"]["last"] > 0.9
+
+
+def test_learning_rates(platform: Platform) -> None:
+    folder = ROOT / "examples" / "learning-rates"
+    done = subprocess.run(
+        [sys.executable, "sweep.py"], cwd=folder, env=platform.environ, capture_output=True, text=True, check=False,
+        timeout=SHOWN_TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["lr 0.3: w = 2.000, b = 1.000, loss 0.000000", "best: 0.3"]
+    job = applied(platform, folder)
+    platform.danlu("wait", job)
+    assert metrics(platform, job)["loss"]["count"] == 50
 
 
 def test_linear_regression_of_tensorflow_1(platform: Platform, index: None) -> None:

@@ -78,7 +78,6 @@ def test_output_goes_to_its_streams_and_the_exit_code_is_the_jobs(capfd):
         "running",
         "on",
         "n1",
-        "·",
         "gpu",
         "0,1",
         "·",

@@ -17,6 +17,7 @@ from tests.process.terminal import TIMEOUT_S, terminal
 
 CTRL_C = "\x03"
 LONG = "print('it runs', flush=True); import time; time.sleep(600)"
+TICKING = "import time\nwhile True: print('tick', flush=True); time.sleep(0.1)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + LONG
 RUN = ("run", "--no-code", "--env", "host", "--cpu", "0.1", "--name", "long", "--", "python", "-c")
 
@@ -68,11 +69,13 @@ def test_stop_ends_it_and_is_followed_to_the_end(server: Server, home: Path) -> 
 
 
 def test_continue_goes_on_and_a_second_ctrl_c_at_the_question_detaches(server: Server, home: Path) -> None:
-    with terminal(home, *RUN, LONG) as shell:
-        shell.shows("it runs")
+    with terminal(home, *RUN, TICKING) as shell:
+        shell.shows("tick")
         shell.types(CTRL_C)
         shell.shows("[c]ontinue:")
+        ticks = shell.shown.count("tick")  # nothing is printed while the question stands
         shell.types("c\n")
+        shell.shows("tick", times=ticks + 1)
         shell.types(CTRL_C)
         shell.shows("[c]ontinue:", times=2)
         shell.types(CTRL_C)

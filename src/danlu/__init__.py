@@ -60,9 +60,11 @@ def log(step: "Any" = None, **values: "Any") -> None:
     for name, value in values.items():
         if type(value) is not float:
             value = _number(name, value)
-        if len(name) > _MAX_NAME_LETTERS or not name.isprintable() or name[:7] == "system/":
-            raise ValueError(_wrong_name(name))
+        if len(name) > _MAX_NAME_LETTERS or not name.isprintable():
+            raise ValueError("danlu.log: %.80r is no name: at most 64 letters that can be printed" % name)
         line += "\t%s=%r" % (name, value)
+    if "\tsystem/" in line:
+        raise ValueError("danlu.log: names that begin with system/ are the platform's own: %s" % ", ".join(values))
     line += "\n"
     data = line.encode()
     try:
@@ -88,12 +90,6 @@ def _slow_log(step: "Any", values: "Dict[str, Any]") -> None:
         _failed(error)
         return
     log(step, **values)
-
-
-def _wrong_name(name: str) -> str:
-    if name.startswith("system/"):
-        return "danlu.log: %.80r: names that begin with system/ are the platform's own" % name
-    return "danlu.log: %.80r is no name: at most 64 letters that can be printed" % name
 
 
 def _number(name: str, value: "Any") -> float:

@@ -27,16 +27,20 @@ NAMES = ["ps-0", "worker-0", "worker-1", "worker-2"]
 class Gang:
     """An attempt of one ps and three workers whose logs grow as the test says."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, replicas: int = 3) -> None:
         self.api = api
         self.call = Call(api.platform, Actor(id="bootstrap", role=Role.ADMINISTRATOR, project=None), "default")
-        roles = {"ps": {}, "worker": {"replicas": 3}}
+        roles = {"ps": {}, "worker": {"replicas": replicas}} if replicas == 3 else {"worker": {"replicas": replicas}}
         self.job = make_job(Ids(7)("j"), name="gang", spec={"roles": roles, "framework": "none"})
+        names = [
+            name for role, spec in roles.items() for name in (f"{role}-{n}" for n in range(spec.get("replicas", 1)))
+        ]
         tasks = [
-            make_task(role=name[:-2], index=int(name[-1]), rank=rank, node="n1") for rank, name in enumerate(NAMES)
+            make_task(role=name.split("-")[0], index=int(name.split("-")[1]), rank=rank, node="n1")
+            for rank, name in enumerate(names)
         ]
         self.attempt = make_attempt(self.job, tasks=tasks)
-        self.sizes = dict.fromkeys(NAMES, 0)
+        self.sizes = dict.fromkeys(names, 0)
 
         def work(tx: Any) -> None:
             JOBS.add(tx, self.job)
@@ -166,3 +170,19 @@ def test_several_values_come_through_the_address(gang: Gang) -> None:
     assert [chunk["task"] for chunk in answer["chunks"]] == ["ps-0", "worker-1", "worker-2"]
     assert gang.api.call("jobs.logs", job="gang", query="?task=nobody").status == 404
     assert gang.api.call("jobs.logs", job="gang", query="?rank=x").status == 422
+
+
+def test_a_gang_of_very_many_reads_a_little_of_each(sqlite: Database, tmp_path: Path) -> None:
+    """1,000 tasks with lines as long as a runner writes them: each page stays small, and all of it comes."""
+    gang = Gang(Api(sqlite, tmp_path), replicas=1000)
+    for number in range(1000):
+        gang.write(f"worker-{number}", b"%d o+ " % number + b"x" * 65_536 + b"\n%d o. end %d\n" % (number, number))
+    query, ends = LogsQuery(), 0
+    for _ in range(50):
+        page = logs.read(gang.call, "gang", query)
+        assert sum(len(chunk.data) for chunk in page.chunks) <= 1001 * logs.LINE_BYTES
+        ends += sum(chunk.data.count(" o. end ") for chunk in page.chunks)
+        query = LogsQuery.model_validate({"cursor": page.cursor})
+        if not page.chunks:
+            break
+    assert ends == 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -96,10 +97,12 @@ def _screen() -> Iterator[None]:
             def restore() -> None:
                 termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
+    ending = signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.stdout.write(ENTER)
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, ending)
         sys.stdout.write(LEAVE)
         sys.stdout.flush()
         if restore is not None:

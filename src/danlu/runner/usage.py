@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, Iterable, NamedTuple, Optional
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
 from . import formats
 from .nvml import Gpus
@@ -106,14 +106,10 @@ def in_trees(roots: Iterable[int], others: Optional[int] = None) -> Dict[int, Us
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                descriptor = os.open("/proc/%s/stat" % name, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    fields = os.read(descriptor, STAT_BYTES).rpartition(b")")[2].split()
-                finally:
-                    os.close(descriptor)
-            except OSError:
-                continue
-            known[int(name)] = (int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])), int(fields[21]))
+                fields = _stat(name)
+                known[int(name)] = (int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])), int(fields[21]))
+            except (OSError, IndexError, ValueError):
+                continue  # it has just ended
     totals = {root: [0, 0] for root in roots}
     only = next(iter(totals)) if others is not None and len(totals) == 1 else None
     for pid, (_, session, ticks, pages) in known.items():
@@ -128,3 +124,12 @@ def in_trees(roots: Iterable[int], others: Optional[int] = None) -> Dict[int, Us
             totals[owner][0] += ticks
             totals[owner][1] += pages
     return {root: Use(ticks * TICK_NS, pages * PAGE_BYTES) for root, (ticks, pages) in totals.items()}
+
+
+def _stat(pid: str) -> List[bytes]:
+    """Returns the fields of ``/proc/PID/stat`` behind the name: state, parent, group, session ..."""
+    descriptor = os.open("/proc/%s/stat" % pid, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, STAT_BYTES).rpartition(b")")[2].split()
+    finally:
+        os.close(descriptor)

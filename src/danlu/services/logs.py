@@ -25,7 +25,9 @@ PAGE_BYTES: Final = 2 * 2**20
 """What is read for a page, of all its tasks together."""
 SMALLEST_BLOCK_BYTES: Final = 8 * 1024
 CHUNK_BYTES: Final = 512 * 1024
-"""What is read of one task at most; longer than any line that a runner writes."""
+"""What is read of one task at most."""
+LINE_BYTES: Final = 80 * 1024
+"""Longer than any line that a runner writes."""
 NOT_BEGUN: Final = -1
 T = TypeVar("T", Task, TaskSpec)
 
@@ -117,9 +119,9 @@ def _blocks(
         offset = offsets[place] if began else 0 if query.cursor else _begin(call, key, query)
         data = call.platform.streams.read(key, offset, size)
         more = len(data) == size
-        if more and b"\n" not in data:  # a long line
-            data = call.platform.streams.read(key, offset, CHUNK_BYTES)
-            more = len(data) == CHUNK_BYTES
+        if more and size < LINE_BYTES and b"\n" not in data:
+            data = call.platform.streams.read(key, offset, LINE_BYTES)
+            more = len(data) == LINE_BYTES
         end = data.rfind(b"\n") + 1
         # a line that no runner wrote is longer than any that one writes: it is passed on in parts
         blocks.append(_Block(task.name, offset, data if more and not end else data[:end], more))

@@ -32,6 +32,7 @@ COMMANDS: Final = (
     C("metrics", "metrics:metrics", "Look", "what a job measured, drawn in the terminal", "JOB [FLAGS]"),
     C("top", "top:top", "Look", "what is in use now: nodes, tasks, GPUs; and what waits", "[FLAGS]"),
     C("artifacts", "artifacts:app", "Look", "the files that a job left: ls, get", "ls|get JOB [FLAGS]"),
+    C("explain", "explain:explain", "Look", "what a field, a reason, a state or an error means", "job.FIELD|CODE [FLAGS]"),
     C("up", "platform:up", "Platform", "start the platform on this machine", "[FLAGS]"),
     C("down", "platform:down", "Platform", "stop it; jobs go on unless --jobs", "[FLAGS]"),
     C("status", "platform:status", "Platform", "is it running, where, with what", "[FLAGS]"),

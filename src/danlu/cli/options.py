@@ -128,6 +128,27 @@ class Asked:
         ).fields()
 
 
+FLAGS: Final = {
+    "command": "-- COMMAND",
+    "code": "--code",
+    "requirements": "--requirements",
+    "variables": "--var",
+    "labels": "--label",
+    "retry.attempts": "--retries",
+    "parse_metrics": "--metrics",
+}
+"""The flags of fields that are not called as the field is."""
+
+
+def flag_of(path: str) -> str:
+    """Returns the flag that sets a field of a job, ``job.memory``; "" where none does."""
+    noun, _, field = path.partition(".")
+    if noun != "job":
+        return ""
+    flag = f"--{field.replace('_', '-')}" if field in Asked.__dataclass_fields__ else ""
+    return FLAGS.get(field, flag)
+
+
 def pairs(flag: str, words: Sequence[str]) -> dict[str, str]:
     """Returns ``KEY=VALUE`` words as a dict; a later one wins."""
     found = {}

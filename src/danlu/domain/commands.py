@@ -64,13 +64,14 @@ def name_from_command(command: str | tuple[str, ...]) -> str:
     for position, word in enumerate(words):
         stem = word.rsplit("/", 1)[-1]
         if position and words[position - 1] == "-m":
-            return _as_name(word.split(".")[-1])
+            return as_name(word.split(".")[-1])
         if stem.endswith((".py", ".sh")):
-            return _as_name(stem[:-3])
+            return as_name(stem[:-3])
         stems.append(stem)
-    return _as_name(stems[0] if stems else "job")
+    return as_name(stems[0] if stems else "job")
 
 
-def _as_name(text: str) -> str:
+def as_name(text: str) -> str:
+    """Returns the name that is nearest to a text: lower-case letters, digits and hyphens; ``job`` where nothing is left."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
     return name or "job"

@@ -106,30 +106,53 @@ class Retry(Value):
 class JobSpec(Value):
     """What is asked for: a command, its code and environment, the resources it needs."""
 
-    name: Name | None = Field(default=None, description="unique among the project's live jobs; made up when left out")
+    name: Name | None = Field(
+        default=None, description="unique among the project's live jobs; made up when left out", examples=["mnist"]
+    )
     command: Command | None = Field(
-        default=None, description="a list of words, or one line for /bin/sh; needed unless each role has its own"
+        default=None,
+        description="a list of words, or one line for /bin/sh; needed unless each role has its own",
+        examples=["python train.py"],
     )
     roles: dict[RoleName, RoleSpec] = Field(
         default_factory=dict, max_length=16,
         description="replica roles of a distributed job, started and ended together, e.g. {ps: {}, worker: {replicas: 2}}",
+        examples=[{"worker": {"replicas": 2}}],
     )  # fmt: skip
     framework: str | None = Field(
         default=None, max_length=63,
         description="whose convention connects the roles: tensorflow, pytorch, jax, mpi, horovod, mxnet or none; "
         "left out: the environment's, or the one that the roles show",
+        examples=["tensorflow"],
     )  # fmt: skip
-    code: str | None = Field(default=None, pattern=ADDRESS_PATTERN, description="address of the code's tree")
+    code: str | None = Field(
+        default=None,
+        pattern=ADDRESS_PATTERN,
+        description="address of the code's tree; in a file, a folder's name",
+        examples=["."],
+    )
     env: Text = Field(default="python", max_length=63, description="environment: danlu env ls")
     requirements: Text | None = Field(
-        default=None, max_length=1_048_576, description="a requirements.txt as text, instead of a catalogue environment"
+        default=None,
+        max_length=1_048_576,
+        description="a requirements.txt as text, instead of a catalogue environment",
+        examples=["numpy==2.0.2"],
     )
-    python: str | None = Field(default=None, pattern=PYTHON_PATTERN, description="Python version, for requirements")
+    python: str | None = Field(
+        default=None, pattern=PYTHON_PATTERN, description="Python version, for requirements", examples=["3.11"]
+    )
     interpreter: str | None = Field(
-        default=None, max_length=4096, pattern=r"^/[^\x00]*$", description="absolute path of the Python of env: host"
+        default=None,
+        max_length=4096,
+        pattern=r"^/[^\x00]*$",
+        description="absolute path of the Python of env: host",
+        examples=["/usr/bin/python3"],
     )
     variables: Variables = Field(
-        default_factory=dict, max_length=500, description="environment variables of the command"
+        default_factory=dict,
+        max_length=500,
+        description="environment variables of the command",
+        examples=[{"LR": "0.1"}],
     )
     cpu: Cores | None = Field(
         default=None, description="cores, for example 2 or 0.5, and no more; left out: it counts as 1 and has no limit"
@@ -138,14 +161,22 @@ class JobSpec(Value):
         default=None, description="for example 4GiB; a limit where the machine can set one"
     )
     gpu: GpuCount = Field(default=0, description="whole GPUs")
-    gpu_kind: str | None = Field(default=None, pattern=r"^[a-z0-9][-a-z0-9_.]{0,62}$", description="for example h100")
+    gpu_kind: str | None = Field(
+        default=None, pattern=r"^[a-z0-9][-a-z0-9_.]{0,62}$", description="for example h100", examples=["h100"]
+    )
     priority: int = Field(default=0, ge=-1000, le=1000, description="a higher one starts earlier")
-    retry: Retry = Field(default_factory=Retry)
-    max_time: Seconds | None = Field(default=None, description="an attempt that runs longer is ended, for example 2h")
+    retry: Retry = Field(
+        default_factory=Retry, description="how often a failed attempt is repeated", examples=[{"attempts": 3}]
+    )
+    max_time: Seconds | None = Field(
+        default=None, description="an attempt that runs longer is ended, for example 2h", examples=["2h"]
+    )
     grace: Seconds = Field(default=30.0, le=3600, description="time between SIGTERM and SIGKILL")
     parse_metrics: bool = Field(default=False, description="take printed `name: value` and `name=value` as metrics")
     log_limit: MemoryBytes = Field(default=2**30, description="what is kept of each attempt's output")
-    labels: dict[Name, Annotated[Text, StringConstraints(max_length=255)]] = Field(default_factory=dict, max_length=64)
+    labels: dict[Name, Annotated[Text, StringConstraints(max_length=255)]] = Field(
+        default_factory=dict, max_length=64, description="names and texts of your own", examples=[{"team": "vision"}]
+    )
 
     @model_validator(mode="after")
     def _one_environment(self) -> JobSpec:

@@ -24,7 +24,9 @@ class RoleSpec(Value):
     """One replica role. What is left out is the job's own."""
 
     replicas: int = Field(default=1, ge=1, le=MAX_TASKS, description="how many equal tasks")
-    command: Command | None = Field(default=None, description="instead of the job's command")
+    command: Command | None = Field(
+        default=None, description="instead of the job's command", examples=["python worker.py"]
+    )
     cpu: Cores | None = Field(default=None, description="cores of each task, instead of the job's")
     memory: MemoryBytes | None = Field(default=None, description="of each task, instead of the job's")
     gpu: GpuCount | None = Field(
@@ -32,7 +34,10 @@ class RoleSpec(Value):
         description="whole GPUs of each task, instead of the job's; what serves the others (ps) has none unless told",
     )
     variables: Variables = Field(
-        default_factory=dict, max_length=500, description="environment variables, beside the job's"
+        default_factory=dict,
+        max_length=500,
+        description="environment variables, beside the job's",
+        examples=[{"LR": "0.1"}],
     )
     restarts: int = Field(
         default=0, ge=0, le=100,

@@ -116,6 +116,19 @@ def _unknown(word: str, path: list[str]) -> InvalidRequest:
     )
 
 
+def topics(beginning: str) -> list[tuple[str, str]]:
+    """Returns what can be explained and begins so, each with what it is."""
+    head, dot, _ = beginning.rpartition(".")
+    if dot:
+        try:
+            model, _, place = _find(head.split(".")[0], head.split(".")[1:])
+        except (InvalidRequest, KeyError):
+            return []
+        return [(f"{place}.{one.name}", one.description) for one in described(model)] if model is not None else []
+    words = [(noun, first_line(model)) for noun, model in NOUNS.items()]
+    return words + [(meaning.code, meaning.meaning) for meaning in _meanings()]
+
+
 # --- fields
 
 

@@ -19,6 +19,10 @@ def main(words: list[str] | None = None) -> int:
     if not words or words in (["--help"], ["-h"], ["help"]):
         print(overview())
         return 0
+    if words[0] == "__complete":
+        from danlu.cli.completing import answer
+
+        return answer(words[1:])
     if words[0] == "help":
         words = [*words[1:], "--help"]
     from danlu.cli.dispatch import execute

@@ -1,0 +1,51 @@
+"""Names of things for a shell's completion: one request by the standard library alone, as a key press waits for it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+from danlu.client.connection import find
+from danlu.errors import DanluError
+
+TIMEOUT_S: Final = 0.2
+"""Of connecting, and of each wait for bytes: a platform that is slow completes nothing."""
+MAX_BYTES: Final = 8 * 2**20
+LISTED: Final = 500
+PATHS: Final = {"jobs": "/v1/jobs", "envs": "/v1/environments", "nodes": "/v1/nodes"}
+ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
+
+
+def names(kind: str, *, url: str | None = None, project: str | None = None) -> list[tuple[str, str]]:
+    """Returns (name, what to say beside it) of jobs, envs or nodes, newest first; none where they cannot be had at once."""
+    try:
+        items = _items(PATHS[kind], {"limit": str(LISTED)} if kind == "jobs" else {}, url, project)
+        return list(dict(reversed([_name(kind, item) for item in items])).items())[::-1]
+    except (DanluError, OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):
+        return []  # no platform, no key, no answer in time: then there is nothing to complete, and nothing to say
+
+
+def _items(path: str, query: dict[str, str], url: str | None, project: str | None) -> list[Any]:
+    found = find(url)
+    if found is None:
+        return []
+    parts = urlsplit(found.url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+    headers = {"Authorization": f"Bearer {found.token}", **({"Danlu-Project": project} if project else {})}
+    try:
+        connection.request("GET", f"{parts.path}{path}?{urlencode(query)}", headers=headers)
+        answer = connection.getresponse()
+        return list(json.loads(answer.read(MAX_BYTES))["items"]) if answer.status == 200 else []
+    finally:
+        connection.close()
+
+
+def _name(kind: str, item: dict[str, Any]) -> tuple[str, str]:
+    if kind == "jobs":
+        return str(item["name"]), str(item["state"])
+    if kind == "envs":
+        return str(item["name"]), str(item["description"])
+    return str(item["node"]["id"]), ""

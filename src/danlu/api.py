@@ -15,6 +15,7 @@ from pydantic import Field
 
 from danlu.domain.actors import Token
 from danlu.domain.artifacts import Artifact
+from danlu.domain.diagnosis import Diagnosis
 from danlu.domain.environments import PYTHON_PATTERN, Environment
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job, JobSpec, JobState
@@ -118,6 +119,12 @@ class OffsetQuery(Value):
     offset: int = Field(default=0, ge=0)
 
 
+class DoctorQuery(Value):
+    """What to look at."""
+
+    index: bool = Field(default=True, description="ask the package index too, which takes up to 8 s where it is away")
+
+
 class StopRequest(Value):
     """How to stop a job."""
 
@@ -197,6 +204,8 @@ class Operation:
 O = Operation  # noqa: E741 - one letter keeps the table readable
 OPERATIONS: Final[tuple[Operation, ...]] = (
     O("platform.get", "GET", "/v1/platform", "The platform's state", PlatformStatus),
+    O("platform.doctor", "GET", "/v1/platform/doctor", "What the server sees of itself and its machine, and what is not well",
+      Diagnosis, query=DoctorQuery, permission=Permission.ADMINISTRATOR),
     O("platform.stop", "POST", "/v1/platform/stop", "Stop the server; jobs go on unless asked otherwise", Accepted,
       body=PlatformStop, permission=Permission.ADMINISTRATOR, status=202),
     O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery),

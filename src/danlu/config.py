@@ -24,6 +24,7 @@ class Settings:
         database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
         ready_fd: where to say, in one JSON line, that the server is ready or why it is not.
         backup_every_s: time between two copies of a SQLite database.
+        diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
     """
 
     home: Path
@@ -33,6 +34,7 @@ class Settings:
     database_url: str | None = None
     ready_fd: int | None = None
     backup_every_s: float = 86_400.0
+    diagnose: str | None = None
 
 
 def default_home(environ: Mapping[str, str], *, root: bool) -> Path:
@@ -66,6 +68,9 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     parser.add_argument("--port", type=int, help=f"the port; without it the first free one from {DEFAULT_PORT} on")
     parser.add_argument("--gpus", help="declare GPUs: 8, or 2:h100,1:a100; without it the driver is asked")
     parser.add_argument("--ready-fd", type=int, help="file descriptor to say one JSON line to, once ready")
+    parser.add_argument(
+        "--diagnose", choices=("all", "local"), help="print what is not well, as JSON; danlu doctor shows it"
+    )
     found = parser.parse_args(list(arguments))
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
@@ -74,4 +79,5 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         gpus=found.gpus,
         database_url=environ.get("DANLU_DATABASE_URL") or None,
         ready_fd=found.ready_fd,
+        diagnose=found.diagnose,
     )

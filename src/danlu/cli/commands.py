@@ -36,6 +36,7 @@ COMMANDS: Final = (
     C("up", "platform:up", "Platform", "start the platform on this machine", "[FLAGS]"),
     C("down", "platform:down", "Platform", "stop it; jobs go on unless --jobs", "[FLAGS]"),
     C("status", "platform:status", "Platform", "is it running, where, with what", "[FLAGS]"),
+    C("doctor", "doctor:doctor", "Platform", "what is not well here, and what to do about it", "[FLAGS]"),
     C("nodes", "nodes:nodes", "Platform", "machines, what they have and what is free", "[FLAGS]"),
     C("env", "environments:app", "Platform", "ready-made environments: ls, build", "ls|build [FLAGS]"),
     C("api", "api:api", "Platform", "send a request of your own", "METHOD PATH [FLAGS]"),

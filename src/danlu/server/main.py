@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,14 +37,19 @@ from danlu.controllers.tasks import Tasks
 from danlu.database import migrations, sqlite_file
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import PROJECTS
+from danlu.domain.diagnosis import Check
+from danlu.domain.environments import Environment
 from danlu.domain.projects import DEFAULT_PROJECT, Project
+from danlu.environments import diagnosis as environments_diagnosis
 from danlu.environments.builder import Builder
+from danlu.environments.uv_command import Uv
 from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken
+from danlu.executors.local import diagnosis as machine_diagnosis
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.local.gpus import declared
 from danlu.runner import formats
 from danlu.server import app as edge
-from danlu.server import keys
+from danlu.server import diagnosis, keys
 from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
 from danlu.server.log import RateLimit
@@ -201,11 +206,12 @@ def compose(settings: Settings) -> Composition:
         isolation="one user for each project" if root else "all jobs run as you", separate_users=root,
         warnings=() if limits else ("memory and CPU limits cannot be set on this machine: no control groups",),
     )  # fmt: skip
+    builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
     platform = Platform(
+        diagnose=lambda built, index: diagnose(settings, builder, built, index=index),
         database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits, facts=facts,
         attempt_key=attempt_key, bootstrap_digest=digest(bootstrap), hub=hub,
     )  # fmt: skip
-    builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
     launches = Launches(builder, lambda attempt: attempt_token(attempt_key, attempt), lambda: platform.url)
     nodes = NodesController(database, executor, clock, hub)
     nodes.step()  # the first submit must know what could ever fit
@@ -222,6 +228,16 @@ def compose(settings: Settings) -> Composition:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))
     loops = [Loop(name, step, hub, topic) for name, step, topic in steps]
     return Composition(settings, platform, executor, workers, loops)
+
+
+def diagnose(settings: Settings, builder: Builder, built: Sequence[Environment], *, index: bool) -> tuple[Check, ...]:
+    """Returns what every part sees of itself and this machine. Changes nothing."""
+    uv = Uv(settings.home / "cache" / "uv", settings.home / "environments" / ".python")
+    return (
+        *diagnosis.checks(settings.home, sqlite=settings.database_url is None),
+        *machine_diagnosis.checks(None if settings.gpus is None else declared(settings.gpus)),
+        *environments_diagnosis.checks(builder, uv, built, index=index),
+    )
 
 
 def _first_project(tx: Transaction, now: int) -> None:
@@ -340,6 +356,11 @@ def allow_many_files() -> None:
 def main() -> int:
     """Runs a server; returns its exit code where it could not start, and ends the process where it could."""
     settings = parse(sys.argv[1:], os.environ)
+    if settings.diagnose is not None:
+        builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
+        found = diagnose(settings, builder, (), index=settings.diagnose == "all")
+        sys.stdout.write(json.dumps([check.model_dump(mode="json") for check in found]) + "\n")
+        return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +12,8 @@ from danlu.blobs.base import Blobs
 from danlu.blobs.streams import Streams
 from danlu.database.engine import Database
 from danlu.domain.actors import Actor
+from danlu.domain.diagnosis import Check
+from danlu.domain.environments import Environment
 from danlu.domain.ids import make_id
 
 
@@ -89,6 +91,7 @@ class Platform:
     bootstrap_digest: str
     hub: Hub = field(default_factory=Hub)
     url: str = ""
+    diagnose: Callable[[Sequence[Environment], bool], tuple[Check, ...]] = lambda _built, _index: ()
     stop_server: Callable[[bool], None] = lambda _jobs_first: None
 
     def new_id(self, letter: str) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from danlu import __version__
-from danlu.api import Accepted, PlatformStop
+from danlu.api import Accepted, DoctorQuery, PlatformStop
 from danlu.database import queries
 from danlu.database.engine import Transaction
-from danlu.database.records import JOBS
+from danlu.database.records import ENVIRONMENTS, JOBS
+from danlu.domain.diagnosis import Diagnosis
+from danlu.domain.environments import EnvironmentState
 from danlu.domain.jobs import LIVE_JOB_STATES, Desired, Job
 from danlu.domain.views import PlatformStatus
 from danlu.services import jobs, nodes
 from danlu.services.context import Call, Platform
+
+MAX_ENVIRONMENTS = 500
 
 
 def get(call: Call) -> PlatformStatus:
@@ -27,6 +31,16 @@ def get(call: Call) -> PlatformStatus:
         nodes=nodes.list(call).items,
         warnings=platform.facts.warnings,
     )
+
+
+def doctor(call: Call, query: DoctorQuery) -> Diagnosis:
+    """Returns what the server sees of itself and its machine. Takes seconds where the package index is away."""
+    platform = call.platform
+    built = platform.database.read(
+        lambda tx: ENVIRONMENTS.find(tx, state=EnvironmentState.READY, limit=MAX_ENVIRONMENTS)
+    )
+    checks = platform.diagnose(built, query.index)
+    return Diagnosis(version=__version__, now=platform.clock.now(), checks=checks)
 
 
 def stop(call: Call, body: PlatformStop) -> Accepted:

@@ -35,9 +35,7 @@ def apply(
 
     Example: danlu apply -f danlu.yaml
     """
-    name, text, base = _read(file)
-    documents = _documents(name, text)
-    checked = [_checked(name, fields, node, base) for fields, node in documents]
+    checked = described_in(file)
     messages = Messages(quiet=output in ("json", "yaml"))
     jobs: list[Job] = []
     with connect_or_start(common, messages) as client:
@@ -55,6 +53,16 @@ def apply(
         out.write(f"job/{job.name}" + ("" if output == "name" else " submitted"))
     messages.say(f"follow it with `danlu logs -f {jobs[0].name}`" if len(jobs) == 1 else "see them: danlu get jobs")
     return 0
+
+
+def described_in(file: str) -> list[tuple[dict[str, Any], Path | None]]:
+    """Returns the jobs of a file: the fields of JobSpec, checked, and the folder of the code, which is not read yet.
+
+    Raises:
+        InvalidSpec: it cannot be read, or a field is wrong; with the line.
+    """
+    name, text, base = _read(file)
+    return [_checked(name, fields, node, base) for fields, node in _documents(name, text)]
 
 
 def _read(file: str) -> tuple[str, str, Path]:

@@ -28,6 +28,7 @@ COMMANDS: Final = (
     C("get", "get:get", "Look", "list jobs, nodes, envs, events, or show one", "jobs|nodes|envs|events [NAME...] [FLAGS]"),
     C("describe", "describe:describe", "Look", "all about a job: attempts, limits, events, what it left", "JOB [FLAGS]"),
     C("why", "why:why", "Look", "why a job waits, or why it ended", "JOB [FLAGS]"),
+    C("diff", "diff:diff", "Look", "what differs between two jobs, or a job and a file", "JOB [JOB] [FLAGS]"),
     C("logs", "logs:logs", "Look", "what a job printed", "JOB [FLAGS]"),
     C("metrics", "metrics:metrics", "Look", "what a job measured, drawn in the terminal", "JOB [FLAGS]"),
     C("top", "top:top", "Look", "what is in use now: nodes, tasks, GPUs; and what waits", "[FLAGS]"),

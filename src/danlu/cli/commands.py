@@ -21,6 +21,7 @@ class Command(NamedTuple):
 C = Command
 COMMANDS: Final = (
     C("run", "run:run", "Work", "run a command with this folder's code as a job, and follow it", "[FLAGS] -- COMMAND..."),
+    C("init", "init:init", "Work", "write a job file for this folder, with every field explained", "[FILE] [FLAGS]"),
     C("apply", "apply:apply", "Work", "submit the jobs described in a file", "-f FILE"),
     C("stop", "jobs:stop", "Work", "stop jobs", "JOB... [FLAGS]"),
     C("retry", "retry:retry", "Work", "run an ended job again, with changes if need be", "JOB [FLAGS]"),

@@ -21,11 +21,11 @@ class Amount(NamedTuple):
 
     word: str
     bounds: str
-    example: str
+    example: str | int
 
 
 AMOUNTS: Final = (
-    (Cores, Amount("cores", "0.001 to 1,000,000 cores", "2")),
+    (Cores, Amount("cores", "0.001 to 1,000,000 cores", 2)),
     (MemoryBytes, Amount("memory", "1 byte to 1 EiB", "4GiB")),
     (Seconds, Amount("time", "1ms to 3650d", "30s")),
 )

@@ -29,7 +29,7 @@ OLD_TENSORFLOW: Final = re.compile(
     r"|global_variables_initializer|get_variable|estimator|train\.\w+Optimizer|train\.Saver|train\.MonitoredTrainingSession"
     r"|logging\.set_verbosity)\b"
 )
-_IMPORT: Final = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import\b|import[ \t]+([\w., \t]+))", re.MULTILINE)
+_IMPORT: Final = re.compile(r"^[ \t]*(?:from[ \t]+(\w[\w.]*)[ \t]+import\b|import[ \t]+([\w., \t]+))", re.MULTILINE)
 _PLAIN: Final = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[\w,.\s-]*\])?\s*((?:[<>=!~][^;#@]*)?)(?:;[^#]*)?(?:#.*)?"
 )

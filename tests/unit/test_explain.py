@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from danlu.cli.explain import NOUNS, _find, explain
-from danlu.cli.options import FLAGS, Asked, flag_of
+from danlu.cli.options import FLAGS, Asked, Roles, flag_of
 from danlu.domain.fields import described, nested
 from danlu.domain.jobs import JobSpec, Reason
 from danlu.domain.meanings import ADVICE
@@ -142,9 +142,13 @@ def test_every_field_of_a_job_has_an_example_that_is_right_and_a_description() -
 
 
 def test_flags_are_those_that_there_are() -> None:
-    flags = {f"--{name.replace('_', '-')}" for name in Asked.__dataclass_fields__} | {"--code", "-- COMMAND"}
+    flags = {f"--{name.replace('_', '-')}" for name in (*Asked.__dataclass_fields__, *Roles.__dataclass_fields__)} | {
+        "--code",
+        "-- COMMAND",
+    }
     assert set(FLAGS.values()) <= flags
     assert flag_of("job.gpu_kind") == "--gpu-kind"
+    assert flag_of("job.framework") == "--framework"
     assert flag_of("job.retry") == flag_of("attempt.name") == ""
     for path in FLAGS:
         assert path.split(".")[0] in JobSpec.model_fields

@@ -16,8 +16,9 @@ from danlu.cli import output as out
 from danlu.cli.options import Common, Flag
 from danlu.cli.session import project_of
 from danlu.cli.terminal import Messages
+from danlu.domain.commands import as_name
 from danlu.domain.fields import Described, described
-from danlu.domain.jobs import JobSpec, as_name
+from danlu.domain.jobs import JobSpec
 from danlu.domain.validation import suggestion
 from danlu.errors import Conflict, InvalidSpec, UnknownEnvironment
 

@@ -131,6 +131,7 @@ class Asked:
 FLAGS: Final = {
     "command": "-- COMMAND",
     "code": "--code",
+    "roles": "--role",
     "requirements": "--requirements",
     "variables": "--var",
     "labels": "--label",
@@ -145,8 +146,8 @@ def flag_of(path: str) -> str:
     noun, _, field = path.partition(".")
     if noun != "job":
         return ""
-    flag = f"--{field.replace('_', '-')}" if field in Asked.__dataclass_fields__ else ""
-    return FLAGS.get(field, flag)
+    known = {*Asked.__dataclass_fields__, *Roles.__dataclass_fields__}
+    return FLAGS.get(field, f"--{field.replace('_', '-')}" if field in known else "")
 
 
 def pairs(flag: str, words: Sequence[str]) -> dict[str, str]:

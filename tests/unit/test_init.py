@@ -12,6 +12,7 @@ from danlu.cli.apply import described_in
 from danlu.cli.init import init, lines
 from danlu.client.guessing import MAX_FILES, guess
 from danlu.domain.fields import described
+from danlu.domain.frameworks import FRAMEWORKS
 from danlu.domain.guesses import ENVIRONMENTS, environment, imported, packages
 from danlu.domain.jobs import JobSpec
 from danlu.errors import Conflict, InvalidSpec
@@ -151,9 +152,20 @@ def test_requirements_go_into_the_file(tmp_path: Path) -> None:
     assert described_in(str(tmp_path / "job.yaml"))
 
 
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_a_distributed_job(name: str, tmp_path: Path) -> None:
+    assert init(tmp_path / "job.yaml", framework=name) == 0
+    ((fields, _),) = described_in(str(tmp_path / "job.yaml"))
+    spec = JobSpec.model_validate(fields)
+    assert (spec.framework, len(spec.tasks) > 1) == (name, True)
+
+
 def test_what_cannot_be(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(InvalidSpec, match="is not a folder"):
         init(tmp_path / "nothing" / "danlu.yaml")
+    with pytest.raises(InvalidSpec, match="no framework") as raised:
+        init(tmp_path / "danlu.yaml", framework="tensorflw")
+    assert "did you mean tensorflow?" in raised.value.next_step
     assert init(tmp_path / "danlu.yaml") == 0
     assert "only an example" in capsys.readouterr().err
     assert init(Path("-")) == 0

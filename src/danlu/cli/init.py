@@ -18,6 +18,7 @@ from danlu.cli.session import project_of
 from danlu.cli.terminal import Messages
 from danlu.domain.commands import as_name
 from danlu.domain.fields import Described, described
+from danlu.domain.frameworks import FRAMEWORKS
 from danlu.domain.jobs import JobSpec
 from danlu.domain.validation import suggestion
 from danlu.errors import Conflict, InvalidSpec, UnknownEnvironment
@@ -37,6 +38,7 @@ def init(
     /,
     *,
     env: Annotated[str | None, Parameter(help="environment (danlu env ls), instead of the one guessed")] = None,
+    framework: Annotated[str | None, Parameter(help="a distributed job: tensorflow, pytorch, jax, mpi, ...")] = None,
     force: Annotated[bool, Parameter(help="replace a file; the old one is kept as FILE.old"), Flag] = False,
     common: Common | None = None,
 ) -> int:
@@ -65,12 +67,17 @@ def init(
         )
     found = guess(path.parent, known)
     fields: dict[str, Any] = {"name": as_name(path.parent.name)}
+    if framework is not None:
+        fields |= _gang(framework)
     if env is not None:
         fields["env"] = env
     elif found.environment.requirements:
         fields["requirements"] = found.environment.requirements
     else:
-        fields["env"] = found.environment.name
+        own = FRAMEWORKS[framework].environments if framework is not None else ()
+        fitting = [name for name in own if not known or name in known]
+        plain = found.environment.name == "python"
+        fields["env"] = fitting[0] if plain and fitting else found.environment.name
     fields["command"] = found.command or NO_COMMAND
     # host's interpreter is put in by apply, on the machine where it is used
     spec_of(fields | ({"interpreter": sys.executable} if env == "host" else {}))
@@ -83,6 +90,21 @@ def init(
     out.write(str(file))
     _tell(messages, fields, found.environment.why if env is None else "as you said", bool(found.command), file)
     return exits.OK
+
+
+def _gang(name: str) -> dict[str, Any]:
+    """Returns the framework and roles of a small distributed job.
+
+    Raises:
+        InvalidSpec: there is no such framework.
+    """
+    if name not in FRAMEWORKS:
+        step = f"{suggestion(name, FRAMEWORKS)}   there are: {', '.join(FRAMEWORKS)}"
+        raise InvalidSpec(f'there is no framework "{name}"', next_step=step.strip())
+    framework = FRAMEWORKS[name]
+    several = "worker" if "worker" in (framework.roles or ("worker",)) else next(iter(framework.roles))
+    roles = {role: {"replicas": 1} for role in framework.required} | {several: {"replicas": 2}}
+    return {"framework": name, "roles": {role: roles[role] for role in (*framework.roles, several) if role in roles}}
 
 
 def _tell(messages: Messages, fields: dict[str, Any], why: str, sure: bool, file: Path) -> None:
@@ -123,7 +145,10 @@ def lines(fields: dict[str, Any], name: str = FILE) -> Iterator[str]:
 
 
 def _set(field: Described, value: Any) -> Iterator[str]:
-    if isinstance(value, str) and "\n" in value:
+    if field.keyed:
+        yield _commented(f"{field.name}:", field.description, COLUMN + len("# "))
+        yield from (f"  {name}: {_flow(one)}" for name, one in value.items())
+    elif isinstance(value, str) and "\n" in value:
         yield f"{field.name}: |"
         yield from (f"  {line}" for line in value.splitlines())
     else:

@@ -28,8 +28,12 @@ def refused(**fields: Any) -> InvalidSpec:
         ({"command": "x", "zzz": 3}, "zzz is not a field", ""),
         ({}, "command is missing", ""),
         ({"command": "x", "cpu": "lots"}, "cpu: 'lots' is not an amount of CPU: write for example 2, 0.5 or 500m", ""),
-        ({"command": "x", "gpu": 5000}, "gpu: Input should be less than or equal to 4096 (it is 5000)", ""),
+        ({"command": "x", "gpu": 5000}, "gpu: must be at most 4096 (it is 5000)", ""),
         ({"command": "x", "gpu_kind": "h100"}, "gpu_kind is set but gpu is 0", ""),
+        ({"command": "x", "gpu": "two"}, "gpu: must be a whole number (it is 'two')", ""),
+        ({"command": "x", "labels": 3}, "labels: must be names with values (it is 3)", ""),
+        ({"command": "x", "framework": "tensorflw"}, "framework 'tensorflw' is not known", "did you mean tensorflow?"),
+        ({"command": "x", "roles": {"a": {"replica": 1}}}, "roles.a.replica is not a field", "did you mean replicas?"),
         ({"command": ""}, "command: it is empty: give the words to run, for example python train.py", ""),
     ],
 )

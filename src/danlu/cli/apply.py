@@ -75,7 +75,8 @@ def _read(file: str) -> tuple[str, str, Path]:
             return file, opened.read(MAX_FILE_BYTES + 1), path.parent
     except (OSError, UnicodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InvalidSpec(f"{file} cannot be read: {said}") from error
+        step = "danlu init writes one" if isinstance(error, FileNotFoundError) else ""
+        raise InvalidSpec(f"{file} cannot be read: {said}", next_step=step) from error
 
 
 def _documents(name: str, text: str) -> list[tuple[dict[str, Any], Any]]:

@@ -58,21 +58,10 @@ def _run(words: list[str]) -> int:
     try:
         result = build()(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        raise _usage(error, words) from error
+        from danlu.cli.usage import complaint
+
+        raise complaint(error, words) from error
     return result if isinstance(result, int) else exits.OK
-
-
-def _usage(error: Exception, words: list[str]) -> InvalidRequest:
-    """Returns the parser's complaint in our form: what is wrong, then what was probably meant."""
-    message, _, meant = str(error).partition(" Did you mean ")
-    message = message.strip().rstrip(".").replace('"', "")
-    message = message[:1].lower() + message[1:]
-    name = words[0] if words[0] in BY_NAME else ""
-    steps = [f"did you mean {meant.partition('?')[0]}?"] if meant else []
-    if name == "run" and message.startswith("unknown option") and "--" not in words:
-        steps = ["a flag of your command? put -- before the command: danlu run [flags] -- python train.py --lr 0.1"]
-    steps.append(f"danlu {name} --help" if name else "danlu --help")
-    return InvalidRequest(message, next_step="   ".join(steps))
 
 
 def _fault(error: Exception) -> None:

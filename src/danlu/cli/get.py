@@ -27,6 +27,7 @@ from danlu.errors import InvalidRequest, NotFound
 
 WATCH_S: Final = 1.0
 PAGE: Final = 500
+LISTS: Final = {"node": "nodes", "environment": "envs"}
 Row = list[str]
 
 
@@ -65,7 +66,8 @@ def get(
     """
     found, names = _kind(kind, names)
     if state is not None and state not in set(JobState):
-        raise InvalidRequest(f"{state!r} is not a job's state", next_step=f"one of: {', '.join(JobState)}")
+        step = f"{suggestion(state, JobState)}   there are: {', '.join(JobState)}"
+        raise InvalidRequest(f"{state!r} is not a job's state", next_step=step.strip())
     if limit < 0:
         raise InvalidRequest(f"--limit {limit} is less than 0")
     wanted = Wanted(names, state, limit)
@@ -249,7 +251,8 @@ def _only(items: tuple[Any, ...], wanted: Wanted, key: Callable[[Any], str], kin
     by_name = {key(item): item for item in items}
     for name in wanted.names:
         if name not in by_name:
-            raise NotFound(f"there is no {kind} {name!r}", next_step=suggestion(name, by_name))
+            step = f"{suggestion(name, by_name)}   all of them: danlu get {LISTS[kind]}"
+            raise NotFound(f"there is no {kind} {name!r}", next_step=step.strip())
     return [by_name[name] for name in wanted.names], False
 
 

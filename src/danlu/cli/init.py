@@ -21,7 +21,7 @@ from danlu.domain.fields import Described, described
 from danlu.domain.frameworks import FRAMEWORKS
 from danlu.domain.jobs import JobSpec
 from danlu.domain.validation import suggestion
-from danlu.errors import Conflict, InvalidSpec, UnknownEnvironment
+from danlu.errors import Conflict, InvalidRequest, InvalidSpec, UnknownEnvironment
 
 FILE: Final = "danlu.yaml"
 NO_COMMAND: Final = "python train.py"
@@ -53,6 +53,9 @@ def init(
     from danlu.client.names import names
 
     to_stdout = str(file) == "-"
+    if str(file).startswith("-") and not to_stdout:
+        hint = suggestion(str(file), ("--env", "--framework", "--force", "--url", "--project"))
+        raise InvalidRequest(f"{file} is not a flag of danlu init", next_step=f"{hint}   danlu init --help".strip())
     path = Path.cwd() / FILE if to_stdout else file.expanduser().absolute()
     if path.exists() and not force and not to_stdout:
         raise Conflict(

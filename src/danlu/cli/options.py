@@ -14,6 +14,7 @@ from cyclopts import Group, Parameter
 
 from danlu.cli.output import Format
 from danlu.client.submitting import read_requirements
+from danlu.domain.validation import suggestion
 from danlu.errors import InvalidRequest
 
 SPECIFICATION: Final = Group("What the job asks for", sort_key=1)
@@ -69,6 +70,10 @@ class Roles:
         given: dict[str, dict[str, Any]] = {name: {"replicas": n} for name, n in flags.items() if n is not None}
         for word in self.role:
             name, _, rest = word.partition("=")
+            if not name or not rest:
+                raise InvalidRequest(
+                    f"--role {word!r} is not NAME=REPLICAS", next_step="write for example --role worker=2"
+                )
             first, *more = rest.split(",")
             given.setdefault(name, {}).update({"replicas": first, **pairs("--role", more)})
         roles = {name: role for name, role in given.items() if str(role["replicas"]) != "0"}
@@ -203,7 +208,11 @@ def one(words: Sequence[str], kind: str = "job") -> str:
     """
     names = several(words, kind)
     if len(names) != 1:
-        raise InvalidRequest(f"this takes one {kind}; {len(names)} are named: {', '.join(names)}")
+        meant = suggestion(names[0], (kind, f"{kind}s")) if len(names) == 2 and names[0] != kind else ""
+        raise InvalidRequest(
+            f"this takes one {kind}; {len(names)} are named: {', '.join(names)}",
+            next_step=meant.replace("?", f" {names[1]}?"),
+        )
     return names[0]
 
 

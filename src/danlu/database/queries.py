@@ -82,6 +82,13 @@ def job_by_name(tx: Transaction, project: str, name: str) -> Job | None:
     return found[0] if found else None
 
 
+def job_names(tx: Transaction, project: str, limit: int) -> list[str]:
+    """Returns the names of a project's newest jobs."""
+    jobs = tables.jobs.c
+    newest = select(jobs.name).where(jobs.project == project).order_by(jobs.id.desc()).limit(limit)
+    return [str(name) for (name,) in tx.connection.execute(newest)]
+
+
 def job_counts(tx: Transaction, project: str | None = None) -> dict[str, int]:
     """Returns how many jobs are in each state, of one project or of all."""
     jobs = tables.jobs.c

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
@@ -22,6 +23,31 @@ PATTERNS = {
     ROLE_PATTERN: "a role's name has at most 31 lower-case letters and digits, a letter first",
 }
 """In words, what a field's pattern asks for."""
+SAID = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "dict_type": "must be names with values",
+    "model_type": "must be fields with names",
+    "model_attributes_type": "must be fields with names",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be more than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must have at least {min_length} characters",
+    "too_long": "must have at most {max_length} entries",
+    "too_short": "must have at least {min_length} entries",
+    "enum": "must be one of {expected}",
+    "literal_error": "must be one of {expected}",
+}
+"""In words, what pydantic says about types and bounds."""
+_MEANT = re.compile(r"(?:: )?(did you mean [^?]+\?)")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -62,11 +88,21 @@ def _one(problem: Any, model: type[BaseModel]) -> tuple[str, str, str]:
         return field, f"{field} is not a field", suggestion(str(path[-1]), _fields_at(model, path[:-1]))
     if problem["type"] == "missing":
         return field, f"{field} is missing", ""
-    said = problem["msg"].removeprefix("Value error, ")
-    said = PATTERNS.get(str(problem.get("ctx", {}).get("pattern")), said)
+    said, hint = _words(problem)
     shown = repr(problem["input"])
     value = f" (it is {shown[:80]})" if problem["type"] != "value_error" and field else ""
-    return field, f"{field}: {said}{value}" if field else said, ""
+    return field, f"{field}: {said}{value}" if field else said, hint
+
+
+def _words(problem: Any) -> tuple[str, str]:
+    """Returns (what is wrong, what was probably meant)."""
+    context = problem.get("ctx", {})
+    said = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in SAID:
+        said = SAID[problem["type"]].format(**context)
+    said = PATTERNS.get(str(context.get("pattern")), said)
+    meant = _MEANT.search(said)
+    return (said.replace(meant[0], ""), meant[1]) if meant else (said, "")
 
 
 def invalid_spec(error: ValidationError, model: type[BaseModel]) -> InvalidSpec:

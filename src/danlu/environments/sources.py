@@ -44,7 +44,7 @@ def source_for(env: str, requirements: str | None, python: str | None) -> Enviro
         near = suggestion(env, CATALOGUE)
         raise UnknownEnvironment(
             f"env: there is no environment {env[:63]!r}",
-            next_step=f"{near} all of them: danlu env ls".strip(),
+            next_step=f"{near}   all of them: danlu env ls".strip(),
             field="env",
         )
     if python is not None:

@@ -18,7 +18,7 @@ from danlu.domain.commands import name_from_command
 from danlu.domain.environments import HOST
 from danlu.domain.ids import is_id
 from danlu.domain.jobs import Attempt, Desired, Job, JobSpec, JobState, Reason, json_changes
-from danlu.domain.validation import invalid_spec
+from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
 from danlu.scheduler.cycle import Shape, asks_all, could_ever_fit, shortage
@@ -26,6 +26,8 @@ from danlu.services import blobs, environments, nodes
 from danlu.services.context import Call
 
 AHEAD = 20
+SUGGESTED = 200
+"""Names of the newest jobs, among which one is looked for that was probably meant."""
 
 
 def submit(call: Call, job: str, body: JobSpec) -> Job:
@@ -136,7 +138,9 @@ def require(tx: Transaction, project: str, job: str) -> Job:
     """Returns a job of ``project`` by id or name, or raises NotFound."""
     found = JOBS.get(tx, job) if is_id(job, "j") else queries.job_by_name(tx, project, job)
     if found is None or found.project != project:
-        raise NotFound(f"there is no job {job!r} in project {project}", next_step="all of them: danlu get jobs")
+        near = suggestion(job, queries.job_names(tx, project, SUGGESTED))
+        step = f"{near}   all of them: danlu get jobs".strip()
+        raise NotFound(f"there is no job {job!r} in project {project}", next_step=step)
     return found
 
 

@@ -269,6 +269,15 @@ def cli() -> Iterator[str]:
             yield ""
             yield from _block(_help(chain))
     yield ""
+    yield "## Output"
+    yield ""
+    yield (
+        "Data goes to stdout, what danlu says of it to stderr. `-o json` and `-o yaml` print whole records: one where one "
+        "was asked for, else an object with `items`. `-o name` prints `KIND/NAME` a line, `-o wide` a table with more "
+        "columns. There are colours on a terminal only, none where `NO_COLOR` is set or `TERM` is `dumb`; nothing moves "
+        "without a terminal. A pipe that nobody reads any more ends a command quietly."
+    )
+    yield ""
     yield "## Exit codes"
     yield ""
     yield "| Code | Meaning |"

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,13 +71,18 @@ class Terminal:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    started = Server(tmp_path_factory.mktemp("completion") / "home")
+def server() -> Iterator[Server]:
+    outer = Path(tempfile.mkdtemp(prefix="danlu-completion-", dir="/tmp"))  # every user may pass it, as jobs need it
+    outer.chmod(0o711)
+    started = Server(outer / "home")
     started.start()
-    started.wait(started.submit("true", name="linear-7").id)
-    started.submit("sleep", "600", name="bert-large-3")
-    yield started
-    started.close()
+    try:
+        started.wait(started.submit("true", name="linear-7").id)
+        started.submit("sleep", "600", name="bert-large-3")
+        yield started
+    finally:
+        started.close()
+        shutil.rmtree(outer, ignore_errors=True)
 
 
 def environ_of(home: Path, folder: Path) -> dict[str, str]:

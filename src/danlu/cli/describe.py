@@ -42,6 +42,9 @@ def describe(
     if output in ("json", "yaml"):
         out.structured(about.structured(), output)
         return 0
+    if output == "name":
+        out.write(f"job/{found.name}")
+        return 0
     _print(found, attempts, artifacts, list(about.events), environment)
     return 0
 

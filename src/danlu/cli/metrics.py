@@ -32,8 +32,8 @@ def metrics(
     system: Annotated[bool, Parameter(help="what the platform measured: processors, memory, GPUs"), Flag] = False,
     points: Annotated[int, Parameter(help="at most so many points of each; peaks are kept")] = 1000,
     output: Annotated[
-        Literal["plot", "json", "yaml", "csv", "name"],
-        Parameter(name=("--output", "-o"), help="plot, json, yaml, csv or name"),
+        Literal["plot", "table", "wide", "json", "yaml", "csv", "name"],
+        Parameter(name=("--output", "-o"), help="plot, table, wide, json, yaml, csv or name"),
     ] = "plot",
     common: Common | None = None,
 ) -> int:
@@ -63,6 +63,8 @@ def metrics(
     elif output == "name":
         for one_name in dict.fromkeys(series.name for series in chosen):
             out.write(one_name)
+    elif chosen and output in ("table", "wide"):
+        _table(chosen)
     elif chosen:
         _plot(chosen, explicit=bool(name), messages=messages)
     else:
@@ -71,6 +73,14 @@ def metrics(
         if not system:
             messages.say("record some: danlu.log(step=1, loss=0.3), or take printed ones: danlu run --metrics -- …")
     return 0
+
+
+def _table(chosen: list[Series]) -> None:
+    rows = [
+        [series.name, series.task, f"{series.count:,}", *map(_number, (series.last, series.smallest, series.largest))]
+        for series in chosen
+    ]
+    out.table(["NAME", "TASK", "POINTS", "LAST", "SMALLEST", "LARGEST"], rows)
 
 
 def _plot(chosen: list[Series], *, explicit: bool, messages: Messages) -> None:

@@ -29,6 +29,9 @@ def why(
     if output in ("json", "yaml"):
         out.record(found, output)
         return 0
+    if output == "name":
+        out.write(f"job/{found.job.name}")
+        return 0
     now = time.time_ns()
     job_ = found.job
     if job_.state != "queued":

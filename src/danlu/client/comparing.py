@@ -122,7 +122,7 @@ def _outcome(client: Client, job: Job) -> dict[str, Any]:
         "cpu_s": sum(used) / 1e9 if used else None,
     }
     for series in client.call("jobs.metrics", {"job": job.id}, query=MetricsQuery(points=2)).series:
-        facts[f"metrics.{series.name}"] = series.last
+        facts[".".join(filter(None, ("metrics", series.name, series.task)))] = series.last
     return facts
 
 

@@ -66,7 +66,7 @@ def test_a_line_of_bash_as_words(line: str, words: list[str]) -> None:
     ],
 )
 def test_what_is_answered(words: list[str], mode: str, found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DANLU_HOME", "/nonexistent")
+    monkeypatch.setenv("DANLU_HOME", "/proc/nothing")
     answer = complete(words, TABLE)
     assert (answer.mode, [word for word, _ in sorted(answer.words)]) == (mode, found)
 

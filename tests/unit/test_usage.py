@@ -12,7 +12,7 @@ from danlu.cli.main import main
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("DANLU_URL", "DANLU_TOKEN", "DANLU_TOKEN_FILE", "DANLU_PROJECT"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("DANLU_HOME", "/nonexistent/danlu")
+    monkeypatch.setenv("DANLU_HOME", "/proc/nothing/danlu")
 
 
 WRONG = [
@@ -41,7 +41,7 @@ WRONG = [
     ("run --code x --no-code -- x", "--code and --no-code exclude each other", ""),
     ("get jobs -o jsn", "-o takes one of table, wide, json, yaml, name; it is 'jsn'", "did you mean json?"),
     ("get jobs --output=jsn", "--output takes one of table", "did you mean json?"),
-    ("metrics x -o table", "-o takes one of plot", ""),
+    ("metrics x -o tabel", "-o takes one of plot", ""),
     ("get jobs --limit x", "--limit takes a whole number; it is 'x'", ""),
     ("get jobs --limit -1", "--limit -1 is less than 0", ""),
     ("get jobs --state runing", "'runing' is not a job's state", "did you mean running?   there are: queued"),
@@ -53,13 +53,13 @@ WRONG = [
     ("up --port 70000", "--port 70000 is not a port", ""),
     ("explain job.memry", "job.memry is not a field", "did you mean memory?"),
     ("explain OutOfMemoy", 'there is nothing called "OutOfMemoy"', "did you mean OutOfMemory?"),
-    ("init /nonexistent/x.yaml", "/nonexistent is not a folder", ""),
+    ("init /proc/nothing/x.yaml", "/proc/nothing is not a folder", ""),
     ("init - --framework tensorflw", 'there is no framework "tensorflw"', "did you mean tensorflow?"),
     # words
     ("run", "there is no command to run", "danlu run -- python train.py"),
     ("get", "KIND is missing: jobs, nodes, envs or events", "danlu get jobs|nodes|envs|events"),
     ("apply", "--file or -f is missing", "danlu apply -f FILE"),
-    ("apply -f /nonexistent.yaml", "/nonexistent.yaml cannot be read: No such file", "danlu init writes one"),
+    ("apply -f /proc/nothing.yaml", "/proc/nothing.yaml cannot be read: No such file", "danlu init writes one"),
     ("api", "METHOD is missing: GET, POST, PUT or DELETE", "danlu api METHOD PATH"),
     ("api GET v1/jobs", "'v1/jobs' is not a path", "danlu api GET /v1/jobs"),
     ("init x y", "danlu init takes no more words: 'y'", "danlu init [FILE]"),
@@ -97,5 +97,5 @@ def test_a_job_that_is_not_named(line: str, capsys: pytest.CaptureFixture[str]) 
 def test_without_a_platform(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(line.split()) == 3
     shown = capsys.readouterr()
-    assert "danlu is not running here (/nonexistent/danlu)" in shown.out + shown.err
+    assert "danlu is not running here (/proc/nothing/danlu)" in shown.out + shown.err
     assert "start it: danlu up" in shown.err

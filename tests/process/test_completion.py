@@ -111,6 +111,16 @@ def asked(environ: dict[str, str], *words: str) -> list[str]:
     return [line.partition("\t")[0] for line in done.stdout.splitlines()]
 
 
+def fastest(environ: dict[str, str], words: list[str], expected: str) -> float:
+    """Returns the shortest time of some: what a machine is capable of that does other things beside."""
+    least, deadline = DEADLINE_S, time.monotonic() + DEADLINE_S
+    while least >= MOST_S and time.monotonic() < deadline:
+        begun = time.perf_counter()
+        assert expected in asked(environ, *words)
+        least = min(least, time.perf_counter() - begun)
+    return least
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_keys_typed_into_a_shell_are_completed(shell: str, server: Server, tmp_path: Path) -> None:
     have(shell)
@@ -173,12 +183,7 @@ def test_it_is_fast_and_silent_without_a_platform(tmp_path: Path) -> None:
     assert asked(environ, "logs", "") == ["words"]
     assert asked({**environ, "DANLU_URL": "http://127.0.0.1:1", "DANLU_TOKEN": "x"}, "logs", "") == ["words"]
     assert asked({**environ, "DANLU_URL": "nonsense"}, "logs", "") == ["words"]
-    took = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        assert "describe" in asked(environ, "")
-        took.append(time.perf_counter() - begun)
-    assert min(took) < MOST_S, took
+    assert fastest(environ, [""], "describe") < MOST_S
 
 
 def test_a_platform_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
@@ -190,15 +195,11 @@ def test_a_platform_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         begun = time.perf_counter()
         assert asked({**environ, "DANLU_URL": url, "DANLU_TOKEN": "x"}, "logs", "") == ["words"]
-        assert time.perf_counter() - begun < 5 * MOST_S
+        assert time.perf_counter() - begun < DEADLINE_S
 
 
 def test_names_come_fast(server: Server, tmp_path: Path) -> None:
     environ = environ_of(server.home, tmp_path)
     asked(environ, "")
-    took = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        assert asked(environ, "logs", "") == ["words", "bert-large-3", "linear-7"]
-        took.append(time.perf_counter() - begun)
-    assert min(took) < MOST_S, took
+    assert asked(environ, "logs", "") == ["words", "bert-large-3", "linear-7"]
+    assert fastest(environ, ["logs", ""], "linear-7") < MOST_S

@@ -10,8 +10,8 @@ from urllib.parse import urlencode, urlsplit
 from danlu.client.connection import find
 from danlu.errors import DanluError
 
-TIMEOUT_S: Final = 0.2
-"""Of connecting, and of each wait for bytes: a platform that is slow completes nothing."""
+TIMEOUT_S: Final = 1.0
+"""Of connecting, and of each wait for bytes: a platform that hangs completes nothing."""
 MAX_BYTES: Final = 8 * 2**20
 LISTED: Final = 500
 PATHS: Final = {"jobs": "/v1/jobs", "envs": "/v1/environments", "nodes": "/v1/nodes"}

@@ -56,6 +56,8 @@ def test_a_line_of_bash_as_words(line: str, words: list[str]) -> None:
         (["run", "--", "python", "-"], "files", []),
         (["apply", "-f", ""], "files", []),
         (["get", "jobs", "--state", "qu"], "words", ["queued"]),
+        (["run", "--framework", "tens"], "words", ["tensorflow"]),
+        (["run", "--wor"], "words", ["--worker"]),
         (["get", "n"], "words", ["nodes"]),
         (["api", "PO"], "words", ["POST"]),
         (["completion", "z"], "words", ["zsh"]),

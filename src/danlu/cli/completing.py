@@ -27,7 +27,8 @@ GLOBAL: Final = ("--url", "--project")
 LIVE_ONLY: Final = frozenset({"stop", "attach", "exec"})
 ENDED_ONLY: Final = frozenset({"retry"})
 OF_FLAGS: Final = {
-    "--env": "envs", "--file": "files", "--code": "folders", "--to": "folders", "--state": "states", "--node": "nodes",
+    "--env": "envs", "--file": "files", "--code": "folders", "--to": "folders", "--state": "states",
+    "--framework": "frameworks", "--node": "nodes",
 }  # fmt: skip
 """What the values of flags are whose type does not tell it."""
 OF_WORDS: Final = {"COMMAND": "programs", "FILE": "files", "METHOD": "methods", "NAME": "names", "CODE": "codes"}
@@ -172,6 +173,10 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
         from danlu.domain.jobs import JobState
 
         return _matching([(str(state), "") for state in JobState], current)
+    if kind == "frameworks":
+        from danlu.domain.frameworks import FRAMEWORKS
+
+        return _matching([(name, framework.description) for name, framework in FRAMEWORKS.items()], current)
     if kind == "methods":
         return _matching([(method, "") for method in METHODS], current)
     if "CODE" in kind:

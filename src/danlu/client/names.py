@@ -1,4 +1,7 @@
-"""Names of things for a shell's completion: one request by the standard library alone, as a key press waits for it."""
+"""Names of things for a shell's completion: one request by the standard library alone, as a key press waits for it.
+
+Loading the library that all other requests go through takes 0.1 s, a third of what a key press may take.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tomllib
 from collections.abc import Collection
@@ -12,6 +13,7 @@ from typing import Final
 from danlu.domain import guesses
 
 MAX_FILES: Final = 200
+MAX_FOLDERS: Final = 1000
 MAX_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 3
 LEFT_OUT: Final = frozenset({"node_modules", "__pycache__", "site-packages", "build", "dist", "venv", "env"})
@@ -36,7 +38,7 @@ def guess(folder: Path, known: Collection[str]) -> Guess:
 def _programs(folder: Path) -> list[str]:
     """Returns the paths of Python files, those at the top first; virtual environments and the like are left out."""
     found: list[str] = []
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in itertools.islice(os.walk(folder), MAX_FOLDERS):
         here = Path(where)
         depth = len(here.relative_to(folder).parts)
         folders[:] = sorted(
@@ -55,6 +57,8 @@ def _programs(folder: Path) -> list[str]:
 
 def _beginning(path: Path) -> str:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return ""
         with path.open("rb") as file:
             return file.read(MAX_BYTES).decode(errors="replace")
     except OSError:

@@ -85,6 +85,10 @@ def keys(folder: Path, uid: int) -> Iterator[Check]:
     """Says whether others could read, or own, the platform's keys."""
     if not folder.exists():
         return  # they are made by the first start
+    if (owner := folder.lstat().st_uid) != uid:
+        step = "set DANLU_HOME to a folder of your own, or ask its owner for a token"
+        yield fail("keys", f"{folder} belongs to user {owner}, not to {uid}", step)
+        return
     wrong, steps = [], []
     for path in (folder, *sorted(folder.iterdir())):
         status = path.lstat()

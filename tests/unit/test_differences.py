@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from danlu.blobs.folders import scan
 from danlu.client import comparing
@@ -17,6 +18,7 @@ from danlu.domain.differences import MAX_TEXT_BYTES, flat, text_difference, tree
 from danlu.domain.jobs import JobSpec
 from danlu.domain.trees import Entry, address_of, encode
 from danlu.errors import DataDamaged
+from tests.factories import make_job
 
 Files = dict[str, bytes]
 
@@ -185,6 +187,18 @@ def test_bytes_that_are_not_what_they_should_be_are_refused() -> None:
     client: Any = store
     with pytest.raises(DataDamaged):
         comparing.code(client, side(store, old), side(store, new), texts=True)
+
+
+def test_where_code_came_from_is_no_difference_of_what_was_asked_for() -> None:
+    class Traced(JobSpec):
+        git: dict[str, str] = Field(default_factory=dict)
+
+    job: Any = make_job()
+    old, new = (comparing.Side("x", Traced(command="x", git={"commit": commit}), None, job) for commit in "ab")
+    assert comparing.specification(old, new) == {}
+    assert comparing.origin(old, new) == {"git.commit": ("a", "b")}
+    old.job = None
+    assert comparing.origin(old, new) == {}
 
 
 def test_lists_of_models_are_values() -> None:

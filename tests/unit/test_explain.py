@@ -9,6 +9,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from danlu.cli.explain import NOUNS, _find, explain
+from danlu.cli.init import FILLED_IN
 from danlu.cli.options import FLAGS, Asked, Roles, flag_of
 from danlu.domain.fields import described, nested
 from danlu.domain.jobs import JobSpec, Reason
@@ -128,7 +129,7 @@ def test_every_noun_is_explained(noun: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_field_of_a_job_has_an_example_that_is_right_and_a_description() -> None:
-    for field in described(JobSpec):
+    for field in (field for field in described(JobSpec) if field.name not in FILLED_IN):
         assert field.example is not None, field.name
         assert field.description, field.name
         given: dict[str, Any] = {"command": "x", field.name: field.example}

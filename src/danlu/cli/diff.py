@@ -71,12 +71,13 @@ def _diff(names: list[str], file: str | None, *, brief: bool, form: out.Format, 
         else:
             old, new = (comparing.of_job(client, name) for name in names)
         fields, environment = comparing.specification(old, new), comparing.environment(old, new)
+        origin = comparing.origin(old, new)
         files = comparing.code(client, old, new, texts=not brief)
         went = comparing.results(client, old.job, new.job) if old.job is not None and new.job is not None else {}
         messages.clear()
     different = bool(fields or environment or files)
     if form in ("json", "yaml"):
-        _structured(form, (old, new), (fields, environment, went), files)
+        _structured(form, (old, new), (fields, environment, origin, went), files)
     elif form == "name":
         for path in (
             *fields,
@@ -86,6 +87,7 @@ def _diff(names: list[str], file: str | None, *, brief: bool, form: out.Format, 
             out.write(path)
     else:
         _tell(old, new, fields, environment, files)
+        _tell_pairs("where the code came from", origin)
         _tell_results(went)
     return exits.FAILED if different else exits.OK
 
@@ -103,10 +105,8 @@ def _of_file(file: str, name: str) -> Side:
     return of_folder(file, spec_of(fields), folder)
 
 
-def _structured(
-    form: out.Format, sides: tuple[Side, Side], found: tuple[Pairs, Pairs, Pairs], files: list[FileChange]
-) -> None:
-    fields, environment, went = found
+def _structured(form: out.Format, sides: tuple[Side, Side], found: tuple[Pairs, ...], files: list[FileChange]) -> None:
+    fields, environment, origin, went = found
 
     def pairs(changes: Pairs) -> list[dict[str, Any]]:
         return [{"field": name, "old": old, "new": new} for name, (old, new) in changes.items()]
@@ -124,7 +124,8 @@ def _structured(
     out.structured(
         {
             "old": sides[0].described(), "new": sides[1].described(), "different": bool(fields or environment or files),
-            "specification": pairs(fields), "code": code, "environment": pairs(environment), "results": pairs(went),
+            "specification": pairs(fields), "code": code, "environment": pairs(environment),
+            "git": pairs(origin), "results": pairs(went),
         },
         form,
     )  # fmt: skip

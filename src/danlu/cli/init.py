@@ -27,6 +27,8 @@ FILE: Final = "danlu.yaml"
 NO_COMMAND: Final = "python train.py"
 COLUMN: Final = 36
 """Where what a field means begins."""
+FILLED_IN: Final = frozenset({"git"})
+"""What danlu itself fills in when it sends the code."""
 KEY: Final = "worker"
 """A name where names are the user's own."""
 
@@ -137,7 +139,7 @@ def lines(fields: dict[str, Any], name: str = FILE) -> Iterator[str]:
     yield f"# {name}: run it with `danlu apply -f {name}`, here or on another platform."
     yield "# Fields with # are not set: take the # away, and give them your own value. More of one: danlu explain job.FIELD"
     yield ""
-    every = {field.name: field for field in described(JobSpec)}
+    every = {field.name: field for field in described(JobSpec) if field.name not in FILLED_IN}
     for field in every.values():
         if field.name in fields:
             yield from _set(field, fields[field.name])

@@ -20,6 +20,8 @@ from danlu.errors import DataDamaged, InvalidSpec, NotFound
 
 IDENTITY: Final = ("name", "code")
 """Not compared as fields: the name tells which job it is, the code is compared file by file."""
+ORIGIN: Final = "git"
+"""Where the code came from: told, but not counted as a difference, as the code itself is compared."""
 MAX_ATTEMPTS: Final = 100
 MAX_TEXTS: Final = 200
 """Changes among which texts are looked at line by line; what follows is only named."""
@@ -80,7 +82,15 @@ def of_folder(label: str, spec: JobSpec, folder: Path | None) -> Side:
 def specification(old: Side, new: Side) -> dict[str, tuple[Any, Any]]:
     """Returns the fields that differ: dotted path -> (old, new)."""
     changes = value_changes(old.spec, new.spec)
-    return {path: change for path, change in changes.items() if path not in IDENTITY}
+    return {path: change for path, change in changes.items() if path not in IDENTITY and path.split(".")[0] != ORIGIN}
+
+
+def origin(old: Side, new: Side) -> dict[str, tuple[Any, Any]]:
+    """Returns what differs between the repositories that the code of two jobs was sent from. It may be the same code."""
+    if old.job is None or new.job is None:
+        return {}
+    changes = value_changes(old.spec, new.spec)
+    return {path: change for path, change in changes.items() if path.split(".")[0] == ORIGIN}
 
 
 def code(client: Client, old: Side, new: Side, *, texts: bool) -> list[FileChange]:

@@ -151,7 +151,7 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
     url, project = _given(rest, "--url"), _given(rest, "--project")
 
     def named(what: str) -> Answer:
-        found = names(what, url=url, project=project or os.environ.get("DANLU_PROJECT"))
+        found = names(what, url=url, project=project)
         if what == "jobs":
             found = [(name, state) for name, state in found if _wanted(command, state)]
         head = current[: current.index("/") + 1] if "/" in current else ""

@@ -94,8 +94,8 @@ def _diff(names: list[str], file: str | None, *, brief: bool, form: out.Format, 
 
 def _of_file(file: str, name: str) -> Side:
     from danlu.cli.apply import described_in
-    from danlu.cli.submitting import spec_of
     from danlu.client.comparing import of_folder
+    from danlu.client.submitting import spec_of
 
     found = described_in(file)
     chosen = [one for one in found if one[0].get("name") == name] or found

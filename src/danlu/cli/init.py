@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from danlu.cli import exits
 from danlu.cli import output as out
 from danlu.cli.options import Common, Flag
-from danlu.cli.session import project_of
 from danlu.cli.terminal import Messages
 from danlu.domain.commands import as_name
 from danlu.domain.fields import Described, described
@@ -50,10 +49,11 @@ def init(
 
     Example: danlu init --env tensorflow-1; danlu apply -f danlu.yaml
     """
-    from danlu.cli.submitting import spec_of
     from danlu.client.guessing import guess
     from danlu.client.names import names
+    from danlu.client.submitting import spec_of
 
+    common = common or Common()
     to_stdout = str(file) == "-"
     if str(file).startswith("-") and not to_stdout:
         hint = suggestion(str(file), ("--env", "--framework", "--force", "--url", "--project"))
@@ -65,7 +65,7 @@ def init(
         )
     if not path.parent.is_dir():
         raise InvalidSpec(f"{path.parent} is not a folder", next_step="name a file in the folder of your code")
-    known = {name for name, _ in names("envs", url=(common or Common()).url, project=project_of(common))}
+    known = {name for name, _ in names("envs", url=common.url, project=common.project)}
     if env is not None and known and env not in known:
         raise UnknownEnvironment(
             f'there is no environment "{env}"', next_step=f"{suggestion(env, known)}   danlu env ls".strip()

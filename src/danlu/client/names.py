@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -24,6 +25,7 @@ ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 def names(kind: str, *, url: str | None = None, project: str | None = None) -> list[tuple[str, str]]:
     """Returns (name, what to say beside it) of jobs, envs or nodes, newest first; none where they cannot be had at once."""
     try:
+        project = project or os.environ.get("DANLU_PROJECT")
         items = _items(PATHS[kind], {"limit": str(LISTED)} if kind == "jobs" else {}, url, project)
         return list(dict(reversed([_name(kind, item) for item in items])).items())[::-1]
     except (DanluError, OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):

@@ -35,6 +35,9 @@ PIECE_BYTES, MAX_PENDING_BYTES = 32 * 1024, 256 * 1024
 MAX_SECRETS_BYTES = 4 * 1024 * 1024
 HANDSHAKE_TIMEOUT_S, CONNECT_TIMEOUT_S, RETRY_S = 5.0, 10.0, 0.05
 PARENT_TICK_S = 1.0
+TCP_OPTIONS = (
+    (socket.TCP_NODELAY, 1), (socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3),
+)  # fmt: skip
 GONE = 255
 """What ssh returns too when it is not the command that failed."""
 COMMAND, INPUT, SIGNAL = 1, 2, 3
@@ -78,10 +81,6 @@ class Wire:
         self.pending, self.received = bytearray(), bytearray()
         self.sent_frames = self.received_frames = 0
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that is gone says nothing
-        for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
     @property
     def full(self) -> bool:
@@ -148,7 +147,9 @@ def shake(sock: socket.socket, secret: bytes, address: str, serving: bool) -> Wi
             data += piece
         return data
 
-    sock.settimeout(HANDSHAKE_TIMEOUT_S)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that is gone says nothing
+    for option, value in TCP_OPTIONS:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
     mine = os.urandom(NONCE_BYTES)
     if serving:
         hello = exactly(len(MAGIC) + NONCE_BYTES)
@@ -205,14 +206,17 @@ def connect(host: str) -> Wire:
         except (OSError, EOFError) as error:
             sock.close()
             if time.monotonic() > until:
-                raise Refused("no agent answers at %s: %s" % (address, error or "it hung up")) from None
+                raise Refused("no agent answers at %s: %s" % (address, str(error) or "it hung up")) from None
             time.sleep(RETRY_S)
+        except Refused:
+            sock.close()
+            raise
 
 
 def relay(wire: Wire, command: str) -> int:
     """Has a command run at the other end; returns its exit code, or 255 where the other end or the parent is lost."""
     wake, parent = waking(RELAYED), os.getppid()
-    wire.put(COMMAND, command.encode())
+    wire.put(COMMAND, os.fsencode(command))
     reading = True
     while os.getppid() == parent:  # an mpirun that was killed ends nothing itself
         poll = select.poll()
@@ -269,11 +273,13 @@ def main(arguments: List[str]) -> int:
             host, command = destination(arguments)
 
             def what() -> int:
-                return relay(connect(host), command)
+                wire = connect(host)
+                with wire.sock:
+                    return relay(wire, command)
 
         return what()
     except (Refused, EOFError, ConnectionError) as error:
-        print("agent: %s" % (error or "the worker's agent is gone"), file=sys.stderr)
+        print("agent: %s" % (str(error) or "the worker's agent is gone"), file=sys.stderr)
         return GONE
 
 

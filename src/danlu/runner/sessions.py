@@ -12,10 +12,9 @@ import pwd
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional, Set
+from typing import Any, Callable, Dict, List, Optional, Set
 
 from . import agent, processes
 from .agent import Refused, Wire
@@ -140,6 +139,21 @@ def shell() -> str:
     return found if os.path.basename(found) in SHELLS and os.access(found, os.X_OK) else "/bin/sh"
 
 
+def execute(command: str, files: List[int], bind: Callable[[], None]) -> None:
+    """Becomes the user's shell with this command, its standard files these; never returns."""
+    try:
+        os.setsid()
+        bind()
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it; its handlers end with it
+        for target, descriptor in enumerate(files):
+            os.dup2(descriptor, target)
+        os.execv(shell(), [shell(), "-c", command])
+    except OSError as error:
+        os.write(2, ("agent: %s cannot be started: %s\n" % (shell(), error)).encode())
+    finally:
+        os._exit(126)
+
+
 def end_all() -> None:
     """Ends everything below this process: it is asked first."""
     if processes.send(signal.SIGTERM):
@@ -216,7 +230,7 @@ class Session:
     def obey(self, kind: int, payload: bytes) -> None:
         """Does what a frame of the client asks for."""
         if kind == agent.COMMAND and not self.pid:
-            self.start(payload.decode())
+            self.start(payload.decode("utf-8", "surrogateescape"))
         elif kind == agent.INPUT and self.pid:
             if self.stdin is not None:
                 self.input += payload
@@ -228,17 +242,14 @@ class Session:
 
     def start(self, command: str) -> None:
         """Starts the command in a session of its own."""
+        if "\0" in command:
+            raise Refused("a command with a zero byte")
         libc, parent = ctypes.CDLL(None), os.getpid()
         pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
-        try:
-            self.process = subprocess.Popen(
-                [shell(), "-c", command], stdin=theirs[0], stdout=theirs[1], stderr=theirs[2],
-                start_new_session=True, preexec_fn=lambda: die_with(libc, parent),
-            )  # fmt: skip
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in it
-            raise Refused("the command cannot be started: %s" % error) from None
-        self.pid = self.process.pid
+        self.pid = os.fork()
+        if self.pid == 0:
+            execute(command, theirs, lambda: die_with(libc, parent))
         self.stdin, self.outputs = pipes[0][1], {pipes[1][0]: agent.OUTPUT, pipes[2][0]: agent.ERROR}
         for descriptor in theirs:
             os.close(descriptor)

@@ -64,11 +64,11 @@ class Worker:
     def environment(self, **variables: str) -> dict[str, str]:
         return {"PATH": os.defpath, "DANLU_AGENTS": str(self.folder / "agents"), **variables}
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *prefix: str) -> subprocess.Popen[bytes]:
         name, _, value = self.mark.partition("=")
         with (self.folder / "log").open("ab") as log:
             return subprocess.Popen(
-                [self.python, "-I", "-S", "-W", "error", PROGRAM, "--serve"],
+                [*prefix, self.python, "-I", "-S", "-W", "error", PROGRAM, "--serve"],
                 env=self.environment(
                     DANLU_ADDRESS=self.address, DANLU_TASK="worker-0", WHERE="worker", **{name: value}
                 ),
@@ -156,6 +156,14 @@ def test_the_options_of_ssh_are_left_out() -> None:
     )  # fmt: skip
     with pytest.raises(agent.Refused, match="usage: agent HOST COMMAND"):
         agent.destination(["-x", "w1"])
+
+
+def test_where_no_name_is_to_be_had_that_is_said_and_open_mpi_4_still_works(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, sys.executable)
+    with worker.start("unshare", "--user") as server:  # who is nobody there may not make another one
+        assert worker.run(HOST, "echo $OMPI_MCA_btl; hostname")[1].splitlines() == ["self,tcp", os.uname().nodename]
+        server.kill()
+    assert worker.log() == "agent: no host name of its own (Operation not permitted): Open MPI 5 will not work\n"
 
 
 # what it ends

@@ -135,7 +135,7 @@ class Gang:
         self.package = home / "sdk" / "danlu"
         shutil.copytree(SOURCE / "runner", self.package / "runner", ignore=shutil.ignore_patterns("__pycache__"))
         (self.package / "__init__.py").touch()
-        for name in ("work", "tmp", "mpi", "outputs", "checkpoints"):
+        for name in ("work", "tmp", mpi.FOLDER, "outputs", "checkpoints"):
             (self.folder / name).mkdir(parents=True)
         for name, text in (("train.py", TRAIN), ("linger.py", LINGER)):
             (self.folder / "work" / name).write_text(text)
@@ -152,22 +152,22 @@ class Gang:
             agent=str(self.package / "runner" / "agent.py"),
         )
         for name, (text, mode) in made.items():
-            file = self.folder / "mpi" / name
+            file = self.folder / mpi.FOLDER / name
             file.write_text(text)
             file.chmod(mode)
         env = {
             "PATH": self.installed.path, "HOME": str(self.folder / "work"), "TMPDIR": str(self.folder / "tmp"),
             "MARK": self.mark, "OMP_NUM_THREADS": "1",
-            **mpi.variables(str(self.folder / "mpi"), self.slots, loopback=True),
+            **mpi.variables(str(self.folder / mpi.FOLDER), self.slots, loopback=True),
         }  # fmt: skip
         tasks: list[dict[str, Any]] = [
             {"name": "launcher-0", "role": "launcher", "index": 0, "argv": command, "env": env, "decides": True,
              "after": [*addresses.values()]},
         ]  # fmt: skip
         for index, address in enumerate(addresses.values()):
-            agent = [str(self.folder / "mpi" / "agent"), "--serve"]
-            tasks.append({"name": f"worker-{index}", "role": "worker", "index": index, "argv": agent, "decides": False,
-                          "env": {**env, "DANLU_ADDRESS": address}, "devices": [index], "ports": [ports[index]]})  # fmt: skip
+            tasks.append({"name": f"worker-{index}", "role": "worker", "index": index, "argv": [*mpi.WORKER], "decides": False,
+                          "env": {**env, "DANLU_ADDRESS": address}, "devices": [index],
+                          "ports": [ports[index]]})  # fmt: skip
         for rank, task in enumerate(tasks):
             task.update(rank=rank, cwd=str(self.folder / "work"))
         order = {"attempt_id": "a-1", "grace_s": 5, "max_time_s": None, "log_limit_bytes": 2**20, "parse_metrics": False,

@@ -16,6 +16,10 @@ from typing import Final
 
 AGENTS: Final = "DANLU_AGENTS"
 """The variable that names the file with the secret and the agents' addresses, for the launcher and the workers."""
+FOLDER: Final = "mpi"
+"""Where the files are, beside the folder that tasks work in."""
+WORKER: Final = (f"../{FOLDER}/agent", "--serve")
+"""A worker's command."""
 LOOPBACK: Final = "127.0.0.0/8"
 _HOSTS_PER_NET: Final = 250
 MAX_HOSTS: Final = 250 * _HOSTS_PER_NET

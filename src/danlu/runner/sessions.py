@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Set
 from . import agent, processes
 from .agent import Refused, Wire
 
-MAX_SESSIONS, MAX_SAID = 64, 10
+MAX_SESSIONS, MAX_SAID, MAX_NAME = 64, 10, 63
 END_GRACE_S, LAST_WORDS_S = 2.0, 10.0
 REFUSED = 1
 CLONE_NEWUTS, CLONE_NEWUSER = 0x04000000, 0x10000000
@@ -99,7 +99,7 @@ def rename(name: str) -> None:
         for file, line in (("setgroups", "deny"), ("uid_map", same % (uid, uid)), ("gid_map", same % (gid, gid))):
             with open("/proc/self/" + file, "w") as opened:
                 opened.write(line)
-    socket.sethostname(name)
+    socket.sethostname(name[:MAX_NAME])
 
 
 def session(sock: socket.socket, secret: bytes, address: str, tell: bool) -> None:

@@ -165,9 +165,10 @@ class Gang:
              "after": [*addresses.values()]},
         ]  # fmt: skip
         for index, address in enumerate(addresses.values()):
-            tasks.append({"name": f"worker-{index}", "role": "worker", "index": index, "argv": [*mpi.WORKER], "decides": False,
-                          "env": {**env, "DANLU_ADDRESS": address}, "devices": [index],
-                          "ports": [ports[index]]})  # fmt: skip
+            tasks.append(
+                {"name": f"worker-{index}", "role": "worker", "index": index, "argv": [*mpi.WORKER], "decides": False,
+                 "env": {**env, "DANLU_ADDRESS": address}, "devices": [index], "ports": [ports[index]]}
+            )  # fmt: skip
         for rank, task in enumerate(tasks):
             task.update(rank=rank, cwd=str(self.folder / "work"))
         order = {"attempt_id": "a-1", "grace_s": 5, "max_time_s": None, "log_limit_bytes": 2**20, "parse_metrics": False,

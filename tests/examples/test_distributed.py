@@ -175,3 +175,18 @@ def test_mxnet_by_its_parameter_server(platform: Platform, index: None, workers:
     for rank in range(workers):
         assert line_of(said(platform, job["id"], f"worker-{rank}")) == pytest.approx((3, -2), abs=0.1)
     assert processes_with(job["id"]) == set()
+
+
+# MPI
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_bare_mpirun(platform: Platform, index: None, workers: int) -> None:
+    job = run(platform, "mpi-allreduce", "--requirements", "requirements.txt", "--framework", "mpi", "--worker", str(workers),
+              "--cpu", "0.25", "--grace", "5s", "--", "mpirun", "python", "train.py")  # fmt: skip
+    printed = said(platform, job["id"], "launcher-0")
+    for rank in range(workers):
+        assert f"rank {rank} of {workers} found [2.0, -1.0, 0.5, 3.0]" in printed
+    (attempt,) = attempts(platform, job["id"])
+    assert [task["role"] for task in attempt["tasks"]] == ["launcher"] + ["worker"] * workers
+    assert processes_with(job["id"]) == set()

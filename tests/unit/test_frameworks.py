@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from danlu.domain.frameworks import FRAMEWORKS, Gang, Member, describe_roles, framework_of, variables_of
+from danlu.domain.frameworks import FRAMEWORKS, Gang, Means, Member, describe_roles, framework_of, variables_of
 from danlu.domain.jobs import JobSpec
 from danlu.domain.roles import RoleSpec
 from danlu.domain.validation import invalid_spec
@@ -149,6 +149,31 @@ def test_horovods_ranks_meet_at_a_rendezvous_that_is_added() -> None:
     assert (found["HOROVOD_GLOO_RENDEZVOUS_ADDR"], found["HOROVOD_GLOO_RENDEZVOUS_PORT"]) == ("127.0.0.1", "20002")
 
 
+def test_mpi_has_a_launcher_that_waits_for_its_workers() -> None:
+    asked = spec(command="mpirun python train.py", roles={"worker": {"replicas": 3}}, framework="mpi", gpu=2)
+    assert [task.name for task in asked.tasks] == ["launcher-0", "worker-0", "worker-1", "worker-2"]
+    assert [need.gpus for need in asked.shapes] == [0, 2, 2, 2]
+    assert asked.tasks[0].argv == ("/bin/sh", "-c", "mpirun python train.py")
+    assert asked.tasks[1].argv == ("../mpi/agent", "--serve")
+    assert [task.name for task in asked.tasks if task.decides] == ["launcher-0"]
+    framework = asked.convention
+    assert framework.rule("launcher").after == ("worker",)
+    hosts = [framework.own_host(task.role, task.index) for task in asked.tasks]
+    assert len(set(hosts)) == 4
+    members = tuple(
+        Member(task.role, task.index, task.rank, host, 20_000 + task.rank, gpus=task.resources.gpus)
+        for task, host in zip(asked.tasks, hosts, strict=True)
+    )
+    whole = Gang("j1-1", members, "/attempt/mpi")
+    assert framework.files is not None
+    files = framework.files(whole, Means("/usr/bin/python3", "/sdk/danlu/runner", b"x" * 32))
+    assert files["hostfile"] == ("".join(f"{host} slots=2\n" for host in hosts[1:]), 0o600)
+    assert files["agent"][1] == 0o700
+    found = variables_of(framework, whole, members[1])
+    assert found["OMPI_MCA_orte_default_hostfile"] == "/attempt/mpi/hostfile"
+    assert "DANLU_AGENTS" in found
+
+
 def test_equal_tasks_find_each_other() -> None:
     found = variables(spec(roles={"b": {}, "a": {"replicas": 2}}, framework="none"), "b-0")
     assert found == {
@@ -205,15 +230,15 @@ def test_frameworks_and_catalogue_agree() -> None:
         ({"roles": {"node": {}, "worker": {}}, "framework": "pytorch"}, "excludes other roles"),
         ({"roles": {"ps": {"restarts": 1}, "worker": {}}}, "cannot be started again alone"),
         ({"roles": {"main": {}}, "framework": "none"}, "choose another name"),
-        ({"roles": {"worker": {"replicas": 0}}}, "greater than or equal to 1"),
-        ({"roles": {"worker": {"replicas": 1025}}}, "less than or equal to 1024"),
+        ({"roles": {"worker": {"replicas": 0}}}, "at least 1"),
+        ({"roles": {"worker": {"replicas": 1025}}}, "at most 1024"),
         ({"roles": {"a": {"replicas": 1000}, "b": {"replicas": 25}}}, "at most 1,024"),
         ({"roles": {"Worker": {}}}, "lower-case letters"),
         ({"roles": {"worker": {"gpus": 1}}}, "did you mean gpu"),
         ({"roles": {"worker": {"memory": "x"}}}, "not an amount of memory"),
         ({"roles": {"worker": {"variables": {"DANLU_RANK": "1"}}}}, "its own"),
         ({"roles": {"worker": {}, "ps": {"gpu": 0}}, "gpu_kind": "h100"}, "gpu is 0"),
-        ({"roles": []}, "dict"),
+        ({"roles": []}, "names with values"),
     ],
 )  # fmt: skip
 def test_wrong_roles_are_refused_in_words(fields: dict[str, Any], words: str) -> None:

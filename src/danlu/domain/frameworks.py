@@ -14,8 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from danlu.domain import mpi
 from danlu.domain.roles import ALONE, MAX_TASKS, RoleSpec
 from danlu.domain.validation import suggestion
+
+LOCALHOST: Final = "127.0.0.1"
+"""Where the tasks of one machine find each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,26 @@ class Gang:
 
     attempt_id: str
     members: tuple[Member, ...]
+    folder: str = ""
+    """the path of the framework's own files, where it has some"""
 
     def of(self, *roles: str) -> tuple[Member, ...]:
         """Returns the members of these roles, in rank order."""
         return tuple(member for member in self.members if member.role in roles)
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What files of a framework may need: an interpreter of Python 3.8 or later, the runner's modules, 32 random bytes."""
+
+    python: str
+    modules: str
+    secret: bytes
+
+
 Variables = Callable[[Gang, Member], dict[str, str]]
+Files = Callable[[Gang, Means], dict[str, tuple[str, int]]]
+"""A framework's files by name: content and mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,8 @@ class Framework:
         implied: roles that a gang has also where the job does not name them.
         marks: roles by which the framework is known where neither it nor an environment of its own is named.
         environments: catalogue environments that mean it.
+        files: what lies in ``Gang.folder``, for the attempt's user alone.
+        own_host: where all tasks are on one machine, the loopback address of a task of this role and index.
     """
 
     name: str
@@ -101,6 +120,8 @@ class Framework:
     implied: Mapping[str, RoleSpec] = field(default_factory=dict)
     marks: frozenset[str] = frozenset()
     environments: tuple[str, ...] = ()
+    files: Files | None = None
+    own_host: Callable[[str, int], str] = lambda _role, _index: LOCALHOST
 
     def rule(self, role: str) -> RoleRule:
         """Returns what holds for a role."""
@@ -200,6 +221,27 @@ def _jax(gang: Gang, me: Member) -> dict[str, str]:
     }
 
 
+def _mpi_host(role: str, index: int) -> str:
+    return mpi.host(index) if role == "worker" else LOCALHOST
+
+
+def _mpi_slots(gang: Gang) -> int:
+    """Returns how many ranks a worker runs: one for each of its GPUs."""
+    return max([1, *(worker.gpus for worker in gang.of("worker"))])
+
+
+def _mpi(gang: Gang, _me: Member) -> dict[str, str]:
+    """What MPI's launchers and their daemons read, see domain/mpi.py."""
+    loopback = all(member.host.startswith("127.") for member in gang.members)
+    return mpi.variables(gang.folder, _mpi_slots(gang), loopback=loopback)
+
+
+def _mpi_files(gang: Gang, means: Means) -> dict[str, tuple[str, int]]:
+    addresses = {worker.host: worker.address for worker in gang.of("worker")}
+    agent = f"{means.modules}/agent.py"
+    return mpi.files(addresses, _mpi_slots(gang), means.secret, python=means.python, agent=agent)
+
+
 def _horovod(gang: Gang, me: Member) -> dict[str, str]:
     """What Horovod reads where Gloo connects its ranks: each is the only one of its node, and they meet at the rendezvous.
 
@@ -264,6 +306,18 @@ _TABLE = (
         environments=("jax",),
     ),
     Framework(
+        name="mpi",
+        description="mpirun in a launcher, which Danlu adds; its ranks run in the workers",
+        variables=_mpi,
+        roles={"launcher": RoleRule(most=1, gpu=False, after=("worker",)), "worker": RoleRule(command=mpi.WORKER)},
+        result=("launcher",),
+        required=("worker",),
+        implied={"launcher": RoleSpec(cpu=0.25)},
+        marks=frozenset({"launcher"}),
+        files=_mpi_files,
+        own_host=_mpi_host,
+    ),
+    Framework(
         name="horovod",
         description="workers that meet at a rendezvous, which Danlu adds (HOROVOD_RANK)",
         variables=_horovod,
@@ -314,7 +368,10 @@ def variables_of(framework: Framework, gang: Gang, me: Member) -> dict[str, str]
 
 
 def check_roles(framework: Framework, roles: Mapping[str, RoleSpec], *, has_command: bool) -> None:
-    """Raises ValueError, in a user's words, where a job's roles cannot be what the framework needs."""
+    """Raises ValueError, in a user's words, where a job's roles cannot be what the framework needs.
+
+    ``roles`` has those that the framework adds, too.
+    """
     for name, role in roles.items():
         _check_role(framework, name, role, beside=len(roles) - 1, has_command=has_command)
     if {"chief", "master"} <= roles.keys() and framework.name == "tensorflow":

@@ -194,7 +194,7 @@ class JobSpec(Value):
                 f"framework {self.framework!r} is not known" + (f": {near}" if near else f": {', '.join(FRAMEWORKS)}")
             )
         if self.roles:
-            check_roles(self.convention, self.roles, has_command=self.command is not None)
+            check_roles(self.convention, self.gang_roles, has_command=self.command is not None)
         elif self.command is None:
             raise ValueError("command is missing")
         if self.gpu_kind is not None and not any(shape.gpus for shape in self.shapes):
@@ -282,7 +282,7 @@ class TaskSpec:
     @property
     def decides(self) -> bool:
         """Whether its end is part of the job's result."""
-        return not self.job.roles or self.framework.decides(self.job.roles, self.role, self.index)
+        return not self.job.roles or self.framework.decides(self.job.gang_roles, self.role, self.index)
 
 
 J = JobState

@@ -29,7 +29,7 @@ from danlu.executors.local import beneath, cgroups, folders, machine, ports, sta
 from danlu.executors.local.groups import AttemptGroups
 from danlu.executors.local.hints import HintSocket
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
-from danlu.executors.local.orders import order_file
+from danlu.executors.local.orders import framework_files, order_file
 from danlu.runner import formats
 
 LOG = logging.getLogger("danlu.executors")
@@ -292,8 +292,12 @@ class LocalExecutor:
         if group is not None:
             for task in content["tasks"]:
                 task.update(group.order(task["name"]))
+        files = framework_files(order, folder, self._sdk)
         for name, text in (("order.json", json.dumps(content)), ("token", order.token)):
-            formats.write_atomically(str(unfinished / name), text.encode())
+            files[name] = text, 0o600
+        for name, (text, mode) in files.items():
+            (unfinished / name).parent.mkdir(mode=0o700, exist_ok=True)
+            formats.write_atomically(str(unfinished / name), text.encode(), mode)
         uid = self._uid(order)
         if uid is not None:
             folders.give(unfinished, uid)

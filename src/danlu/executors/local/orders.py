@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from danlu.domain.commands import RESERVED_VARIABLES
-from danlu.domain.frameworks import Gang, Member, variables_of
+from danlu.domain.frameworks import Gang, Means, Member, variables_of
 from danlu.domain.jobs import TaskSpec
 from danlu.executors.base import LaunchOrder
-from danlu.executors.local.ports import HOST
 from danlu.runner import formats
 
+SECRET_BYTES = 32
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -29,7 +29,7 @@ class Folders:
 def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -> dict[str, Any]:
     """Returns the content of ``order.json``; paths are where things will be once the folder has its name."""
     job, attempt = order.job, order.attempt
-    spec, gang = job.spec, members(order)
+    spec, gang = job.spec, gang_of(order, folder)
     where = Folders(folder, checkpoints, sdk)
     return {
         "format": formats.FORMAT,
@@ -65,18 +65,31 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
     }
 
 
-def members(order: LaunchOrder) -> Gang:
-    """Returns the gang as its tasks see each other on this machine."""
+def gang_of(order: LaunchOrder, folder: Path) -> Gang:
+    """Returns the gang as its tasks see each other on this machine; ``folder`` is the attempt's."""
+    framework = order.job.spec.convention
     return Gang(
         order.attempt.id,
         tuple(
             Member(
-                task.role, task.index, task.rank, HOST, task.ports[0] if task.ports else 0,
-                cpu_milli=task.resources.cpu_milli, gpus=len(task.devices),
+                task.role, task.index, task.rank, framework.own_host(task.role, task.index),
+                task.ports[0] if task.ports else 0, cpu_milli=task.resources.cpu_milli, gpus=len(task.devices),
             )
             for task in order.attempt.tasks
         ),
+        str(folder / framework.name),
     )  # fmt: skip
+
+
+def framework_files(order: LaunchOrder, folder: Path, sdk: Path) -> dict[str, tuple[str, int]]:
+    """Returns what the framework wants in the attempt's folder, by path: content and mode."""
+    framework = order.job.spec.convention
+    if not order.job.spec.roles or framework.files is None:
+        return {}
+    python = "python3" if order.interpreter is None else str(order.interpreter.bin / "python")
+    means = Means(python, str(sdk / "danlu" / "runner"), os.urandom(SECRET_BYTES))
+    files = framework.files(gang_of(order, folder), means)
+    return {f"{framework.name}/{name}": content for name, content in files.items()}
 
 
 def environment(order: LaunchOrder, asked: TaskSpec, gang: Gang, where: Folders) -> dict[str, str]:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable
-from typing import Final
 
 from danlu.domain.jobs import Task
 from danlu.errors import LeasedPortTaken
-
-HOST: Final = "127.0.0.1"
-"""Where the tasks of one machine find each other."""
 
 
 def probe(tasks: Iterable[Task]) -> None:

@@ -333,6 +333,7 @@ def test_a_worker_that_dies_ends_the_gang(gang: Gang) -> None:
     assert (ends["worker-1"]["signal"], ends["worker-1"]["stopped"]) == (signal.SIGKILL, False)
 
 
+@pytest.mark.parametrize("installed", ["openmpi4"], indirect=True)  # Open MPI 5 hangs at times where ranks end at once
 def test_the_launcher_s_python_is_not_needed_on_the_path(gang: Gang) -> None:
     """The agent runs where a program's own folder shadows the standard library."""
     for name in ("socket.py", "random.py", "signal.py"):

@@ -165,6 +165,21 @@ def test_what_a_job_uses_is_measured_shown_and_kept(server: Server, environ: dic
     assert kept == ["system/cpu_cores", "system/memory_bytes"]
 
 
+def test_a_gang_is_followed_with_its_tasks_names(server: Server, environ: dict[str, str]) -> None:
+    words = ("--no-code", "--env", "host", "--cpu", "0.1", "--name", "gang", "--worker", "2", "--framework", "none")
+    program = "import os, sys; print(os.environ['DANLU_TASK']); print('bad', file=sys.stderr)"
+    done = danlu(environ, "run", *words, "--", "python", "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["worker-0 | worker-0", "worker-1 | worker-1"]
+    assert sorted(line for line in done.stderr.splitlines() if " | " in line) == ["worker-0 | bad", "worker-1 | bad"]
+    assert sorted(danlu(environ, "logs", "gang").stdout.splitlines()) == sorted(done.stdout.splitlines())
+    assert danlu(environ, "logs", "gang", "--rank", "1").stdout == "worker-1\n"
+    assert danlu(environ, "logs", "gang", "--role", "worker", "--tail", "0").stdout == ""
+    wrong = danlu(environ, "logs", "gang", "--task", "worker-3")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "has no task 'worker-3'" in wrong.stderr
+
+
 def test_wait_for_a_state(server: Server, environ: dict[str, str]) -> None:
     held = server.submit(
         sys.executable, "-c", LONG, name="held", cpu=float(os.cpu_count() or 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.routing import WebSocketRoute
 
 from danlu.api import BY_ID, OPEN_PATHS, OPERATIONS, Kind, Operation, Permission
 from danlu.database.engine import Database
@@ -13,6 +14,8 @@ from tests.api.edge import Api, bodies
 
 STATUS = {Permission.MEMBER: 200, Permission.ADMINISTRATOR: 200, Permission.ATTEMPT: 200}
 EACH = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.id)
+SOCKETS = [operation for operation in OPERATIONS if operation.kind is Kind.SOCKET]
+EACH_SOCKET = pytest.mark.parametrize("operation", SOCKETS, ids=lambda operation: operation.id)
 ALL_PROJECTS = {"platform.get", "nodes.list"}
 """Of the platform, not of a project: a foreign project's member sees it too."""
 OF_THE_PROJECT = {
@@ -30,9 +33,12 @@ def api(sqlite: Database, tmp_path: Path) -> Iterator[Api]:
 
 
 def test_every_route_is_an_operation(api: Api) -> None:
-    routes = {(method, route.path) for route in api.app.routes for method in route.methods or ()}
+    sockets = [route for route in api.app.routes if isinstance(route, WebSocketRoute)]
+    requests = [route for route in api.app.routes if not isinstance(route, WebSocketRoute)]
+    routes = {(method, route.path) for route in requests for method in route.methods or ()}
     documents = {("GET", "/v1/openapi.json"), ("HEAD", "/v1/openapi.json")}
     assert routes - documents == {(operation.method, operation.path) for operation in OPERATIONS}
+    assert {route.path for route in sockets} == {operation.path for operation in SOCKETS}
 
 
 @EACH
@@ -48,6 +54,39 @@ def test_a_stranger_gets_nothing(api: Api, operation: Operation) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "HEAD"])
 def test_a_stranger_gets_nothing_anywhere(api: Api, method: str, path: str) -> None:
     assert api.send(method, path, actor=None).status == 401
+    assert api.connect(path, actor=None).status == 401
+
+
+@EACH_SOCKET
+@pytest.mark.parametrize(
+    ("actor", "headers", "status"),
+    [
+        (None, {}, 401),
+        (None, {"Authorization": "Bearer wrong"}, 401),
+        (None, {"Authorization": "Basic danlu_bootstrap"}, 401),
+        ("foreign", {}, 404),
+        ("member", {"Danlu-Project": "other"}, 404),
+        ("foreign", {"Danlu-Project": "default"}, 404),
+        ("attempt", {}, 403),
+        ("member", {}, 101),
+        ("bootstrap", {}, 101),
+    ],
+)
+def test_a_web_socket_is_for_whom_the_operation_is(
+    api: Api, operation: Operation, actor: str | None, headers: dict[str, str], status: int
+) -> None:
+    answer = api.connect(api.path(operation), actor=actor, headers=headers)
+    assert answer.status == status
+    assert answer.headers()["danlu-request-id"]
+    if status != 101:
+        assert answer.json()["status"] == status
+        assert answer.headers()["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/jobs", "/v1/nothing", *sorted(OPEN_PATHS)])
+@pytest.mark.parametrize(("actor", "status"), [(None, 401), ("bootstrap", 403)])
+def test_nothing_else_is_a_web_socket(api: Api, path: str, actor: str | None, status: int) -> None:
+    assert api.connect(path, actor=actor).status == status
 
 
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
@@ -117,6 +156,9 @@ def test_who_may_gets_what_was_promised(api: Api, operation: Operation, actor: s
     if operation.id in ("jobs.retry", "jobs.logs_stream", "jobs.wait"):
         ids = {"job": api.ids["ended"]}
     answer = api.call(operation.id, actor=actor, data=bodies(api).get(operation.id), **ids)
+    if operation.kind is Kind.SOCKET:  # asked as a plain request; as what it is: see above
+        assert (answer.status, answer.json()["code"]) == (426, "UpgradeRequired")
+        return
     assert answer.status == operation.status, answer.content
     expected = {Kind.JSON: "application/json", Kind.BYTES: "application/octet-stream", Kind.STREAM: "text/event-stream"}
     assert answer.headers["content-type"].startswith(expected[operation.kind])

@@ -38,12 +38,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "server": {*PURE, "api", "services"},
     "console": {*PURE, "api", "services"},
-    "client": {*PURE, "api", "config", "blobs.folders"},
+    "client": {*PURE, "api", "config", "blobs.folders", "runner.transfer"},
     "cli": {*PURE, "api", "client"},
     "runner": set(),
     "serving": PURE,
 }  # fmt: skip
-EVERYBODY = {"runner.formats", "__version__", ""}
+EVERYBODY = {"runner.formats", "runner.frames", "__version__", ""}
 COMPOSER = "server/main.py"
 """Alone puts the layers together, and may import all of them."""
 

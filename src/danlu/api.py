@@ -2,7 +2,8 @@
 
 Paths begin with ``/v1``. ``Danlu-Project`` names the project (``default`` when left out). ``{job}`` is an id or a name; other
 ids are ids. Lists come in pages by keyset. Errors are RFC 9457 problems. ``bytes`` as a body or an answer is
-``application/octet-stream``; ``STREAM`` is ``text/event-stream``, whose ``data`` is the operation's ``returns`` as JSON.
+``application/octet-stream``; ``STREAM`` is ``text/event-stream``, whose ``data`` is the operation's ``returns`` as JSON;
+``SOCKET`` is a web socket: each message is a frame of ``runner/frames.py``, the first one is the body, the last the answer.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job, JobSpec, JobState
 from danlu.domain.records import Value
 from danlu.domain.resources import Seconds
+from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.domain.views import (
     EnvironmentEntry,
     LogPage,
@@ -57,6 +59,7 @@ class Kind(StrEnum):
     JSON = "json"
     BYTES = "bytes"
     STREAM = "stream"
+    SOCKET = "socket"
 
 
 class Paging(Value):
@@ -104,6 +107,12 @@ class MetricsQuery(Value):
     task: str | None = Field(default=None, max_length=100, description="of this task only, e.g. worker-0")
     points: int = Field(default=500, ge=2, le=100_000)
     system: bool = Field(default=False, description="what the platform measured (system/...), not what the program did")
+
+
+class SessionQuery(Value):
+    """Inside which task; the job's first one when left out."""
+
+    task: str | None = Field(default=None, max_length=100, description="for example worker-1")
 
 
 class WaitQuery(Value):
@@ -223,6 +232,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       LogPage, query=LogsQuery, kind=Kind.STREAM),
     O("jobs.metrics", "GET", "/v1/jobs/{job}/metrics", "The job's metrics", Metrics, query=MetricsQuery),
     O("jobs.artifacts", "GET", "/v1/jobs/{job}/artifacts", "What the job left, newest first", Page[Artifact], query=Paging),
+    O("sessions.open", "GET", "/v1/jobs/{job}/session", "Run a command, or copy files, inside a running job", SessionEnd,
+      body=SessionRequest, query=SessionQuery, kind=Kind.SOCKET, status=101),
     O("artifacts.get", "GET", "/v1/artifacts/{artifact}", "One artifact", Artifact),
     O("blobs.missing", "POST", "/v1/blobs/missing", "Which of these blobs the project does not have yet", Addresses,
       body=Addresses),

@@ -4,6 +4,7 @@
 
     DanluError
     ├── InvalidRequest 400            the request itself is malformed
+    │   ├── UpgradeRequired 426       this is a web socket
     │   └── InvalidSpec 422           a job's fields are wrong, named one by one
     │       ├── NeverFits 422         no node could ever hold it
     │       └── UnknownEnvironment 422
@@ -12,6 +13,7 @@
     ├── NotFound 404
     ├── Conflict 409
     │   ├── NameTaken 409
+    │   ├── NotRunning 409            the job has no process to look into
     │   ├── VersionConflict 409       somebody else changed it first
     │   ├── IllegalMove 409           the state machine has no such move
     │   └── StaleAttempt 409          a newer attempt took over
@@ -86,6 +88,13 @@ class InvalidRequest(DanluError):
     status = 400
 
 
+class UpgradeRequired(InvalidRequest):
+    """This address is a web socket."""
+
+    status = 426
+    step = "danlu exec, danlu cp; or a web socket client, see docs/reference/api.md"
+
+
 class InvalidSpec(InvalidRequest):
     """The specification has a field that cannot be right."""
 
@@ -131,6 +140,10 @@ class NameTaken(Conflict):
     """A live job of this project already has that name."""
 
     step = "choose another --name, or stop the one that has it"
+
+
+class NotRunning(Conflict):
+    """The job has no process at this moment."""
 
 
 class VersionConflict(Conflict):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import socket
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +22,9 @@ from danlu.database.engine import Database, Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, ENVIRONMENTS, JOBS, NODES, PROJECTS, TOKENS
 from danlu.domain.ids import make_id
 from danlu.domain.jobs import AttemptState, Job, JobState, Reason
+from danlu.domain.sessions import SessionRequest
 from danlu.domain.trees import Entry, address_of, encode
+from danlu.errors import NotRunning
 from danlu.server.app import build
 from danlu.server.auth import Gate
 from danlu.services.access import attempt_token, digest
@@ -38,6 +43,39 @@ from tests.factories import (
 BOOTSTRAP = "danlu_bootstrap"
 ATTEMPT_KEY = b"k" * 32
 FILE = b"print('hello')\n"
+STAY_S = 30.0
+
+
+class Runners:
+    """Plays a runner's end of a session: what was to be said is said; without that, nobody is let in."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, SessionRequest]] = []
+        self.says: bytes | None = None
+        self.kept: list[socket.socket] = []
+
+    def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
+        self.asked.append((attempt_id, task, request))
+        if self.says is None:
+            raise NotRunning("nothing runs here")
+        ours, theirs = socket.socketpair()
+        self.kept.append(ours)
+        threading.Thread(target=self._say, args=(ours, self.says), daemon=True).start()
+        return theirs
+
+    @staticmethod
+    def _say(ours: socket.socket, says: bytes) -> None:
+        with contextlib.suppress(OSError):  # the other side need not listen to all of it
+            ours.sendall(says)
+            ours.shutdown(socket.SHUT_WR)
+
+    def heard(self) -> bytes:
+        """Returns what came, once the other side has gone."""
+        heard = b""
+        with self.kept.pop() as ours:
+            while data := ours.recv(65_536):
+                heard += data
+        return heard
 
 
 class SystemClock:
@@ -56,6 +94,29 @@ class Answer:
 
 
 @dataclass
+class Connected:
+    """What a web socket was answered."""
+
+    messages: list[dict[str, Any]]
+
+    @property
+    def status(self) -> int:
+        """101, or what it was refused with."""
+        first = self.messages[0]
+        return 101 if first["type"] == "websocket.accept" else int(first.get("status", 403))
+
+    def headers(self) -> dict[str, str]:
+        return {name.decode().lower(): value.decode() for name, value in self.messages[0]["headers"]}
+
+    def json(self) -> Any:
+        """The body of a refusal."""
+        return json.loads(b"".join(m["body"] for m in self.messages if m["type"] == "websocket.http.response.body"))
+
+    def frames(self) -> list[bytes]:
+        return [m["bytes"] for m in self.messages if m["type"] == "websocket.send"]
+
+
+@dataclass
 class Api:
     """Calls a platform as this or that actor."""
 
@@ -70,7 +131,8 @@ class Api:
             clock=SystemClock(), random_bits=secrets.randbits, facts=facts, attempt_key=ATTEMPT_KEY,
             bootstrap_digest=digest(BOOTSTRAP), url="http://danlu",
         )  # fmt: skip
-        self.app, self.edge = build(self.platform, self.folder)
+        self.opener = Runners()
+        self.app, self.edge = build(self.platform, self.folder, self.opener)
         self.gate = Gate(self.app, self.platform, lambda: True)
         self.tokens = {"bootstrap": BOOTSTRAP, "member": "danlu_member", "foreign": "danlu_foreign"}
         self.database.write(self._fill)
@@ -99,8 +161,10 @@ class Api:
             JOBS.put(tx, old, new)
         attempt = make_attempt(running)
         launching = attempt.moved(AttemptState.LAUNCHING, now=NOW, reason=Reason.LAUNCHING)
+        going = launching.moved(AttemptState.RUNNING, now=NOW, reason=Reason.STARTED)
         ATTEMPTS.add(tx, attempt)
         ATTEMPTS.put(tx, attempt, launching)
+        ATTEMPTS.put(tx, launching, going)
         artifact = make_artifact(self.new_id("a"), job_id=job.id, attempt_id=attempt.id)
         ARTIFACTS.add(tx, artifact)
         environment = make_environment(self.new_id("e"))
@@ -138,6 +202,44 @@ class Api:
                 return Answer(answer.status_code, answer.headers, answer.content)
 
         return anyio.run(go)
+
+    def connect(self, path: str, *sent: bytes, actor: str | None = "bootstrap", stay: bool = False,
+                headers: dict[str, str] | None = None) -> Connected:  # fmt: skip
+        """Opens a web socket as an actor, sends messages, and goes, or stays until it is closed; returns the answers."""
+        target, _, query = path.partition("?")
+        given = {k.lower(): v for k, v in (headers or {}).items()}
+        if actor is not None:
+            given["authorization"] = f"Bearer {self.tokens[actor]}"
+        scope = {
+            "type": "websocket", "path": target, "raw_path": target.encode(), "query_string": query.encode(),
+            "root_path": "", "scheme": "ws", "headers": [(k.encode(), v.encode()) for k, v in given.items()],
+            "subprotocols": [], "server": ("danlu", 80), "client": ("test", 1), "asgi": {"version": "3.0"},
+            "extensions": {"websocket.http.response": {}},
+        }  # fmt: skip
+        messages: list[dict[str, Any]] = [{"type": "websocket.connect"}]
+        messages += [{"type": "websocket.receive", "bytes": data} for data in sent]
+        answered: list[dict[str, Any]] = []
+
+        async def go() -> None:
+            closed = anyio.Event()
+
+            async def receive() -> dict[str, Any]:
+                if messages:
+                    return messages.pop(0)
+                if stay:
+                    await closed.wait()
+                return {"type": "websocket.disconnect", "code": 1005}
+
+            async def send(message: Any) -> None:
+                answered.append(message)
+                if message["type"] == "websocket.close":
+                    closed.set()
+
+            with anyio.fail_after(STAY_S):
+                await self.gate(scope, receive, send)
+
+        anyio.run(go)
+        return Connected(answered)
 
     def path(self, operation: Operation, **changed: str) -> str:
         return operation.path.format(**{**self.ids, **changed})

@@ -18,6 +18,7 @@ from danlu.cli.session import FOLLOW_PATIENCE_S
 from danlu.cli.terminal import Messages
 from danlu.client.logs import task_names
 from danlu.domain.jobs import Job
+from danlu.domain.sessions import OPENED
 from danlu.errors import DanluError
 
 if TYPE_CHECKING:
@@ -52,9 +53,14 @@ class Following:
         messages: where danlu's own words go.
         output: print the job's output.
         news: tell each change of the job's state.
+        logs: which part of its output; from its first attempt on when left out.
     """
 
-    def __init__(self, client: Client, job: Job, messages: Messages, *, output: bool = True, news: bool = True) -> None:
+    def __init__(
+        self, client: Client, job: Job, messages: Messages, *, output: bool = True, news: bool = True,
+        logs: LogsQuery | None = None,
+    ) -> None:  # fmt: skip
+        self._logs = logs or LogsQuery(beginning=1)
         self._client, self._job, self._messages, self._output = client, job, messages, output
         names = task_names(job.spec, LogsQuery())
         prefixes = Prefixes(names) if len(names) > 1 else None
@@ -84,7 +90,7 @@ class Following:
         client, job_id = self._client, self._job.id
         self._printing = threading.get_ident()
         path = {"job": job_id}
-        self._fetch("page", lambda: client.stream("jobs.logs_stream", path, query=LogsQuery(beginning=1)), last=True)
+        self._fetch("page", lambda: client.stream("jobs.logs_stream", path, query=self._logs), last=True)
         if self._tell:
             self._fetch("event", lambda: client.stream("events.stream", query=EventsQuery(object_id=job_id)))
         previous = signal.signal(signal.SIGTERM, self._terminate)
@@ -167,6 +173,8 @@ class Following:
             emit(self._lines.take(page))
 
     def _event(self, event: Event) -> None:
+        if event.reason == OPENED:  # somebody looks inside: it moves nothing
+            return
         if event.state != "queued" or event.reason != "EnvironmentBuilding":
             self._building.clear()
         if event.state == "queued" and event.reason == "EnvironmentBuilding":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from danlu.api import LogsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.follow import Detached, Following
 from danlu.cli.output import Format
@@ -75,8 +76,13 @@ def tell_environment(client: Client, job: Job, messages: Messages) -> None:
         messages.step("environment", f"{wording.environment(env)}  reused", time.monotonic() - begun)
 
 
-def conclude(client: Client, job: Job, messages: Messages, form: Format, *, detach: bool) -> int:
-    """Follows a submitted job, unless the user detached, and returns the exit code. Data is printed as ``form`` asks."""
+def conclude(
+    client: Client, job: Job, messages: Messages, form: Format, *, detach: bool, logs: LogsQuery | None = None
+) -> int:
+    """Follows a submitted job, unless the user detached, and returns the exit code. Data is printed as ``form`` asks.
+
+    ``logs``: which part of its output; all of it when left out.
+    """
     structured = form in ("json", "yaml")
     if detach:
         if structured:
@@ -88,7 +94,7 @@ def conclude(client: Client, job: Job, messages: Messages, form: Format, *, deta
             messages.say(f"follow it with `danlu logs -f {job.name}`")
         return exits.OK
     try:
-        job = Following(client, job, messages, output=not structured).run()
+        job = Following(client, job, messages, output=not structured, logs=logs).run()
     except Detached as left:
         messages.say(str(left))
         return left.code

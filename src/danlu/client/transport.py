@@ -226,6 +226,18 @@ class Client:
         except (_Absent, httpx2.TransportError) as error:
             raise self._away(error) from error
 
+    def credentials(self) -> tuple[str, dict[str, str]]:
+        """Returns the address to connect to now and the headers that say who calls, for what is no plain request.
+
+        Raises:
+            Unavailable: the platform that was found on this machine does not run any more.
+        """
+        try:
+            url, http = self._reach()
+        except _Absent as error:
+            raise self._away(error) from error
+        return url, {name: http.headers[name] for name in ("Authorization", PROJECT_HEADER) if name in http.headers}
+
     def _reach(self) -> tuple[str, httpx2.Client]:
         """Returns the address to send to, and what sends the key that belongs to it.
 

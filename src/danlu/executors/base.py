@@ -7,6 +7,7 @@ attempt fails; the reason goes to the user).
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,7 @@ from danlu.domain.environments import Interpreter
 from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.records import Ns, Said, Value
+from danlu.domain.sessions import SessionRequest
 
 
 class Capabilities(Value):
@@ -28,6 +30,7 @@ class Capabilities(Value):
     cpu_limit: bool = False
     separate_users: bool = False
     host_environment: bool = False
+    sessions: bool = False
 
 
 class LaunchOrder(Value):
@@ -100,6 +103,16 @@ class Executor(Protocol):
 
     def forget(self, attempt_id: str) -> None:
         """Removes all that is kept of an ended attempt. Absent is success; a live attempt is left alone."""
+
+    def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
+        """Begins a session inside a running task; returns a connected stream of frames, the caller's to close.
+
+        The task's end of it cannot be trusted: the job's user can put anything there.
+
+        Raises:
+            NotRunning: nothing of that task runs, or this executor has no sessions (see ``capabilities``).
+            ExecutorUnavailable: its runner does not answer now.
+        """
 
 
 Hint = Callable[[], None]

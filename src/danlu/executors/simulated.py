@@ -9,6 +9,7 @@ and the calls.
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Final, Protocol
 
 from danlu.domain.jobs import Task, TaskSpec
 from danlu.domain.nodes import NodeCapacity
-from danlu.errors import ExecutorUnavailable, LaunchRejected
+from danlu.domain.sessions import SessionRequest
+from danlu.errors import ExecutorUnavailable, LaunchRejected, NotRunning
 from danlu.executors.base import Capabilities, Collected, LaunchOrder, Observation, Phase
 from danlu.runner import formats, gang
 
@@ -266,6 +268,11 @@ class SimulatedExecutor:
             for task in process.scripts:
                 self.written[attempt_id, task] = process.log(task, self.clock.now())
             del self.processes[attempt_id]
+
+    def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
+        """See Executor: scripts have no processes to look into."""
+        del task, request
+        raise NotRunning(f"{attempt_id} is simulated: it has no processes")
 
     # Spools
 

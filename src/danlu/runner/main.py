@@ -19,6 +19,7 @@ from typing import Any, Dict, List, Optional
 
 from . import formats, gang, ports, processes
 from .checkpoints import Seals
+from .session import Sessions
 from .tasks import Task
 from .usage import Sampler
 
@@ -41,6 +42,7 @@ class Runner:
         self.folder = folder
         with open(os.path.join(folder, "order.json"), "rb") as file:
             self.order: Dict[str, Any] = json.loads(file.read().decode())
+            self.server = os.fstat(file.fileno()).st_uid
         self.status = os.open(
             os.path.join(folder, "status"), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
@@ -114,6 +116,7 @@ class Runner:
         if self.order.get("max_time_s"):
             deadline = time.monotonic() + float(self.order["max_time_s"])
         self.resume_from = settled.newest
+        self.sessions = Sessions(self.folder, self.server, self.tasks)
         self.look_for_stop()
         self.start_waiting()
         self.loop(wake_read, deadline)
@@ -150,9 +153,10 @@ class Runner:
         """Follows and waits until every task has ended; once it was asked to end, until nothing of them is left."""
         interval, tick = ACTIVE_S, 0.0
         while self.going_on() or self.winding_up():
-            readable, _, _ = select.select([wake], [], [], interval)
-            if readable:
+            readable, _, _ = select.select([wake, *self.sessions.waiting()], [], [], interval)
+            if wake in readable:
                 os.read(wake, 4096)
+            self.sessions.accept()
             for ended in processes.reap():
                 self.ended(ended)
             self.start_waiting()
@@ -230,6 +234,7 @@ class Runner:
 
     def end(self, grace_s: float) -> None:
         """Asks everything to end; a second call can only shorten the time that is left."""
+        self.sessions.close()
         until = time.monotonic() + grace_s
         if self.stopping_until is None:
             self.stopping_until = until
@@ -239,6 +244,7 @@ class Runner:
 
     def ended(self, ended: processes.Exit) -> None:
         """Records a child's end, if it is a task's; a task that may be started again waits for that."""
+        self.sessions.ended(ended.pid)
         task = next((t for t in self.tasks if t.pid == ended.pid), None)
         if task is None or task.done:
             return
@@ -261,6 +267,7 @@ class Runner:
 
     def finish(self) -> None:
         """Ends what the tasks left behind, spools everything, and says so."""
+        self.sessions.close()
         if processes.send(signal.SIGTERM):
             until = time.monotonic() + LEFTOVER_GRACE_S
             while time.monotonic() < until and processes.descendants(os.getpid()):

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Set
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KILL_ROUNDS = 200
@@ -30,12 +30,17 @@ class Exit(NamedTuple):
 
 
 class Files(NamedTuple):
-    """What a process begins in: its folder, the files that its output is appended to, the control groups that it joins."""
+    """What a process begins in: its folder, the files that it reads and appends to, the control groups that it joins.
+
+    ``terminal``: a pseudo terminal's path, instead of the three files; the process becomes the leader of its session.
+    """
 
     cwd: str
     stdout: str
     stderr: str
-    cgroup_procs: List[str]
+    cgroup_procs: Sequence[str] = ()
+    stdin: str = os.devnull
+    terminal: str = ""
 
 
 def become_subreaper() -> None:
@@ -50,19 +55,10 @@ def start(argv: List[str], env: Dict[str, str], files: Files) -> Any:
     Returns (pid, "", 0), or (None, error, 127 or 126) where it could not be executed. If this process dies, the kernel
     kills that one.
     """
-    libc = ctypes.CDLL(None)  # loaded before the fork: the child must do as little as possible
-    reader, writer = os.pipe()
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        _child(libc, parent, writer, argv, env, files)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        failure = pipe.read()
+    pid, failure = fork(files, lambda: os.execvpe(argv[0], argv, env))
     if not failure:
         return pid, "", 0
-    os.waitpid(pid, 0)
-    number, _, text = failure.decode(errors="replace").partition(" ")
+    number, _, text = failure.partition(" ")
     exists = "/" in argv[0] and os.path.exists(os.path.join(files.cwd, argv[0]))
     if exists and int(number) == errno.ENOENT:
         text = "the interpreter in its first line does not exist"
@@ -71,7 +67,26 @@ def start(argv: List[str], env: Dict[str, str], files: Files) -> Any:
     return None, error, 127 if int(number) in (errno.ENOENT, errno.ENOTDIR) else 126
 
 
-def _child(libc: Any, parent: int, writer: int, argv: List[str], env: Dict[str, str], files: Files) -> None:
+def fork(files: Files, become: Callable[[], Any]) -> Tuple[int, str]:
+    """Starts a process in its own session that calls ``become``, which executes a program, or closes descriptor 3 first.
+
+    Returns (pid, ""), or (a pid that is no more, error number and text) where that failed.
+    """
+    libc = ctypes.CDLL(None)  # loaded before the fork: the child must do as little as possible
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _child(libc, parent, writer, files, become)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        failure = pipe.read()
+    if failure:
+        os.waitpid(pid, 0)
+    return pid, failure.decode(errors="replace")
+
+
+def _child(libc: Any, parent: int, writer: int, files: Files, become: Callable[[], Any]) -> None:
     try:
         for procs in files.cgroup_procs:
             group = os.open(procs, os.O_WRONLY)
@@ -83,19 +98,16 @@ def _child(libc: Any, parent: int, writer: int, argv: List[str], env: Dict[str, 
             os._exit(137)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)  # what the server's parents ignored is not the job's affair
+        signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        null = os.open(os.devnull, os.O_RDONLY)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        out, err = os.open(files.stdout, flags, 0o600), os.open(files.stderr, flags, 0o600)
-        os.dup2(null, 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
+        for target, source in enumerate(_streams(files)):
+            os.dup2(source, target)
         os.set_inheritable(writer, False)
         keep = os.dup2(writer, 3, inheritable=False)
         os.closerange(4, max(os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 4096, 64))
         writer = keep
         os.chdir(files.cwd)
-        os.execvpe(argv[0], argv, env)
+        become()
     except OSError as error:
         text = error.strerror or repr(error)
         if error.filename == files.cwd:
@@ -108,6 +120,16 @@ def _child(libc: Any, parent: int, writer: int, argv: List[str], env: Dict[str, 
         os.write(writer, ("1 %r" % error).encode())
     finally:
         os._exit(127)
+
+
+def _streams(files: Files) -> List[int]:
+    """Opens what a process reads from and writes to."""
+    if files.terminal:  # the first one that a session's leader opens is its own
+        return [os.open(files.terminal, os.O_RDWR)] * 3
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    return [
+        os.open(files.stdin, os.O_RDONLY), os.open(files.stdout, flags, 0o600), os.open(files.stderr, flags, 0o600),
+    ]  # fmt: skip
 
 
 def _explain(command: str, number: int, text: str, path: str) -> str:

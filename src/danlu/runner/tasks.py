@@ -27,6 +27,7 @@ class Task:
         self.follower = Follower(self.folder, int(order["log_limit_bytes"]), bool(order.get("parse_metrics")))
         self.counters = Counters(spec.get("counters"))
         self.world_size = int(order.get("world_size", len(order["tasks"])))
+        self.env: Dict[str, str] = {}
         self.pid: Optional[int] = None
         self.done = self.failed = self.killed = False
         self.ended_at: Optional[float] = None
@@ -76,6 +77,7 @@ class Task:
         }
         if resume_from:
             env["DANLU_RESUME_FROM"] = resume_from
+        self.env = env
         self.oom_before = self.counters.oom_kills()
         files = processes.Files(
             spec["cwd"], os.path.join(self.folder, "stdout"), os.path.join(self.folder, "stderr"),

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
 import anyio.to_thread
-from fastapi import Body, FastAPI, Header, Query, Request
+from fastapi import Body, FastAPI, Header, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import WebSocketRoute
 
 from danlu import __version__
 from danlu.api import (
@@ -34,6 +36,7 @@ from danlu.domain.validation import invalid_fields
 from danlu.domain.views import Problem
 from danlu.errors import DanluError, InternalError, InvalidRequest, NotFound, TooLarge, storage_full_is_an_error
 from danlu.server.auth import BINARY, problem
+from danlu.server.sessions import Opener, Sessions
 from danlu.server.streams import Streams
 from danlu.services import projects
 from danlu.services.access import authorize
@@ -59,14 +62,15 @@ def service(operation: Operation) -> Callable[..., Any]:
 class Edge:
     """Makes endpoints and answers by them."""
 
-    def __init__(self, platform: Platform, uploads: Path) -> None:
+    def __init__(self, platform: Platform, uploads: Path, opener: Opener) -> None:
         self.platform = platform
         self.streams = Streams(platform.hub)
+        self.sessions = Sessions(opener)
         self._uploads = uploads
         self._upload_turns = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._projects: set[str] = set()
 
-    async def call(self, request: Request, operation: Operation) -> Call:
+    async def call(self, request: HTTPConnection, operation: Operation) -> Call:
         """Returns the call that a request is, if its actor may make it.
 
         Raises:
@@ -86,7 +90,7 @@ class Edge:
         """Returns the endpoint of an operation, with the signature that FastAPI reads."""
         path_names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
         answer = self._streaming if operation.kind is Kind.STREAM or operation.id == "jobs.wait" else self._answering
-        respond = answer(operation)
+        respond = self.sessions.refuse if operation.kind is Kind.SOCKET else answer(operation)
 
         async def endpoint(request: Request, **arguments: Any) -> Response:
             call = await self.call(request, operation)
@@ -96,6 +100,15 @@ class Edge:
         endpoint.__signature__ = self._signature(operation, path_names)  # type: ignore[attr-defined]
         return endpoint
 
+    def socket(self, operation: Operation) -> Callable[[WebSocket], Awaitable[None]]:
+        """Returns the endpoint of a web socket. What is wrong before it is accepted is answered as on any request."""
+
+        async def endpoint(socket: WebSocket) -> None:
+            call = await self.call(socket, operation)
+            await self.sessions.open(call, socket)
+
+        return endpoint
+
     @staticmethod
     def _signature(operation: Operation, path_names: list[str]) -> inspect.Signature:
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -103,7 +116,7 @@ class Edge:
         parameters += [inspect.Parameter(name, kind, annotation=str) for name in path_names]
         if operation.query is not None:
             parameters.append(inspect.Parameter("query", kind, annotation=Annotated[operation.query, Query()]))
-        if operation.body is not None and operation.body is not bytes:
+        if operation.body is not None and operation.body is not bytes and operation.kind is not Kind.SOCKET:
             parameters.append(inspect.Parameter("body", kind, annotation=Annotated[operation.body, Body()]))
         project = Annotated[str | None, Header(alias=PROJECT_HEADER, description="default when left out")]
         parameters.append(inspect.Parameter("project_header", kind, annotation=project, default=None))
@@ -172,14 +185,16 @@ async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
         file.close()
 
 
-def build(platform: Platform, uploads: Path) -> tuple[FastAPI, Edge]:
+def build(platform: Platform, uploads: Path, opener: Opener) -> tuple[FastAPI, Edge]:
     """Returns the application and its edge. It must stand behind auth.Gate, which says who calls."""
     app = FastAPI(
         title="Danlu", version=__version__, openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,
         separate_input_output_schemas=False,
     )  # fmt: skip
-    edge = Edge(platform, uploads)
+    edge = Edge(platform, uploads, opener)
     for operation in OPERATIONS:
+        if operation.kind is Kind.SOCKET:  # beside it, the same as a request says what it is, after the same checks
+            app.router.routes.append(WebSocketRoute(operation.path, edge.socket(operation), name=operation.id))
         app.add_api_route(
             operation.path, edge.endpoint(operation), methods=[operation.method], name=operation.id,
             operation_id=operation.id, summary=operation.summary, status_code=operation.status,
@@ -197,6 +212,9 @@ def _documented(operation: Operation) -> dict[str, Any]:
     found: dict[str, Any] = {"responses": errors}
     if operation.kind is Kind.JSON:
         found["response_model"] = operation.returns
+    elif operation.kind is Kind.SOCKET:
+        found["response_class"] = Response
+        found["responses"] = {**errors, operation.status: {"description": "a web socket: see docs/reference/api.md"}}
     else:
         media = BINARY if operation.kind is Kind.BYTES else "text/event-stream"
         found["response_class"] = Response
@@ -208,7 +226,7 @@ def _documented(operation: Operation) -> dict[str, Any]:
     return found
 
 
-async def _known(request: Request, error: Exception) -> Response:
+async def _known(request: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, DanluError)  # noqa: S101 - it is registered for this class alone
     return problem(error, request.state.request_id)
 

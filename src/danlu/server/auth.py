@@ -48,9 +48,9 @@ class Gate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            return  # a web socket is refused by not being accepted
-        if scope["path"] in OPEN_PATHS:
+        if scope["type"] not in ("http", "websocket"):
+            return
+        if scope["type"] == "http" and scope["path"] in OPEN_PATHS:
             await self._health(scope["path"])(scope, receive, send)
             return
         request_id = f"{self._platform.random_bits(64):016x}"
@@ -75,13 +75,15 @@ class Gate:
             raise NotAuthenticated
         actor = await anyio.to_thread.run_sync(authenticate, self._platform, secret.strip())
         scope.setdefault("state", {}).update(actor=actor, request_id=request_id)
-        return receive if headers.get("content-type") == BINARY else _bounded(receive, headers)
+        if scope["type"] == "websocket" or headers.get("content-type") == BINARY:
+            return receive  # bounded message by message, or by who reads it
+        return _bounded(receive, headers)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            LOG.error("request %s: %s %s", request_id, scope["method"], scope["path"], exc_info=error)
+            LOG.error("request %s: %s %s", request_id, scope.get("method", "SOCKET"), scope["path"], exc_info=error)
             raise  # the connection is closed: half an answer must not look whole
 
     def _health(self, path: str) -> PlainTextResponse:
@@ -94,8 +96,8 @@ def _stamped(send: Send, request_id: str) -> Send:
     stamps = [(b"danlu-request-id", request_id.encode()), (b"danlu-version", __version__.encode())]
 
     async def stamped(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            message.setdefault("headers", []).extend(stamps)
+        if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
+            message["headers"] = [*message.get("headers", ()), *stamps]
         await send(message)
 
     return stamped

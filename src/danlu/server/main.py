@@ -53,6 +53,7 @@ from danlu.server import diagnosis, keys
 from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
 from danlu.server.log import RateLimit
+from danlu.server.sessions import MAX_MESSAGE_BYTES
 from danlu.services import platform as platform_service
 from danlu.services.access import attempt_token, digest
 from danlu.services.context import Hub, Platform, PlatformFacts
@@ -282,7 +283,7 @@ def serve(composition: Composition, listening: socket.socket) -> None:
     platform.url = f"http://{host}:{port}"
     uploads = settings.home / "cache" / "uploads"
     uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-    application, bound = edge.build(platform, uploads)
+    application, bound = edge.build(platform, uploads, composition.executor)
     facts = {
         "url": platform.url, "pid": os.getpid(), "start_time": formats.start_time(os.getpid()),
         "boot_id": formats.boot_id(), "version": __version__, "home": str(settings.home),
@@ -298,7 +299,8 @@ def serve(composition: Composition, listening: socket.socket) -> None:
         Gate(application, platform, lambda: server.started), log_config=None, access_log=False, lifespan="off",
         # h11 bounds a request's head, which httptools does not: a stranger can send one
         http="h11", h11_max_incomplete_event_size=MAX_HEAD_BYTES, limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=GRACEFUL_S, server_header=False, proxy_headers=False, ws="none",
+        timeout_graceful_shutdown=GRACEFUL_S, server_header=False, proxy_headers=False,
+        ws="websockets-sansio", ws_max_size=MAX_MESSAGE_BYTES, ws_per_message_deflate=False,
     )  # fmt: skip
     server = Server(config, ready=ready, ending=bound.streams.end)
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -23,9 +24,10 @@ from typing import Any, Final
 
 from danlu import __version__
 from danlu.domain.nodes import Gpu, NodeCapacity
+from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull
 from danlu.executors.base import Capabilities, Collected, Hint, LaunchOrder, Observation
-from danlu.executors.local import beneath, cgroups, folders, machine, ports, starting, sweep
+from danlu.executors.local import beneath, cgroups, entering, folders, machine, ports, starting, sweep
 from danlu.executors.local.groups import AttemptGroups
 from danlu.executors.local.hints import HintSocket
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
@@ -79,6 +81,7 @@ class LocalExecutor:
             cpu_limit="cpu" in bases,
             separate_users=self._root,
             host_environment=True,
+            sessions=True,
         )
 
     def start(self) -> None:
@@ -193,6 +196,10 @@ class LocalExecutor:
         if group is not None:
             group.remove()
         self._seen.pop(attempt_id, None)
+
+    def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
+        """See Executor."""
+        return entering.enter(self._folder(attempt_id), task, request)
 
     def _is_over(self, folder: Path) -> bool:
         seen = self._seen.get(folder.name, Seen(folder))

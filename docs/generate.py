@@ -29,6 +29,7 @@ from danlu.domain.jobs import Attempt, Job, JobSpec, Reason
 from danlu.domain.meanings import ATTEMPT_STATES, ENVIRONMENT_REASONS, ENVIRONMENT_STATES, JOB_STATES, REASONS
 from danlu.domain.records import Living
 from danlu.domain.roles import MAX_TASKS
+from danlu.runner import frames
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "docs" / "reference"
@@ -119,6 +120,7 @@ def api() -> Iterator[str]:
     for operation in OPERATIONS:
         yield _operation(operation)
     yield ""
+    yield from _sessions()
     yield "## Types"
     for model in _models():
         yield ""
@@ -133,10 +135,26 @@ def _operation(operation: Operation) -> str:
     request = f"`{operation.method} {operation.path}`<br>{operation.summary}"
     body = "" if operation.body is None else fields.type_words(operation.body)
     query = ", ".join(f"`{name}`" for name in operation.query.model_fields) if operation.query else ""
-    answer = f"{operation.status} {fields.type_words(operation.returns)}" + (
-        ", stream" if operation.kind == "stream" else ""
-    )
+    kind = {"stream": ", stream", "socket": ", web socket"}.get(operation.kind, "")
+    answer = f"{operation.status} {fields.type_words(operation.returns)}{kind}"
     return _row(request, body, query, answer, operation.permission)
+
+
+def _sessions() -> Iterator[str]:
+    yield "## Sessions"
+    yield ""
+    yield (
+        "A session is a web socket. Each message is binary: one byte for its kind, then its data. In one direction at most "
+        f"{format_bytes(frames.WINDOW_BYTES)} may be under way that the other side has not said it has taken; a piece has at "
+        f"most {format_bytes(frames.DATA_BYTES)}. Input may be sent once it runs. Where files are copied, output and input are "
+        "the records of `runner/transfer.py`. A request without an upgrade is answered with 426, after the same checks."
+    )
+    yield ""
+    yield "| Kind | Who, and what it means |"
+    yield "|---|---|"
+    for kind, meaning in frames.MEANINGS.items():
+        yield _row(f"`{kind.decode()}`", meaning)
+    yield ""
 
 
 def _models() -> list[type[BaseModel]]:

@@ -52,6 +52,7 @@ class Runners:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, SessionRequest]] = []
         self.says: bytes | None = None
+        self.stays = False
         self.kept: list[socket.socket] = []
 
     def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
@@ -63,11 +64,11 @@ class Runners:
         threading.Thread(target=self._say, args=(ours, self.says), daemon=True).start()
         return theirs
 
-    @staticmethod
-    def _say(ours: socket.socket, says: bytes) -> None:
+    def _say(self, ours: socket.socket, says: bytes) -> None:
         with contextlib.suppress(OSError):  # the other side need not listen to all of it
             ours.sendall(says)
-            ours.shutdown(socket.SHUT_WR)
+            if not self.stays:
+                ours.shutdown(socket.SHUT_WR)
 
     def heard(self) -> bytes:
         """Returns what came, once the other side has gone."""

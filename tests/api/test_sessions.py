@@ -19,7 +19,7 @@ from danlu.domain.jobs import AttemptState, JobState, Reason
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import NotRunning
 from danlu.runner import frames
-from danlu.server.sessions import MAX_OF_A_JOB, MAX_SESSIONS
+from danlu.server.sessions import MAX_OF_A_JOB, MAX_SESSIONS, Sessions
 from danlu.services import events
 from danlu.services.context import Call
 from tests.api.edge import Api
@@ -226,6 +226,15 @@ def test_sessions_of_a_job_and_in_all_are_counted(api: Api) -> None:
     api.opener.says = EXIT
     session(api, EXEC)
     assert api.edge.sessions._open.total() == 0
+
+
+def test_a_session_through_which_nothing_passes_is_ended(api: Api) -> None:
+    api.opener.says, api.opener.stays = frames.encode_json(frames.STARTED, {}), True
+    api.edge.sessions = Sessions(api.opener, idle_s=0.05)
+    answered = session(api, EXEC)
+    assert [kind for kind, _ in answered] == [frames.STARTED, frames.PROBLEM]
+    assert "nothing has passed" in problem(answered)["detail"]
+    assert api.opener.heard() == b""
 
 
 def test_the_simulated_executor_has_none() -> None:

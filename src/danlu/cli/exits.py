@@ -10,7 +10,7 @@
  124  wait: the time is over, and what was waited for has not come
  130  Ctrl-C; for run, retry, wait: the job was cancelled
  141  nobody reads the output any more
-   N  for run, retry, wait: the job's own exit code; 128 + the signal when one ended it
+   N  for run, retry, wait, attach: the job's own exit code; for exec: the command's; 128 + the signal when one ended it
 ====  ==========================================================================================
 """
 

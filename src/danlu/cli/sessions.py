@@ -38,8 +38,8 @@ def execute(
 ) -> int:
     """Run a command inside a running job, and exit with its exit code.
 
-    It runs as the job's user, in its folder, with its variables, its GPUs and its limits, and ends with the job or
-    with this command. Without words and with -t it is a shell.
+    It runs as the job's user, in its folder, with its variables, GPUs and limits. It ends when the job ends, and
+    when this command does. With -t and without words it is a shell.
 
     Example: danlu exec -it linear-7 -- bash
     """

@@ -32,7 +32,7 @@ MEANINGS: Mapping[bytes, str] = {
     EOF: "client: the end of the input",
     RESIZE: "client: the terminal's rows and columns, two bytes each, big endian",
     CREDIT: "both: four bytes, big endian: so many bytes of input or output were taken",
-    STARTED: "server: it runs",
+    STARTED: "server: it runs, in this `task` of so many `tasks`",
     STDOUT: "server: standard output; all that a terminal shows",
     STDERR: "server: standard error",
     EXIT: "server, last: how it ended, a SessionEnd",

@@ -126,7 +126,9 @@ class Sessions:
         ways = [asyncio.create_task(bridge.down()), asyncio.create_task(bridge.up())]
         try:
             while True:
-                done, _ = await asyncio.wait(ways, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(
+                    ways, timeout=min(LOOK_S, self._idle_s), return_when=asyncio.FIRST_COMPLETED
+                )
                 if done:
                     done.pop().result()
                     return

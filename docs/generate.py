@@ -28,6 +28,7 @@ from danlu.domain.frameworks import FRAMEWORKS, RoleRule
 from danlu.domain.jobs import Attempt, Job, JobSpec, Reason
 from danlu.domain.meanings import ATTEMPT_STATES, ENVIRONMENT_REASONS, ENVIRONMENT_STATES, JOB_STATES, REASONS
 from danlu.domain.records import Living
+from danlu.domain.resources import format_bytes
 from danlu.domain.roles import MAX_TASKS
 from danlu.runner import frames
 
@@ -146,8 +147,8 @@ def _sessions() -> Iterator[str]:
     yield (
         "A session is a web socket. Each message is binary: one byte for its kind, then its data. In one direction at most "
         f"{format_bytes(frames.WINDOW_BYTES)} may be under way that the other side has not said it has taken; a piece has at "
-        f"most {format_bytes(frames.DATA_BYTES)}. Input may be sent once it runs. Where files are copied, output and input are "
-        "the records of `runner/transfer.py`. A request without an upgrade is answered with 426, after the same checks."
+        f"most {format_bytes(frames.DATA_BYTES)}. Input may be sent once it runs. Where files are copied, output and input "
+        "are the records of `runner/transfer.py`. A request without an upgrade is answered with 426, after the same checks."
     )
     yield ""
     yield "| Kind | Who, and what it means |"

@@ -126,7 +126,7 @@ _ONE_MACHINE: Final = {
     "OMPI_MCA_btl_tcp_if_include": LOOPBACK,
     # who waits makes room: Open MPI sees one rank per core of each worker, and does not know that the cores are the same
     "OMPI_MCA_mpi_yield_when_idle": "1",
-    # the workers' host names differ (see runner/sessions.py), and yet their GPUs reach each other without the network
+    # the workers' host names differ (see runner/agent_server.py), and yet their GPUs reach each other without the network
     "NCCL_HOSTID": "danlu",
     "UCX_POSIX_USE_PROC_LINK": "n",  # a worker may not open what is in the /proc of another one
 }

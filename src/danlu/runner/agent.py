@@ -266,7 +266,7 @@ def main(arguments: List[str]) -> int:
     what: Callable[[], int]
     try:
         if arguments == ["--serve"]:
-            from danlu.runner.sessions import serve
+            from danlu.runner.agent_server import serve
 
             what = serve
         else:

@@ -141,6 +141,7 @@ def test_keys_typed_into_a_shell_are_completed(shell: str, server: Server, tmp_p
             ("danlu run --code fold\t", "danlu run --code folder\\ with\\ spaces"),
             ("danlu explain job.mem\t", "danlu explain job.memory "),
             ("danlu --url http://127.0.0.1:1 descr\t", "http://127.0.0.1:1 describe "),
+            ("danlu cp bert\t", "danlu cp bert-large-3:"),
             ("danlu run -- python jo\t", "danlu run -- python job.yaml "),
         ):
             terminal.type(typed)

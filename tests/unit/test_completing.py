@@ -64,6 +64,10 @@ def test_a_line_of_bash_as_words(line: str, words: list[str]) -> None:
         (["explain", "job.retry.a"], "words", ["job.retry.attempts"]),
         (["explain", "job.nothing.a"], "words", []),
         (["explain", "OutOfM"], "words", ["OutOfMemory"]),
+        (["cp", "./"], "files", []),
+        (["cp", "x:/a", ""], "files", []),
+        (["cp", "here", ""], "beginnings", []),
+        (["exec", "x", "--", ""], "programs", []),
         (["status", "--ur"], "words", ["--url"]),
     ],
 )

@@ -2,8 +2,8 @@
 
 A shell asks ``danlu __complete SHELL WORD...`` with the words after ``danlu`` up to the one at the cursor; bash, which cuts
 words at ``=`` and ``:`` too, gives the line up to the cursor. The answer's first line is how to complete: ``words`` (in the
-lines that follow: a word, a tab, what it means), ``files``, ``folders`` or ``programs``. What commands and flags there are
-takes the parser to find out; it is written down once and read afterwards.
+lines that follow: a word, a tab, what it means), ``beginnings`` of words, ``files``, ``folders`` or ``programs``. What
+commands and flags there are takes the parser to find out; it is written down once and read afterwards.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from danlu.client.names import ENDED, names
 ASK: Final = "__complete"
 FILE: Final = "completion.json"
 GLOBAL: Final = ("--url", "--project")
-LIVE_ONLY: Final = frozenset({"stop", "attach", "exec"})
+LIVE_ONLY: Final = frozenset({"stop", "attach", "exec", "cp"})
 ENDED_ONLY: Final = frozenset({"retry"})
 OF_FLAGS: Final = {
     "--env": "envs", "--file": "files", "--code": "folders", "--to": "folders", "--state": "states",
     "--framework": "frameworks", "--node": "nodes",
 }  # fmt: skip
 """What the values of flags are whose type does not tell it."""
-OF_WORDS: Final = {"COMMAND": "programs", "FILE": "files", "METHOD": "methods", "NAME": "names", "CODE": "codes"}
+OF_WORDS: Final = {"COMMAND": "programs", "FILE": "files", "METHOD": "methods", "NAME": "names", "LOCAL": "files"}
 """What the words in a command's usage stand for, beside jobs."""
 METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 
@@ -157,6 +157,8 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
         head = current[: current.index("/") + 1] if "/" in current else ""
         return _matching([(head + name, said) for name, said in found], current)
 
+    if place and kind == "LOCAL" and ":" not in place[0]:
+        kind = "JOB:PATH"  # the other way round
     kind = OF_WORDS.get(kind, kind)
     if kind == "names":  # of the kind that is named before; else environments
         kind = next(
@@ -165,6 +167,10 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
         kind = kind or ("" if place else "envs")
     if kind in ("files", "folders", "programs"):
         return Answer(kind)
+    if kind == "JOB:PATH":
+        if current.startswith((".", "/", "~")):
+            return Answer("files")
+        return Answer("beginnings", [(f"{name}:", state) for name, state in named("jobs").words])
     if "JOB" in kind or kind == "jobs":
         return named("jobs")
     if kind in ("envs", "nodes"):
@@ -272,8 +278,8 @@ def _described(app: Any, usage: str, summary: str) -> dict[str, Any]:
 def _words(usage: str) -> Iterator[str]:
     """Yields the words of a usage that are neither flags nor the values of flags: ``-f FILE``."""
     before = ""
-    for word in usage.replace("[FLAGS]", "").split():
-        if word not in ("|", "--") and not word.startswith("-") and not (before.startswith("-") and before != "--"):
+    for word in usage.partition(" | ")[0].replace("[FLAGS]", "").split():
+        if word != "--" and not word.lstrip("[").startswith("-") and not (before.startswith("-") and before != "--"):
             yield word.strip("[]")
         before = word
 

@@ -15,6 +15,7 @@ _danlu() {
     done < <(command "${COMP_WORDS[0]}" __complete bash "${COMP_LINE:0:COMP_POINT}" 2>/dev/null)
     case $mode in
         files) ;;
+        beginnings) compopt -o nospace +o default 2>/dev/null ;;
         folders) compopt -o dirnames +o default 2>/dev/null ;;
         programs) while read -r word; do COMPREPLY+=("$word"); done < <(compgen -c -- "${COMP_WORDS[COMP_CWORD]}") ;;
         *) compopt +o default 2>/dev/null ;;
@@ -27,10 +28,12 @@ ZSH: Final = r"""
 _danlu() {
     local -a answer candidates
     local line
+    local -a after
     answer=("${(@f)$("${words[1]}" __complete zsh "${(@Q)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null)}")
     case "${answer[1]}" in
         files) [[ $PREFIX == -*=* ]] && compset -P '*='; _files; return ;;
         folders) [[ $PREFIX == -*=* ]] && compset -P '*='; _files -/; return ;;
+        beginnings) after=(-S '') ;;
         programs) _command_names -e; return ;;
     esac
     for line in "${(@)answer[2,-1]}"; do
@@ -40,7 +43,7 @@ _danlu() {
             candidates+=("${line//:/\\:}")
         fi
     done
-    (( $#candidates )) && _describe -V danlu candidates
+    (( $#candidates )) && _describe -V danlu candidates "${after[@]}"
 }
 if [[ "${funcstack[1]}" == _danlu ]]; then _danlu "$@"; else compdef _danlu danlu; fi
 """

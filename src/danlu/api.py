@@ -161,11 +161,12 @@ class Stored(Value):
 
 
 class EnvironmentRequest(Value):
-    """Which environment to build: a catalogue's name, or requirements."""
+    """Which environment to build: a catalogue's name, or requirements; or which image to pull, again where it is there."""
 
     env: str = Field(default="python", max_length=63)
     requirements: str | None = Field(default=None, max_length=1_048_576)
     python: str | None = Field(default=None, pattern=PYTHON_PATTERN)
+    image: str | None = Field(default=None, max_length=512, description="a container image, instead of the others")
 
 
 class TokenRequest(Value):

@@ -37,13 +37,14 @@ def ls(*, output: Output = "table", common: Common | None = None) -> int:
         return show(client, BY_NAME["envs"], Wanted(), output, messages)
 
 
-@app.command(name="build", usage="Usage: danlu env build NAME | --requirements FILE [FLAGS]")
+@app.command(name="build", usage="Usage: danlu env build NAME | --requirements FILE | --image IMAGE [FLAGS]")
 def build(
     name: Annotated[str | None, Parameter(help="an environment's name: danlu env ls")] = None,
     /,
     *,
     requirements: Annotated[Path | None, Parameter(help="a requirements.txt, instead of a name")] = None,
     python: Annotated[str | None, Parameter(help="Python version for --requirements, e.g. 3.11")] = None,
+    image: Annotated[str | None, Parameter(help="a container image to pull, again where it is there")] = None,
     output: Output = "table",
     common: Common | None = None,
 ) -> int:
@@ -53,13 +54,14 @@ def build(
 
     Example: danlu env build --requirements requirements.txt --python 3.11
     """
-    if (name is None) == (requirements is None):
-        raise InvalidRequest("name one environment, or --requirements FILE", next_step="all of them: danlu env ls")
+    if [name, requirements, image].count(None) != 2:
+        raise InvalidRequest(
+            "name one environment, or --requirements FILE, or --image IMAGE", next_step="all of them: danlu env ls"
+        )
     fields: dict[str, object] = {} if name is None else {"env": name}
     if requirements is not None:
         fields["requirements"] = read_requirements(requirements)
-    if python is not None:
-        fields["python"] = python
+    fields |= {key: value for key, value in (("python", python), ("image", image)) if value is not None}
     try:
         request = EnvironmentRequest.model_validate(fields)
     except ValidationError as error:

@@ -33,6 +33,10 @@ TICK_S: Final = 0.25
 LAST_WAIT_S: Final = 0.5
 UNHEARD_S: Final = 2.0
 GOING_ON: Final = frozenset({"PendingEvaluation", "Placed", "Launching", "Started", "StopRequested", "DesiredStop"})
+BUILDING: Final = {
+    "EnvironmentBuilding": "its environment is being built",
+    "ImagePulling": "its image is being pulled",
+}
 REPEATED: Final = frozenset({"AttemptFailed", "RunnerLost", "NodeLost", "Preempted"})
 
 
@@ -175,10 +179,10 @@ class Following:
     def _event(self, event: Event) -> None:
         if event.reason == OPENED:  # somebody looks inside: it moves nothing
             return
-        if event.state != "queued" or event.reason != "EnvironmentBuilding":
+        if event.state != "queued" or event.reason not in BUILDING:
             self._building.clear()
-        if event.state == "queued" and event.reason == "EnvironmentBuilding":
-            self._waits = "its environment is being built"
+        if event.state == "queued" and event.reason in BUILDING:
+            self._waits = BUILDING[event.reason]
             self._watch_build()
         elif event.state == "queued" and event.reason not in GOING_ON:
             self._waits = event.reason or "queued"
@@ -237,7 +241,8 @@ class Following:
         if job.environment_id is None:
             return
         env = self._client.call("environments.get", {"environment": job.environment_id})
-        self._messages.step("environment", f"{env.name} is being built", time.monotonic() - self._begun)
+        goes_on = "is being built" if env.source.image is None else "is being pulled"
+        self._messages.step("environment", f"{env.name} {goes_on}", time.monotonic() - self._begun)
         threading.Thread(target=self._read_build, args=(job.environment_id,), daemon=True, name="danlu-build").start()
 
     def _read_build(self, environment_id: str) -> None:

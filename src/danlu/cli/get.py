@@ -161,7 +161,7 @@ def _jobs(client: Client, wanted: Wanted) -> tuple[list[Job], bool]:
 
 def _job_row(job: Job, now: int) -> Row:
     spec = job.spec
-    env = "requirements" if spec.requirements is not None else spec.env
+    env = "requirements" if spec.requirements is not None else spec.image or spec.env
     ran = wording.between(job.started_at, now if job.live and job.state != "queued" else job.ended_at or now)
     exit_code = "-" if job.exit_code is None else str(job.exit_code)
     gpus = sum(need.gpus for need in spec.shapes)

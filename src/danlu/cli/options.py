@@ -90,6 +90,7 @@ class Asked:
     env: Annotated[str | None, Parameter(help="environment (danlu env ls), or host: the Python you stand in")] = None
     requirements: Annotated[Path | None, Parameter(help="a requirements.txt, instead of --env")] = None
     python: Annotated[str | None, Parameter(help="Python version for --requirements, e.g. 3.11")] = None
+    image: Annotated[str | None, Parameter(help="a container image, e.g. python:3.12, instead of --env")] = None
     cpu: Annotated[str | None, Parameter(help="cores, e.g. 2 or 0.5")] = None
     memory: Annotated[str | None, Parameter(help="e.g. 4GiB; a limit where the machine can set one")] = None
     gpu: Annotated[int | None, Parameter(help="whole GPUs")] = None
@@ -114,6 +115,7 @@ class Asked:
             "name": self.name,
             "env": self.env,
             "python": self.python,
+            "image": self.image,
             "cpu": self.cpu,
             "memory": self.memory,
             "gpu": self.gpu,

@@ -143,6 +143,9 @@ def _typed(command: str | tuple[str, ...]) -> str:
 
 def environment(env: Environment) -> str:
     """Returns ``tensorflow-1 (py3.11, 41 packages)``."""
+    if env.source.image is not None:
+        parts = ["image", *([env.lock_digest[:12]] if env.lock_digest else [])]
+        return f"{env.name} ({' '.join(parts)}{', ' + format_bytes(env.size_bytes) if env.size_bytes else ''})"
     facts = [f"py{env.python_version or env.source.python}"]
     if env.packages is not None:
         facts.append(count(env.packages, "package"))

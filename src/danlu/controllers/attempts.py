@@ -13,6 +13,7 @@ from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
+from danlu.domain.images import Image
 from danlu.domain.jobs import Attempt, AttemptState, Job, JobState, Reason
 from danlu.errors import (
     DanluError,
@@ -46,6 +47,13 @@ class Interpreters(Protocol):
         """Returns the interpreter of ``env: host``, or raises LaunchRejected."""
 
 
+class Images(Protocol):
+    """The container images that are here."""
+
+    def find(self, image: str, project_number: int) -> Image | None:
+        """Returns a project's image by its id; None when it is no longer there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launches:
     """What a launch needs besides the records."""
@@ -53,6 +61,7 @@ class Launches:
     interpreters: Interpreters
     token: Callable[[str], str]
     url: Callable[[], str]
+    images: Images | None = None
 
 
 @dataclass(slots=True)
@@ -158,14 +167,21 @@ class AttemptsController:
             )
         )
         interpreter: Interpreter | None = None
-        if environment is not None:
+        image: Image | None = None
+        if environment is not None and environment.source.image is not None:
+            if self.launches.images is None:
+                raise LaunchRejected("this platform runs no container images any more")
+            image = self.launches.images.find(environment.lock_digest or environment.source.image, project.number)
+            if image is None:
+                self._rebuild(environment)
+        elif environment is not None:
             interpreter = self.launches.interpreters.interpreter(environment)
             if interpreter is None:
                 self._rebuild(environment)
         elif job.spec.env == HOST and job.spec.interpreter is not None:
             interpreter = self.launches.interpreters.host(job.spec.interpreter)
         return LaunchOrder(
-            job=job, attempt=attempt, interpreter=interpreter, project_number=project.number,
+            job=job, attempt=attempt, interpreter=interpreter, image=image, project_number=project.number,
             url=self.launches.url(), token=self.launches.token(attempt.id),
         )  # fmt: skip
 
@@ -175,7 +191,7 @@ class AttemptsController:
         if environment.state is EnvironmentState.READY:
             wanted = environment.moved(
                 EnvironmentState.WANTED, now=self.clock.now(), reason=EnvironmentReason.REBUILD,
-                message="its folder is no longer there",
+                message="what was built is no longer there",
             )  # fmt: skip
             self.database.write(lambda tx: ENVIRONMENTS.put(tx, environment, wanted))
             self.hub.notify("environments")

@@ -11,23 +11,25 @@ from typing import Any, Final, Protocol
 from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.tasks import Tasks
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import ENVIRONMENTS
+from danlu.database.records import ENVIRONMENTS, PROJECTS
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
-from danlu.errors import DanluError, VersionConflict
+from danlu.errors import DanluError, EnvironmentFailed, VersionConflict
 from danlu.services.context import Clock, Hub
 from danlu.services.environments import BUILD_STREAM, BUILD_TASK
 
 PERIOD_S: Final = 30.0
 AT_ONCE: Final = 2
 MAX_OPEN: Final = 10_000
+STAGES: Final = {"resolve": EnvironmentReason.RESOLUTION_FAILED, "pull": EnvironmentReason.PULL_FAILED}
+"""Why a build failed, by the stage that it failed in; else it was the installation."""
 
 
 class Built(Protocol):
     """What a build made."""
 
     lock_digest: str
-    packages: int
-    python_version: str
+    packages: int | None
+    python_version: str | None
     size_bytes: int
     build_s: float
 
@@ -39,9 +41,16 @@ class Builder(Protocol):
         """Returns what was built (see Built), or raises EnvironmentFailed; ``report`` gets each line that is printed."""
 
 
+class Puller(Protocol):
+    """Fetches container images for a project."""
+
+    def pull(self, reference: str, project_number: int, report: Callable[[str], None]) -> Any:
+        """Returns what was fetched (see Built), or raises EnvironmentFailed."""
+
+
 @dataclass(slots=True)
 class EnvironmentsController:
-    """Builds what is wanted. A build that a killed server left is begun again."""
+    """Builds what is wanted, and pulls images. A build that a killed server left is begun again."""
 
     database: Database
     builder: Builder
@@ -49,6 +58,7 @@ class EnvironmentsController:
     clock: Clock
     hub: Hub
     tasks: Tasks
+    images: Puller | None = None
 
     def step(self) -> float:
         """Looks once."""
@@ -75,7 +85,7 @@ class EnvironmentsController:
             self.hub.notify("logs")
 
         try:
-            built = self.builder.build(environment.source, report)
+            built = self._built(environment, report)
             facts = {
                 name: getattr(built, name)
                 for name in ("lock_digest", "packages", "python_version", "size_bytes", "build_s")
@@ -83,7 +93,7 @@ class EnvironmentsController:
             self._store(environment, EnvironmentState.READY, EnvironmentReason.BUILT, **facts)
         except DanluError as error:
             stage = error.details.get("stage")
-            reason = EnvironmentReason.RESOLUTION_FAILED if stage == "resolve" else EnvironmentReason.INSTALL_FAILED
+            reason = STAGES.get(str(stage), EnvironmentReason.INSTALL_FAILED)
             words = error.message + (f"\n{error.next_step}" if error.next_step else "")
             with contextlib.suppress(DanluError):  # a full disk takes no more words, and must not hide the reason
                 report(words)
@@ -95,6 +105,15 @@ class EnvironmentsController:
         finally:
             for topic in ("environments", "jobs", "logs", "events"):
                 self.hub.notify(topic)
+
+    def _built(self, environment: Environment, report: Callable[[str], None]) -> Any:
+        image = environment.source.image
+        if image is None:
+            return self.builder.build(environment.source, report)
+        if self.images is None:
+            raise EnvironmentFailed("this platform runs no container images any more", stage="pull")
+        project = self.database.read(lambda tx: PROJECTS.require(tx, environment.project))
+        return self.images.pull(image, project.number, report)
 
     def _store(
         self, old: Environment, state: EnvironmentState, reason: EnvironmentReason, *, message: str = "", **facts: Any

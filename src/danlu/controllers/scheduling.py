@@ -157,11 +157,14 @@ def _not_yet(job: QueuedJob, environments: Mapping[str, Environment], now: int) 
         environment = environments.get(job.environment_id)
         if environment is None or environment.state in (EnvironmentState.WANTED, EnvironmentState.BUILDING):
             name = job.environment_id if environment is None else environment.name
-            return Change(
-                job.id, job.version, JobState.QUEUED, Reason.ENVIRONMENT_BUILDING, f"environment {name} is being built"
-            )
+            reason, words = Reason.ENVIRONMENT_BUILDING, f"environment {name} is being built"
+            if environment is not None and environment.source.image is not None:
+                reason, words = Reason.IMAGE_PULLING, f"image {name} is being pulled"
+            return Change(job.id, job.version, JobState.QUEUED, reason, words)
         if environment.state is EnvironmentState.FAILED:
-            message = f"environment {environment.name}: {environment.message}"
+            message = environment.message
+            if environment.source.image is None:
+                message = f"environment {environment.name}: {message}"
             return Change(job.id, job.version, JobState.FAILED, Reason.ENVIRONMENT_FAILED, message)
     if job.queued_at <= now < job.not_before:  # an earlier now: the clock was wrong when that was written
         return Change(

@@ -32,6 +32,7 @@ class EnvironmentReason(StrEnum):
     BUILT = "Built"
     RESOLUTION_FAILED = "ResolutionFailed"
     INSTALL_FAILED = "InstallFailed"
+    PULL_FAILED = "PullFailed"
     INTERRUPTED = "Interrupted"
     REBUILD = "Rebuild"
 
@@ -40,19 +41,24 @@ S = EnvironmentState
 
 
 class EnvironmentSource(Value):
-    """What an environment is made from: a catalogue entry, or requirements given by a user.
+    """What an environment is made from: a catalogue entry, or requirements given by a user, or a container image.
 
-    Exactly one of ``catalogue`` and ``requirements`` is set. ``Environment.source_digest`` is the SHA-256 of it all, with the
-    catalogue entry's lock.
+    Exactly one of ``catalogue``, ``requirements`` and ``image`` is set. ``Environment.source_digest`` is the SHA-256 of it
+    all, with the catalogue entry's lock.
     """
 
     catalogue: str | None = Field(default=None, description="a name of the catalogue, e.g. tensorflow-1")
     requirements: str | None = Field(default=None, max_length=1_048_576, description="a requirements.txt as text")
-    python: str = Field(pattern=PYTHON_PATTERN, description="the interpreter's version, e.g. 3.11")
+    python: str = Field(
+        default="",
+        pattern=rf"{PYTHON_PATTERN}|^$",
+        description="the interpreter's version, e.g. 3.11; an image has its own",
+    )
+    image: str | None = Field(default=None, description="the whole name of a container image, which is pulled")
 
 
 class Environment(Living):
-    """An interpreter with packages. ``id`` is a letter and 26 characters; ``lock_digest`` names the folder when built."""
+    """An interpreter with packages, or an image. ``lock_digest`` names what was built."""
 
     KIND: ClassVar[str] = "environment"
     MOVES: ClassVar[Mapping[EnvironmentState, frozenset[EnvironmentState]]] = {
@@ -67,7 +73,7 @@ class Environment(Living):
     name: str = Field(description="the catalogue's name, or requirements-xxxxxxxx")
     source: EnvironmentSource
     source_digest: str = Field(description="SHA-256 over the source: one record per project and source")
-    lock_digest: str | None = Field(default=None, description="SHA-256 over lock, Python and recipe; the folder's name")
+    lock_digest: str | None = Field(default=None, description="SHA-256 over lock, Python and recipe; an image's id")
     packages: int | None = Field(default=None, ge=0, description="how many packages it has, once built")
     python_version: str | None = Field(default=None, description="the full version, once built")
     size_bytes: int | None = Field(default=None, ge=0)

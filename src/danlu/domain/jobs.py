@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from danlu.domain.commands import Command, Variables, argv_of
 from danlu.domain.environments import PYTHON_PATTERN
 from danlu.domain.frameworks import FRAMEWORKS, Framework, check_roles, framework_of
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
+from danlu.domain.images import full_reference
 from danlu.domain.records import Living, Ns, Said, Text, Value
 from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds
 from danlu.domain.roles import ALONE, RoleName, RoleSpec, task_resources
@@ -56,6 +57,7 @@ class Reason(StrEnum):
     WAITING_FOR_RESOURCES = "WaitingForResources"
     NO_MATCHING_FLAVOR = "NoMatchingFlavor"
     ENVIRONMENT_BUILDING = "EnvironmentBuilding"
+    IMAGE_PULLING = "ImagePulling"
     WAITING_FOR_RETRY = "WaitingForRetry"
     # why it moves on
     PLACED = "Placed"
@@ -148,6 +150,9 @@ class JobSpec(Value):
         description="absolute path of the Python of env: host",
         examples=["/usr/bin/python3"],
     )
+    image: str | None = Field(
+        default=None, description="container image, instead of an environment, for example python:3.12"
+    )
     variables: Variables = Field(
         default_factory=dict,
         max_length=500,
@@ -178,8 +183,18 @@ class JobSpec(Value):
         default_factory=dict, max_length=64, description="names and texts of your own", examples=[{"team": "vision"}]
     )
 
+    @field_validator("image")
+    @classmethod
+    def _whole_name(cls, image: str | None) -> str | None:
+        return None if image is None else full_reference(image)
+
     @model_validator(mode="after")
     def _one_environment(self) -> JobSpec:
+        if self.image is not None:
+            given = [name for name in ("requirements", "python", "interpreter") if getattr(self, name) is not None]
+            if self.env != "python" or given:
+                other = "env" if self.env != "python" else given[0]
+                raise ValueError(f"image and {other} exclude each other: what the job needs is in its image")
         if self.requirements is not None and self.env != "python":
             raise ValueError("env and requirements exclude each other: leave one of them out")
         if (self.interpreter is not None) != (self.env == "host"):

@@ -36,6 +36,7 @@ REASONS: Final[Mapping[Reason, str]] = {
     Reason.WAITING_FOR_RESOURCES: "no node has enough free; `danlu why` shows the numbers",
     Reason.NO_MATCHING_FLAVOR: "no node here has GPUs of the kind that it asks for",
     Reason.ENVIRONMENT_BUILDING: "its environment is being built; it holds no resources meanwhile",
+    Reason.IMAGE_PULLING: "its container image is being pulled; it holds no resources meanwhile",
     Reason.WAITING_FOR_RETRY: "it failed and waits for `retry.backoff` to pass",
     Reason.PLACED: "a node was chosen",
     Reason.LAUNCHING: "its processes are being started",
@@ -62,6 +63,7 @@ ENVIRONMENT_REASONS: Final[Mapping[EnvironmentReason, str]] = {
     EnvironmentReason.BUILT: "it is whole",
     EnvironmentReason.RESOLUTION_FAILED: "no set of versions satisfies the requirements",
     EnvironmentReason.INSTALL_FAILED: "a package could not be fetched or installed",
+    EnvironmentReason.PULL_FAILED: "the container image does not exist, or could not be fetched",
     EnvironmentReason.INTERRUPTED: "the server ended in the middle of the build: it is built again",
     EnvironmentReason.REBUILD: "its folder is gone: it is built again",
 }
@@ -71,6 +73,7 @@ ADVICE: Final[Mapping[str, str]] = {
     Reason.WAITING_FOR_RESOURCES: "danlu why JOB; ask for less, or stop a job that holds what it needs",
     Reason.NO_MATCHING_FLAVOR: "danlu nodes shows the kinds there are; leave gpu_kind out for any of them",
     Reason.ENVIRONMENT_BUILDING: "wait; building it before the first job saves that: danlu env build NAME",
+    Reason.IMAGE_PULLING: "wait; pulling it before the first job saves that: danlu env build --image IMAGE",
     Reason.WAITING_FOR_RETRY: "wait, or stop it and run it again changed: danlu retry JOB",
     Reason.PROCESS_FAILED: "danlu logs JOB shows the last lines; mend the program, then danlu retry JOB --code .",
     Reason.KILLED_BY_SIGNAL: "9 and 15 come from outside of the program, 6 and 11 from a fault in it: danlu logs JOB",
@@ -85,6 +88,7 @@ ADVICE: Final[Mapping[str, str]] = {
     Reason.PREEMPTED: "nothing: it is repeated from its newest checkpoint; a higher priority makes it rarer",
     Reason.PORT_TAKEN: "nothing: it is repeated; a program that listens on ports from 20000 to 32767 causes it",
     EnvironmentReason.RESOLUTION_FAILED: "read uv's words in the message; loosen a version, or choose another --python",
+    EnvironmentReason.PULL_FAILED: "look at the name and tag; build or load it on the server as localhost/NAME:TAG",
     EnvironmentReason.INSTALL_FAILED: "is the package index reachable? danlu doctor; then ask for it again",
 }
 """What to do now, where there is something."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from danlu.domain.environments import EnvironmentSource
+from danlu.domain.images import full_reference
 from danlu.domain.validation import suggestion
 from danlu.environments.catalogue import CATALOGUE, CatalogueEntry
 from danlu.environments.requirements import check, normalized
@@ -59,6 +60,14 @@ def source_for(env: str, requirements: str | None, python: str | None) -> Enviro
         raise InvalidSpec(f"env: {env} is used as it is, there is nothing to build", field="env")
     chosen = python or entry.python or own_python()
     return EnvironmentSource(catalogue=entry.name, python=chosen)
+
+
+def image_source(image: str) -> EnvironmentSource:
+    """Returns the source of a container image, or raises InvalidSpec."""
+    try:
+        return EnvironmentSource(image=full_reference(image))
+    except ValueError as error:
+        raise InvalidSpec(f"image: {error}", field="image", value=image[:200]) from error
 
 
 def _check_python(python: str, entry: CatalogueEntry) -> None:
@@ -121,7 +130,7 @@ def source_digest(source: EnvironmentSource) -> str:
     """
     whole = {
         "recipe": RECIPE,
-        "source": source.model_dump(mode="json"),
+        "source": source.model_dump(mode="json", exclude={"image"} if source.image is None else None),
         "entry": None if source.catalogue is None else _recipe(source.catalogue),
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -16,6 +16,7 @@ from typing import Protocol
 from pydantic import Field
 
 from danlu.domain.environments import Interpreter
+from danlu.domain.images import Image
 from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.records import Ns, Said, Value
@@ -31,6 +32,10 @@ class Capabilities(Value):
     separate_users: bool = False
     host_environment: bool = False
     sessions: bool = False
+    images: str = Field(
+        default="", description="the engine that runs container images and its version; empty: none can"
+    )
+    no_images: str = Field(default="", description="why there is none")
 
 
 class LaunchOrder(Value):
@@ -39,6 +44,7 @@ class LaunchOrder(Value):
     job: Job
     attempt: Attempt
     interpreter: Interpreter | None
+    image: Image | None = Field(default=None, description="run in a container of it, instead of with an interpreter")
     project_number: int = Field(ge=0, description="picks the user id where the server is root")
     url: str = Field(description="the platform's address, for the SDK inside the job")
     token: str = Field(repr=False, description="the attempt's own token; never in argv, logs or the database")

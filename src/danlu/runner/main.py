@@ -15,9 +15,9 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, FrozenSet, List, Optional
 
-from . import formats, gang, ports, processes
+from . import contained, formats, gang, ports, processes
 from .checkpoints import Seals
 from .session import Sessions
 from .tasks import Task
@@ -238,9 +238,13 @@ class Runner:
         until = time.monotonic() + grace_s
         if self.stopping_until is None:
             self.stopping_until = until
-            processes.send(signal.SIGTERM)
-            processes.send(signal.SIGCONT)
+            processes.send(signal.SIGTERM, self.guards())
+            processes.send(signal.SIGCONT, self.guards())
         self.stopping_until = min(self.stopping_until, until)
+
+    def guards(self) -> FrozenSet[int]:
+        """Returns the processes that stand before running containers."""
+        return frozenset(t.pid for t in self.tasks if t.pid and not t.done and t.spec.get("container"))
 
     def ended(self, ended: processes.Exit) -> None:
         """Records a child's end, if it is a task's; a task that may be started again waits for that."""
@@ -248,6 +252,8 @@ class Runner:
         task = next((t for t in self.tasks if t.pid == ended.pid), None)
         if task is None or task.done:
             return
+        if task.spec.get("container"):
+            contained.end_orphans(self.guards() - {ended.pid})
         facts, failed = task.facts(ended), ended.exit_code != 0
         # what ends after the result is known, or because it was asked to, decides nothing any more
         over = self.stopping_until is not None or gang.known_at(t.member() for t in self.tasks) is not None
@@ -275,6 +281,8 @@ class Runner:
                 time.sleep(0.01)
             processes.kill_all()
         processes.reap()
+        for task in self.tasks:
+            contained.remove(task.spec.get("container"))
         # what a program leaves that ended by itself, in good order or because it was asked to, is as it wanted it
         asked = self.stopping_until is not None and not any(task.killed for task in self.tasks)
         decided = [task for task in self.tasks if task.member().decides]

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KILL_ROUNDS = 200
@@ -171,8 +171,8 @@ def reap() -> List[Exit]:
         ended.append(Exit(pid, code, killed, usage.ru_maxrss * 1024, cpu_ns))
 
 
-def descendants(root: int) -> List[int]:
-    """Returns every living process below ``root``, by /proc."""
+def descendants(root: int, closed: FrozenSet[int] = frozenset()) -> List[int]:
+    """Returns every living process below ``root``, by /proc; nothing below those that are ``closed``."""
     children: Dict[int, List[int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -189,7 +189,7 @@ def descendants(root: int) -> List[int]:
     while waiting:
         below = children.get(waiting.pop(), [])
         found.extend(below)
-        waiting.extend(below)
+        waiting.extend(pid for pid in below if pid not in closed)
     return found
 
 
@@ -206,10 +206,13 @@ def kill_session(session: int) -> int:
     return sent
 
 
-def send(number: int) -> int:
-    """Sends a signal to every descendant of this process; returns to how many."""
+def send(number: int, closed: FrozenSet[int] = frozenset()) -> int:
+    """Sends a signal to every descendant of this process; returns to how many.
+
+    What is ``closed`` passes it on itself to what is below it.
+    """
     sent = 0
-    for pid in descendants(os.getpid()):
+    for pid in descendants(os.getpid(), closed):
         try:
             os.kill(pid, number)
             sent += 1

@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any, Dict, List, Optional
 
-from . import formats, ports, processes
+from . import contained, formats, ports, processes
 from .counters import Counters
 from .follow import Follower, size
 from .gang import Member
@@ -83,6 +83,10 @@ class Task:
             spec["cwd"], os.path.join(self.folder, "stdout"), os.path.join(self.folder, "stderr"),
             [str(path) for path in spec.get("cgroup_procs", [])],
         )  # fmt: skip
+        if spec.get("container"):
+            env.update(contained.devices(len(spec.get("devices", []))))
+            self.pid, error, code = contained.Guard(spec["container"], self.folder, files).start(spec["argv"], env)
+            return self.pid, error, code
         self.pid, error, code = processes.start(spec["argv"], env, files)
         return self.pid, error, code
 
@@ -107,7 +111,10 @@ class Task:
         oom = killed and self.counters.oom_kills() > self.oom_before
         peak = self.counters.peak_memory_bytes() or ended.max_rss_bytes
         error = ""
-        if oom:
+        if self.spec.get("container") and ended.exit_code != 0:
+            error, by_engine = contained.refused(self.folder)
+            oom = oom or by_engine
+        if oom and not error:
             limit = self.counters.memory_limit_bytes()
             error = "killed by the kernel: it used %s" % size(peak) + (" of its %s" % size(limit) if limit else "")
         elif ended.signal is not None:

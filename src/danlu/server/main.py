@@ -45,6 +45,8 @@ from danlu.environments.builder import Builder
 from danlu.environments.uv_command import Uv
 from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken
 from danlu.executors.local import diagnosis as machine_diagnosis
+from danlu.executors.local.engines import SERVER_NAMES as ENGINE_NAMES
+from danlu.executors.local.engines import Machine as EngineMachine
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.local.gpus import declared
 from danlu.runner import formats
@@ -195,7 +197,12 @@ def compose(settings: Settings) -> Composition:
         hub.notify("output")
 
     executor = LocalExecutor(
-        LocalConfig(settings.home, runtime_folder(settings.home, os.environ, uid=os.geteuid()), gpus),
+        LocalConfig(
+            settings.home,
+            runtime_folder(settings.home, os.environ, uid=os.geteuid()),
+            gpus,
+            engines=EngineMachine(environ={name: os.environ[name] for name in ENGINE_NAMES if name in os.environ}),
+        ),
         checkout=lambda project, tree, folder: checkout(_Code(blobs, project), tree, folder),
         hint=hint,
     )
@@ -205,6 +212,7 @@ def compose(settings: Settings) -> Composition:
     facts = PlatformFacts(
         home=str(settings.home), started_at=clock.now(), host_environment=executor.capabilities.host_environment,
         isolation="one user for each project" if root else "all jobs run as you", separate_users=root,
+        images=executor.capabilities.images, no_images=executor.capabilities.no_images,
         warnings=() if limits else ("memory and CPU limits cannot be set on this machine: no control groups",),
     )  # fmt: skip
     builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
@@ -213,7 +221,9 @@ def compose(settings: Settings) -> Composition:
         database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits, facts=facts,
         attempt_key=attempt_key, bootstrap_digest=digest(bootstrap), hub=hub,
     )  # fmt: skip
-    launches = Launches(builder, lambda attempt: attempt_token(attempt_key, attempt), lambda: platform.url)
+    launches = Launches(
+        builder, lambda attempt: attempt_token(attempt_key, attempt), lambda: platform.url, executor.images
+    )
     nodes = NodesController(database, executor, clock, hub)
     nodes.step()  # the first submit must know what could ever fit
     steps: list[tuple[str, Callable[[], float], str]] = [
@@ -223,7 +233,7 @@ def compose(settings: Settings) -> Composition:
         ("collection", CollectionController(
             database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),
         ("environments", EnvironmentsController(
-            database, builder, streams, clock, hub, building).step, "environments"),
+            database, builder, streams, clock, hub, building, executor.images).step, "environments"),
     ]  # fmt: skip
     if settings.database_url is None:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))

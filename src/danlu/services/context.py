@@ -75,6 +75,9 @@ class PlatformFacts:
     host_environment: bool
     separate_users: bool = False
     warnings: tuple[str, ...] = ()
+    images: str = ""
+    """The engine that runs container images, with its version; empty: none does."""
+    no_images: str = ""
 
 
 @dataclass(slots=True)

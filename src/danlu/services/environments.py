@@ -11,8 +11,8 @@ from danlu.database.records import ENVIRONMENTS
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
 from danlu.domain.views import EnvironmentEntry, Page, TextPage
 from danlu.environments.catalogue import CATALOGUE
-from danlu.environments.sources import source_digest, source_for
-from danlu.errors import NotFound
+from danlu.environments.sources import image_source, source_digest, source_for
+from danlu.errors import InvalidSpec, NotFound
 from danlu.services.context import Call
 
 BUILD_TASK = "build"
@@ -27,21 +27,36 @@ class Wanted(NamedTuple):
     digest: str
 
 
-def wanted(env: str, requirements: str | None, python: str | None) -> Wanted:
+def wanted(env: str, requirements: str | None, python: str | None, image: str | None = None) -> Wanted:
     """Returns what is meant, or raises UnknownEnvironment or InvalidSpec."""
-    source = source_for(env, requirements, python)
+    source = source_for(env, requirements, python) if image is None else image_source(image)
     return Wanted(source, source_digest(source))
 
 
-def ensure(tx: Transaction, call: Call, what: Wanted, *, now: int) -> Environment:
-    """Returns the project's environment for a source; makes the record, or asks again for one whose build failed."""
+def need_images(call: Call) -> None:
+    """Raises InvalidSpec where this platform runs no container images."""
+    facts = call.platform.facts
+    if not facts.images:
+        raise InvalidSpec(
+            f"image: this platform runs no container images: {facts.no_images or 'it has no container engine'}",
+            next_step="on the server: apt-get install podman crun catatonit, then danlu down and danlu up; "
+            "or name an environment: danlu env ls",
+            field="image",
+        )
+
+
+def ensure(tx: Transaction, call: Call, what: Wanted, *, now: int, newest: bool = False) -> Environment:
+    """Returns the project's environment for a source; makes the record, or asks again for one whose build failed.
+
+    With ``newest``, one that is ready is asked for again too: an image's tag may have moved.
+    """
     source, digest = what
     known = ENVIRONMENTS.find(tx, project=call.project, source_digest=digest, limit=1)
     if not known:
         made = Environment(
             id=call.platform.new_id("e"),
             project=call.project,
-            name=source.catalogue or f"requirements-{digest[:8]}",
+            name=source.catalogue or source.image or f"requirements-{digest[:8]}",
             source=source,
             source_digest=digest,
             created_at=now,
@@ -49,7 +64,7 @@ def ensure(tx: Transaction, call: Call, what: Wanted, *, now: int) -> Environmen
         )
         ENVIRONMENTS.add(tx, made, actor=call.actor.id)
         return made
-    if known[0].state is not EnvironmentState.FAILED:
+    if known[0].state is not EnvironmentState.FAILED and not (newest and known[0].state is EnvironmentState.READY):
         return known[0]
     again = known[0].moved(EnvironmentState.WANTED, now=now, reason=EnvironmentReason.REQUESTED)
     ENVIRONMENTS.put(tx, known[0], again, actor=call.actor.id)
@@ -57,10 +72,12 @@ def ensure(tx: Transaction, call: Call, what: Wanted, *, now: int) -> Environmen
 
 
 def build(call: Call, body: EnvironmentRequest) -> Environment:
-    """Asks for an environment; it is built unless it is there. Idempotent."""
+    """Asks for an environment; it is built unless it is there. Idempotent. An image is pulled again: tags move."""
     platform = call.platform
-    what = wanted(body.env, body.requirements, body.python)
-    made = platform.database.write(lambda tx: ensure(tx, call, what, now=platform.clock.now()))
+    if body.image is not None:
+        need_images(call)
+    what, newest = wanted(body.env, body.requirements, body.python, body.image), body.image is not None
+    made = platform.database.write(lambda tx: ensure(tx, call, what, now=platform.clock.now(), newest=newest))
     platform.hub.notify("environments")
     return made
 
@@ -91,6 +108,11 @@ def list(call: Call) -> Page[EnvironmentEntry]:
         EnvironmentEntry(name=e.name, description="from requirements", python=e.source.python, environment=e)
         for e in made
         if e.source.requirements is not None
+    ]
+    entries += [
+        EnvironmentEntry(name=e.name, description="container image", python="", environment=e)
+        for e in made
+        if e.source.image is not None
     ]
     return Page[EnvironmentEntry](items=tuple(entries))
 

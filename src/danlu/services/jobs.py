@@ -64,7 +64,9 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
             "env: host is for administrators here: its interpreter is asked what it is by the server's own user",
             next_step="name an environment (danlu env ls), or requirements",
         )
-    what = None if spec.env == HOST else environments.wanted(spec.env, spec.requirements, spec.python)
+    if spec.image is not None:
+        environments.need_images(call)
+    what = None if spec.env == HOST else environments.wanted(spec.env, spec.requirements, spec.python, spec.image)
     if spec.code is not None:
         blobs.require_tree(call, spec.code)
     now = platform.clock.now()

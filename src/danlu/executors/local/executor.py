@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,11 +27,22 @@ from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull
 from danlu.executors.base import Capabilities, Collected, Hint, LaunchOrder, Observation
-from danlu.executors.local import beneath, cgroups, entering, folders, machine, ports, starting, sweep
+from danlu.executors.local import (
+    beneath,
+    cgroups,
+    engines,
+    entering,
+    folders,
+    machine,
+    ports,
+    starting,
+    sweep,
+)
 from danlu.executors.local.groups import AttemptGroups
 from danlu.executors.local.hints import HintSocket
+from danlu.executors.local.images import ImageStore
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
-from danlu.executors.local.orders import framework_files, order_file
+from danlu.executors.local.orders import Folders, framework_files, order_file
 from danlu.runner import formats
 
 LOG = logging.getLogger("danlu.executors")
@@ -51,12 +62,14 @@ class LocalConfig:
         runtime: a folder for sockets.
         gpus: declared GPUs; None: those that the driver shows.
         uid_base: as root, a project's processes run as this plus the project's number.
+        engines: where container engines are looked for.
     """
 
     home: Path
     runtime: Path
     gpus: tuple[Gpu, ...] | None = None
     uid_base: int = 200_000
+    engines: engines.Machine = field(default_factory=engines.Machine)
 
 
 class LocalExecutor:
@@ -74,6 +87,11 @@ class LocalExecutor:
         self._lock = threading.Lock()
         self._seen: dict[str, Seen] = {}
         self._sdk = config.home / "sdk" / __version__
+        engine, no_images = engines.detect(config.home, config.engines)
+        self.images: ImageStore | None = None
+        if engine is not None:
+            base, places = config.uid_base if self._root else None, (config.home / "images", config.runtime / "c")
+            self.images = ImageStore(*places, engine, uid_base=base, server=config.engines.environ)
         bases = {} if self._tree is None else self._tree.bases
         self.capabilities = Capabilities(
             name="local",
@@ -82,6 +100,8 @@ class LocalExecutor:
             separate_users=self._root,
             host_environment=True,
             sessions=True,
+            images="" if engine is None else f"{engine.name} {engine.version}",
+            no_images=no_images,
         )
 
     def start(self) -> None:
@@ -192,6 +212,8 @@ class LocalExecutor:
         with contextlib.suppress(FileNotFoundError):
             folder.rename(gone)
         folders.remove(gone)
+        if self.images is not None:
+            self.images.forget(attempt_id)
         group = self._group(attempt_id)
         if group is not None:
             group.remove()
@@ -294,6 +316,10 @@ class LocalExecutor:
                 raise LaunchRejected(f"the job's code cannot be read: {error.message}") from error
         group = self._group(folder.name)
         content = order_file(order, folder, checkpoint, self._sdk)
+        if order.image is not None:
+            if self.images is None:
+                raise LaunchRejected(f"this machine runs no container images: {self.capabilities.no_images}")
+            self.images.contain(content, order, Folders(folder, checkpoint, self._sdk))
         content["hint_socket"] = str(self._hints.path)
         content["grouped"] = group is not None
         if group is not None:
@@ -316,6 +342,9 @@ class LocalExecutor:
         if group is not None:
             limits = group.create(order.job.spec, self._uid(order))
         roots = [] if order.interpreter is None else list(order.interpreter.roots)
+        if order.image is not None and self.images is not None:
+            roots = self.images.roots(order.project_number)
+            limits = self.images.limits(limits, order.job.spec)
         checkpoint = self.checkpoints / order.job.checkpoint_owner
         answer = self._run_launcher(
             folder,
@@ -408,6 +437,8 @@ class LocalExecutor:
 
     def _clean(self, attempt_id: str) -> bool:
         """Kills whatever is left of an attempt; returns whether nothing is."""
+        if self.images is not None and not self.images.swept(self.attempts / attempt_id):
+            return False
         group = self._group(attempt_id)
         if group is not None and group.exists():
             return group.kill()

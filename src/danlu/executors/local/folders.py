@@ -9,8 +9,8 @@ import logging
 import os
 import re
 import shutil
+import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from danlu.domain.ids import is_id, job_of_attempt
@@ -106,13 +106,17 @@ def remove(folder: Path) -> None:
     What cannot be removed (a mount, a disk that fails) is left, and said in the log.
     """
 
-    def opened(function: Callable[[str], object], path: str, _error: object) -> None:
+    def opened(_function: object, path: str, _error: object) -> None:
         if os.geteuid() == 0:
             return  # no mode stops it, and what lies there may have become a link to anything
         with contextlib.suppress(OSError):
             Path(path).parent.chmod(0o700)
-            Path(path).chmod(0o700)
-            function(path)
+            status = Path(path).lstat()
+            if not stat.S_ISDIR(status.st_mode):
+                Path(path).unlink()
+            elif status.st_mode & 0o700 != 0o700:  # else it is not the mode that stops it
+                Path(path).chmod(0o700)
+                shutil.rmtree(path, onerror=opened)
 
     if folder.is_symlink() or folder.is_file():
         folder.unlink(missing_ok=True)

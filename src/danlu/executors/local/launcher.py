@@ -17,13 +17,17 @@ import errno
 import json
 import os
 import resource
+import signal
 import stat
 import sys
 from typing import Any
 
 CLONE_NEWNS = 0x00020000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-PR_SET_NO_NEW_PRIVS = 38
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+
+
+CANNOT_BECOME = 125
 
 
 class Refused(Exception):
@@ -131,6 +135,17 @@ def prepare(config: dict[str, Any]) -> list[str]:
     return force
 
 
+def become(config: dict[str, Any]) -> None:
+    """Executes ``words`` as the job's user, who may pass to what is ``needed``; it dies with whom it was started by."""
+    if config["uid"] is not None:
+        open_closed(config["needed"], config["uid"], config["uid"])
+        drop(config["uid"], config["uid"])
+    libc_call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc_call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.umask(0o077)
+    os.execv(config["words"][0], config["words"])  # noqa: S606 - the engine, never a shell
+
+
 def runner_log(path: str, instead: int) -> int:
     """Opens where the runner's own words go. What a job has put in its place (a pipe, a link) gets nothing."""
     try:
@@ -145,7 +160,13 @@ def runner_log(path: str, instead: int) -> int:
 
 
 def main() -> int:
-    """Reads the configuration, prepares, answers, and runs the runner."""
+    """Reads the configuration, prepares, answers, and runs the runner; or becomes what an argument describes."""
+    if sys.argv[1:]:
+        try:
+            become(json.loads(sys.argv[1]))
+        except (OSError, Refused) as error:
+            os.write(2, f"Error: {error}\n".encode())
+            return CANNOT_BECOME
     config = json.load(sys.stdin)
     answer = os.dup(1)
     sys.path.insert(0, config["sdk"])

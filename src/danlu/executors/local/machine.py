@@ -45,10 +45,15 @@ def capacity(declared: tuple[Gpu, ...] | None, *, name: str) -> NodeCapacity:
     return NodeCapacity(
         name=name,
         cpu_milli=len(os.sched_getaffinity(0)) * 1000,
-        memory_bytes=min(psutil.virtual_memory().total, _memory_limit()),
+        memory_bytes=memory_bytes(),
         gpus=gpus.found() if declared is None else declared,
         boot_id=boot_id(),
     )
+
+
+def memory_bytes() -> int:
+    """Returns how much memory this process may use or give away."""
+    return min(psutil.virtual_memory().total, _memory_limit())
 
 
 def _memory_limit() -> int:

@@ -1,0 +1,448 @@
+"""Images on this machine: pulled for a project, found again. Each project has a store of its own, written by its own user.
+
+Who pulls is who runs: where the server is root, podman runs as the project's user even for that, so that no registry's bytes
+are ever parsed by root, and no project can use what another one's password has pulled. Only images under ``localhost/``,
+which somebody has built or loaded here with the server's user's own podman, are copied to whoever names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from danlu.domain.images import Image, is_local
+from danlu.domain.jobs import JobSpec
+from danlu.errors import DataDamaged, EnvironmentFailed, ExecutorUnavailable, LaunchRejected
+from danlu.executors.base import LaunchOrder
+from danlu.executors.local import beneath, folders, machine, sweep
+from danlu.executors.local.containers import (
+    LABEL,
+    RUNTIME_CHARACTERS,
+    Place,
+    container,
+    environ,
+    environment,
+    limits_in_force,
+    podman,
+    runtime_name,
+)
+from danlu.executors.local.engines import PATH, Engine
+from danlu.executors.local.observing import MAX_ORDER_BYTES
+from danlu.executors.local.orders import Folders
+from danlu.executors.local.starting import LAUNCHER
+from danlu.runner.formats import write_atomically
+
+PULL_TIMEOUT_S: Final = 3600.0
+ASK_TIMEOUT_S: Final = 60.0
+KEPT_LINES: Final = 50
+HANDED_ON: Final = (
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
+    "CONTAINERS_REGISTRIES_CONF", "REGISTRY_AUTH_FILE",
+)  # fmt: skip
+"""What of the server's environment a pull needs to reach its registry."""
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """An image that was pulled, as an environment that was built."""
+
+    lock_digest: str
+    size_bytes: int
+    build_s: float
+    packages: int | None = None
+    python_version: str | None = None
+
+
+class ImageStore:
+    """The images of each project below one folder; docker's are its daemon's own."""
+
+    def __init__(
+        self, folder: Path, runtime: Path, engine: Engine, *, uid_base: int | None, server: Mapping[str, str]
+    ) -> None:
+        """Makes nothing yet.
+
+        Args:
+            folder: ``DANLU_HOME/images``.
+            runtime: a folder with a short path, for what podman keeps while it runs.
+            engine: what to pull with.
+            uid_base: a project's user is this plus its number; None: all is the server's own user's.
+            server: the server's own environment, as far as an engine may need it.
+        """
+        self.engine = engine
+        self._folder = folder
+        self._runtime = runtime
+        self._uid_base = uid_base
+        self._server = server
+        self._locks: dict[int, threading.Lock] = {}
+
+    def folder(self, project_number: int) -> Path:
+        """Returns where a project's images are."""
+        return self._folder / str(os.geteuid() if self._uid_base is None else self._uid_base + project_number)
+
+    def pull(self, reference: str, project_number: int, report: Report) -> Pulled:
+        """Fetches an image unless the newest one is there. Idempotent.
+
+        Args:
+            reference: its whole name.
+            project_number: for which project.
+            report: called with each line that the engine prints.
+
+        Raises:
+            EnvironmentFailed: there is none, or it could not be fetched; the engine's own words are in the message.
+        """
+        begun = time.monotonic()
+        try:
+            with self._locks.setdefault(
+                project_number, threading.Lock()
+            ):  # podman's processes of a store share one more
+                found = self._pulled(reference, project_number, report)
+        except OSError as error:
+            raise EnvironmentFailed(f"image {reference} could not be fetched: {error}", stage="pull") from error
+        return Pulled(found.id, found.size_bytes, time.monotonic() - begun)
+
+    def find(self, image_id: str, project_number: int) -> Image | None:
+        """Returns an image that was pulled for the project; None where it is no longer there.
+
+        Raises:
+            ExecutorUnavailable: the engine cannot tell now.
+        """
+        if self.engine.name == "docker":
+            return self._inspect(image_id, project_number)
+        if not any((self.folder(project_number) / "storage").glob(f"*-images/{image_id}")):
+            return None
+        try:
+            return Image.model_validate_json(self._record(image_id, project_number).read_bytes())
+        except (OSError, ValueError):
+            return None  # it is pulled once more then, which writes it again
+
+    def contain(self, content: dict[str, Any], order: LaunchOrder, where: Folders) -> None:
+        """Has the tasks of an order's file run in containers of its image.
+
+        Raises:
+            LaunchRejected: they cannot be given what they ask for in one here.
+        """
+        if order.image is None:
+            return
+        number = order.project_number
+        place = Place(where, self.folder(number), self.runtime(where.attempt.name, number), machine.memory_bytes())
+        for task, asked, written in zip(order.attempt.tasks, order.job.spec.tasks, content["tasks"], strict=True):
+            written["env"] = environment(written["env"], asked, order.image)
+            written["container"] = container(self.engine, order.image, asked, task, place)
+
+    def roots(self, project_number: int) -> list[Path]:
+        """Returns the folders that a container's runner must be able to pass to."""
+        return [] if self.engine.name == "docker" else [self.folder(project_number)]
+
+    def limits(self, group: tuple[str, ...], spec: JobSpec) -> tuple[str, ...]:
+        """Returns the limits in force for a container: of the attempt's ``group``, which holds all that podman starts."""
+        if self.engine.name == "docker":
+            group = limits_in_force(self.engine, spec)
+        return (*group, f"container ({self.engine.name})")
+
+    def swept(self, attempt: Path) -> bool:
+        """Ends what the engine still has of an attempt beside its marked processes; returns whether nothing is left."""
+        if b'"container"' not in _order(attempt):
+            return True
+        if self.engine.name == "podman":
+            return _end_monitors(attempt)
+        own = {**self._server, "PATH": PATH}
+        listed = self._asked("ps", "--all", "--quiet", f"--filter=label={LABEL}={attempt.name}", own=own)
+        if listed is None or not listed.split():
+            return listed is not None
+        return self._asked("rm", "--force", "--volumes", *listed.split(), own=own) is not None
+
+    def _asked(self, *words: str, own: Mapping[str, str]) -> str | None:
+        """Returns what the engine prints as the server's own user, or None where it fails."""
+        try:
+            done = subprocess.run(
+                [self.engine.path, *words], env=dict(own), cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
+                text=True, errors="replace", timeout=ASK_TIMEOUT_S, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    # pulling
+
+    def _pulled(self, reference: str, project_number: int, report: Report) -> Image:
+        try:
+            if self.engine.name == "podman":
+                self._prepare(project_number)
+            if is_local(reference):
+                self._copy(reference, project_number, report)
+            else:
+                words = [self.engine.path] if self.engine.name == "docker" else self._podman(project_number)
+                self._told(self._start([*words, "pull", reference], project_number), report, reference)
+            found = self._inspect(reference, project_number)
+        finally:
+            self._end_pause(project_number)
+        if found is None:
+            raise self._missing(reference)
+        if self.engine.name == "podman":
+            record = self._record(found.id, project_number)
+            record.parent.mkdir(mode=0o700, exist_ok=True)
+            write_atomically(str(record), found.model_dump_json().encode())
+        return found
+
+    def _record(self, image_id: str, project_number: int) -> Path:
+        """Returns where the server keeps what an image sets; asking podman would cost each launch a tenth of a second."""
+        return self._folder / f"{self.folder(project_number).name}.known" / f"{image_id}.json"
+
+    def _inspect(self, image: str, project_number: int) -> Image | None:
+        """Returns an image by name or id, as the engine tells it."""
+        words = [self.engine.path] if self.engine.name == "docker" else self._podman(project_number)
+        try:
+            done = self._start([*words, "image", "inspect", image], project_number, stderr=subprocess.PIPE)
+            out, err = _end_within(done, ASK_TIMEOUT_S)
+        except OSError as error:
+            raise ExecutorUnavailable(f"{self.engine.name} cannot be asked for image {image}: {error}") from error
+        if done.returncode == 0:
+            return _image(json.loads(out)[0])
+        said = err.decode(errors="replace")
+        if re.search(r"no such image|not known", said, re.IGNORECASE):
+            return None
+        raise ExecutorUnavailable(f"{self.engine.name} cannot tell about image {image}: {said.strip()[-500:]}")
+
+    def _podman(self, project_number: int) -> list[str]:
+        return podman(self.engine, self.folder(project_number), self._short(project_number))
+
+    def _short(self, project_number: int) -> Path:
+        return self._runtime / f"p{self.folder(project_number).name}"
+
+    def _prepare(self, project_number: int) -> None:
+        own = self.folder(project_number)
+        for folder in (own, self._short(project_number)):
+            self._give(folder, project_number)
+
+    def _give(self, folder: Path, project_number: int) -> None:
+        """Makes a folder, in one of the server's own, that is the project's user's, unless it is there."""
+        folder.parent.mkdir(mode=0o711, exist_ok=True)
+        folder.parent.chmod(0o711)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            if self._uid_base is not None:
+                uid = self._uid_base + project_number
+                os.chown(folder, uid, uid, follow_symlinks=False)
+
+    def runtime(self, attempt_id: str, project_number: int) -> Path:
+        """Returns an attempt's own runtime folder, which is made; docker needs none."""
+        folder = self._runtime / runtime_name(attempt_id)
+        if self.engine.name != "docker":
+            if len(str(folder)) + len("/9999/s") > RUNTIME_CHARACTERS:
+                raise LaunchRejected(
+                    f"podman needs a short path for what it keeps while it runs, and {folder} is too long"
+                )
+            self._give(folder, project_number)
+        return folder
+
+    def forget(self, attempt_id: str) -> None:
+        """Removes an attempt's runtime folder."""
+        folders.remove(self._runtime / runtime_name(attempt_id))
+
+    def _told(self, process: subprocess.Popen[bytes], report: Report, what: str) -> None:
+        """Tells what a process prints until its end.
+
+        Raises:
+            EnvironmentFailed: it failed, or was not done in time.
+        """
+        watch = threading.Timer(PULL_TIMEOUT_S, _kill, [process])
+        watch.daemon = True
+        watch.start()
+        kept: list[str] = []
+        try:
+            for raw in process.stdout or ():
+                line = raw.decode(errors="replace").rstrip()
+                if line:
+                    report(line[:4096])
+                    kept = [*kept[1 - KEPT_LINES :], line]
+            process.wait()
+        finally:
+            late = not watch.is_alive()
+            watch.cancel()
+            _kill(process)
+            if process.stdout is not None:
+                process.stdout.close()
+        if process.returncode == 0:
+            return
+        if late:
+            raise EnvironmentFailed(f"image {what} was not here within {PULL_TIMEOUT_S / 60:.0f} minutes", stage="pull")
+        said = next((line for line in reversed(kept) if line.lower().startswith("error")), kept[-1] if kept else "")
+        raise EnvironmentFailed(
+            f"image {what} could not be pulled: {said[:2000]}", next_step=_advice(said), stage="pull"
+        )
+
+    def _start(
+        self, words: Sequence[str], project_number: int, *, stderr: int = subprocess.STDOUT, stdin: Any = None
+    ) -> subprocess.Popen[bytes]:
+        passed = {name: self._server[name] for name in HANDED_ON if name in self._server}
+        if self.engine.name == "docker":
+            own: dict[str, str] = {**self._server, "PATH": PATH}
+        else:
+            folder = self.folder(project_number)
+            own = {
+                **passed,
+                **self._passwords(folder),
+                **environ(folder, self._short(project_number)),
+                "TMPDIR": str(folder),
+            }
+        if self.engine.name != "docker":
+            words = self._as_user(words, project_number)
+        return subprocess.Popen(
+            words, env=own, cwd="/", stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=subprocess.PIPE,
+            stderr=stderr, start_new_session=True,
+        )  # fmt: skip
+
+    def _as_user(self, words: Sequence[str], project_number: int) -> list[str]:
+        """Returns the command that runs ``words`` as the project's user, below folders that are closed to it too."""
+        needed = [self.folder(project_number), self._short(project_number)]
+        config = {
+            "uid": None if self._uid_base is None else self._uid_base + project_number, "words": [*words],
+            "needed": [{"path": str(path), "write": True} for path in needed],
+        }  # fmt: skip
+        return [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(config)]
+
+    def _passwords(self, folder: Path) -> dict[str, str]:
+        """Returns where the registries' passwords are: the project's own; where all is one user's, also that user's."""
+        places = [folder / "auth.json"]
+        if self._uid_base is None:
+            home = Path(self._server.get("HOME", "/nonexistent"))
+            places += [
+                Path(self._server.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")) / "containers" / "auth.json",
+                home / ".config" / "containers" / "auth.json",
+                home / ".docker" / "config.json",
+            ]
+        found = next((place for place in places if place.is_file()), None)
+        return {} if found is None else {"REGISTRY_AUTH_FILE": str(found)}
+
+    def _copy(self, reference: str, project_number: int, report: Report) -> None:
+        """Copies an image from the store of the server's own user."""
+        own = {**self._server, "PATH": PATH}
+        wanted = self._asked("image", "inspect", "--format", "{{.Id}}", reference, own=own)
+        if wanted is None:
+            raise self._missing(reference)
+        there = self._inspect(reference, project_number)
+        if there is not None and there.id == wanted.strip():
+            report(f"image {reference} is there already")
+            return
+        report(f"copying {reference} from this machine's own images")
+        saving = subprocess.Popen(
+            [self.engine.path, "save", "--format", "docker-archive", reference], env=own, cwd="/",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            load = [*self._podman(project_number), "load"]
+            loading = self._start(load, project_number, stdin=saving.stdout)
+            if saving.stdout is not None:
+                saving.stdout.close()  # it is the other's now: should that one end, this one must notice
+            self._told(loading, report, reference)
+        finally:
+            _kill(saving)
+
+    def _missing(self, reference: str) -> EnvironmentFailed:
+        who = (
+            "docker"
+            if self.engine.name == "docker"
+            else f"the podman of {'root' if os.geteuid() == 0 else 'your user'}"
+        )
+        return EnvironmentFailed(
+            f"there is no image {reference} on this machine",
+            next_step=f"build or load it with {who}: {self.engine.name} build -t {reference} .",
+            stage="pull",
+        )
+
+    def _end_pause(self, project_number: int) -> None:
+        """Ends the process that podman leaves behind to keep a user's namespace."""
+        if self.engine.name == "docker":
+            return
+        folder = self.folder(project_number)
+        with contextlib.suppress(Exception):  # its number is the project's own word: it may be anything
+            pid = int(beneath.read(self._short(project_number), "libpod", "tmp", "pause.pid", max_bytes=32))
+            descriptor = os.pidfd_open(pid)
+            try:
+                if Path(f"/proc/{pid}").stat().st_uid == folder.stat().st_uid and pid != os.getpid():
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            finally:
+                os.close(descriptor)
+
+
+def _end_monitors(attempt: Path) -> bool:
+    """Kills podman's monitors of an attempt: their environment is empty, so that no mark in it tells whose they are."""
+    for _ in range(sweep.ROUNDS):
+        found = _monitors(f"{attempt}/".encode(), attempt.lstat().st_uid)
+        if not found:
+            return True
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    return False
+
+
+def _monitors(folder: bytes, uid: int) -> list[int]:
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                program = (process / "comm").read_bytes().strip()
+                own = program in (b"conmon", b"podman") and process.stat().st_uid == uid
+                if own and folder in (process / "cmdline").read_bytes():
+                    found.append(int(process.name))
+    return found
+
+
+def _order(attempt: Path) -> bytes:
+    try:
+        return beneath.read(attempt, "order.json", max_bytes=MAX_ORDER_BYTES, ours=True)
+    except (OSError, DataDamaged):
+        return b""
+
+
+def _image(said: dict[str, Any]) -> Image:
+    """Returns an image from what ``image inspect`` says: podman and docker name the same fields alike."""
+    pairs = ((said.get("Config") or {}).get("Env") or []) or []
+    variables = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    return Image(id=str(said["Id"]).removeprefix("sha256:"), variables=variables, size_bytes=int(said.get("Size") or 0))
+
+
+def _end_within(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, bytes]:
+    try:
+        return process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"it did not answer within {timeout_s:.0f} s") from error
+    finally:
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process that has not ended, with its session."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def _advice(said: str) -> str:
+    """Returns what to do about an engine's error."""
+    lower = said.lower()
+    if any(word in lower for word in ("manifest unknown", "not found", "name unknown", "404")):
+        return "look at the name and the tag after the colon"
+    if any(word in lower for word in ("unauthorized", "requested access", "401", "403")):
+        return "the registry asks for a password, or the name is wrong: docs/how-to/container-images.md"
+    if any(word in lower for word in ("no such host", "connection refused", "timeout", "timed out", "dial tcp")):
+        return "the server cannot reach that registry: build or load the image there as localhost/NAME:TAG"
+    if "no space left" in lower:
+        return "make room on the server's disk"
+    return ""

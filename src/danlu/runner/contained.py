@@ -1,0 +1,266 @@
+"""A task in a container: the process that stands between the runner and the container engine.
+
+It is forked by the runner in the place of the user's process, so that all that the runner knows of a process (exit code,
+signals, its death with the runner) is true of a container too. It starts the engine, hands SIGTERM to each process inside
+once, and kills all of it when the runner dies. Podman's processes, and so the container's, are its own descendants: it is
+their subreaper. Docker's are its daemon's; they are signalled and removed by name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from typing import Any, Dict, FrozenSet, List, Optional, Tuple
+
+from . import processes
+
+TICK_S = 0.5
+MONITOR_S = 2.0
+ENGINE_TIMEOUT_S = 20.0
+REFUSED = "refused"
+TAIL_BYTES = 8192
+MAX_FILES = 1 << 20
+PR_SET_PDEATHSIG = 1
+ENGINE_FAILED = 125
+GONE = signal.SIGUSR2
+"""Sent by the kernel when the runner has died."""
+WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, GONE)
+
+ENGINES_OWN = re.compile(
+    r"(PATH|HOME|USER|TMPDIR|TZ|LD_.*|XDG_.*|CONTAINERS?_.*|_CONTAINERS_.*|DOCKER_.*|PODMAN_.*|BUILDAH_.*|STORAGE_.*|"
+    r"REGISTRY_AUTH_FILE|GO[A-Z]+|DBUS_.*|NOTIFY_SOCKET|LISTEN_.*|SSL_CERT_.*|LC_.*|LANG)"
+)
+"""Variables that would mean something to the engine too: they reach the container by its command line alone."""
+_NOT_FOUND = re.compile(
+    r"failed to exec pid1: (.*)|\(\d+\)\] exec .* failed: (.*)|exec: \"[^\"]*\": (.*)|"
+    r"^exec .*: (no such file or directory|permission denied)"
+)
+
+
+def command(container: Dict[str, Any], argv: List[str], env: Dict[str, str]) -> Tuple[List[str], Dict[str, str]]:
+    """Returns the engine's command line, and its environment: a value is taken from there, so that none is in argv."""
+    passed = {name: value for name, value in env.items() if not ENGINES_OWN.fullmatch(name)}
+    flags = ["--env=%s" % name if name in passed else "--env=%s=%s" % (name, value) for name, value in env.items()]
+    if container["engine"] == "podman":
+        flags += ["--ulimit=%s" % limit for limit in _limits()]
+    return [*container["run"], *flags, container["image"], *argv], {**passed, **container["environ"]}
+
+
+def _limits() -> List[str]:
+    """Returns this process's own limits as flags: podman's defaults are more than a user may ask for."""
+    with open("/proc/sys/kernel/pid_max") as file:
+        most = int(file.read())  # podman lowers its own limit of processes to that first
+    found = []
+    for name, number, ceiling in (
+        ("nofile", resource.RLIMIT_NOFILE, MAX_FILES),
+        ("nproc", resource.RLIMIT_NPROC, most),
+    ):
+        soft, hard = (ceiling if n == resource.RLIM_INFINITY else min(n, ceiling) for n in resource.getrlimit(number))
+        found.append("%s=%d:%d" % (name, soft, hard))
+    return found
+
+
+class Guard:
+    """One container's life."""
+
+    def __init__(self, container: Dict[str, Any], folder: str, files: processes.Files) -> None:
+        self.container = container
+        self.folder = folder
+        self.files = files
+        self.asked = False
+
+    def start(self, argv: List[str], env: Dict[str, str]) -> Any:
+        """Forks the guard; returns what ``processes.start`` does."""
+        parent = os.getpid()
+
+        def become() -> None:
+            os.close(3)  # which says that it was started
+            os._exit(self.run(argv, env, parent))
+
+        pid, failure = processes.fork(self.files, become)
+        text = failure.partition(" ")[2]
+        return (None, "cannot start %s: %s" % (self.container["engine"], text), 126) if failure else (pid, "", 0)
+
+    def run(self, argv: List[str], env: Dict[str, str], parent: int) -> int:
+        """Runs the container to its end; returns the exit code."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        processes.become_subreaper()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, GONE, 0, 0, 0)
+        if os.getppid() != parent:
+            return 128 + signal.SIGKILL
+        if os.path.lexists(os.path.join(self.folder, REFUSED)):
+            os.unlink(os.path.join(self.folder, REFUSED))
+        for path in self.container["folders"]:
+            wipe(path)  # of an earlier start: podman would look for the container that it believes to run
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        words, environ = command(self.container, argv, env)
+        before = os.stat(self.files.stderr).st_size
+        pid, error, code = processes.start(words, environ, self.files._replace(cgroup_procs=()))
+        if pid is None:
+            self.refuse(error)
+            return int(code)
+        code = self.wait(pid)
+        if self.container["engine"] == "podman":
+            processes.kill_all()  # what is left is the engine's: nothing inside outlives the first process
+        else:
+            code = self.remove(code)
+        return self.explain(code, argv, before)
+
+    def wait(self, engine: int) -> int:
+        """Waits for the engine to end. Where its monitor was killed, it would wait long for an end that nobody tells."""
+        until = None
+        while True:
+            got = signal.sigtimedwait(WATCHED, TICK_S)
+            number = None if got is None else got.si_signo
+            if number == GONE:
+                processes.kill_all()
+                self.engine_says("remove")
+                os._exit(128 + signal.SIGKILL)
+            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) and not self.asked:
+                self.asked = True
+                self.end()
+            over = processes.reap()
+            for ended in over:
+                if ended.pid == engine:
+                    return int(128 + (ended.signal or 0) if ended.exit_code is None else ended.exit_code)
+            if until is None and over and self.monitor() in [ended.pid for ended in over]:
+                until = time.monotonic() + MONITOR_S
+            if until is not None and time.monotonic() > until:
+                self.refuse("the monitor of its container was killed, and so was the container")
+                return 128 + signal.SIGKILL
+
+    def monitor(self) -> int:
+        """Returns the process that podman has set beside the container, once it is known."""
+        try:
+            with open(self.container["monitor"]) as file:
+                return int(file.read())
+        except (OSError, ValueError, KeyError):
+            return 0
+
+    def end(self) -> None:
+        """Asks what runs inside to end; a container that has not begun never does."""
+        if self.container["engine"] != "podman":
+            self.engine_says("signal")
+            return
+        found = inside()
+        for pid in found:
+            for number in (signal.SIGTERM, signal.SIGCONT):
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    continue
+        if not found:
+            processes.send(signal.SIGKILL)
+
+    def engine_says(self, what: str) -> Optional[str]:
+        """Runs one of the engine's commands; returns what it printed."""
+        if not self.container[what]:
+            return None
+        try:
+            done = subprocess.run(
+                self.container[what], env=self.container["environ"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, timeout=ENGINE_TIMEOUT_S, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.decode(errors="replace")
+
+    def remove(self, code: int) -> int:
+        """Removes an ended container of docker's; says whether it was killed for lack of memory."""
+        if (self.engine_says("state") or "").strip() == "true":
+            self.refuse("killed by the kernel: it used all of its memory limit", oom=True)
+            code = 128 + signal.SIGKILL
+        self.engine_says("remove")
+        return code
+
+    def explain(self, code: int, argv: List[str], before: int) -> int:
+        """Returns the exit code as a process would have it, and keeps in words why nothing was executed."""
+        if code not in (1, 125, 126, 127):
+            return code
+        with open(self.files.stderr, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(before, size - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).decode(errors="replace").splitlines()
+        for line in lines:
+            found = _NOT_FOUND.search(line)
+            by_engine = code != 1 or line.startswith("ERROR (catatonit")
+            if found and by_engine:
+                why = next(group for group in found.groups() if group)
+                self.refuse("command not found in the image: %s (%s)" % (argv[0], why.strip()))
+                return 126 if "denied" in why.lower() else 127
+        if code == ENGINE_FAILED:
+            said = next((line for line in reversed(lines) if line.lower().startswith(("error", "docker:"))), "")
+            if said:
+                self.refuse("%s could not start the container: %s" % (self.container["engine"], said))
+        return code
+
+    def refuse(self, words: str, oom: bool = False) -> None:
+        """Keeps why nothing was executed, or what killed it, for the runner to say."""
+        try:
+            with open(os.path.join(self.folder, REFUSED), "w") as file:
+                json.dump({"error": words[:4096], "oom": oom}, file)
+        except OSError:
+            return
+
+
+def inside() -> List[int]:
+    """Returns the processes in the container but its first, which would only pass a signal on to them once more."""
+    found = []
+    for pid in processes.descendants(os.getpid()):
+        try:
+            with open("/proc/%d/status" % pid, "rb") as file:
+                numbers = next((line.split()[1:] for line in file if line.startswith(b"NSpid:")), [])
+        except OSError:
+            continue
+        if len(numbers) > 1 and numbers[-1] != b"1":
+            found.append(pid)
+    return found
+
+
+def refused(folder: str) -> Tuple[str, bool]:
+    """Returns why a task's container executed nothing, or what killed it, and whether that was for lack of memory."""
+    try:
+        with open(os.path.join(folder, REFUSED)) as file:
+            said = json.load(file)
+        return str(said["error"]), bool(said["oom"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", False
+
+
+def devices(count: int) -> Dict[str, str]:
+    """Returns the variables that name a task's GPUs: a container shows only these, and they count from 0 in it."""
+    shown = ",".join(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": shown, "NVIDIA_VISIBLE_DEVICES": "void"}  # the engine hands them in, no hook need
+
+
+def wipe(folder: str) -> None:
+    """Removes a folder of ours whatever the modes in it. Absent is success."""
+    for base, names, _ in os.walk(folder):
+        for name in names:
+            path = os.path.join(base, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_orphans(guards: FrozenSet[int]) -> None:
+    """Kills what a guard that was killed has left to the runner: all that is not below another one."""
+    for pid in processes.descendants(os.getpid(), guards):
+        if pid not in guards:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def remove(container: Optional[Dict[str, Any]]) -> None:
+    """Removes a container that may have outlived its guard; there may be none."""
+    if container and container["remove"]:
+        Guard(container, "", processes.Files("", "", "")).engine_says("remove")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import cannot_run
 from tests.examples.documents import execute, matches, steps
 from tests.examples.platform import ROOT, Platform
 
 DOCUMENT_TIMEOUT_S = 200.0
+NEEDS = {"docs/how-to/container-images.md": ("podman", "busybox")}
+"""Programs that a document's commands need, beside danlu."""
 DOCUMENTS = [
     str(path.relative_to(ROOT))
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("[th]*/*.md")))
@@ -22,6 +26,9 @@ LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_document_is_true(name: str, fresh: Platform, examples: Path, index: None) -> None:
+    lacking = [program for program in NEEDS.get(name, ()) if shutil.which(program) is None]
+    if lacking:
+        cannot_run(f"{', '.join(lacking)} is not installed")
     wrong = list(execute((ROOT / name).read_text(), examples.parent, fresh.environ, DOCUMENT_TIMEOUT_S))
     assert not wrong, f"{name}\n" + "\n\n".join(wrong)
 

@@ -12,6 +12,7 @@ from danlu.domain.images import Image, full_reference
 from danlu.domain.jobs import JobSpec, Task
 from danlu.errors import LaunchRejected
 from danlu.executors.local import containers, engines
+from danlu.executors.local.orders import Folders
 from danlu.runner import contained, processes
 
 GIB = 2**30
@@ -190,9 +191,8 @@ def test_rootless_docker_numbers_the_user_0(tmp_path: Path) -> None:
 
 PODMAN = engines.Engine("podman", "/bin/podman", "4.9", ("--runtime", "/bin/crun"), ("--cgroups=disabled",))
 DOCKER_ENGINE = engines.Engine("docker", "/bin/docker", "24", (), ("--init",), ("memory", "pids"), user="7:7")
-PLACE = containers.Place(
-    Path("/h/attempts/a,1"), Path("/h/checkpoints/j"), Path("/h/sdk/1"), Path("/h/images/7"), Path("/run/c/x"), 8 * GIB
-)
+WHERE = Folders(Path("/h/attempts/a,1"), Path("/h/checkpoints/j"), Path("/h/sdk/1"))
+PLACE = containers.Place(WHERE, Path("/h/images/7"), Path("/run/c/x"), 8 * GIB)
 
 
 def contain(engine: engines.Engine, devices: tuple[int, ...] = (), **spec: Any) -> dict[str, Any]:
@@ -287,6 +287,17 @@ def test_no_value_is_in_the_command_line_but_what_would_turn_the_engine() -> Non
     ]  # fmt: skip
     assert words[-3:] == ["ab", "train", "--env"]
     assert environ == {"SECRET": "s3cret\nline", "HOME": "/engine", "PATH": "/bin"}
+
+
+def test_a_session_enters_the_container(tmp_path: Path) -> None:
+    (tmp_path / "id").write_text("c0ffee\n")
+    made = {**contain(PODMAN), "id_file": str(tmp_path / "id")}
+    words, environ = contained.entering(made, ["sh"], {"PWD": "/w", "A": "1"}, True)
+    assert words[words.index("exec") :] == [
+        "exec", "--interactive", "--tty", "--workdir=/w", "--env=PWD", "--env=A", "c0ffee", "sh",
+    ]  # fmt: skip
+    assert environ["A"] == "1"
+    assert contained.entering(contain(DOCKER_ENGINE), ["sh"], {"PWD": "/w"}, False)[0][-2] == "danlu-a,1-main-0"
 
 
 @pytest.mark.parametrize(

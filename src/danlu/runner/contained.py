@@ -29,6 +29,7 @@ TAIL_BYTES = 8192
 MAX_FILES = 1 << 20
 PR_SET_PDEATHSIG = 1
 ENGINE_FAILED = 125
+ENGINES_PROGRAMS = ("conmon", "podman", "catatonit")
 GONE = signal.SIGUSR2
 """Sent by the kernel when the runner has died."""
 WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, GONE)
@@ -51,6 +52,18 @@ def command(container: Dict[str, Any], argv: List[str], env: Dict[str, str]) -> 
     if container["engine"] == "podman":
         flags += ["--ulimit=%s" % limit for limit in _limits()]
     return [*container["run"], *flags, container["image"], *argv], {**passed, **container["environ"]}
+
+
+def entering(
+    container: Dict[str, Any], argv: List[str], env: Dict[str, str], terminal: bool
+) -> Tuple[List[str], Dict[str, str]]:
+    """Returns the command line and environment by which a program is run beside the task's, in its container."""
+    name = container["name"]
+    if not name:
+        with open(container["id_file"]) as file:
+            name = file.read().strip()
+    flags = ["--interactive", *(["--tty"] if terminal else []), "--workdir=%s" % env["PWD"]]
+    return command({**container, "engine": "", "run": [*container["enter"], *flags], "image": name}, argv, env)
 
 
 def _limits() -> List[str]:
@@ -212,16 +225,17 @@ class Guard:
 
 def inside() -> List[int]:
     """Returns the processes in the container but its first, which would only pass a signal on to them once more."""
-    found = []
-    for pid in processes.descendants(os.getpid()):
-        try:
-            with open("/proc/%d/status" % pid, "rb") as file:
-                numbers = next((line.split()[1:] for line in file if line.startswith(b"NSpid:")), [])
-        except OSError:
-            continue
-        if len(numbers) > 1 and numbers[-1] != b"1":
-            found.append(pid)
-    return found
+    numbers = [(pid, _numbers(pid)) for pid in processes.descendants(os.getpid())]
+    return [pid for pid, found in numbers if len(found) > 1 and found[-1] != b"1"]
+
+
+def _numbers(pid: int) -> List[bytes]:
+    """Returns a process's ids, one for each namespace that it is in; none where it has ended."""
+    try:
+        with open("/proc/%d/status" % pid, "rb") as file:
+            return next((line.split()[1:] for line in file if line.startswith(b"NSpid:")), [])
+    except OSError:
+        return []
 
 
 def refused(folder: str) -> Tuple[str, bool]:
@@ -251,13 +265,21 @@ def wipe(folder: str) -> None:
 
 
 def end_orphans(guards: FrozenSet[int]) -> None:
-    """Kills what a guard that was killed has left to the runner: all that is not below another one."""
+    """Kills what a guard that was killed has left to the runner: the engine's and a container's, not below another guard."""
     for pid in processes.descendants(os.getpid(), guards):
-        if pid not in guards:
+        if pid not in guards and (len(_numbers(pid)) > 1 or _program(pid) in ENGINES_PROGRAMS):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+
+def _program(pid: int) -> str:
+    try:
+        with open("/proc/%d/comm" % pid) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def remove(container: Optional[Dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ import time
 import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import frames, processes, transfer
+from . import contained, frames, processes, transfer
 
 SOCKET = "session"
 MAX_SESSIONS = 16
@@ -40,6 +40,7 @@ class Place(NamedTuple):
     env: Dict[str, str]
     cwd: str
     cgroup_procs: List[str]
+    container: Optional[Dict[str, Any]] = None
 
 
 def credentials(connection: socket.socket) -> Tuple[int, int]:
@@ -129,7 +130,8 @@ class Sessions:
             return "there is no task %s" % name
         if task.pid is None or task.done:
             return "task %s has no process at this moment" % name
-        return Place(task.env, str(task.spec["cwd"]), [str(path) for path in task.spec.get("cgroup_procs", [])])
+        groups = [str(path) for path in task.spec.get("cgroup_procs", [])]
+        return Place(task.env, str(task.spec["cwd"]), groups, task.spec.get("container"))
 
 
 def _listening(folder: str) -> socket.socket:
@@ -267,6 +269,8 @@ class Relay:
             env = {**place.env, "TERM": str(size["term"])} if size else place.env
             if request.get("verb", "exec") == "exec":
                 argv = [str(word) for word in request["command"]]
+                if place.container:
+                    argv, env = contained.entering(place.container, argv, {**env, "PWD": place.cwd}, bool(size))
                 pid, error, code = processes.start(argv, env, files)
                 self._pid = pid or 0
             else:

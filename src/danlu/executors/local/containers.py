@@ -57,22 +57,19 @@ def container(engine: Engine, image: Image, asked: TaskSpec, task: Task, place: 
         program = [engine.path, "run", f"--name={name}", "--log-driver=none", *_docker_limits(engine, asked)]
         return {
             "engine": engine.name, "image": image.id, "run": [*program, *flags], "environ": dict(engine.environ),
+            "enter": [engine.path, "exec"], "name": name,
             "folders": [], "signal": [engine.path, "kill", "--signal", "TERM", name],
             "state": [engine.path, "inspect", "--format", "{{.State.OOMKilled}}", name],
             "remove": [engine.path, "rm", "--force", "--volumes", name],
         }  # fmt: skip
     own = place.where.attempt / task.name / ENGINE_FOLDER
     short = place.runtime / str(task.rank)
-    program = [
-        *podman(engine, own, short, shared=place.store),
-        "run",
-        "--rm",
-        "--log-driver=passthrough",
-        f"--conmon-pidfile={short / MONITOR}",
-    ]
+    base, id_file = podman(engine, own, short, shared=place.store), str(short / "id")
+    program = [*base, "run", "--rm", "--log-driver=passthrough", f"--conmon-pidfile={short / MONITOR}"]
     quiet = ["--image-volume=ignore", "--systemd=false", "--http-proxy=false", "--umask=0077", "--no-healthcheck"]
     return {
-        "engine": engine.name, "image": image.id, "run": [*program, *quiet, *flags], "environ": environ(own, short),
+        "engine": engine.name, "image": image.id, "environ": environ(own, short),
+        "run": [*program, f"--cidfile={id_file}", *quiet, *flags], "enter": [*base, "exec"], "name": "", "id_file": id_file,
         "folders": [str(own), str(short)], "signal": [], "remove": [], "monitor": str(short / MONITOR),
     }  # fmt: skip
 

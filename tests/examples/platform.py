@@ -64,10 +64,10 @@ def platform(environments: Path) -> Iterator[Platform]:
     outer.chmod(0o711)  # jobs run as other users where the tests run as root
     home = outer / "home"
     home.mkdir(mode=0o700)
-    cache = kept_folder() / "uv"
-    cache.mkdir(parents=True, exist_ok=True)
     (home / "cache").mkdir()
-    (home / "cache" / "uv").symlink_to(cache)
+    for name in ("uv", "wheels"):
+        (kept_folder() / name).mkdir(parents=True, exist_ok=True)
+        (home / "cache" / name).symlink_to(kept_folder() / name)
     (home / "environments").symlink_to(environments)
     made = Platform(home)
     try:

@@ -20,6 +20,7 @@ Folders of environments are named by their locks and may serve several projects,
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -42,7 +43,8 @@ from danlu.environments.catalogue import CATALOGUE
 from danlu.environments.pythons import Python
 from danlu.environments.requirements import check
 from danlu.environments.sources import RECIPE, hook_digest, hook_files, lock_text, source_digest
-from danlu.environments.uv_command import BUILD_TIMEOUT_S, Report, Uv, new_file, storage_full
+from danlu.environments.uv_command import BUILD_TIMEOUT_S, COMPILE_TIMEOUT_S, Report, Uv, new_file, storage_full
+from danlu.environments.wheels import Origin, Wheel, Wheels, installable, origins, uv_settings
 from danlu.errors import EnvironmentFailed, InvalidSpec, StorageFull
 
 LOCK_POLL_S: Final = 0.1
@@ -70,6 +72,7 @@ class _Work:
     uv: Uv
     report: Report
     deadline: float
+    wheels: tuple[Wheel, ...] = ()
 
     def uv_for(self, lines: str) -> Uv:
         """Returns the uv that may fetch these lines: a host of the user's choice is sent none of the server's passwords."""
@@ -85,6 +88,9 @@ class Builder:
         self._uv = Uv(cache, root / ".python")
         self._cache = cache
         self._build_cache = cache.with_name(f"{cache.name}-{BUILD_UID}")
+        self._wheels = Wheels(
+            cache.with_name("wheels")
+        )  # several platforms may share a cache; so their locks are in it
         self._known: dict[str, tuple[Path, ...]] = {}
 
     def build(self, source: EnvironmentSource, report: Report) -> Built:
@@ -95,7 +101,8 @@ class Builder:
             report: called with each line of progress; what it raises ends the build.
 
         Raises:
-            EnvironmentFailed: ``details["stage"]`` is resolve, install or python; uv's own words are in the message.
+            EnvironmentFailed: ``details["stage"]`` is resolve, install, python or compile; uv's or the compiler's own words
+                are in the message.
             StorageFull: the disk is full; nothing is left of the build.
         """
         start = time.monotonic()
@@ -113,7 +120,7 @@ class Builder:
                     f"the environment is there already: {facts['packages']} packages, Python {facts['python_version']}"
                 )
             else:
-                facts = self._make(digest, lock, work)
+                facts = self._make(digest, lock, self._with_wheels(lock, work))
         except OSError as error:
             if storage_full(error):
                 raise StorageFull(f"the platform's disk is full; the environment was not built: {error}") from error
@@ -158,29 +165,34 @@ class Builder:
             self._cache.parent.mkdir(parents=True)
             self._cache.parent.chmod(0o711)
         self._cache.mkdir(mode=0o700, exist_ok=True)
-        for left in self._root.glob(f"{_NEW}*"):
-            descriptor = _try_lock(self._locks / left.name.removeprefix(_NEW))
+        for left in (*self._root.glob(f"{_NEW}*"), *self._wheels.root.glob(f"{_NEW}*")):
+            lock = left.parent / self._locks.name / left.name.removeprefix(_NEW)
+            descriptor = _try_lock(lock)
             if descriptor is not None:
                 _remove(left)
-                _unlock(descriptor, self._locks / left.name.removeprefix(_NEW))
+                _unlock(descriptor, lock)
 
     @contextlib.contextmanager
-    def _claimed(self, key: str, report: Report, deadline: float) -> Iterator[tuple[Path, int]]:
+    def _claimed(
+        self, key: str, report: Report, deadline: float, *, root: Path | None = None
+    ) -> Iterator[tuple[Path, int]]:
         """Yields an empty folder for ``key`` and the lock's descriptor; removes what is left of the folder at the end."""
-        path = self._locks / key
+        root = root or self._root
+        path = root / self._locks.name / key
         descriptor = _try_lock(path)
+        start = time.monotonic()
         if descriptor is None:
-            report("the same environment is being built already: waiting for it")
+            report("the same is being built already: waiting for it")
         while descriptor is None:
             if time.monotonic() > deadline:
                 raise EnvironmentFailed(
-                    f"another build of the same environment did not end in {BUILD_TIMEOUT_S / 60:.0f} min",
+                    f"another build of the same did not end in {(deadline - start) / 60:.0f} min",
                     next_step="is a uv process left on the server? end it and build again",
                     stage="install",
                 )
             time.sleep(LOCK_POLL_S)
             descriptor = _try_lock(path)
-        folder = self._root / f"{_NEW}{key}"
+        folder = root / f"{_NEW}{key}"
         try:
             _remove(folder)
             folder.mkdir(mode=0o755)
@@ -227,6 +239,27 @@ class Builder:
         )  # fmt: skip
         return made.read_text(encoding="utf-8")
 
+    def _with_wheels(self, lock: str, work: _Work) -> _Work:
+        """Returns the work with a wheel for each package that has only a source; its time begins when they are there."""
+        entry = CATALOGUE.get(work.source.catalogue or "")
+        made = [self._wheel(origin, work) for origin in origins(entry, lock, work.python)]
+        return (
+            dataclasses.replace(work, wheels=tuple(made), deadline=time.monotonic() + BUILD_TIMEOUT_S) if made else work
+        )
+
+    def _wheel(self, origin: Origin, work: _Work) -> Wheel:
+        found = self._wheels.find(origin)
+        if found is None:
+            deadline = time.monotonic() + COMPILE_TIMEOUT_S
+            self._wheels.prepare(self._locks.name)
+            with self._claimed(origin.key, work.report, deadline, root=self._wheels.root) as (folder, hold):
+                found = self._wheels.find(origin)  # the other build made it
+                if found is None:
+                    work.uv.give(folder)
+                    return self._wheels.make(origin, work.uv, folder, work.report, hold=hold)
+        work.report(f"{origin.name}: the wheel that this server built of its source is used again")
+        return found
+
     def _make(self, digest: str, lock: str, work: _Work) -> dict[str, Any]:
         """Makes the folder of an environment that is not there; returns its facts."""
         with self._claimed(digest, work.report, work.deadline) as (folder, hold):
@@ -267,12 +300,13 @@ def _install(venv: Path, lock: str, work: _Work, hold: int) -> None:
     """Makes the virtual environment and puts packages and hook into it, without running any of them."""
     python, report, folder = work.python, work.report, venv.parent
     report(f"making an environment with Python {python.text}")
+    new_file(folder / "uv.toml", uv_settings(work.wheels))
     arguments = ["venv", "--quiet", "--relocatable", "--no-project", "--python", str(python.executable), venv.name]
     work.uv.run("python", arguments, folder, report, deadline=work.deadline, hold=hold)
     skeleton = _skeleton(venv)
     if _packages(lock):
         written = folder / LOCK
-        new_file(written, lock)
+        new_file(written, installable(lock, work.wheels))
         # The one call of uv on this environment, while it is empty: uv asks its Python what it is before it installs.
         # From here on what is in it is the packages', and nothing of it is run here: uv's own compiling would.
         arguments = [
@@ -336,6 +370,9 @@ def _lock_digest(source: EnvironmentSource, lock: str, python: Python) -> str:
         "python": [python.text, str(python.executable)],
         "hook": None if hook is None else hook_digest(hook),
     }
+    made = origins(CATALOGUE.get(source.catalogue or ""), lock, python)
+    if made:
+        whole["wheels"] = [origin.key for origin in made]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 

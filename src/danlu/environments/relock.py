@@ -49,8 +49,9 @@ def lock(entry: CatalogueEntry, *, upgrade: bool) -> str:
         subprocess.run(
             [
                 find_uv_bin(), "pip", "compile", "--quiet", "--universal", "--generate-hashes", "--no-header",
-                "--no-annotate", "--only-binary", ":all:", "--python-version", entry.python or entry.oldest_python,
-                "--output-file", "lock.txt", "pyproject.toml",
+                "--no-annotate", "--only-binary", ":all:",
+                *(word for source in entry.from_source for word in ("--no-binary", source.package)),
+                "--python-version", entry.python or entry.oldest_python, "--output-file", "lock.txt", "pyproject.toml",
             ],
             cwd=folder, env=uv_variables(os.environ), timeout=LOCK_TIMEOUT_S, check=True,
         )  # fmt: skip

@@ -117,10 +117,13 @@ def hook_digest(hook: str) -> str:
 def _recipe(name: str) -> dict[str, object]:
     """Returns all of an entry that decides what is in the environment; its description and variables do not."""
     entry = CATALOGUE[name]
-    return {
+    recipe: dict[str, object] = {
         "lock": hashlib.sha256(lock_text(entry).encode()).hexdigest(),
         "hook": None if entry.hook is None else hook_digest(entry.hook),
     }
+    if entry.from_source:
+        recipe["wheels"] = [[build.package, dict(build.variables)] for build in entry.from_source]
+    return recipe
 
 
 def source_digest(source: EnvironmentSource) -> str:

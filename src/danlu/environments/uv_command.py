@@ -9,26 +9,30 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from uv import find_uv_bin
 
 from danlu.environments.build_user import hindrance, settings_files
+from danlu.environments.catalogue import CATALOGUE
 from danlu.environments.mirrors import uv_variables, without_passwords
 from danlu.errors import EnvironmentFailed, StorageFull
 
 BUILD_TIMEOUT_S: Final = 1800.0
+COMPILE_TIMEOUT_S: Final = 3600.0
 CONNECT_TIMEOUT_S: Final = 10
 READ_TIMEOUT_S: Final = 30
 COMPILE_WARNING: Final = "some files could not be compiled ahead; Python compiles them when they are imported"
 MAX_LINES_REPORTED: Final = 10_000
 MAX_LINE_BYTES: Final = 2000
 MAX_REASON_LINES: Final = 30
+MAX_REASON_LINE_CHARACTERS: Final = 400
 MAX_REASON_CHARACTERS: Final = 3000
 
 Report = Callable[[str], None]
@@ -40,6 +44,8 @@ _NO_NETWORK = re.compile(
 _NO_WHEEL = re.compile(
     r"no usable wheels|no wheels|building from source is disabled|building source distributions", re.I
 )
+_COMPILER_ERROR = re.compile(r"\berror: |^CMake Error|undefined reference to|\bKilled\b|^\w*Error: ")
+_UV_TRAILER = re.compile(r"error: Failed to build ")
 _WHEEL_HINT = re.compile(r"^hint: .*building from source is disabled.*$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -67,6 +73,7 @@ class Uv:
             uid: the user, and group, that uv runs as; None: the server's own.
         """
         self._uid = uid
+        self._before: tuple[str, ...] = ()
         variables = uv_variables(os.environ)
         self._read = (Path(find_uv_bin()), *settings_files(variables))
         self._cache = cache
@@ -101,6 +108,31 @@ class Uv:
         other._environment = without_passwords(self._environment)
         return other
 
+    def sealed(self, scratch: Path, variables: Mapping[str, str]) -> Uv:
+        """Returns a uv for what runs others' code: where the server is root it has no network, and it knows no index.
+
+        Args:
+            scratch: a folder of this uv's user, for home and temporary files.
+            variables: besides PATH, all that is set.
+        """
+        other = copy.copy(self)
+        other._before = (
+            sys.executable, "-I", "-S", str(Path(__file__).with_name("sealed.py")),
+            str(-1 if self._uid is None else self._uid),
+        )  # fmt: skip
+        other._environment = {
+            **variables,
+            "PATH": self._environment.get("PATH", os.defpath),
+            "HOME": str(scratch),
+            "TMPDIR": str(scratch),
+            "LANG": "C.UTF-8",
+            "UV_CACHE_DIR": str(scratch / "uv"),
+            "UV_OFFLINE": "1",
+            "UV_NO_PROGRESS": "1",
+            "NO_COLOR": "1",
+        }
+        return other
+
     def run(
         self,
         stage: str,
@@ -114,7 +146,7 @@ class Uv:
         """Runs ``uv ARGUMENTS`` in ``folder`` to its end.
 
         Args:
-            stage: ``resolve``, ``install`` or ``python``; goes into the error.
+            stage: ``resolve``, ``install``, ``python`` or ``compile``; goes into the error.
             arguments: uv's, without ``uv``.
             folder: where it runs; hidden in what it prints. A configuration of a project above it is not looked for.
             report: called with each line; what it raises ends uv.
@@ -158,8 +190,10 @@ class Uv:
         self, stage: str, command: Sequence[str], folder: Path, report: Report, *, deadline: float, hold: int | None
     ) -> tuple[int, deque[str]]:
         """Runs a command; returns its exit status and its last lines."""
+        limit_s = COMPILE_TIMEOUT_S if stage == "compile" else BUILD_TIMEOUT_S
+        uid = None if self._before else self._uid  # what comes before changes the user itself
         child = subprocess.Popen(
-            command,
+            [*self._before, *command],
             cwd=folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -168,9 +202,9 @@ class Uv:
             pass_fds=() if hold is None else (hold,),
             start_new_session=True,
             umask=0o022,
-            user=self._uid,
-            group=self._uid,
-            extra_groups=None if self._uid is None else [],
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else [],
         )
         late = threading.Event()
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), _end, (child.pid, late))
@@ -188,7 +222,7 @@ class Uv:
                 child.stdout.close()
         if late.is_set():
             raise EnvironmentFailed(
-                f"the environment was not built in {BUILD_TIMEOUT_S / 60:.0f} min, the most that a build may take; "
+                f"the environment was not built in {limit_s / 60:.0f} min, the most that a build may take; "
                 f"it was ended. Its last words:\n{_tail(kept)}",
                 next_step="is the package index, or a wheel's address, slow? ask for the environment again: "
                 "what was fetched whole is kept",
@@ -246,6 +280,8 @@ def _tail(lines: Sequence[str]) -> str:
 def failure(stage: str, status: int, lines: Sequence[str]) -> EnvironmentFailed | StorageFull:
     """Returns the error that uv's last lines stand for, with uv's own words in it."""
     listed = list(lines)
+    if stage == "compile":
+        return _not_compiled(status, listed)
     start = next(
         (i for i, line in enumerate(listed) if re.match(r"error\b|\s*×", line)), max(0, len(listed) - MAX_REASON_LINES)
     )
@@ -264,8 +300,37 @@ def failure(stage: str, status: int, lines: Sequence[str]) -> EnvironmentFailed 
         hint = "hint: this platform installs wheels only and builds nothing from source"
         words = _WHEEL_HINT.sub(hint, words) if _WHEEL_HINT.search(words) else f"{words}\n{hint}"
         step = "choose a version (or a Python version) for which the package has a wheel, or give a wheel's https:// address"
+        step = "; ".join((step, *_ready_made(words)))
     if status < 0:
         words = f"uv was ended by signal {-status}\n{words}"
     return EnvironmentFailed(
         f"{doing}: {words}" if words.strip() else f"{doing}: uv ended with {status}", next_step=step, stage=stage
+    )
+
+
+def _ready_made(words: str) -> list[str]:
+    """Returns where the catalogue has the packages without wheels that uv's words name."""
+    return [
+        f"{build.package} is in the environment {entry.name}: --env {entry.name}"
+        for entry in CATALOGUE.values()
+        for build in entry.from_source
+        if re.search(rf"\b{re.escape(build.package)}\b", words)
+    ]
+
+
+def _not_compiled(status: int, listed: list[str]) -> EnvironmentFailed | StorageFull:
+    """Returns the error for a build that ran a compiler: its words from its first error on, less uv's about them."""
+    end = next((i for i, line in enumerate(listed) if _UV_TRAILER.match(line)), len(listed)) or len(listed)
+    first = next(
+        (i for i, line in enumerate(listed[:end]) if _COMPILER_ERROR.search(line)), max(0, end - MAX_REASON_LINES)
+    )
+    shown = [line[:MAX_REASON_LINE_CHARACTERS] for line in listed[first:end] if line.strip()][:MAX_REASON_LINES]
+    words = "\n".join(shown)[:MAX_REASON_CHARACTERS]
+    if _NO_SPACE.search(words):
+        return StorageFull(f"the platform's disk is full; the environment was not built: {words[:500]}")
+    ended = f"ended by signal {-status}" if status < 0 else f"it ended with {status}"
+    return EnvironmentFailed(
+        f"it cannot be built from its source: {words or ended}",
+        next_step="danlu env build tries again",
+        stage="compile",
     )

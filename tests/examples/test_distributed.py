@@ -168,6 +168,21 @@ def test_jax_over_processes(platform: Platform, index: None, workers: int) -> No
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_horovod_over_ranks(platform: Platform, index: None, workers: int) -> None:
+    ready(platform, "horovod")
+    job = run(platform, "horovod-keras", "--env", "horovod", "--worker", str(workers), "--cpu", "0.5", "--",
+              "python", "train.py")  # fmt: skip
+    found = [line_of(said(platform, job["id"], f"worker-{rank}")) for rank in range(workers)]
+    assert found[0] == pytest.approx((3, -2), abs=0.05)
+    assert len(set(found)) == 1, "all ranks have the same weights"
+    assert f"rank 0 of {workers}" in said(platform, job["id"], "worker-0")
+    (attempt,) = attempts(platform, job["id"])
+    ends = {task["role"]: task for task in attempt["tasks"]}
+    assert ends["rendezvous"]["stopped"], "it ends when the ranks have"
+    assert processes_with(job["id"]) == set()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_mxnet_by_its_parameter_server(platform: Platform, index: None, workers: int) -> None:
     ready(platform, "mxnet")
     job = run(platform, "mxnet-kvstore", "--env", "mxnet", "--role", "server=1", "--worker",

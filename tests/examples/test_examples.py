@@ -49,6 +49,7 @@ def test_every_example_is_tested() -> None:
         "digits-ps-tf1",
         "equal-tasks",
         "estimator-tf1",
+        "horovod-keras",
         "jax-processes",
         "multiworker-tf2",
         "mxnet-kvstore",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("commands", "idle", "log_call", "queue", "lines", "gang", "gang_logs", "usage")
+NAMES = ("commands", "idle", "log_call", "queue", "lines", "gang", "gang_logs", "usage", "environment_build")
 
 names = sys.argv[1:] or NAMES
 unknown = set(names) - set(NAMES)

@@ -16,11 +16,11 @@ STATUS = {Permission.MEMBER: 200, Permission.ADMINISTRATOR: 200, Permission.ATTE
 EACH = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.id)
 SOCKETS = [operation for operation in OPERATIONS if operation.kind is Kind.SOCKET]
 EACH_SOCKET = pytest.mark.parametrize("operation", SOCKETS, ids=lambda operation: operation.id)
-ALL_PROJECTS = {"platform.get", "nodes.list"}
+ALL_PROJECTS = {"platform.get", "nodes.list", "environments.legacy"}
 """Of the platform, not of a project: a foreign project's member sees it too."""
 OF_THE_PROJECT = {
     "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "environments.list",
-    "environments.build", "events.list", "events.stream", "top.get",
+    "environments.build", "environments.prune", "events.list", "events.stream", "top.get",
 }  # fmt: skip
 """What names nothing that exists: for a foreign member it is about the foreign project."""
 

@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "executors": {*PURE, "runner"},
     "environments": PURE,
     "api": PURE,
-    "services": {*PURE, "database", "blobs", "scheduler", "tuning", "api", "environments.catalogue", "environments.sources"},
+    "services": {*PURE, "database", "blobs", "scheduler", "tuning", "api", "environments.catalogue", "environments.sources",
+                 "environments.dockerfile", "environments.legacy"},
     "controllers": {
         *PURE, "database", "blobs", "scheduler", "tuning", "executors", "environments", "api", "services",
     },

@@ -24,12 +24,16 @@ from danlu.domain.records import Value
 from danlu.domain.resources import Seconds
 from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.domain.views import (
+    EnvironmentDetails,
     EnvironmentEntry,
+    EnvironmentText,
+    FrameworkOf2018,
     LogPage,
     Metrics,
     NodeUse,
     Page,
     PlatformStatus,
+    Pruned,
     TextPage,
     Top,
     Why,
@@ -169,6 +173,13 @@ class EnvironmentRequest(Value):
     image: str | None = Field(default=None, max_length=512, description="a container image, instead of the others")
 
 
+class PruneRequest(Value):
+    """Which of the project's environments to give up: those that no live job uses, and none has asked for in a while."""
+
+    unused_for: Seconds = Field(default=30 * 86_400.0, description="since a job last asked for it, e.g. 30d")
+    dry_run: bool = Field(default=False, description="only say which")
+
+
 class TokenRequest(Value):
     """A new bearer token."""
 
@@ -249,6 +260,18 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("environments.log", "GET", "/v1/environments/{environment}/log", "What its build printed", TextPage,
       query=OffsetQuery),
     O("top.get", "GET", "/v1/top", "What is in use now, and what waits", Top),
+    O("environments.show", "GET", "/v1/environments/{environment}/details",
+      "All about an environment, by name or id: packages, variables, size, who uses it", EnvironmentDetails),
+    O("environments.lock", "GET", "/v1/environments/{environment}/lock", "Its packages, each with version and hashes",
+      EnvironmentText),
+    O("environments.dockerfile", "GET", "/v1/environments/{environment}/dockerfile", "The same as a recipe for an image",
+      EnvironmentText),
+    O("environments.remove", "DELETE", "/v1/environments/{environment}",
+      "Give an environment up that no live job uses; it is built again when a job asks for it", Environment),
+    O("environments.prune", "POST", "/v1/environments/prune", "Give up the project's environments that nobody uses", Pruned,
+      body=PruneRequest),
+    O("environments.legacy", "GET", "/v1/frameworks-of-2018", "How each of 2018's thirteen frameworks runs today",
+      Page[FrameworkOf2018]),
     O("nodes.list", "GET", "/v1/nodes", "Machines, what they have and what is free", Page[NodeUse]),
     O("events.list", "GET", "/v1/events", "What happened, oldest first", Page[Event], query=EventsQuery),
     O("events.stream", "GET", "/v1/events/stream", "What happens, as it happens", Event, query=EventsQuery,

@@ -271,6 +271,7 @@ def bodies(api: Api) -> dict[str, Any]:
         "blobs.pack": b"",
         "blobs.put": FILE,
         "environments.build": {"env": "python"},
+        "environments.prune": {},
         "tokens.make": {"name": "ci"},
         "attempts.append": piece,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,16 +10,13 @@ import pytest
 
 from tests.examples import platform as platforms
 from tests.examples.platform import ROOT, Platform
-from tests.process.package_index import require_index
+from tests.process.package_index import kept_environments, require_index
 
 
 @pytest.fixture(scope="session")
-def environments() -> Iterator[Path]:
-    """A folder for what is built, shared by the platforms of this session."""
-    folder = Path(tempfile.mkdtemp(prefix="danlu-environments-", dir="/tmp"))
-    folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder)
+def environments() -> Path:
+    """A folder for what is built, shared by all platforms of all tests: each environment is built once per machine."""
+    return kept_environments()
 
 
 @pytest.fixture(scope="session")

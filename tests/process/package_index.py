@@ -12,16 +12,20 @@ import subprocess
 import tarfile
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from uv import find_uv_bin
 
+from danlu.environments import sweeping
+from danlu.environments.builder import FACTS
 from danlu.environments.mirrors import uv_variables
 from tests.conftest import cannot_run
 
 PROBE_TIMEOUT_S = 60
+DAY_S = 86_400.0
 
 
 @functools.cache
@@ -49,6 +53,17 @@ def require_index() -> None:
     reason = _unreachable()
     if reason is not None:
         cannot_run(f"no package index can be reached from this machine: {reason}")
+
+
+def kept_environments() -> Path:
+    """Returns the folder for built environments; what no test has asked for in a day is removed, as they are large."""
+    folder = kept_folder() / "environments"
+    folder.mkdir(parents=True, exist_ok=True)
+    used = {facts.parent.name: facts.stat() for facts in folder.glob(f"*/{FACTS}")}
+    old = [name for name, file in used.items() if time.time() - max(file.st_mtime, file.st_atime) > DAY_S]
+    if old:
+        sweeping.discard(folder, sweeping.doom(folder, old), [kept_folder() / "uv"])
+    return folder
 
 
 def kept_folder() -> Path:

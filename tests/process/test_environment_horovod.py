@@ -15,8 +15,7 @@ from danlu.domain.environments import Environment
 from danlu.environments.builder import Builder
 from danlu.environments.sources import FOLDER, source_digest, source_for
 from danlu.runner import rendezvous
-from tests.process.package_index import kept_folder, require_index
-from tests.process.test_tf1_hook import keep_newest
+from tests.process.package_index import kept_environments, kept_folder, require_index
 
 pytestmark = pytest.mark.slow
 PROGRAM = FOLDER / "smoke" / "train_horovod.py"
@@ -31,10 +30,8 @@ def free_port() -> int:
 
 def test_horovod_trains_as_one_rank_and_as_two(tmp_path: Path) -> None:
     require_index()
-    root = kept_folder() / "environments"
-    builder, source = Builder(root, kept_folder() / "uv"), source_for("horovod", None, None)
+    builder, source = Builder(kept_environments(), kept_folder() / "uv"), source_for("horovod", None, None)
     built = builder.build(source, print)
-    keep_newest(root / built.lock_digest)
     start = time.monotonic()
     assert builder.build(source, print).lock_digest == built.lock_digest
     assert time.monotonic() - start < 5  # it looks at no source again

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from danlu.domain.environments import Environment, Interpreter
 from danlu.environments.builder import Builder
 from danlu.environments.sources import source_digest, source_for
-from tests.process.package_index import kept_folder, require_index
+from tests.process.package_index import kept_environments, kept_folder, require_index
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 120
@@ -22,8 +20,7 @@ TIMEOUT_S = 120
 @pytest.fixture(scope="module")
 def interpreter() -> Interpreter:
     require_index()
-    builder_root = kept_folder() / "environments"
-    builder = Builder(builder_root, kept_folder() / "uv")
+    builder = Builder(kept_environments(), kept_folder() / "uv")
     source = source_for("tensorflow-1", None, None)
     built = builder.build(source, print)
     found = builder.interpreter(
@@ -33,16 +30,7 @@ def interpreter() -> Interpreter:
         )
     )  # fmt: skip
     assert found is not None
-    keep_newest(builder_root / built.lock_digest)
     return found
-
-
-def keep_newest(used: Path) -> None:
-    """Removes builds of other versions of the hook and the lock that no test has used for a day: they are large."""
-    os.utime(used)
-    for other in used.parent.iterdir():
-        if not other.name.startswith(".") and time.time() - other.stat().st_mtime > 86_400:
-            shutil.rmtree(other)
 
 
 class Program:

@@ -11,6 +11,7 @@ import pytest
 from danlu.controllers.attempts import AttemptsController
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.decisions import Action, Decision, decide
+from danlu.controllers.environments import EnvironmentsController
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import Attempt, Job, JobSpec, JobState, Reason
@@ -130,12 +131,20 @@ class ForgetsTooSoon(CollectionController):
         return False
 
 
+class SweepsBlindly(EnvironmentsController):
+    """Removes every folder that is there, whoever uses it."""
+
+    def _sweep(self) -> None:
+        self.builder.doom(self.builder.folders())
+
+
 PLANTED: list[Parts] = [
     Parts(executor=FreesEarly),
     Parts(executor=LaunchesTwice),
     Parts(attempts=IgnoresVersions),
     Parts(attempts=ForgetsStops),
     Parts(collection=ForgetsTooSoon),
+    Parts(environments=SweepsBlindly),
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -21,15 +21,16 @@ from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.tasks import Tasks
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import ATTEMPTS, JOBS, PROJECTS
+from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.actors import Actor, Role
 from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobSpec, JobState, Reason, TaskSpec
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.projects import Project
+from danlu.environments.sources import source_digest
 from danlu.errors import Conflict, DanluError, EnvironmentFailed, NeverFits
 from danlu.executors.simulated import Faults, SimulatedExecutor
-from danlu.services import jobs
+from danlu.services import environments, jobs
 from danlu.services.context import Call, Platform, PlatformFacts
 
 T = TypeVar("T")
@@ -104,28 +105,42 @@ class ShakyDatabase:
 
 @dataclass(frozen=True)
 class Built:
-    lock_digest: str = "0" * 64
+    lock_digest: str
     packages: int = 1
     python_version: str = "3.11.7"
     size_bytes: int = 1
     build_s: float = 1.0
+    lock: str = "a==1\n"
 
 
 @dataclass
 class SimulatedBuilder:
     random: Random
     vanish: float = 0.0
+    there: set[str] = field(default_factory=set)
 
     def build(self, source: EnvironmentSource, report: Callable[[str], None]) -> Built:
         report("building")
         if "impossible" in (source.requirements or ""):
             raise EnvironmentFailed("no such package", stage="resolve")
-        return Built()
+        digest = source_digest(source)
+        self.there.add(digest)
+        return Built(digest)
 
     def interpreter(self, environment: Environment) -> Interpreter | None:
-        if environment.lock_digest is None or self.random.random() < self.vanish:
+        if environment.lock_digest not in self.there or self.random.random() < self.vanish:
             return None
-        return Interpreter(bin=Path("/environment/bin"))
+        return Interpreter(bin=Path(f"/environments/{environment.lock_digest}/bin"))
+
+    def folders(self) -> frozenset[str]:
+        return frozenset(self.there)
+
+    def doom(self, names: Collection[str]) -> Callable[[], None]:
+        self.there -= set(names)
+        return lambda: None
+
+    def bound_caches(self) -> None:
+        pass
 
     def host(self, executable: str) -> Interpreter:
         return Interpreter(bin=Path(executable).parent)
@@ -147,6 +162,7 @@ class Parts:
     attempts: type[AttemptsController] = AttemptsController
     collection: type[CollectionController] = CollectionController
     executor: type[SimulatedExecutor] = SimulatedExecutor
+    environments: type[EnvironmentsController] = EnvironmentsController
 
 
 @dataclass
@@ -206,7 +222,7 @@ class World:
             "collection": self.parts.collection(
                 self.database, self.executor, self.executor, self.blobs, self.streams, self.clock, hub, together[1]
             ),
-            "environments": EnvironmentsController(
+            "environments": self.parts.environments(
                 self.database, self.builder, self.streams, self.clock, hub, together[2]
             ),
         }  # fmt: skip
@@ -285,6 +301,11 @@ class World:
             if job.live:
                 self.stopped.add(job_id)
             self.log.append(f"stop {job_id}")
+        elif what < 0.95:
+            every = self.platform.database.read(lambda tx: ENVIRONMENTS.find(tx, limit=100))
+            with contextlib.suppress(Conflict):  # it is in use
+                for environment in self.random.sample(every, min(1, len(every))):
+                    environments.remove(self.call, environment.id)
         else:
             with contextlib.suppress(Conflict, NeverFits):
                 again = jobs.retry(
@@ -344,6 +365,9 @@ class World:
         self._fits("the machines", [(t.node, t.resources, t.devices) for p in alive for t in p.order.attempt.tasks])
         if len(set(self.executor.begun)) != len(self.executor.begun):
             raise Broken("an attempt was started twice")
+        used = {p.order.interpreter.bin.parts[-2] for p in alive if p.order.interpreter is not None}
+        if used - self.builder.there - {"usr"}:
+            raise Broken("an environment was removed beneath an attempt")
         for job in self.real.read(lambda tx: JOBS.find(tx, id=self.stopped or {"-"}, limit=10_000)):
             if job.desired is not Desired.STOP:
                 raise Broken(f"an accepted stop of {job.id} was forgotten")

@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+import tempfile
+import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from danlu.api import EnvironmentRequest, OffsetQuery
+from danlu.api import EnvironmentRequest, OffsetQuery, PruneRequest
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import BY_NAME, Wanted, show
-from danlu.cli.options import Common, Output
+from danlu.cli.options import Common, Flag, Output
 from danlu.cli.session import connect, connect_or_start
+from danlu.cli.submitting import conclude, send_code, submit, tell_environment
 from danlu.cli.terminal import Messages
-from danlu.client.submitting import read_requirements
+from danlu.client.submitting import read_requirements, spec_of
 from danlu.client.transport import Client
 from danlu.domain.environments import Environment
+from danlu.domain.resources import format_bytes
 from danlu.domain.validation import invalid_spec
+from danlu.domain.views import EnvironmentDetails, FrameworkOf2018
 from danlu.errors import EnvironmentFailed, InvalidRequest
 
 POLL_S = 0.2
+WIDTH = 88
+Name = Annotated[str, Parameter(help="its name or id: danlu env ls")]
 app = App(name="env", help="Ready-made environments.", help_format="plaintext")
 
 
 @app.command(name="ls")
-def ls(*, output: Output = "table", common: Common | None = None) -> int:
+def ls(
+    *,
+    every: Annotated[
+        bool, Parameter(name="--all", help="and how each of 2018's thirteen frameworks runs today"), Flag
+    ] = False,
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
     """List the environments that a job can name, and what was built from requirements.
 
-    Example: danlu env ls
+    Example: danlu env ls --all
     """
     messages = Messages()
     with connect(common, messages) as client:
-        return show(client, BY_NAME["envs"], Wanted(), output, messages)
+        if not every:
+            return show(client, BY_NAME["envs"], Wanted(), output, messages)
+        frameworks: tuple[FrameworkOf2018, ...] = client.call("environments.legacy").items
+        if output in ("json", "yaml"):
+            found = client.call("environments.list").items
+            parts: dict[str, Sequence[BaseModel]] = {"items": found, "frameworks_of_2018": frameworks}
+            out.structured(
+                {name: [one.model_dump(mode="json") for one in many] for name, many in parts.items()}, output
+            )
+            return 0
+        show(client, BY_NAME["envs"], Wanted(), output, messages)
+    if output == "name":
+        return 0
+    out.write("")
+    rows = [[one.name, one.runs, one.by, one.how] for one in frameworks]
+    out.table(("FRAMEWORK OF 2018", "TODAY", "BY", "HOW"), rows)
+    return 0
 
 
 @app.command(name="build", usage="Usage: danlu env build NAME | --requirements FILE | --image IMAGE [FLAGS]")
@@ -96,3 +127,149 @@ def _await(client: Client, env: Environment, messages: Messages) -> Environment:
             env = client.call("environments.get", path)
     messages.clear()
     return env
+
+
+@app.command(name="show")
+def show_one(name: Name, /, *, output: Output = "table", common: Common | None = None) -> int:
+    """Show all about an environment: packages, variables, frameworks, size, where it is, who uses it.
+
+    Example: danlu env show tensorflow-1
+    """
+    with connect(common) as client:
+        found: EnvironmentDetails = client.call("environments.show", {"environment": name})
+    if output in ("json", "yaml"):
+        out.record(found, output)
+    elif output == "name":
+        out.write(f"env/{found.name}")
+    else:
+        _tell(found)
+    return 0
+
+
+def _tell(found: EnvironmentDetails) -> None:
+    env, now = found.environment, time.time_ns()
+    out.write(f"{found.name}: {found.description}")
+    state = (
+        "not built: the first job that asks for it waits until it is" if env is None else f"{env.state} ({env.reason})"
+    )
+    facts = {
+        "state": state,
+        "id": "" if env is None else env.id,
+        "python": found.python,
+        "size": "" if env is None or env.size_bytes is None else format_bytes(env.size_bytes),
+        "built in": "" if env is None or env.build_s is None else wording.duration(env.build_s),
+        "where": found.folder,
+        "frameworks": ", ".join(found.frameworks),
+        "variables": "  ".join(f"{key}={value}" for key, value in found.variables.items()),
+        "used by": ", ".join(found.used_by),
+        "last used": "" if found.last_asked_at is None else f"{wording.age(found.last_asked_at, now)} ago",
+        "packages": "  ".join(found.packages),
+        "preloads": ", ".join(found.preload),
+        "cold with": "  ".join(found.read_at_import),
+    }
+    for label, text in facts.items():
+        if text:
+            out.labelled(label, textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False))
+
+
+@app.command(name="lock")
+def lock(name: Name, /, *, output: Output = "table", common: Common | None = None) -> int:
+    """Print an environment's packages, each with version and hashes: a requirements.txt that gives the same anywhere.
+
+    Example: danlu env lock sklearn > requirements.txt
+    """
+    return _text("environments.lock", name, output, common)
+
+
+@app.command(name="export", usage="Usage: danlu env export --dockerfile NAME [FLAGS]")
+def export(
+    name: Name,
+    /,
+    *,
+    dockerfile: Annotated[bool, Parameter(help="as a recipe for a container image"), Flag] = False,
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """Print an environment as a Dockerfile: the same packages, checked by the same hashes.
+
+    Example: danlu env export --dockerfile tensorflow-1 > Dockerfile
+    """
+    if not dockerfile:
+        raise InvalidRequest("say as what", next_step=f"danlu env export --dockerfile {name}   danlu env lock {name}")
+    return _text("environments.dockerfile", name, output, common)
+
+
+def _text(operation: str, name: str, output: out.Format, common: Common | None) -> int:
+    with connect(common) as client:
+        found = client.call(operation, {"environment": name})
+    if output in ("json", "yaml"):
+        out.record(found, output)
+    else:
+        out.write(found.text.rstrip("\n"))
+    return 0
+
+
+@app.command(name="test")
+def try_out(name: Name, /, *, output: Output = "table", common: Common | None = None) -> int:
+    """Train a small model in an environment, as a job: it fails where the loss does not fall. Builds it if need be.
+
+    Example: danlu env test pytorch
+    """
+    messages = Messages(quiet=output in ("json", "yaml"))
+    with connect_or_start(common, messages) as client, tempfile.TemporaryDirectory() as folder:
+        found: EnvironmentDetails = client.call("environments.show", {"environment": name})
+        if not found.program:
+            raise InvalidRequest(
+                f"{found.name} has no test program: only the catalogue's have", next_step="danlu env ls"
+            )
+        program = Path(folder, f"train_{found.name.replace('-', '_')}.py")
+        program.write_text(found.program, encoding="utf-8")
+        spec = spec_of({"name": f"test-{found.name}", "command": ["python", program.name], "env": found.name})
+        spec = spec.model_copy(update={"code": send_code(client, Path(folder), messages)})
+        job = submit(client, spec, messages)
+        tell_environment(client, job, messages)
+        return conclude(client, job, messages, output, detach=False)
+
+
+@app.command(name="rm")
+def rm(name: Name, /, *, output: Output = "table", common: Common | None = None) -> int:
+    """Give an environment up that no live job uses. It is built again when a job asks for it.
+
+    Example: danlu env rm requirements-1f2e3d4c
+    """
+    with connect(common) as client:
+        gone: Environment = client.call("environments.remove", {"environment": name})
+    if output in ("json", "yaml"):
+        out.record(gone, output)
+    else:
+        out.write(f"env/{gone.name}")
+    return 0
+
+
+@app.command(name="prune")
+def prune(
+    *,
+    unused_for: Annotated[str, Parameter(help="since a job last asked for it")] = "30d",
+    dry_run: Annotated[bool, Parameter(help="only say which"), Flag] = False,
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """Give up the environments that no live job uses and none has asked for in a while.
+
+    Example: danlu env prune --unused-for 7d --dry-run
+    """
+    try:
+        request = PruneRequest.model_validate({"unused_for": unused_for, "dry_run": dry_run})
+    except ValidationError as error:
+        raise invalid_spec(error, PruneRequest) from error
+    messages = Messages()
+    with connect(common, messages) as client:
+        pruned = client.call("environments.prune", body=request)
+    if output in ("json", "yaml"):
+        out.record(pruned, output)
+        return 0
+    for env in pruned.environments:
+        out.write(f"env/{env.name}")
+    verb = "would go" if dry_run else "gone"
+    messages.say(f"{wording.count(len(pruned.environments), 'environment')} {verb}, {format_bytes(pruned.size_bytes)}")
+    return 0

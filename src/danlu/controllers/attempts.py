@@ -188,7 +188,7 @@ class AttemptsController:
     def _rebuild(self, environment: Environment) -> NoReturn:
         if environment.state is EnvironmentState.FAILED:
             raise LaunchRejected(f"environment {environment.name}: {environment.message}")
-        if environment.state is EnvironmentState.READY:
+        if environment.state in (EnvironmentState.READY, EnvironmentState.REMOVED):
             wanted = environment.moved(
                 EnvironmentState.WANTED, now=self.clock.now(), reason=EnvironmentReason.REBUILD,
                 message="what was built is no longer there",

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
 from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.tasks import Tasks
+from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ENVIRONMENTS, PROJECTS
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
 from danlu.errors import DanluError, EnvironmentFailed, VersionConflict
 from danlu.services.context import Clock, Hub
-from danlu.services.environments import BUILD_STREAM, BUILD_TASK
+from danlu.services.environments import BUILD_STREAM, BUILD_TASK, lock_key
 
 PERIOD_S: Final = 30.0
 AT_ONCE: Final = 2
 MAX_OPEN: Final = 10_000
 STAGES: Final = {"resolve": EnvironmentReason.RESOLUTION_FAILED, "pull": EnvironmentReason.PULL_FAILED}
 """Why a build failed, by the stage that it failed in; else it was the installation."""
+MAX_KNOWN: Final = 100_000
+SWEEP: Final = "sweep"
 
 
 class Built(Protocol):
@@ -32,6 +35,7 @@ class Built(Protocol):
     python_version: str | None
     size_bytes: int
     build_s: float
+    lock: str  # an image has none
 
 
 class Builder(Protocol):
@@ -39,6 +43,15 @@ class Builder(Protocol):
 
     def build(self, source: EnvironmentSource, report: Callable[[str], None]) -> Any:
         """Returns what was built (see Built), or raises EnvironmentFailed; ``report`` gets each line that is printed."""
+
+    def folders(self) -> frozenset[str]:
+        """Returns the digests of what is there, and this platform's alone."""
+
+    def doom(self, names: Collection[str]) -> Callable[[], None]:
+        """Takes folders away at once; the returned function removes what they were."""
+
+    def bound_caches(self) -> None:
+        """Keeps what only saves time within its limit."""
 
 
 class Puller(Protocol):
@@ -50,7 +63,7 @@ class Puller(Protocol):
 
 @dataclass(slots=True)
 class EnvironmentsController:
-    """Builds what is wanted, and pulls images. A build that a killed server left is begun again."""
+    """Builds and pulls what is wanted, and removes what nobody wants. What a killed server left is begun again."""
 
     database: Database
     builder: Builder
@@ -75,7 +88,19 @@ class EnvironmentsController:
                 room -= 1
                 building = self._store(environment, EnvironmentState.BUILDING, EnvironmentReason.BUILDING)
                 self.tasks.start(building.id, partial(self._build, building))
+        self._sweep()
         return PERIOD_S
+
+    def _sweep(self) -> None:
+        """Removes folders that no record wants and no live job uses.
+
+        Not beside a build: what it has just finished is wanted by a record that is not stored yet. The folders are listed
+        before the records are read, and lose their names here, in the one thread that begins builds.
+        """
+        there = frozenset() if self.tasks.running() else self.builder.folders()
+        unwanted = self.database.read(lambda tx: _unwanted(tx, there)) if there else frozenset()
+        if unwanted:
+            self.tasks.start(SWEEP, self.builder.doom(unwanted))
 
     def _build(self, environment: Environment) -> None:
         key = StreamKey(environment.project, environment.id, BUILD_TASK, BUILD_STREAM)
@@ -90,6 +115,7 @@ class EnvironmentsController:
                 name: getattr(built, name)
                 for name in ("lock_digest", "packages", "python_version", "size_bytes", "build_s")
             }
+            self._keep_lock(environment, built)
             self._store(environment, EnvironmentState.READY, EnvironmentReason.BUILT, **facts)
         except DanluError as error:
             stage = error.details.get("stage")
@@ -105,6 +131,12 @@ class EnvironmentsController:
         finally:
             for topic in ("environments", "jobs", "logs", "events"):
                 self.hub.notify(topic)
+        self.builder.bound_caches()  # nobody waits for that
+
+    def _keep_lock(self, environment: Environment, built: Built) -> None:
+        if environment.source.image is None:
+            key = lock_key(environment.project, environment.id, built.lock_digest)
+            self.streams.append(key, 0, built.lock.encode())
 
     def _built(self, environment: Environment, report: Callable[[str], None]) -> Any:
         image = environment.source.image
@@ -127,3 +159,13 @@ class EnvironmentsController:
             return new
 
         return self.database.write(work)
+
+
+def _unwanted(tx: Transaction, there: frozenset[str]) -> frozenset[str]:
+    """Returns those of the digests that neither a record wants nor a live job uses; none where that is not certain."""
+    used = queries.environments_in_use(tx)
+    known = ENVIRONMENTS.find(tx, limit=MAX_KNOWN)
+    if len(known) == MAX_KNOWN or any(one.state is EnvironmentState.BUILDING for one in known):
+        return frozenset()
+    needed = {one.lock_digest for one in known if one.state is not EnvironmentState.REMOVED or one.id in used}
+    return there - needed

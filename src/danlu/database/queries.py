@@ -6,7 +6,7 @@ import json
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import func, literal_column, select
+from sqlalchemy import case, func, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
@@ -87,6 +87,29 @@ def job_names(tx: Transaction, project: str, limit: int) -> list[str]:
     jobs = tables.jobs.c
     newest = select(jobs.name).where(jobs.project == project).order_by(jobs.id.desc()).limit(limit)
     return [str(name) for (name,) in tx.connection.execute(newest)]
+
+
+class EnvironmentUse(NamedTuple):
+    """Who uses an environment: how many live jobs, and when a job last asked for it (ns UTC)."""
+
+    live: int
+    last_asked_at: int
+
+
+def environment_uses(tx: Transaction, project: str) -> dict[str, EnvironmentUse]:
+    """Returns how a project's environments are used, by id; those that no job ever asked for are left out."""
+    jobs = tables.jobs.c
+    live = func.sum(case((tables.LIVE, 1), else_=0))
+    query = select(jobs.environment_id, live, func.max(jobs.queued_at)).group_by(jobs.environment_id)
+    rows = tx.connection.execute(query.where(jobs.project == project, jobs.environment_id.is_not(None)))
+    return {str(row[0]): EnvironmentUse(int(row[1]), int(row[2])) for row in rows}
+
+
+def environments_in_use(tx: Transaction) -> frozenset[str]:
+    """Returns the ids of the environments of live jobs, of all projects."""
+    jobs = tables.jobs.c
+    query = select(jobs.environment_id).where(tables.LIVE, jobs.environment_id.is_not(None)).distinct()
+    return frozenset(str(row[0]) for row in tx.connection.execute(query))
 
 
 def job_counts(tx: Transaction, project: str | None = None) -> dict[str, int]:

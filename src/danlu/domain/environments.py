@@ -22,6 +22,7 @@ class EnvironmentState(StrEnum):
     BUILDING = "building"
     READY = "ready"
     FAILED = "failed"
+    REMOVED = "removed"
 
 
 class EnvironmentReason(StrEnum):
@@ -35,6 +36,8 @@ class EnvironmentReason(StrEnum):
     PULL_FAILED = "PullFailed"
     INTERRUPTED = "Interrupted"
     REBUILD = "Rebuild"
+    REMOVED = "Removed"
+    UNUSED = "Unused"
 
 
 S = EnvironmentState
@@ -62,10 +65,11 @@ class Environment(Living):
 
     KIND: ClassVar[str] = "environment"
     MOVES: ClassVar[Mapping[EnvironmentState, frozenset[EnvironmentState]]] = {
-        S.WANTED: frozenset({S.BUILDING, S.READY, S.FAILED}),
+        S.WANTED: frozenset({S.BUILDING, S.READY, S.FAILED, S.REMOVED}),
         S.BUILDING: frozenset({S.READY, S.FAILED, S.WANTED}),
-        S.READY: frozenset({S.WANTED}),
-        S.FAILED: frozenset({S.WANTED}),
+        S.READY: frozenset({S.WANTED, S.REMOVED}),
+        S.FAILED: frozenset({S.WANTED, S.REMOVED}),
+        S.REMOVED: frozenset({S.WANTED}),
     }
 
     state: EnvironmentState = S.WANTED

@@ -30,6 +30,7 @@ ENVIRONMENT_STATES: Final[Mapping[EnvironmentState, str]] = {
     EnvironmentState.BUILDING: "it is being built",
     EnvironmentState.READY: "jobs can use it",
     EnvironmentState.FAILED: "it could not be built; it is tried again when it is asked for again",
+    EnvironmentState.REMOVED: "it was given up; it is built again when it is asked for again",
 }
 REASONS: Final[Mapping[Reason, str]] = {
     Reason.PENDING_EVALUATION: "it was just submitted; the scheduler has not looked at it yet",
@@ -66,6 +67,8 @@ ENVIRONMENT_REASONS: Final[Mapping[EnvironmentReason, str]] = {
     EnvironmentReason.PULL_FAILED: "the container image does not exist, or could not be fetched",
     EnvironmentReason.INTERRUPTED: "the server ended in the middle of the build: it is built again",
     EnvironmentReason.REBUILD: "its folder is gone: it is built again",
+    EnvironmentReason.REMOVED: "somebody removed it",
+    EnvironmentReason.UNUSED: "nobody had asked for it in a while, and somebody pruned",
 }
 
 ADVICE: Final[Mapping[str, str]] = {

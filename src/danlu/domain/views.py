@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from pydantic import Field
@@ -157,6 +158,61 @@ class EnvironmentEntry(Value):
     description: str
     python: str
     environment: Environment | None = Field(description="the built or building one; None: built when first asked for")
+
+
+class EnvironmentDetails(Value):
+    """All about one environment: what is in it, what it sets, where it is, who uses it."""
+
+    name: str
+    description: str
+    python: str = Field(description="the interpreter's version; the full one once it is built")
+    environment: Environment | None = Field(description="the newest one that was asked for; None: none yet")
+    packages: tuple[str, ...] = Field(
+        description="NAME==VERSION of each; empty where that is known only once it is built"
+    )
+    variables: dict[str, str] = Field(description="set for its jobs, unless they set them themselves")
+    read_at_import: tuple[str, ...] = Field(
+        description="variables that its packages read when they are imported: a job that sets one starts cold"
+    )
+    preload: tuple[str, ...] = Field(description="modules that a warm start has imported already")
+    frameworks: tuple[str, ...] = Field(description="frameworks for whose gangs it has the packages")
+    program: str = Field(description="a small training that shows that it works; empty for requirements")
+    folder: str = Field(description="where it is on the server; empty where it is not")
+    used_by: tuple[str, ...] = Field(description="names of live jobs that use it, at most 20")
+    last_asked_at: int | None = Field(description="ns UTC; when a job last asked for it")
+
+
+class EnvironmentText(Value):
+    """An environment as a file: its lock, or a recipe for a container image."""
+
+    name: str
+    python: str
+    text: str
+
+
+class Pruned(Value):
+    """Environments that were given up, or would be; their folders are removed soon after."""
+
+    environments: tuple[Environment, ...]
+    size_bytes: int = Field(description="of them all, as if each had its files alone: what they share is counted twice")
+    dry_run: bool
+
+
+class Ran(StrEnum):
+    """How a framework of 2018 runs today."""
+
+    ENVIRONMENT = "environment"
+    IMAGE = "image"
+    SUCCESSOR = "successor"
+
+
+class FrameworkOf2018(Value):
+    """One of the thirteen frameworks that a platform of 2018 offered, and how it runs today."""
+
+    name: str
+    runs: Ran
+    by: str = Field(description="the environment, the image or the successor")
+    how: str = Field(description="what to do, and what to expect")
 
 
 class PlatformStatus(Value):

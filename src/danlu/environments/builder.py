@@ -8,8 +8,9 @@ folder moves.
 A lock file per digest is held while a folder is built, by uv too: two builders, in one server or two, never write into the
 same folder, and a uv that outlived its server is waited for. ``.new-`` folders whose lock is free are dead, and removed.
 
-Files are copied from uv's cache, not linked: where jobs run as the server's own user, a job that writes into its environment
-would else write into the cache, and so into every environment that is built later.
+Where the server is root, files are linked from uv's cache and to other environments' (see sharing.py): jobs are other users,
+and cannot write through. Elsewhere they are copied: a job that writes into its environment would else write into the cache,
+and so into every environment that is built later.
 
 Nothing of a user's runs while it is built, and where the server is root uv itself runs as a user of its own, with its own
 cache, if that user can reach the interpreter. The whole folder is given to root before it gets its name.
@@ -21,14 +22,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,9 +37,10 @@ from pydantic import Field
 
 from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
 from danlu.domain.records import Value
-from danlu.environments import pythons
+from danlu.environments import pythons, sharing, sweeping
 from danlu.environments.build_user import BUILD_UID
-from danlu.environments.catalogue import CATALOGUE
+from danlu.environments.catalogue import CATALOGUE, CatalogueEntry
+from danlu.environments.folder_locks import NEW, remove, try_lock, unlock
 from danlu.environments.pythons import Python
 from danlu.environments.requirements import check
 from danlu.environments.sources import RECIPE, hook_digest, hook_files, lock_text, source_digest
@@ -50,7 +51,6 @@ from danlu.errors import EnvironmentFailed, InvalidSpec, StorageFull
 LOCK_POLL_S: Final = 0.1
 FACTS: Final = "danlu.json"
 LOCK: Final = "danlu-lock.txt"
-_NEW: Final = ".new-"
 
 
 class Built(Value):
@@ -61,6 +61,7 @@ class Built(Value):
     python_version: str
     size_bytes: int = Field(ge=0)
     build_s: float = Field(ge=0, description="how long this call took")
+    lock: str = Field(default="", repr=False, description="every package with version and hashes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Builder:
             python_version=facts["python_version"],
             size_bytes=facts["size_bytes"],
             build_s=time.monotonic() - start,
+            lock=lock,
         )
 
     def interpreter(self, environment: Environment) -> Interpreter | None:
@@ -153,6 +155,23 @@ class Builder:
             variables={**({} if entry is None else entry.variables), "VIRTUAL_ENV": str(folder)},
         )
 
+    def folders(self) -> frozenset[str]:
+        """Returns the digests of the environments that are there, of those that this platform alone uses."""
+        return sweeping.folders(self._root)
+
+    def doom(self, names: Collection[str]) -> Callable[[], None]:
+        """Takes environments away, at once; the returned function then removes what they were, which takes long."""
+        doomed = sweeping.doom(self._root, names)
+        for name in names:
+            self._known.pop(name, None)
+        return lambda: sweeping.discard(self._root, doomed, (self._cache, self._build_cache))
+
+    def bound_caches(self, limit_bytes: int = sweeping.CACHE_LIMIT_BYTES) -> None:
+        """Empties uv's cache where it has grown past its limit."""
+        sweeping.bound_cache(self._cache, self._uv, limit_bytes)
+        if os.geteuid() == 0:
+            sweeping.bound_cache(self._build_cache, self._build_uv(), limit_bytes)
+
     def host(self, executable: str) -> Interpreter:
         """Returns the interpreter for ``env: host``; raises LaunchRejected where it is none (see pythons.host)."""
         return pythons.host(executable)
@@ -165,12 +184,12 @@ class Builder:
             self._cache.parent.mkdir(parents=True)
             self._cache.parent.chmod(0o711)
         self._cache.mkdir(mode=0o700, exist_ok=True)
-        for left in (*self._root.glob(f"{_NEW}*"), *self._wheels.root.glob(f"{_NEW}*")):
-            lock = left.parent / self._locks.name / left.name.removeprefix(_NEW)
-            descriptor = _try_lock(lock)
+        for left in (*self._root.glob(f"{NEW}*"), *self._wheels.root.glob(f"{NEW}*")):
+            lock = left.parent / self._locks.name / left.name.removeprefix(NEW)
+            descriptor = try_lock(lock)
             if descriptor is not None:
-                _remove(left)
-                _unlock(descriptor, lock)
+                remove(left)
+                unlock(descriptor, lock)
 
     @contextlib.contextmanager
     def _claimed(
@@ -179,7 +198,7 @@ class Builder:
         """Yields an empty folder for ``key`` and the lock's descriptor; removes what is left of the folder at the end."""
         root = root or self._root
         path = root / self._locks.name / key
-        descriptor = _try_lock(path)
+        descriptor = try_lock(path)
         start = time.monotonic()
         if descriptor is None:
             report("the same is being built already: waiting for it")
@@ -191,22 +210,22 @@ class Builder:
                     stage="install",
                 )
             time.sleep(LOCK_POLL_S)
-            descriptor = _try_lock(path)
-        folder = root / f"{_NEW}{key}"
+            descriptor = try_lock(path)
+        folder = root / f"{NEW}{key}"
         try:
-            _remove(folder)
+            remove(folder)
             folder.mkdir(mode=0o755)
             yield folder, descriptor
         finally:
-            _remove(folder)
-            _unlock(descriptor, path)
+            remove(folder)
+            unlock(descriptor, path)
 
     def _uv_as(self, folder: Path, python: Python, report: Report) -> Uv:
         """Returns the uv for a build: where the server is root, one of another user, if that can build here."""
         if os.geteuid() != 0:
             return self._uv
         self._build_cache.mkdir(mode=0o700, exist_ok=True)
-        other = Uv(self._build_cache, self._root / ".python", uid=BUILD_UID)
+        other = self._build_uv()
         other.give(self._build_cache)
         other.give(folder)
         hindrance = other.hindrance(python.executable, folder)
@@ -215,6 +234,9 @@ class Builder:
         os.chown(folder, os.geteuid(), os.getegid())
         report(f"building as the server's own user: {hindrance}")
         return self._uv
+
+    def _build_uv(self) -> Uv:
+        return Uv(self._build_cache, self._root / ".python", uid=BUILD_UID)
 
     def _lock(self, work: _Work, folder: Path, hold: int) -> str:
         """Returns the lock: the catalogue's own, or what uv resolves a user's requirements to."""
@@ -267,11 +289,13 @@ class Builder:
             if facts is not None:
                 return facts  # the other build made it
             final = self._root / digest
-            _remove(final)  # its Python is gone
+            remove(final)  # its Python is gone
             inner = folder / "venv"
             work.uv.give(folder)
             _install(inner, lock, work, hold)
             size = _open_to_all(inner)
+            if sharing.may_share():
+                sharing.share(inner, self._root)
             facts = {
                 "packages": sum(1 for _ in inner.glob("lib/python*/site-packages/*.dist-info")),
                 "python_version": work.python.text,
@@ -310,18 +334,19 @@ def _install(venv: Path, lock: str, work: _Work, hold: int) -> None:
         # The one call of uv on this environment, while it is empty: uv asks its Python what it is before it installs.
         # From here on what is in it is the packages', and nothing of it is run here: uv's own compiling would.
         arguments = [
-            "pip", "sync", written.name, "--python", f"{venv.name}/bin/python", "--require-hashes", "--only-binary",
-            ":all:", "--link-mode", "copy", "--no-compile-bytecode",
+            "pip", "sync", written.name, "--python", f"{venv.name}/bin/python", "--require-hashes",
+            "--only-binary", ":all:", "--link-mode",
+            "hardlink" if sharing.may_share() else "copy", "--no-compile-bytecode",
         ]  # fmt: skip
         work.uv_for(lock).run("install", arguments, folder, report, deadline=work.deadline, hold=hold)
         _verify(venv, skeleton)
-    hook = _hook(work.source)
-    if hook is not None:
-        target = next(venv.glob("lib/python*/site-packages"))
-        for path in hook_files(hook):
-            shutil.copyfile(path, target / path.name)
-            (target / path.name).chmod(0o644)  # for the build's user, whatever the server's umask
-    if _packages(lock) or hook is not None:
+    entry = _entry(work.source)
+    hooks = () if entry is None or entry.hook is None else hook_files(entry.hook)
+    for path in hooks:
+        target = next(venv.glob("lib/python*/site-packages")) / path.name
+        shutil.copyfile(path, target)
+        target.chmod(0o644)  # for the build's user, whatever the server's umask
+    if _packages(lock) or hooks:
         work.uv.compile(python.executable, venv / "lib", report, deadline=work.deadline, hold=hold)
 
 
@@ -353,8 +378,8 @@ def _usable(folder: Path) -> bool:
     return (folder / FACTS).exists() and (folder / "bin" / "python").exists()
 
 
-def _hook(source: EnvironmentSource) -> str | None:
-    return None if source.catalogue is None else CATALOGUE[source.catalogue].hook
+def _entry(source: EnvironmentSource) -> CatalogueEntry | None:
+    return None if source.catalogue is None else CATALOGUE[source.catalogue]
 
 
 def _packages(lock: str) -> bool:
@@ -362,8 +387,9 @@ def _packages(lock: str) -> bool:
 
 
 def _lock_digest(source: EnvironmentSource, lock: str, python: Python) -> str:
-    hook = _hook(source)
-    whole = {
+    entry = _entry(source)
+    hook = None if entry is None else entry.hook
+    whole: dict[str, object] = {
         "recipe": RECIPE,
         "lock": lock,
         # an environment stands on one interpreter, not on any of that version
@@ -393,27 +419,3 @@ def _open_to_all(folder: Path) -> int:
                 wanted = 0o755 if status.st_mode & 0o111 or stat.S_ISDIR(status.st_mode) else 0o644
                 os.chmod(path, wanted)  # noqa: PTH101
     return size
-
-
-def _try_lock(path: Path) -> int | None:
-    """Returns a descriptor that holds the lock, or None where another has it. The file is removed when it is let go."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        os.close(descriptor)  # it was removed between open and lock
-
-
-def _unlock(descriptor: int, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    os.close(descriptor)
-
-
-def _remove(folder: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)

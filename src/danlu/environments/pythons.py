@@ -133,7 +133,7 @@ def _candidates(wanted: str, uv: Uv) -> Iterator[str]:
 def _fitting(executable: str, wanted: str) -> Python | None:
     """Returns the interpreter if it runs and is a CPython of the wanted version."""
     try:
-        found = ask(executable)
+        found = _asked(executable, Path(executable).stat().st_mtime_ns)
     except (OSError, ValueError):
         return None  # a shim without a version behind it, a broken link: the next candidate may do
     fits = found.implementation == "cpython" and f"{found.version[0]}.{found.version[1]}" == wanted
@@ -162,6 +162,12 @@ def host(executable: str) -> Interpreter:
         raise LaunchRejected(
             f"interpreter: {executable} is not a Python: {error}", next_step="give a Python's path"
         ) from error
+
+
+@functools.lru_cache(maxsize=256)
+def _asked(executable: str, _changed: int) -> Python:
+    """As ``ask``, once for each interpreter as it is: a start of Python costs more than all else of finding a build again."""
+    return ask(executable)
 
 
 @functools.lru_cache(maxsize=256)

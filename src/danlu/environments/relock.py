@@ -27,8 +27,9 @@ def project_file(entry: CatalogueEntry) -> str:
     """Returns the pyproject.toml that says for which Pythons and systems the lock must hold."""
     requires = f"=={entry.python}.*" if entry.python else f">={entry.oldest_python}"
     marker = "sys_platform == 'linux'"
-    if entry.python:
-        marker += f" and python_full_version < '3.{int(entry.python.split('.')[1]) + 1}'"
+    newest = entry.python or entry.newest_python
+    if newest:
+        marker += f" and python_full_version < '3.{int(newest.split('.')[1]) + 1}'"
     return (
         f'[project]\nname = "{entry.name}"\nversion = "0"\nrequires-python = "{requires}"\n'
         f"dependencies = {json.dumps(list(entry.requirements))}\n"

@@ -58,8 +58,18 @@ def source_for(env: str, requirements: str | None, python: str | None) -> Enviro
         return EnvironmentSource(requirements=text, python=python or own_python())
     if not entry.buildable:
         raise InvalidSpec(f"env: {env} is used as it is, there is nothing to build", field="env")
-    chosen = python or entry.python or own_python()
-    return EnvironmentSource(catalogue=entry.name, python=chosen)
+    return EnvironmentSource(catalogue=entry.name, python=python or entry.python or _fitting(own_python(), entry))
+
+
+def _fitting(python: str, entry: CatalogueEntry) -> str:
+    """Returns the version nearest to ``python`` that the entry works with."""
+    newest = entry.newest_python or python
+    return max(min(python, newest, key=_minor), entry.oldest_python, key=_minor)
+
+
+def smoke_text(entry: CatalogueEntry) -> str:
+    """Returns a small program that trains in the environment, and fails where its loss does not fall."""
+    return (FOLDER / "smoke" / f"train_{entry.name.replace('-', '_')}.py").read_text(encoding="utf-8")
 
 
 def image_source(image: str) -> EnvironmentSource:
@@ -86,6 +96,13 @@ def _check_python(python: str, entry: CatalogueEntry) -> None:
             field="python",
             value=python,
         )
+    if entry.newest_python is not None and _minor(python) > _minor(entry.newest_python):
+        raise InvalidSpec(
+            f"python: {entry.name} has no wheels for a Python later than {entry.newest_python} (asked for: {python})",
+            next_step="leave python out",
+            field="python",
+            value=python,
+        )
 
 
 def _minor(version: str) -> int:
@@ -95,6 +112,24 @@ def _minor(version: str) -> int:
 def lock_text(entry: CatalogueEntry) -> str:
     """Returns the entry's lock: every package with version and hashes, as ``relock`` wrote it."""
     return (FOLDER / "locks" / f"{entry.name}.txt").read_text(encoding="utf-8")
+
+
+def locked_packages(lock: str, python: str) -> tuple[str, ...]:
+    """Returns ``NAME==VERSION`` of each package that a lock has for a version of Python such as ``3.11``."""
+    found = []
+    for line in lock.splitlines():
+        package, _, marker = line.rstrip("\\ ").partition(" ; ")
+        if line[:1].isalnum() and _holds(marker, python):
+            found.append(package.strip())
+    return tuple(found)
+
+
+def _holds(marker: str, python: str) -> bool:
+    """Whether what ``relock`` writes about versions of Python holds; other conditions are taken to."""
+    for operator, version in re.findall(r"python_full_version (<|>=) '(3\.\d+)'", marker):
+        if (_minor(python) < _minor(version)) != (operator == "<"):
+            return False
+    return True
 
 
 def hook_files(hook: str) -> tuple[Path, ...]:

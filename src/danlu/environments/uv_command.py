@@ -180,7 +180,8 @@ class Uv:
         Raises:
             EnvironmentFailed: it was not done in time.
         """
-        command = [str(python), "-I", "-S", "-W", "ignore", "-m", "compileall", "-qq", "-j", "0", str(folder)]
+        program = Path(__file__).with_name("compiling.py").read_text(encoding="utf-8")  # a file that user may not reach
+        command = [str(python), "-I", "-S", "-W", "ignore", "-c", program, str(folder)]
         # its words would show lines of source files, and are not handed on
         status, _ = self._follow_to_end("install", command, folder.parent, lambda _: None, deadline=deadline, hold=hold)
         if status != 0:
@@ -241,6 +242,9 @@ class Uv:
                 capture_output=True,
                 timeout=timeout_s,
                 check=False,
+                user=self._uid,
+                group=self._uid,
+                extra_groups=None if self._uid is None else [],
             )
         except subprocess.TimeoutExpired:
             return None

@@ -208,7 +208,7 @@ def show(call: Call, environment: str) -> EnvironmentDetails:
     used_by, last_asked_at = call.platform.database.read(read)
     return EnvironmentDetails(
         name=what.name,
-        description="from requirements" if entry is None else entry.description,
+        description=_described(env) if entry is None else entry.description,
         python=what.python,
         environment=env,
         packages=() if locked is None else locked_packages(locked, what.python),
@@ -220,6 +220,12 @@ def show(call: Call, environment: str) -> EnvironmentDetails:
         folder=f"{call.platform.facts.home}/environments/{env.lock_digest}" if ready and env is not None else "",
         used_by=used_by,
         last_asked_at=last_asked_at,
+    )
+
+
+def _described(environment: Environment | None) -> str:
+    return (
+        "a container image" if environment is not None and environment.source.image is not None else "from requirements"
     )
 
 
@@ -269,11 +275,8 @@ def prune(call: Call, body: PruneRequest) -> Pruned:
         found = []
         for env in ENVIRONMENTS.find(tx, project=call.project, state=UNUSED_STATES, limit=MAX_LISTED):
             use = uses.get(env.id)
-            if (
-                env.source.image is not None
-                or (use is not None and use.live)
-                or max(env.updated_at, 0 if use is None else use.last_asked_at) > before
-            ):
+            asked_at = max(env.updated_at, 0 if use is None else use.last_asked_at)
+            if env.source.image is not None or (use is not None and use.live) or asked_at > before:
                 continue
             if body.dry_run:
                 found.append(env)

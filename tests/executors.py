@@ -14,6 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from danlu.blobs.code import Code
+from danlu.blobs.local import LocalBlobs
 from danlu.domain.environments import Interpreter
 from danlu.domain.jobs import Task
 from danlu.executors.base import Executor, LaunchOrder, Observation, Phase, Spools
@@ -118,7 +120,7 @@ class LocalBench(Bench):
         self.executor = self._open()
 
     def _open(self) -> LocalExecutor:
-        executor = LocalExecutor(LocalConfig(self.home, self.runtime), checkout=lambda *_: None, hint=self.hints.set)
+        executor = LocalExecutor(LocalConfig(self.home, self.runtime), code=Code(LocalBlobs(self.home / "blobs")), hint=self.hints.set)
         executor.start()
         return executor
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 import uvicorn
 
 from danlu import __version__
-from danlu.blobs.folders import checkout
+from danlu.blobs.code import Code
 from danlu.blobs.local import LocalBlobs
 from danlu.blobs.streams import Streams
 from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_folder
@@ -91,16 +91,6 @@ class Workers:
     def close(self) -> None:
         """Takes no more work; what runs is abandoned, as after a kill."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Code:
-    """Reads a project's blobs for a checkout."""
-
-    def __init__(self, blobs: LocalBlobs, project: str) -> None:
-        self._blobs, self._project = blobs, project
-
-    def open(self, address: str) -> Any:
-        return self._blobs.open(self._project, address)
 
 
 @dataclass(slots=True)
@@ -204,6 +194,8 @@ def compose(settings: Settings) -> Composition:
             engines=EngineMachine(environ={name: os.environ[name] for name in ENGINE_NAMES if name in os.environ}),
         ),
         checkout=lambda project, tree, folder: checkout(_Code(blobs, project), tree, folder),
+        LocalConfig(settings.home, runtime_folder(settings.home, os.environ, uid=os.geteuid()), gpus),
+        code=Code(blobs),
         hint=hint,
     )
     executor.start()

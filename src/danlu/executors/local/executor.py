@@ -41,6 +41,7 @@ from danlu.executors.local import (
 from danlu.executors.local.groups import AttemptGroups
 from danlu.executors.local.hints import HintSocket
 from danlu.executors.local.images import ImageStore
+from danlu.executors.local.layers import CodeSource, Layers
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
 from danlu.executors.local.orders import Folders, framework_files, order_file
 from danlu.runner import formats
@@ -75,9 +76,9 @@ class LocalConfig:
 class LocalExecutor:
     """See Executor and Spools in executors/base.py."""
 
-    def __init__(self, config: LocalConfig, *, checkout: Callable[[str, str, Path], object], hint: Hint) -> None:
+    def __init__(self, config: LocalConfig, *, code: CodeSource, hint: Hint) -> None:
         self.config = config
-        self._checkout = checkout
+        self._layers = Layers(config.home / "cache" / "code", code, self._can_mount)
         self.attempts = config.home / "attempts"
         self.checkpoints = config.home / "checkpoints"
         self._root = os.geteuid() == 0
@@ -111,6 +112,7 @@ class LocalExecutor:
             folder.chmod(0o711)
         for leftover in self.attempts.glob(".*"):
             folders.remove(leftover)
+        self._layers.start({folder.name for folder in self.attempts.iterdir()})
         self._install_sdk()
         self._hints.start()
 
@@ -214,6 +216,7 @@ class LocalExecutor:
         folders.remove(gone)
         if self.images is not None:
             self.images.forget(attempt_id)
+        self._layers.leave(attempt_id)
         group = self._group(attempt_id)
         if group is not None:
             group.remove()
@@ -311,7 +314,7 @@ class LocalExecutor:
         checkpoint.mkdir(mode=0o700, exist_ok=True)
         if order.job.spec.code is not None:
             try:
-                self._checkout(order.job.project, order.job.spec.code, unfinished / "work")
+                self._lay_out(order, order.job.spec.code, unfinished)
             except DataDamaged as error:
                 raise LaunchRejected(f"the job's code cannot be read: {error.message}") from error
         group = self._group(folder.name)
@@ -336,6 +339,37 @@ class LocalExecutor:
             folders.give(unfinished, uid)
             os.chown(checkpoint, uid, uid)
 
+    def _lay_out(self, order: LaunchOrder, tree: str, unfinished: Path) -> None:
+        """Fills the working folder, or makes what is needed to mount it."""
+        project, attempt_id = order.job.project, order.attempt.id
+        if self._layers.take(attempt_id, project, tree, self._uid(order)) is None:
+            self._layers.source.copy(project, tree, unfinished / "work")
+            return
+        for name in folders.OVERLAY:
+            (unfinished / name).mkdir(mode=0o700)
+
+    def _overlay(self, folder: Path) -> dict[str, str] | None:
+        """Returns what the launcher mounts on the attempt's working folder, if anything."""
+        lower = self._layers.of(folder.name)
+        if lower is None:
+            return None
+        _, upper, inner = (str(folder / name) for name in folders.OVERLAY)
+        return {"lower": str(lower), "upper": upper, "inner": inner, "target": str(folder / "work")}
+
+    def _can_mount(self) -> bool:
+        """Tries an overlay where attempts would have theirs."""
+        trial = self.attempts / ".trial"
+        folders.remove(trial)
+        try:
+            paths = {name: str(trial / name) for name in ("lower", "upper", "inner", "target")}
+            for path in paths.values():
+                Path(path).mkdir(parents=True)
+            return bool(starting.ask({"trial": paths}, "a trial").get("mounted"))
+        except (OSError, ExecutorUnavailable):
+            return False
+        finally:
+            folders.remove(trial)
+
     def _start_runner(self, folder: Path, order: LaunchOrder) -> None:
         group = self._group(folder.name)
         limits: tuple[str, ...] = ()
@@ -356,9 +390,13 @@ class LocalExecutor:
         )
         if "error" in answer:
             self._clean(folder.name)
-            if answer.get("rejected"):
+            if answer.get("unmounted"):
+                self._layers.refused()
+            if answer.get("rejected") or answer.get("unmounted"):  # else the next launch goes on with this folder
                 folder.rename(folder.with_name(f".gone-{folder.name}"))
                 folders.remove(folder.with_name(f".gone-{folder.name}"))
+                self._layers.leave(folder.name)
+            if answer.get("rejected"):
                 raise LaunchRejected(answer["error"])
             raise ExecutorUnavailable(answer["error"])
         formats.write_atomically(str(folder / "launched.json"), json.dumps(answer).encode(), 0o644)
@@ -382,6 +420,7 @@ class LocalExecutor:
         readable = [str(self._sdk), sys.base_prefix, *roots]
         config = {
             "folder": str(folder), "uid": uid, "sdk": str(self._sdk), "limits": limits, "salvage": salvage,
+            "overlay": None if salvage else self._overlay(folder),
             "cgroup_procs": [] if group is None else group.runner_procs(),
             "needed": [{"path": p, "write": True} for p in writable] + [{"path": p, "write": False} for p in readable],
         }  # fmt: skip

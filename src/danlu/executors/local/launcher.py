@@ -22,7 +22,7 @@ import stat
 import sys
 from typing import Any
 
-CLONE_NEWNS = 0x00020000
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
@@ -32,6 +32,10 @@ CANNOT_BECOME = 125
 
 class Refused(Exception):
     """The attempt can never start so."""
+
+
+class Unmounted(Exception):
+    """The shared code could not be mounted."""
 
 
 def libc_call(name: str, *arguments: Any) -> None:
@@ -48,6 +52,40 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
         "mount", source.encode(), target.encode(), None if kind is None else kind.encode(), ctypes.c_ulong(flags),
         None if data is None else data.encode(),
     )  # fmt: skip
+
+
+def lay_over(paths: dict[str, str]) -> None:
+    """Makes ``target`` a private copy of ``lower``, in a mount namespace of this process's own.
+
+    What is written goes to ``upper``; ``inner`` is the kernel's. Who is not root gets a user namespace too, in which this is
+    allowed, and in which nothing changes but that: the same user, without further rights once a program is executed.
+    """
+    options = "redirect_dir=on"  # else folders of the code could not be renamed
+    try:
+        if os.geteuid() != 0:
+            ids = (("uid_map", os.geteuid()), ("gid_map", os.getegid()))
+            libc_call("unshare", CLONE_NEWUSER | CLONE_NEWNS)
+            write("/proc/self/setgroups", "deny")
+            for name, number in ids:
+                write(f"/proc/self/{name}", f"{number} {number} 1")
+            options = "userxattr"  # with which Linux has no redirect_dir
+        else:
+            libc_call("unshare", CLONE_NEWNS)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
+        held = [os.open(paths[name], os.O_PATH) for name in ("lower", "upper", "inner")]
+        lower, upper, inner = (f"/proc/self/fd/{number}" for number in held)  # a path may have colons and commas
+        options = f"lowerdir={lower},upperdir={upper},workdir={inner},{options}"
+        mount("overlay", paths["target"], "overlay", MS_NOSUID | MS_NODEV, options)
+    except OSError as error:
+        raise Unmounted(f"the code cannot be mounted: {error}") from error
+    for number in held:
+        os.close(number)
+
+
+def write(path: str, text: str) -> None:
+    """Writes one of the kernel's files."""
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def closed_ancestor(path: str, uid: int, gid: int) -> str | None:
@@ -121,8 +159,9 @@ def prepare(config: dict[str, Any]) -> list[str]:
     """Does all that needs privilege; returns what is in force."""
     force: list[str] = list(config["limits"])
     for procs in config["cgroup_procs"]:
-        with open(procs, "w") as file:
-            file.write(str(os.getpid()))
+        write(procs, str(os.getpid()))
+    if config["overlay"] is not None:
+        lay_over(config["overlay"])
     if config["uid"] is not None:
         if open_closed(config["needed"], config["uid"], config["uid"]):
             force.append("mounts")
@@ -169,6 +208,8 @@ def main() -> int:
             return CANNOT_BECOME
     config = json.load(sys.stdin)
     answer = os.dup(1)
+    if "trial" in config:
+        return _try(answer, config["trial"])
     sys.path.insert(0, config["sdk"])
     from danlu.runner import main as runner  # imported before the user changes: later the path may be closed
 
@@ -179,6 +220,8 @@ def main() -> int:
         force = prepare(config)
     except Refused as error:
         return _answer(answer, {"error": str(error), "rejected": True})
+    except Unmounted as error:
+        return _answer(answer, {"error": str(error), "unmounted": True})
     except OSError as error:
         passing = (errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EBUSY)
         return _answer(answer, {"error": str(error), "rejected": error.errno not in passing})
@@ -188,6 +231,16 @@ def main() -> int:
         os.dup2(source, target)
     _answer(answer, {"limits": force, "pid": os.getpid()})
     return runner.run(config["folder"], salvage=config["salvage"])
+
+
+def _try(answer: int, paths: dict[str, str]) -> int:
+    """Says whether an overlay can be mounted, and written to, here and by this user."""
+    try:
+        lay_over(paths)
+        write(os.path.join(paths["target"], "written"), "")
+    except (Unmounted, OSError) as error:
+        return _answer(answer, {"mounted": False, "error": str(error)})
+    return _answer(answer, {"mounted": os.path.exists(os.path.join(paths["upper"], "written"))})
 
 
 def _answer(descriptor: int, answer: dict[str, Any]) -> int:

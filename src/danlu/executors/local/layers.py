@@ -1,0 +1,177 @@
+"""Large trees of code, kept once on this machine, of which each attempt sees a private copy.
+
+A tree is a folder of hard links into the project's kept files, in a folder that no job can pass. An attempt's launcher mounts
+an overlay in the attempt's own mount namespace: the tree below, above it a folder of the attempt that takes what it writes.
+So a start costs as much as the links of what changed, not as the code; and what an attempt writes, no other sees.
+
+::
+
+    ROOT/uses/ATTEMPT                  a link to the tree that an attempt stands on
+    ROOT/projects/PROJECT/files/ab/..  files by content
+    ROOT/projects/PROJECT/trees/HASH   trees, removed by age once nothing stands on them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final, Protocol
+
+from danlu.executors.local import folders
+
+LOG = logging.getLogger("danlu.executors")
+COPIED_BYTES: Final = 8 * 2**20
+COPIED_FILES: Final = 256
+"""What is not larger is copied, which takes less than 0.1 s."""
+KEPT_TREES: Final = 4
+"""Of each project, besides those that attempts stand on."""
+KEPT_BYTES: Final = 20 * 2**30
+"""Of each project's files, once no attempt stands on them."""
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class CodeSource(Protocol):
+    """Lays trees of code out as folders. See Code in blobs/code.py."""
+
+    def size(self, project: str, tree: str) -> tuple[int, int]:
+        """Returns a tree's (bytes, files)."""
+
+    def copy(self, project: str, tree: str, folder: Path) -> None:
+        """Writes a private copy of a tree into an empty folder."""
+
+    def link(self, project: str, tree: str, folder: Path, files: Path, uid: int | None) -> None:
+        """Makes a tree of hard links to files kept in ``files``, all of it of this user."""
+
+
+class Layers:
+    """The trees that are kept, and who stands on them.
+
+    Args:
+        root: the folder of all this; nobody else's.
+        source: lays trees out.
+        possible: whether overlays can be mounted here; asked once, when it first matters.
+    """
+
+    def __init__(self, root: Path, source: CodeSource, possible: Callable[[], bool]) -> None:
+        self.root, self.source = root, source
+        self._ask, self._possible = possible, threading.Lock()
+        self._answer: bool | None = None
+        self._locks: dict[str, threading.Lock] = {}
+        self._grown: set[str] = set()
+
+    def start(self, present: Collection[str]) -> None:
+        """Makes the folders; what attempts stood on that are no longer present is free. Half made trees are removed."""
+        for folder in (self.root, self.root / "uses", self.root / "projects"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        for use in (self.root / "uses").iterdir():
+            if use.name not in present:
+                use.unlink()
+        for unfinished in (self.root / "projects").glob("*/trees/.*"):
+            folders.remove(unfinished)
+        for unfinished in (self.root / "projects").glob("*/files/*/.*"):
+            unfinished.unlink()
+        for project in (self.root / "projects").iterdir():
+            self._shrink(project.name, KEPT_TREES)
+
+    def refused(self) -> None:
+        """A mount did not work although it had: from now on code is copied."""
+        LOG.warning("an overlay could not be mounted: from now on the code of jobs is copied, which takes longer")
+        self._answer = False
+
+    def take(self, attempt_id: str, project: str, tree: str, uid: int | None) -> Path | None:
+        """Returns the tree that an attempt shall stand on, made if need be; None where its code is to be copied."""
+        size, files = self.source.size(project, tree)
+        if (size <= COPIED_BYTES and files <= COPIED_FILES) or not self._mounts():
+            return None
+        with self._lock(project):
+            use = self.root / "uses" / attempt_id
+            use.unlink(missing_ok=True)
+            use.symlink_to(self._tree(project, tree))
+            try:
+                self._make(project, tree, uid)
+            except OSError as error:
+                if error.errno not in FULL or not self._shrink(project, 0):
+                    raise
+                self._make(project, tree, uid)
+        return self._tree(project, tree)
+
+    def of(self, attempt_id: str) -> Path | None:
+        """Returns the tree that an attempt stands on, if any."""
+        try:
+            return (self.root / "uses" / attempt_id).readlink()
+        except FileNotFoundError:
+            return None
+
+    def leave(self, attempt_id: str) -> None:
+        """Nothing of the attempt is left: it stands on nothing."""
+        tree = self.of(attempt_id)
+        if tree is None:
+            return
+        project = tree.parent.parent.name
+        with self._lock(project):
+            (self.root / "uses" / attempt_id).unlink(missing_ok=True)
+            if project in self._grown:
+                self._grown.discard(project)
+                self._shrink(project, KEPT_TREES)
+
+    def _mounts(self) -> bool:
+        with self._possible:
+            if self._answer is None:
+                self._answer = self._ask()
+                if not self._answer:
+                    LOG.info("overlays cannot be mounted here: the code of jobs is copied")
+            return self._answer
+
+    def _lock(self, project: str) -> threading.Lock:
+        return self._locks.setdefault(project, threading.Lock())
+
+    def _tree(self, project: str, tree: str) -> Path:
+        return self.root / "projects" / project / "trees" / tree.partition(":")[2]
+
+    def _make(self, project: str, tree: str, uid: int | None) -> None:
+        target = self._tree(project, tree)
+        if target.is_dir():
+            os.utime(target)  # the trees that were not used for longest go first
+            return
+        files = target.parent.parent / "files"
+        for folder in (files, target.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}")
+        folders.remove(unfinished)
+        try:
+            self.source.link(project, tree, unfinished, files, uid)
+            unfinished.rename(target)
+        finally:
+            folders.remove(unfinished)
+        self._grown.add(project)
+
+    def _shrink(self, project: str, keep: int) -> bool:
+        """Removes trees that nothing stands on, the longest unused first, and files of none; returns whether any went."""
+        base = self.root / "projects" / project
+        used = {use.readlink() for use in (self.root / "uses").iterdir()}
+        idle = sorted((t for t in (base / "trees").glob("*") if t not in used), key=lambda t: t.stat().st_mtime)
+        removed = False
+        while idle and (len(idle) > keep or _kept_bytes(base / "files") > KEPT_BYTES):
+            folders.remove(idle.pop(0))
+            removed = True
+        if removed:
+            _drop_orphans(base / "files")
+        return removed
+
+
+def _kept_bytes(files: Path) -> int:
+    """Returns the bytes of those files that a tree still names."""
+    return sum(status.st_size for path in files.glob("*/*") if (status := path.lstat()).st_nlink > 1)
+
+
+def _drop_orphans(files: Path) -> None:
+    for path in files.glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_nlink == 1:
+                path.unlink()

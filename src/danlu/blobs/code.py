@@ -74,7 +74,7 @@ class _Kept:
     def __init__(self, folder: Path, uid: int | None) -> None:
         self._folder, self._uid = folder, uid
 
-    def place(self, reader: Reader, entry: Entry, path: Path) -> int:
+    def place(self, reader: Reader, entry: Entry, path: str) -> int:
         """See Place in blobs/folders.py."""
         digest = entry.address.partition(":")[2]
         kept = f"{self._folder}/{digest[:2]}/{digest[2:]}{'.x' if entry.mode & 0o100 else ''}"
@@ -86,7 +86,7 @@ class _Kept:
             self._keep(reader, entry, Path(kept))
             os.link(kept, path)
         if os.lstat(path).st_size != entry.size:
-            path.unlink()
+            os.unlink(path)  # noqa: PTH108
             raise DataDamaged(f"blob {entry.address} of {entry.name} has another size than its tree says")
         return entry.size
 
@@ -94,7 +94,7 @@ class _Kept:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         unfinished = kept.with_name(f".{secrets.token_hex(8)}")
         try:
-            copy_file(reader, entry, unfinished)
+            copy_file(reader, entry, str(unfinished))
             if self._uid is not None:
                 os.chown(unfinished, self._uid, self._uid)
             unfinished.replace(kept)

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
-from pathspec import GitIgnoreSpec
-
+from danlu.blobs.ignores import IGNORE_FILES, MAX_IGNORE_BYTES, Ignores, ignored
 from danlu.domain.trees import (
     ADDRESS,
     MAX_DEPTH,
@@ -39,10 +38,6 @@ from danlu.domain.trees import (
 )
 from danlu.errors import DataDamaged, InvalidSpec
 
-IGNORE_FILES: Final = (".gitignore", ".danluignore")
-GIT: Final = ".git"
-ALWAYS_IGNORED: Final = (GIT, "__pycache__/", "*.pyc", ".DS_Store")
-MAX_IGNORE_BYTES: Final = 2**20
 MAX_ENTRY_BYTES: Final = 6 * 255 + 6 * 4096 + 300
 """No entry is longer in a node: a name and a link's target, each byte escaped."""
 MAX_SKIPPED: Final = 100
@@ -66,11 +61,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Scan:
-    """A folder's tree: ``nodes`` by address, ``files`` as (address -> path, size); what could not be taken and why."""
+    """A folder's tree: ``nodes`` by address, ``files`` as (address -> path, size); what could not be taken and why.
+
+    Of ``nodes`` a folder comes after those in it.
+    """
 
     root: str = ""
     nodes: dict[str, bytes] = field(default_factory=dict)
-    files: dict[str, tuple[Path, int]] = field(default_factory=dict)
+    files: dict[str, tuple[str, int]] = field(default_factory=dict)
     count: int = 0
     size_bytes: int = 0
     skipped: list[str] = field(default_factory=list)
@@ -87,6 +85,7 @@ class Cache:
         self._file = file
         self._known: dict[str, list[object]] = {}
         self._next: dict[str, list[object]] = {}
+        self._changed = False
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             loaded = json.loads(file.read_bytes())
             self._known = dict(loaded["files"]) if loaded["format"] == 1 else {}
@@ -96,8 +95,8 @@ class Cache:
         known = self._known.get(path)
         if not isinstance(known, list) or len(known) != 5 or known[:4] != _stamp(status):
             return None
-        address = str(known[4])
-        if not ADDRESS.fullmatch(address):
+        address = known[4]
+        if not isinstance(address, str) or not ADDRESS.fullmatch(address):
             return None
         self._next[path] = known
         return address
@@ -106,9 +105,12 @@ class Cache:
         """Remembers a file's address, unless it changed too recently to tell."""
         if read_at - max(status.st_mtime_ns, status.st_ctime_ns) > RACY_NS:
             self._next[path] = [*_stamp(status), address]
+            self._changed = True
 
     def save(self) -> None:
-        """Stores what this scan saw. A cache that cannot be stored only costs time."""
+        """Stores what this scan saw, unless it is known already. A cache that cannot be stored only costs time."""
+        if not self._changed and len(self._next) == len(self._known):
+            return
         unfinished = self._file.with_suffix(f".{os.getpid()}.part")
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -135,23 +137,15 @@ def scan(root: Path, *, code: bool, now: int, cache: Cache | None = None, progre
         InvalidSpec: (code) something cannot be read, a link leaves the folder, or it is larger than a tree can be.
     """
     scanner = _Scanner(root, code, now, cache, progress)
-    scanner.scan.root, scanner.scan.size_bytes, scanner.scan.count = scanner.folder(root, None, "", 0, [])
+    scanner.scan.root, scanner.scan.size_bytes, scanner.scan.count = scanner.folder(str(root), None, "", 0, [])
     if cache is not None:
         cache.save()
     return scanner.scan
 
 
-@dataclass(frozen=True, slots=True)
-class _Ignores:
-    """The patterns of one ignore file, for what lies below the folder that it is in."""
-
-    base: str
-    spec: GitIgnoreSpec
-    names_git: bool
-    """A line of it speaks of .git by name."""
-
-
 class _Scanner:
+    """Walks. Paths are texts here and in checkout: making a Path costs more than looking at a file."""
+
     def __init__(self, root: Path, code: bool, now: int, cache: Cache | None, progress: Progress | None) -> None:
         self.root, self.code, self.now, self.cache, self.progress = root, code, now, cache, progress
         self.scan = Scan()
@@ -177,14 +171,14 @@ class _Scanner:
             self.scan.skipped.append(f"{relative}: {why}"[:500])
 
     def folder(
-        self, path: Path, parent: int | None, relative: str, depth: int, ignores: list[_Ignores]
+        self, path: str, parent: int | None, relative: str, depth: int, ignores: list[Ignores]
     ) -> tuple[str, int, int]:
         """Returns a folder's (address, bytes, files)."""
         entries: list[Entry] = []
         descriptor = -1
         try:
             if BY_DESCRIPTOR:
-                name: str | Path = path if parent is None else path.name
+                name = path if parent is None else path.rpartition(os.sep)[2]
                 flags = os.O_RDONLY | os.O_DIRECTORY | (0 if parent is None and self.code else NOFOLLOW)
                 descriptor = os.open(name, flags, dir_fd=parent)
                 self.owner = os.fstat(descriptor).st_uid if parent is None else self.owner
@@ -195,7 +189,7 @@ class _Scanner:
             for item in found:
                 inner = f"{relative}/{item.name}" if relative else item.name
                 if not (self.code and self._ignored(item, path, inner, ignores)):
-                    entry = self._entry(item, path / item.name, descriptor, inner, depth, ignores)
+                    entry = self._entry(item, f"{path}{os.sep}{item.name}", descriptor, inner, depth, ignores)
                     if entry is not None:
                         entries.append(entry)
         except OSError as error:
@@ -225,11 +219,11 @@ class _Scanner:
     def _entry(
         self,
         item: os.DirEntry[str],
-        path: Path,
+        path: str,
         parent: int,
         relative: str,
         depth: int,
-        ignores: list[_Ignores],
+        ignores: list[Ignores],
     ) -> Entry | None:
         dir_fd = parent if parent >= 0 else None
         target = ""
@@ -265,9 +259,20 @@ class _Scanner:
         if not stat.S_ISREG(status.st_mode):
             self.skip(relative, "a socket, pipe or device is left out")
             return None
+        known = self.cache.get(relative, status) if self.cache is not None else None
+        if known is not None:
+            return self._taken(item.name, path, known, status)
         return self._file(item.name, path, dir_fd, relative)
 
-    def _file(self, name: str, path: Path, dir_fd: int | None, relative: str) -> Entry | None:
+    def _taken(self, name: str, path: str, address: str, status: os.stat_result) -> Entry:
+        self.scan.files[address] = (path, status.st_size)
+        self._done_files += 1
+        self._done_bytes += status.st_size
+        if self.progress is not None and self._done_files % 64 == 0:
+            self.progress(self._done_files, self._done_bytes)
+        return Entry(name, "file", address, 0o755 if status.st_mode & 0o100 else 0o644, status.st_size)
+
+    def _file(self, name: str, path: str, dir_fd: int | None, relative: str) -> Entry | None:
         for _ in range(3):
             try:
                 descriptor = os.open(name if dir_fd is not None else path, OPEN_FLAGS, dir_fd=dir_fd)
@@ -284,20 +289,11 @@ class _Scanner:
                     return None
                 address = self._address(file, relative, status)
                 if _stamp(os.fstat(descriptor)) == _stamp(status):
-                    mode = 0o755 if status.st_mode & 0o100 else 0o644
-                    self.scan.files[address] = (path, status.st_size)
-                    self._done_files += 1
-                    self._done_bytes += status.st_size
-                    if self.progress is not None and self._done_files % 64 == 0:
-                        self.progress(self._done_files, self._done_bytes)
-                    return Entry(name, "file", address, mode, status.st_size)
+                    return self._taken(name, path, address, status)
         self.trouble(relative, "it changes while it is read")
         return None
 
     def _address(self, file: BinaryIO, relative: str, status: os.stat_result) -> str:
-        known = self.cache.get(relative, status) if self.cache is not None else None
-        if known is not None:
-            return known
         hasher = hashlib.sha256()
         while chunk := file.read(READ_BYTES):
             hasher.update(chunk)
@@ -306,11 +302,11 @@ class _Scanner:
             self.cache.put(relative, status, address, self.now)
         return address
 
-    def _ignores(self, path: Path, descriptor: int, relative: str) -> list[_Ignores]:
-        found = [] if relative else [_Ignores("", GitIgnoreSpec.from_lines(ALWAYS_IGNORED), names_git=True)]
+    def _ignores(self, path: str, descriptor: int, relative: str) -> list[Ignores]:
+        found = []
         dir_fd = descriptor if descriptor >= 0 else None
         for name in IGNORE_FILES:
-            at = name if dir_fd is not None else path / name
+            at = name if dir_fd is not None else f"{path}{os.sep}{name}"
             try:
                 status = os.stat(at, dir_fd=dir_fd, follow_symlinks=False)
             except FileNotFoundError:
@@ -323,31 +319,18 @@ class _Scanner:
                 data = file.read(MAX_IGNORE_BYTES + 1)
             if len(data) > MAX_IGNORE_BYTES:
                 self.trouble(where, f"an ignore file has at most {MAX_IGNORE_BYTES} bytes")
-            lines = [line.removesuffix("\r") for line in data.decode("utf-8-sig", errors="replace").split("\n")]
             try:
-                spec = GitIgnoreSpec.from_lines(lines)
+                found.append(Ignores(relative, data.decode("utf-8-sig", errors="replace")))
             except ValueError as error:
                 self.trouble(where, f"a line of it is not a pattern: {error}")
-                continue
-            named = any(line.strip().rstrip("/").rpartition("/")[2].lstrip("!") == GIT for line in lines)
-            found.append(_Ignores(relative, spec, named))
         return found
 
-    def _ignored(self, item: os.DirEntry[str], path: Path, relative: str, ignores: list[_Ignores]) -> bool:
-        folder = item.is_dir(follow_symlinks=False)
-        git = item.name.lower() == GIT  # it may hold passwords: `!*/` does not bring it back, only its name does
-        verdict = git
+    def _ignored(self, item: os.DirEntry[str], path: str, relative: str, ignores: list[Ignores]) -> bool:
+        folder, venv = item.is_dir(follow_symlinks=False), False
         if folder:
             with contextlib.suppress(OSError):  # what cannot be looked into is told later, unless it is ignored
-                verdict = verdict or (path / item.name / "pyvenv.cfg").is_file()
-        for one in ignores:  # the last pattern that speaks of it decides, as in git
-            if git and not one.names_git:
-                continue
-            name = relative[len(one.base) :].lstrip("/") if one.base else relative
-            said = one.spec.check_file(name + "/" if folder else name).include
-            if said is not None:
-                verdict = said
-        return verdict
+                venv = os.path.isfile(f"{path}{os.sep}{item.name}{os.sep}pyvenv.cfg")  # noqa: PTH113 - once a folder
+        return ignored(relative, folder, ignores, unless_said=venv)
 
 
 class Reader(Protocol):
@@ -357,7 +340,7 @@ class Reader(Protocol):
         """Opens a blob; the caller closes it."""
 
 
-Place = Callable[[Reader, Entry, Path], int]
+Place = Callable[[Reader, Entry, str], int]
 """Makes the file of an entry under a name that is free; returns its size."""
 
 
@@ -386,10 +369,11 @@ def checkout(
     if any(destination.iterdir()):
         raise InvalidSpec(f"{destination} is not empty", next_step="name a folder that does not exist yet")
     files = size = 0
-    links: list[tuple[Path, str]] = []
+    links: list[tuple[str, str]] = []
     for parts, entries in walk(root, lambda address: _checked(reader, address)):
+        folder = str(destination.joinpath(*parts))
         for entry in entries:
-            path = destination.joinpath(*parts, entry.name)
+            path = f"{folder}{os.sep}{entry.name}"
             if os.name == "nt" and windows_refuses(entry.name):
                 raise InvalidSpec(f"Windows cannot hold the name {entry.name!r}, in {'/'.join(parts) or 'the tree'}")
             if entry.kind == "link":
@@ -397,7 +381,7 @@ def checkout(
                 continue
             with _taken_is_an_error(path):
                 if entry.kind == "dir":
-                    path.mkdir(mode=0o755)
+                    os.mkdir(path, 0o755)  # noqa: PTH102 - see _Scanner
                     continue
                 size += place(reader, entry, path)
             files += 1
@@ -405,12 +389,12 @@ def checkout(
                 progress(files, size)
     for path, target in links:
         with _taken_is_an_error(path):
-            path.symlink_to(target)
+            Path(path).symlink_to(target)
     return files, size
 
 
 @contextlib.contextmanager
-def _taken_is_an_error(path: Path) -> Iterator[None]:
+def _taken_is_an_error(path: str) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
@@ -433,7 +417,7 @@ def _checked(reader: Reader, address: str) -> bytes:
     return data  # walk() refuses what is too large
 
 
-def copy_file(reader: Reader, entry: Entry, path: Path) -> int:
+def copy_file(reader: Reader, entry: Entry, path: str) -> int:
     """See Place: a private copy, checked. Where the file system can share blocks until one of them is written, it does.
 
     Raises:
@@ -454,7 +438,7 @@ def copy_file(reader: Reader, entry: Entry, path: Path) -> int:
             if size != entry.size or "sha256:" + hasher.hexdigest() != entry.address:
                 raise DataDamaged(f"blob {entry.address} of {entry.name} is not what its address and its size say")
         except BaseException:
-            path.unlink()
+            os.unlink(path)  # noqa: PTH108
             raise
     return size
 

@@ -125,17 +125,17 @@ def _packs(blobs: Iterator[bytes]) -> Iterator[bytes]:
         yield bytes(pack)
 
 
-def _read(path: Path, most_bytes: int) -> bytes:
+def _read(path: str, most_bytes: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             return file.read(most_bytes + FRAME_HEAD_BYTES)
     except OSError as error:
         raise _Changed(path) from error
 
 
-def _send_large(client: Client, address: str, path: Path, size: int, moved: Callable[[int], None]) -> None:
+def _send_large(client: Client, address: str, path: str, size: int, moved: Callable[[int], None]) -> None:
     try:
-        file = path.open("rb")
+        file = Path(path).open("rb")
     except OSError as error:
         raise _Changed(path) from error
     with file:

@@ -23,6 +23,7 @@ from danlu.domain.jobs import Attempt, Job, JobSpec, JobState
 from danlu.domain.records import Value
 from danlu.domain.resources import Seconds
 from danlu.domain.sessions import SessionEnd, SessionRequest
+from danlu.domain.splices import Splice
 from danlu.domain.views import (
     EnvironmentDetails,
     EnvironmentEntry,
@@ -47,6 +48,9 @@ MAX_JSON_BYTES: Final = 4 * 2**20
 MAX_PACK_BYTES: Final = 16 * 2**20
 MAX_BLOB_BYTES: Final = 2**40
 MAX_ADDRESSES: Final = 20_000
+MAX_TREES: Final = 1_000
+MAX_SPLICES: Final = 1_000
+MAX_SPLICED_BYTES: Final = 64 * 2**20
 
 
 class Permission(StrEnum):
@@ -154,7 +158,29 @@ class RetryRequest(Value):
 class Addresses(Value):
     """Content addresses."""
 
-    addresses: tuple[str, ...] = Field(max_length=MAX_ADDRESSES)
+    addresses: tuple[str, ...] = Field(default=(), max_length=MAX_ADDRESSES)
+    trees: tuple[str, ...] = Field(
+        default=(), max_length=MAX_TREES, description="in a question: folders' nodes that are meant with all below them"
+    )
+
+
+class Splices(Value):
+    """Blobs to be made of others that are there."""
+
+    splices: tuple[Splice, ...] = Field(max_length=MAX_SPLICES)
+
+
+class PieceQuery(Value):
+    """Which piece of a blob a request carries."""
+
+    offset: int = Field(ge=0, le=MAX_BLOB_BYTES, description="where it begins; where the last one ended")
+    size_bytes: int = Field(ge=1, le=MAX_BLOB_BYTES, description="of the whole blob")
+
+
+class Received(Value):
+    """How much of a blob has arrived."""
+
+    size_bytes: int
 
 
 class Stored(Value):
@@ -247,10 +273,15 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("sessions.open", "GET", "/v1/jobs/{job}/session", "Run a command, or copy files, inside a running job", SessionEnd,
       body=SessionRequest, query=SessionQuery, kind=Kind.SOCKET, status=101),
     O("artifacts.get", "GET", "/v1/artifacts/{artifact}", "One artifact", Artifact),
-    O("blobs.missing", "POST", "/v1/blobs/missing", "Which of these blobs the project does not have yet", Addresses,
+    O("blobs.missing", "POST", "/v1/blobs/missing", "Which of these blobs and trees the project does not have yet", Addresses,
       body=Addresses),
     O("blobs.pack", "POST", "/v1/blobs", "Store many small blobs at once", Stored, body=bytes, status=201),
     O("blobs.put", "PUT", "/v1/blobs/{address}", "Store one blob", Stored, body=bytes, status=201),
+    O("blobs.splice", "POST", "/v1/blobs/splices", "Store blobs that are others with a part replaced", Stored, body=Splices,
+      status=201),
+    O("blobs.received", "GET", "/v1/blobs/{address}/received", "How much of a blob has arrived in pieces", Received),
+    O("blobs.append", "PUT", "/v1/blobs/{address}/received", "Add a piece to a blob, which its last one completes", Received,
+      body=bytes, query=PieceQuery),
     O("blobs.get", "GET", "/v1/blobs/{address}", "One blob's bytes", bytes, kind=Kind.BYTES),
     O("environments.list", "GET", "/v1/environments", "The catalogue, and what was built from requirements",
       Page[EnvironmentEntry]),

@@ -12,6 +12,27 @@ class Blobs(Protocol):
     def missing(self, project: str, addresses: Iterable[str]) -> tuple[str, ...]:
         """Returns those addresses that the project does not have, in the order given."""
 
+    def absent(self, project: str, root: str, *, most: int) -> tuple[str, ...]:
+        """Returns what of a tree the project does not have, at most so many; below a folder that it lacks, nothing is known.
+
+        Raises:
+            InvalidRequest: what is there is not a tree that could be checked out.
+        """
+
+    def received(self, project: str, address: str) -> int:
+        """Returns how many bytes of a blob have arrived in pieces; all of them where it is stored."""
+
+    def append(self, project: str, address: str, piece: BinaryIO, *, offset: int, size: int) -> int:
+        """Adds a piece to a blob that comes in order; returns how many bytes have arrived. What has arrived is kept.
+
+        With the last piece the blob is stored, durably. Pieces for a stored blob change nothing.
+
+        Raises:
+            Conflict: it does not begin where the last piece ended; ``details["received"]`` says where that is.
+            InvalidRequest: the bytes are not what the address says; nothing is stored, and nothing has arrived any more.
+            StorageFull: the piece is not added.
+        """
+
     def put(self, project: str, address: str, data: BinaryIO) -> int:
         """Stores one blob and returns its size, once it is durable. Storing it again changes nothing.
 

@@ -6,13 +6,16 @@ import contextlib
 import ctypes
 import hashlib
 import io
+import itertools
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from danlu.blobs.parts import SUFFIX, Parts
+from danlu.blobs.wholeness import Wholeness
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.trees import MAX_NODE_BYTES, address_of, require_address
 from danlu.errors import DataDamaged, InvalidRequest, NotFound, TooLarge, storage_full_is_an_error
@@ -34,9 +37,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_files(paths: Sequence[Path]) -> None:
-    """Makes files of one file system durable; many of them by one flush of it all, which is much the quicker."""
-    for path in paths[:1] if len(paths) > SYNC_ONE_BY_ONE else paths:
+def _sync_all(paths: Collection[Path]) -> None:
+    """Makes files, or the names in folders, of one file system durable; many by one flush of it all, which is quicker."""
+    for path in itertools.islice(paths, 1) if len(paths) > SYNC_ONE_BY_ONE else paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             if len(paths) <= SYNC_ONE_BY_ONE:
@@ -46,6 +49,17 @@ def _sync_files(paths: Sequence[Path]) -> None:
                 raise OSError(number, f"syncfs: {os.strerror(number)}")
         finally:
             os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder for blobs, durably: a name in it is worth nothing while the folder's own may be lost."""
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def _digest(address: str) -> str:
+    return require_address(address).removeprefix("sha256:")
 
 
 class _Checked(io.RawIOBase):
@@ -83,16 +97,31 @@ class LocalBlobs:
         self._parts = root / ".unfinished"
         self._parts.mkdir(mode=0o700, parents=True, exist_ok=True)
         root.chmod(0o700)
+        self._received = Parts(self._parts)
+        self._wholeness = Wholeness(self)
 
-    def _path(self, project: str, address: str) -> Path:
+    def _folder(self, project: str) -> Path:
         if not _NAME.fullmatch(project):
             raise InvalidRequest(f"{project[:80]!r} is not a project's name")
-        digest = require_address(address).removeprefix("sha256:")
-        return self.root / project / "sha256" / digest[:2] / digest[2:]
+        return self.root / project / "sha256"
+
+    def _path(self, project: str, address: str) -> Path:
+        digest = _digest(address)
+        return self._folder(project) / digest[:2] / digest[2:]
 
     def missing(self, project: str, addresses: Iterable[str]) -> tuple[str, ...]:
         """See Blobs."""
-        return tuple(address for address in addresses if not self._path(project, address).is_file())
+        root = self._folder(project)
+        # as texts: making a Path takes longer than asking for the file
+        return tuple(
+            address
+            for address in addresses
+            if not os.path.isfile(f"{root}/{(digest := _digest(address))[:2]}/{digest[2:]}")  # noqa: PTH113
+        )
+
+    def absent(self, project: str, root: str, *, most: int) -> tuple[str, ...]:
+        """See Blobs."""
+        return self._wholeness.absent(project, root, most=most)
 
     def put(self, project: str, address: str, data: BinaryIO) -> int:
         """See Blobs."""
@@ -139,27 +168,43 @@ class LocalBlobs:
                     with unfinished.open("xb") as file:
                         file.write(data)
                     size += len(data)
-                _sync_files([unfinished for unfinished, _ in written])
+                _sync_all([unfinished for unfinished, _ in written])
                 for unfinished, path in written:
                     unfinished.replace(path)
         finally:
             for unfinished, _ in written:
                 unfinished.unlink(missing_ok=True)
-        for folder in {path.parent for _, path in written}:
-            sync_folder(folder)
+        _sync_all({path.parent for _, path in written})
         return len(written), size
 
+    def received(self, project: str, address: str) -> int:
+        """See Blobs."""
+        path = self._path(project, address)
+        return path.stat().st_size if path.is_file() else self._received.received(project, _digest(address))
+
+    def append(self, project: str, address: str, piece: BinaryIO, *, offset: int, size: int) -> int:
+        """See Blobs."""
+        path = self._path(project, address)
+        if path.is_file():
+            return path.stat().st_size
+
+        def store(whole: Path) -> None:
+            _make_folder(path.parent)
+            whole.replace(path)
+            sync_folder(path.parent)
+
+        return self._received.append(project, _digest(address), piece, offset=offset, size=size, store=store)
+
     def start(self) -> None:
-        """Removes what uploads left unfinished that a killed server had begun."""
+        """Removes what uploads left unfinished that a killed server had begun, but for what may go on."""
         for left in self._parts.iterdir():
-            left.unlink()
+            if left.suffix != SUFFIX:
+                left.unlink()
+        self._received.sweep()
 
     def _unfinished(self, path: Path) -> Path:
-        """Makes the blob's folder, durably, and returns where its bytes are gathered first."""
-        made = not path.parent.is_dir()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if made:
-            sync_folder(path.parent.parent)
+        """Makes the blob's folder and returns where its bytes are gathered first."""
+        _make_folder(path.parent)
         return self._parts / f"{path.name[:16]}.{secrets.token_hex(8)}"
 
     def open(self, project: str, address: str) -> BinaryIO:
@@ -184,4 +229,5 @@ class LocalBlobs:
         aside = path.with_name(f".{path.name}.damaged")
         with contextlib.suppress(FileNotFoundError):
             path.replace(aside)
+        self._wholeness.forget(project)
         return DataDamaged(f"blob {address} of project {project} is damaged on disk; it was set aside as {aside}")

@@ -30,7 +30,7 @@ VERSION_HEADER: Final = "Danlu-Version"
 """Each answer of a server says its version in it."""
 REPEATABLE: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 REPEATABLE_OPERATIONS: Final = frozenset(
-    {"jobs.stop", "jobs.retry", "blobs.missing", "blobs.pack", "environments.build", "platform.stop"}
+    {"jobs.stop", "jobs.retry", "blobs.missing", "blobs.pack", "blobs.splice", "environments.build", "platform.stop"}
 )
 """Their POST done twice is done once: by an id that the client made, by content, or by nature."""
 

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from danlu import __version__
-from danlu.api import PROJECT_HEADER
+from danlu.api import PROJECT_HEADER, PieceQuery
 from danlu.client.connection import Connection, is_loopback, running
 from danlu.client.requests import VERSION_HEADER, Request, build, failure, parse, require_path
-from danlu.errors import DanluError, PlatformError, TooManyRequests, Unavailable, from_problem
+from danlu.errors import Conflict, DanluError, PlatformError, TooManyRequests, Unavailable, from_problem
 
 if TYPE_CHECKING:
     import httpx2
@@ -30,6 +30,9 @@ FIRST_PAUSE_S: Final = 0.05
 MAX_PAUSE_S: Final = 3.0
 MAX_EVENT_BYTES: Final = 64 * 2**20
 CHUNK_BYTES: Final = 256 * 1024
+PIECE_BYTES: Final = 8 * 2**20
+"""Of a large blob: what a broken upload loses at most."""
+MAX_CONFLICTS: Final = 20
 
 Notice = Callable[[str], None]
 Progress = Callable[[int], None]
@@ -63,6 +66,8 @@ class Client:
         self.connection, self.project, self.patience_s = connection, project, patience_s
         self.relocate, self.notice = relocate, notice
         self._open: tuple[Connection, httpx2.Client] | None = None
+        self.sent_bytes = 0
+        """Of requests' bodies, those that were repeated included."""
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +121,7 @@ class Client:
 
         def send() -> Any:
             url, http = self._reach()
+            self.sent_bytes += len(request.content or b"")
             answer = http.request(
                 request.method, url + request.target, content=request.content, headers=_headers(request)
             )
@@ -159,33 +165,36 @@ class Client:
             except (_Absent, httpx2.TransportError, Unavailable, TooManyRequests) as error:
                 waiting.pause(error)
 
-    def upload(self, address: str, file: BinaryIO, size_bytes: int, progress: Progress | None = None) -> Any:
-        """Stores one blob of any size from a file; returns ``Stored``."""
-        request = build("blobs.put", {"address": address}, body=b"")
+    def upload(self, address: str, file: BinaryIO, size_bytes: int, progress: Progress | None = None) -> None:
+        """Stores one blob of any size from a file, in pieces; goes on where an earlier upload of it was broken off.
 
-        def chunks() -> Iterator[bytes]:
-            left = size_bytes
-            while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
-                left -= len(chunk)
-                if progress is not None:
-                    progress(len(chunk))
-                yield chunk
-            if left:  # a file that became shorter: fill up, the server will see that it is not what was promised
-                yield from (b"\0" * min(CHUNK_BYTES, left - at) for at in range(0, left, CHUNK_BYTES))
-
-        def send() -> Any:
-            file.seek(0)
-            url, http = self._reach()
-            answer = http.request(
-                "PUT",
-                url + request.target,
-                content=chunks(),
-                headers={**_headers(request), "Content-Length": str(size_bytes)},
-            )
-            _check(answer, url)
-            return parse(request.operation, answer.content, url)
-
-        return self._patiently(send, repeatable=True)
+        Raises:
+            InvalidRequest: the bytes are not what the address says.
+            Conflict: somebody else sends the same blob at the same time.
+        """
+        path = {"address": address}
+        at, conflicts = 0, 0
+        there = self.call("blobs.received", path).size_bytes
+        while True:
+            if progress is not None and there > at:
+                progress(there - at)
+            at = there
+            if at >= size_bytes:
+                return
+            file.seek(at)
+            piece = file.read(min(PIECE_BYTES, size_bytes - at))
+            if not piece:  # it became shorter: the server will see that it is not what was promised
+                piece = bytes(min(PIECE_BYTES, size_bytes - at))
+            try:
+                query = PieceQuery(offset=at, size_bytes=size_bytes)
+                there = self.call("blobs.append", path, query=query, body=piece).size_bytes
+                conflicts = 0
+            except Conflict:  # an answer was lost, or somebody else sends it too
+                conflicts += 1
+                if conflicts > MAX_CONFLICTS:
+                    raise
+                time.sleep(conflicts * FIRST_PAUSE_S)
+                there = self.call("blobs.received", path).size_bytes
 
     def download(self, address: str, target: BinaryIO, progress: Progress | None = None) -> int:
         """Writes one blob's bytes to a file that can seek, from its beginning; returns how many they are."""
@@ -204,6 +213,16 @@ class Client:
             return target.tell()
 
         return int(self._patiently(receive, repeatable=True))
+
+    @contextlib.contextmanager
+    def patient(self, patience_s: float) -> Iterator[None]:
+        """Waits longer within, for a platform that is away."""
+        before = self.patience_s
+        self.patience_s = max(before, patience_s)
+        try:
+            yield
+        finally:
+            self.patience_s = before
 
     @contextlib.contextmanager
     def raw(self, method: str, target: str, content: bytes | None = None) -> Iterator[tuple[int, Iterator[bytes]]]:

@@ -72,9 +72,15 @@ def link_stays_inside(depth: int, target: str) -> bool:
     """
     if not target or target.startswith("/") or "\0" in target or "\\" in target or _DRIVE.match(target):
         return False
+    ups = climb(target)
     parts = [part for part in target.split("/") if part not in ("", ".")]
-    ups = next((at for at, part in enumerate(parts) if part != ".."), len(parts))
     return ups <= depth and ".." not in parts[ups:]
+
+
+def climb(target: str) -> int:
+    """Returns how many folders up a link with this target begins."""
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    return next((at for at, part in enumerate(parts) if part != ".."), len(parts))
 
 
 def encode(entries: Iterable[Entry]) -> bytes:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
+import io
+from collections.abc import Iterator
+from typing import BinaryIO, Final
 
-from danlu.api import MAX_PACK_BYTES, Addresses, Stored
-from danlu.domain.trees import unpack, walk
-from danlu.errors import InvalidSpec, NotFound, TooLarge
+from danlu.api import (
+    MAX_ADDRESSES,
+    MAX_PACK_BYTES,
+    MAX_SPLICED_BYTES,
+    Addresses,
+    PieceQuery,
+    Received,
+    Splices,
+    Stored,
+)
+from danlu.domain.splices import spliced
+from danlu.domain.trees import unpack
+from danlu.errors import InvalidSpec, TooLarge
 from danlu.services.context import Call
+
+MAX_TOLD: Final = 100
 
 
 def missing(call: Call, body: Addresses) -> Addresses:
-    """Returns which of these blobs the project does not have yet."""
-    return Addresses(addresses=call.platform.blobs.missing(call.project, body.addresses))
+    """Returns which of these blobs, and what of these trees, the project does not have yet."""
+    blobs = call.platform.blobs
+    found = dict.fromkeys(blobs.missing(call.project, body.addresses))
+    for tree in body.trees:
+        if len(found) < MAX_ADDRESSES:
+            found.update(dict.fromkeys(blobs.absent(call.project, tree, most=MAX_ADDRESSES - len(found))))
+    return Addresses(addresses=tuple(found))
 
 
 def pack(call: Call, body: bytes) -> Stored:
@@ -23,9 +42,38 @@ def pack(call: Call, body: bytes) -> Stored:
     return Stored(blobs=count, size_bytes=size)
 
 
+def splice(call: Call, body: Splices) -> Stored:
+    """Stores blobs made of others of the project; all of them are durable when it returns."""
+    blobs, total = call.platform.blobs, 0
+
+    def made() -> Iterator[tuple[str, bytes]]:
+        nonlocal total
+        for one in body.splices:
+            data = spliced(blobs.read(call.project, one.base), one)
+            total += len(data)
+            if total > MAX_SPLICED_BYTES:
+                raise TooLarge(f"what is spliced in one request has at most {MAX_SPLICED_BYTES} bytes together")
+            yield one.address, data
+
+    count, size = blobs.put_many(call.project, made())
+    return Stored(blobs=count, size_bytes=size)
+
+
 def put(call: Call, address: str, body: BinaryIO) -> Stored:
     """Stores one blob."""
     return Stored(blobs=1, size_bytes=call.platform.blobs.put(call.project, address, body))
+
+
+def received(call: Call, address: str) -> Received:
+    """Returns how much of a blob has arrived in pieces."""
+    return Received(size_bytes=call.platform.blobs.received(call.project, address))
+
+
+def append(call: Call, address: str, query: PieceQuery, body: bytes) -> Received:
+    """Adds a piece to a blob, which is stored with its last one."""
+    blobs, piece = call.platform.blobs, io.BytesIO(body)
+    size = blobs.append(call.project, address, piece, offset=query.offset, size=query.size_bytes)
+    return Received(size_bytes=size)
 
 
 def get(call: Call, address: str) -> BinaryIO:
@@ -35,20 +83,13 @@ def get(call: Call, address: str) -> BinaryIO:
 
 def require_tree(call: Call, root: str) -> None:
     """Raises InvalidSpec unless it is a tree, and all of it is there."""
-    blobs = call.platform.blobs
-
-    def read(address: str) -> bytes:
-        try:
-            return blobs.read(call.project, address)
-        except NotFound:
-            raise InvalidSpec(
-                f"code {root} is not complete: {address} was not uploaded", next_step="upload it again"
-            ) from None
-
-    files = {entry.address for _, entries in walk(root, read) for entry in entries if entry.kind == "file"}
-    absent = blobs.missing(call.project, sorted(files))
+    absent = call.platform.blobs.absent(call.project, root, most=MAX_TOLD)
     if absent:
+        many = (
+            f"{len(absent)} or more of its blobs were"
+            if len(absent) == MAX_TOLD
+            else f"{len(absent)} of its blobs were"
+        )
         raise InvalidSpec(
-            f"code {root} is not complete: {len(absent)} of {len(files)} files were not uploaded, first {absent[0]}",
-            next_step="upload it again",
+            f"code {root} is not complete: {many} not uploaded, first {absent[0]}", next_step="upload it again"
         )

@@ -1,0 +1,93 @@
+"""Whether trees are all there, remembered by folder: of a tree of which most is known, only what is new is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from danlu.domain.summaries import Summary, summarize
+from danlu.domain.trees import MAX_DEPTH, MAX_TREE_ENTRIES, Entry, decode, require_address, walk
+from danlu.errors import InvalidRequest, NotFound
+
+MAX_REMEMBERED: Final = 100_000
+"""Folders, about 200 bytes each."""
+
+
+class Store(Protocol):
+    """What is needed of Blobs."""
+
+    def missing(self, project: str, addresses: Iterable[str]) -> tuple[str, ...]:
+        """See Blobs."""
+
+    def read(self, project: str, address: str) -> bytes:
+        """See Blobs."""
+
+
+class Wholeness:
+    """Remembers which folders were found whole, with all below them. Blobs never go but by damage: see ``forget``."""
+
+    def __init__(self, blobs: Store) -> None:
+        self._blobs = blobs
+        self._whole: dict[tuple[str, str], Summary] = {}
+
+    def forget(self, project: str) -> None:
+        """A blob of the project is gone: nothing is known any more."""
+        for key in [key for key in list(self._whole) if key[0] == project]:
+            self._whole.pop(key, None)
+
+    def absent(self, project: str, root: str, *, most: int) -> tuple[str, ...]:
+        """Returns what of a tree the project does not have, at most so many; below a folder that it lacks, nothing is known.
+
+        Raises:
+            InvalidRequest: a node is wrong, or it is no tree that could be checked out (see ``trees.walk``).
+        """
+        look = _Look(self, project, most)
+        summary = look.folder(require_address(root), 0)
+        if summary is not None and not summary.is_a_tree:
+            for _ in walk(root, lambda address: self._blobs.read(project, address)):
+                pass  # it says where and why
+            raise InvalidRequest(f"tree {root} is larger or deeper than a tree may be, or a link leaves it")
+        return tuple(look.absent)
+
+
+class _Look:
+    """One look at a tree."""
+
+    def __init__(self, whole: Wholeness, project: str, most: int) -> None:
+        self._whole, self._project, self._most = whole, project, most
+        self.absent: dict[str, None] = {}
+        self._seen: dict[str, Summary | None] = {}
+        self._entries = 0
+
+    def folder(self, address: str, depth: int) -> Summary | None:
+        """Returns a folder's summary; None where it or something below it is absent."""
+        known = self._whole._whole.get((self._project, address))
+        if known is not None:
+            return known
+        if address in self._seen or len(self.absent) >= self._most:
+            return self._seen.get(address)
+        try:
+            entries = decode(self._whole._blobs.read(self._project, address))
+        except NotFound:
+            self._add((address,))
+            self._seen[address] = None
+            return None
+        self._entries += len(entries)
+        if depth > MAX_DEPTH or self._entries > MAX_TREE_ENTRIES:
+            raise InvalidRequest(f"{address} lies too deep in its tree, or there is too much in it")
+        self._seen[address] = found = self._summary(entries, depth)
+        if found is not None:
+            if len(self._whole._whole) >= MAX_REMEMBERED:
+                self._whole._whole.clear()
+            self._whole._whole[self._project, address] = found
+        return found
+
+    def _summary(self, entries: tuple[Entry, ...], depth: int) -> Summary | None:
+        gone = self._whole._blobs.missing(self._project, (e.address for e in entries if e.kind == "file"))
+        self._add(gone)
+        below = {e.address: self.folder(e.address, depth + 1) for e in entries if e.kind == "dir"}
+        whole = {address: summary for address, summary in below.items() if summary is not None}
+        return summarize(entries, whole) if not gone and len(whole) == len(below) else None
+
+    def _add(self, addresses: Iterable[str]) -> None:
+        self.absent.update(dict.fromkeys(addresses))

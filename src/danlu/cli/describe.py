@@ -76,6 +76,8 @@ def _print(job: Job, attempts: list[Attempt], artifacts: list[Artifact], events:
     out.labelled("env", [environment])
     if job.spec.code:
         out.labelled("code", [job.spec.code])
+    if job.spec.git:
+        out.labelled("git", wording.git(job.spec.git))
     if job.spec.variables:
         out.labelled("variables", [f"{name}={shlex.quote(value)}" for name, value in job.spec.variables.items()])
     if job.spec.labels:

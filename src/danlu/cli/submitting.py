@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from danlu.api import LogsQuery
 from danlu.cli import exits, output, wording
@@ -16,8 +17,15 @@ from danlu.cli.terminal import Messages
 from danlu.client import submitting
 from danlu.client.submitting import new_job_id
 from danlu.client.transport import Client
+from danlu.domain.git import GitState
 from danlu.domain.jobs import Job, JobSpec, job_exit_code
 from danlu.domain.resources import format_bytes
+
+if TYPE_CHECKING:
+    from danlu.client.missing import Tree
+
+QUIET_S: Final = 0.3
+"""What takes less needs no progress bar."""
 
 
 def submit(client: Client, spec: JobSpec, messages: Messages) -> Job:
@@ -37,18 +45,36 @@ def telling_what_is_unknown(job_id: str, messages: Messages) -> Iterator[None]:
         raise
 
 
-def send_code(client: Client, folder: Path, messages: Messages) -> str:
-    """Sends a folder with a progress bar; returns its tree's address."""
+def send_code(client: Client, folder: Path, messages: Messages) -> dict[str, Any]:
+    """Sends a folder with a progress bar; returns the fields of JobSpec that say what was sent and where it came from."""
     from danlu.client.code import send
+    from danlu.client.git import Looking
 
     begun = time.monotonic()
+    git = Looking(folder)
+    state: GitState | None = None
+
+    def late() -> bool:
+        return time.monotonic() - begun > QUIET_S
+
+    def read(files: int, size_bytes: int) -> None:
+        if late():
+            messages.status(
+                f"{'code':<13} reading {folder}: {wording.count(files, 'file')}, {format_bytes(size_bytes)}"
+            )
 
     def progress(done: int, total: int) -> None:
-        if time.monotonic() - begun > 0.3:
+        if late():
             messages.bar("code", done, total, f"{format_bytes(done)} of {format_bytes(total)}")
 
+    def differences(tree: Tree) -> tuple[bytes, ...]:
+        nonlocal state
+        state, diff = git.result(tree.has)
+        return () if diff is None else (diff,)
+
     messages.status(f"{'code':<13} reading {folder}")
-    sent = send(client, folder, progress=progress)
+    with contextlib.closing(git):
+        sent = send(client, folder, extra=differences, progress=progress, read=read)
     reused = max(0, sent.files - sent.sent_files)
     messages.step(
         "code",
@@ -59,7 +85,7 @@ def send_code(client: Client, folder: Path, messages: Messages) -> str:
         messages.say(f"{'':<13} left out: {skipped}", "yellow")
     if not sent.files:
         messages.say(f"{'':<13} {folder} holds no files to send: is it the right folder?", "yellow")
-    return sent.tree
+    return {"code": sent.tree, "git": state}
 
 
 def tell_environment(client: Client, job: Job, messages: Messages) -> None:

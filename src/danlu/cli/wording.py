@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from danlu.domain.environments import Environment
+    from danlu.domain.git import GitState
     from danlu.domain.jobs import Attempt, Job, JobSpec, Task
     from danlu.domain.nodes import Node
     from danlu.domain.resources import Resources
@@ -43,6 +44,17 @@ def between(begin: int | None, end: int) -> str:
 def age(at: int | None, now: int) -> str:
     """Returns how long ago it was, in whole seconds."""
     return "-" if at is None else whole((now - at) / SECOND_NS)
+
+
+def git(state: GitState) -> list[str]:
+    """Returns what is known of the repository that code came from, one line or two."""
+    parts = [state.branch or "no branch", "no commit yet" if state.commit is None else state.commit[:12]]
+    parts += [text for text in (state.remote, state.folder and f"folder {state.folder}") if text]
+    if state.dirty and state.diff:
+        parts.append("with uncommitted changes: danlu api GET /v1/blobs/" + state.diff)
+    elif state.dirty:
+        parts.append("with uncommitted changes")
+    return ["  ".join(parts), *([state.note] if state.note else [])]
 
 
 def not_kept(attempts: Iterable[Attempt]) -> list[str]:

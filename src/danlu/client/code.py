@@ -63,7 +63,7 @@ def send(
     root: Path,
     *,
     cache: Path | None = None,
-    extra: Callable[[], Sequence[bytes]] | None = None,
+    extra: Callable[[Tree], Sequence[bytes]] | None = None,
     progress: Progress | None = None,
     read: Read | None = None,
 ) -> Sent:
@@ -73,7 +73,7 @@ def send(
         client: of the platform and project.
         root: the folder.
         cache: the folder that remembers addresses of unchanged files; this user's when left out.
-        extra: asked once the folder is read; returns blobs that are to be sent too.
+        extra: called with the tree once the folder is read; returns blobs that are to be sent too.
         progress: see Progress.
         read: see Read.
 
@@ -91,7 +91,8 @@ def send(
             known = None if last else Cache(cache_file)
             found = scan(root, code=True, now=time.time_ns(), cache=known, progress=read)
             sending = _Sending(client, found, progress)
-            return sending.run(cache_file.with_suffix(".tree"), () if extra is None else extra())
+            more = () if extra is None else extra(sending.tree)
+            return sending.run(cache_file.with_suffix(".tree"), more)
         except _Changed as changed:
             cache_file.unlink(missing_ok=True)
             if last:
@@ -107,11 +108,12 @@ class _Sending:
 
     def __init__(self, client: Client, found: Scan, progress: Progress | None) -> None:
         self._client, self._found, self._progress = client, found, progress
+        self.tree = Tree(found.root, found.nodes)
         self._done = self._total = 0
 
     def run(self, tree_file: Path, extra: Sequence[bytes]) -> Sent:
         found, before = self._found, self._client.sent_bytes
-        new, last, ask = Tree(found.root, found.nodes), remembered(tree_file), asking(self._client)
+        new, last, ask = self.tree, remembered(tree_file), asking(self._client)
         lacks = missing(new, last, ask)
         with self._client.patient(PATIENCE_S):
             files = {address: found.files[address] for address in found.files if address in lacks.addresses}

@@ -31,6 +31,16 @@ class Tree:
         """Returns a node's entries."""
         return decode(self.nodes[address])
 
+    def has(self, path: str) -> bool:
+        """Whether the tree has something at a path, its parts separated by slashes."""
+        address = self.root
+        for part in path.split("/"):
+            entry = next((entry for entry in self.folder(address) if entry.name == part), None) if address else None
+            if entry is None:
+                return False
+            address = entry.address if entry.kind == "dir" else ""
+        return True
+
 
 @dataclass(slots=True)
 class Missing:

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from danlu.domain.commands import Command, Variables, argv_of
 from danlu.domain.environments import PYTHON_PATTERN
 from danlu.domain.frameworks import FRAMEWORKS, Framework, check_roles, framework_of
+from danlu.domain.git import GitState
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
 from danlu.domain.images import full_reference
 from danlu.domain.records import Living, Ns, Said, Text, Value
@@ -133,6 +134,8 @@ class JobSpec(Value):
         description="address of the code's tree; in a file, a folder's name",
         examples=["."],
     )
+    code: str | None = Field(default=None, pattern=ADDRESS_PATTERN, description="address of the code's tree")
+    git: GitState | None = Field(default=None, description="the repository's state that the code was sent from")
     env: Text = Field(default="python", max_length=63, description="environment: danlu env ls")
     requirements: Text | None = Field(
         default=None,

@@ -93,3 +93,9 @@ def require_tree(call: Call, root: str) -> None:
         raise InvalidSpec(
             f"code {root} is not complete: {many} not uploaded, first {absent[0]}", next_step="upload it again"
         )
+
+
+def require(call: Call, address: str) -> None:
+    """Raises InvalidSpec unless the blob is there."""
+    if call.platform.blobs.missing(call.project, (address,)):
+        raise InvalidSpec(f"{address} was not uploaded", next_step="upload it again")

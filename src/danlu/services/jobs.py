@@ -69,6 +69,8 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
     what = None if spec.env == HOST else environments.wanted(spec.env, spec.requirements, spec.python, spec.image)
     if spec.code is not None:
         blobs.require_tree(call, spec.code)
+    if spec.git is not None and spec.git.diff is not None:
+        blobs.require(call, spec.git.diff)
     now = platform.clock.now()
 
     def work(tx: Transaction) -> Job:

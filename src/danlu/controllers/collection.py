@@ -111,13 +111,17 @@ class CollectionController:
                 for stream in (LOG_STREAM, METRICS_STREAM):
                     self.streams.sync(StreamKey(attempt.project, attempt.id, task.name, stream))
             self._store(attempt, found)
+            self._tell()  # nobody needs to wait until its folder is removed
             self.executor.forget(attempt.id)
             self._trials.over(attempt.id)
         except (DanluError, OSError, ValueError) as error:
             self._failed(attempt, error)
         finally:
-            for topic in ("logs", "jobs", "events"):
-                self.hub.notify(topic)
+            self._tell()
+
+    def _tell(self) -> None:
+        for topic in ("logs", "jobs", "events"):
+            self.hub.notify(topic)
 
     def _store(self, attempt: Attempt, found: Scan | None) -> None:
         def work(tx: Transaction) -> None:

@@ -13,7 +13,6 @@ So a start costs as much as the links of what changed, not as the code; and what
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -22,6 +21,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, Protocol
 
+from danlu.errors import DanluError
 from danlu.executors.local import folders
 
 LOG = logging.getLogger("danlu.executors")
@@ -47,6 +47,12 @@ class CodeSource(Protocol):
     def link(self, project: str, tree: str, folder: Path, files: Path, uid: int | None) -> None:
         """Makes a tree of hard links to files kept in ``files``, all of it of this user."""
 
+    def names(self, project: str, tree: str) -> frozenset[str]:
+        """Returns the names in a tree's topmost folder."""
+
+    def change(self, project: str, old: str, new: str, folder: Path, files: Path, uid: int | None) -> None:
+        """Makes the tree of links of ``old`` one of ``new``."""
+
 
 class Layers:
     """The trees that are kept, and who stands on them.
@@ -61,7 +67,7 @@ class Layers:
         self.root, self.source = root, source
         self._ask, self._possible = possible, threading.Lock()
         self._answer: bool | None = None
-        self._locks: dict[str, threading.Lock] = {}
+        self._locks: dict[str, threading.RLock] = {}
         self._grown: set[str] = set()
 
     def start(self, present: Collection[str]) -> None:
@@ -77,7 +83,7 @@ class Layers:
         for unfinished in (self.root / "projects").glob("*/files/*/.*"):
             unfinished.unlink()
         for project in (self.root / "projects").iterdir():
-            self._shrink(project.name, KEPT_TREES)
+            self._tidy(project.name)
 
     def refused(self) -> None:
         """A mount did not work although it had: from now on code is copied."""
@@ -109,16 +115,15 @@ class Layers:
             return None
 
     def leave(self, attempt_id: str) -> None:
-        """Nothing of the attempt is left: it stands on nothing."""
+        """Nothing of the attempt is left: it stands on nothing. What is too much then is removed beside."""
         tree = self.of(attempt_id)
         if tree is None:
             return
         project = tree.parent.parent.name
-        with self._lock(project):
-            (self.root / "uses" / attempt_id).unlink(missing_ok=True)
-            if project in self._grown:
-                self._grown.discard(project)
-                self._shrink(project, KEPT_TREES)
+        (self.root / "uses" / attempt_id).unlink(missing_ok=True)
+        if project in self._grown:
+            self._grown.discard(project)
+            self._tidy(project)
 
     def _mounts(self) -> bool:
         with self._possible:
@@ -128,8 +133,8 @@ class Layers:
                     LOG.info("overlays cannot be mounted here: the code of jobs is copied")
             return self._answer
 
-    def _lock(self, project: str) -> threading.Lock:
-        return self._locks.setdefault(project, threading.Lock())
+    def _lock(self, project: str) -> threading.RLock:
+        return self._locks.setdefault(project, threading.RLock())
 
     def _tree(self, project: str, tree: str) -> Path:
         return self.root / "projects" / project / "trees" / tree.partition(":")[2]
@@ -142,36 +147,78 @@ class Layers:
         files = target.parent.parent / "files"
         for folder in (files, target.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._grown.add(project)
         unfinished = target.with_name(f".{target.name}")
         folders.remove(unfinished)
         try:
-            self.source.link(project, tree, unfinished, files, uid)
+            if not self._change(project, tree, unfinished, files, uid):
+                self.source.link(project, tree, unfinished, files, uid)
             unfinished.rename(target)
+            os.utime(target)
         finally:
             folders.remove(unfinished)
-        self._grown.add(project)
+
+    def _change(self, project: str, tree: str, unfinished: Path, files: Path, uid: int | None) -> bool:
+        """Makes a tree out of one that nothing stands on and that is like it, if there is one."""
+        names = self.source.names(project, tree)
+        for idle in reversed(self._idle(project)):
+            old = f"sha256:{idle.name}"
+            try:
+                before = self.source.names(project, old)
+                if 2 * len(names & before) < len(names | before):
+                    continue
+                idle.rename(unfinished)
+                self.source.change(project, old, tree, unfinished, files, uid)
+            except (DanluError, OSError) as error:
+                LOG.info("the tree %s of project %s is made anew: %s", tree, project, error)
+                folders.remove(unfinished)
+                return False
+            return True
+        return False
+
+    def _idle(self, project: str) -> list[Path]:
+        """Returns the trees that nothing stands on, the longest unused first."""
+        used = {use.readlink() for use in (self.root / "uses").iterdir()}
+        trees = (self.root / "projects" / project / "trees").glob("[!.]*")
+        return sorted((tree for tree in trees if tree not in used), key=lambda tree: tree.stat().st_mtime)
+
+    def _tidy(self, project: str) -> None:
+        """Removes what is too much, beside: nobody waits for it."""
+
+        def work() -> None:
+            try:
+                self._shrink(project, KEPT_TREES)
+            except (DanluError, OSError) as error:
+                LOG.warning("code that project %s no longer needs cannot be removed: %s", project, error)
+
+        threading.Thread(target=work, name="code", daemon=True).start()
 
     def _shrink(self, project: str, keep: int) -> bool:
         """Removes trees that nothing stands on, the longest unused first, and files of none; returns whether any went."""
-        base = self.root / "projects" / project
-        used = {use.readlink() for use in (self.root / "uses").iterdir()}
-        idle = sorted((t for t in (base / "trees").glob("*") if t not in used), key=lambda t: t.stat().st_mtime)
-        removed = False
-        while idle and (len(idle) > keep or _kept_bytes(base / "files") > KEPT_BYTES):
-            folders.remove(idle.pop(0))
-            removed = True
-        if removed:
-            _drop_orphans(base / "files")
+        removed, too_much = False, True
+        while too_much:
+            with self._lock(project):
+                idle = self._idle(project)
+                gone = [(tree, tree.with_name(f".gone-{tree.name}")) for tree in idle[: max(0, len(idle) - keep)]]
+                for tree, aside in gone:
+                    tree.rename(aside)
+            for _, aside in gone:
+                folders.remove(aside)
+            removed = removed or bool(gone)
+            too_much = _sweep(self.root / "projects" / project / "files") > KEPT_BYTES and len(idle) > len(gone)
+            keep = min(keep, len(idle)) - 1
         return removed
 
 
-def _kept_bytes(files: Path) -> int:
-    """Returns the bytes of those files that a tree still names."""
-    return sum(status.st_size for path in files.glob("*/*") if (status := path.lstat()).st_nlink > 1)
-
-
-def _drop_orphans(files: Path) -> None:
-    for path in files.glob("*/*"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.lstat().st_nlink == 1:
-                path.unlink()
+def _sweep(files: Path) -> int:
+    """Removes files that no tree names; returns the bytes of the others."""
+    kept = 0
+    for folder in files.glob("*"):
+        with os.scandir(folder) as listing:
+            for file in listing:
+                status = file.stat(follow_symlinks=False)
+                if status.st_nlink > 1:
+                    kept += status.st_size
+                elif not file.name.startswith("."):  # else it is being stored
+                    Path(file.path).unlink(missing_ok=True)
+    return kept

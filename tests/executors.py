@@ -120,7 +120,9 @@ class LocalBench(Bench):
         self.executor = self._open()
 
     def _open(self) -> LocalExecutor:
-        executor = LocalExecutor(LocalConfig(self.home, self.runtime), code=Code(LocalBlobs(self.home / "blobs")), hint=self.hints.set)
+        executor = LocalExecutor(
+            LocalConfig(self.home, self.runtime), code=Code(LocalBlobs(self.home / "blobs")), hint=self.hints.set
+        )
         executor.start()
         return executor
 

@@ -19,8 +19,8 @@ EACH_SOCKET = pytest.mark.parametrize("operation", SOCKETS, ids=lambda operation
 ALL_PROJECTS = {"platform.get", "nodes.list", "environments.legacy"}
 """Of the platform, not of a project: a foreign project's member sees it too."""
 OF_THE_PROJECT = {
-    "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "environments.list",
-    "environments.build", "environments.prune", "events.list", "events.stream", "top.get",
+    "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "blobs.received", "blobs.append",
+    "environments.list", "environments.build", "environments.prune", "events.list", "events.stream", "top.get",
 }  # fmt: skip
 """What names nothing that exists: for a foreign member it is about the foreign project."""
 

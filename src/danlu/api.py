@@ -159,8 +159,13 @@ class Addresses(Value):
     """Content addresses."""
 
     addresses: tuple[str, ...] = Field(default=(), max_length=MAX_ADDRESSES)
+
+
+class AddressesAndTrees(Addresses):
+    """Content addresses, some of them of trees."""
+
     trees: tuple[str, ...] = Field(
-        default=(), max_length=MAX_TREES, description="in a question: folders' nodes that are meant with all below them"
+        default=(), max_length=MAX_TREES, description="folders' nodes that are meant with all that is below them"
     )
 
 
@@ -173,8 +178,10 @@ class Splices(Value):
 class PieceQuery(Value):
     """Which piece of a blob a request carries."""
 
-    offset: int = Field(ge=0, le=MAX_BLOB_BYTES, description="where it begins; where the last one ended")
-    size_bytes: int = Field(ge=1, le=MAX_BLOB_BYTES, description="of the whole blob")
+    offset: int = Field(default=0, ge=0, le=MAX_BLOB_BYTES, description="where it begins; where the last one ended")
+    size_bytes: int | None = Field(
+        default=None, ge=0, le=MAX_BLOB_BYTES, description="of the whole blob; left out: this is its last piece"
+    )
 
 
 class Received(Value):
@@ -274,7 +281,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       body=SessionRequest, query=SessionQuery, kind=Kind.SOCKET, status=101),
     O("artifacts.get", "GET", "/v1/artifacts/{artifact}", "One artifact", Artifact),
     O("blobs.missing", "POST", "/v1/blobs/missing", "Which of these blobs and trees the project does not have yet", Addresses,
-      body=Addresses),
+      body=AddressesAndTrees),
     O("blobs.pack", "POST", "/v1/blobs", "Store many small blobs at once", Stored, body=bytes, status=201),
     O("blobs.put", "PUT", "/v1/blobs/{address}", "Store one blob", Stored, body=bytes, status=201),
     O("blobs.splice", "POST", "/v1/blobs/splices", "Store blobs that are others with a part replaced", Stored, body=Splices,

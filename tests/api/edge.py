@@ -270,6 +270,18 @@ def bodies(api: Api) -> dict[str, Any]:
         "blobs.missing": {"addresses": [api.ids["address"], address_of(b"new")]},
         "blobs.pack": b"",
         "blobs.put": FILE,
+        "blobs.splice": {
+            "splices": [
+                {
+                    "address": address_of(FILE),
+                    "base": address_of(FILE),
+                    "head_bytes": 1,
+                    "middle": FILE[1:].decode(),
+                    "tail_bytes": 0,
+                },
+            ]
+        },
+        "blobs.append": FILE,
         "environments.build": {"env": "python"},
         "environments.prune": {},
         "tokens.make": {"name": "ci"},

@@ -1,26 +1,22 @@
 """The client against a small server that speaks the wire: errors, repeating, streams that break, uploads, finding it."""
 
-import hashlib
 import io
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from danlu import __version__
-from danlu.api import Addresses, EventsQuery, JobsQuery, LogsQuery, StopRequest, Stored
-from danlu.client import code, connection
-from danlu.client.artifacts import fetch
+from danlu.api import EventsQuery, JobsQuery, LogsQuery, StopRequest
+from danlu.client import connection
 from danlu.client.connection import Connection
 from danlu.client.requests import build
 from danlu.client.transport import Client
-from danlu.domain.artifacts import Artifact
 from danlu.domain.jobs import Job, JobSpec
-from danlu.domain.trees import address_of, unpack
+from danlu.domain.trees import address_of
 from danlu.domain.views import LogChunk, LogPage, Page
 from danlu.errors import (
     InvalidRequest,
@@ -32,59 +28,13 @@ from danlu.errors import (
     Unavailable,
 )
 from danlu.runner.formats import boot_id, start_time
+from tests.wire import Wire, in_turn, problem, reply
 
 JOB_ID = "j" + "0" * 26
 JOB = Job(
     id=JOB_ID, project="default", name="a", spec=JobSpec(command="x"), created_at=0, updated_at=0, queued_at=0,
     checkpoint_owner=JOB_ID,
 )  # fmt: skip
-
-
-class Wire:
-    """A server whose answers a test sets; it keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
-        self.answer: Callable[[BaseHTTPRequestHandler, bytes], None] = lambda handler, _body: reply(handler, 404, b"")
-        wire = self
-
-        class Requests(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def serve(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                wire.asked.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-                wire.answer(self, body)
-
-            do_GET = do_PUT = do_POST = do_DELETE = serve  # noqa: N815 - the library's names
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Requests)
-        self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
-
-
-def reply(handler: BaseHTTPRequestHandler, status: int, content: bytes, kind: str = "application/json") -> None:
-    handler.send_response(status)
-    handler.send_header("Content-Type", kind)
-    handler.send_header("Content-Length", str(len(content)))
-    handler.end_headers()
-    handler.wfile.write(content)
-
-
-def in_turn(*answers: tuple[int, bytes]) -> Callable[[BaseHTTPRequestHandler, bytes], None]:
-    """Answers one after the other; the last one for ever."""
-    left = list(answers)
-    return lambda handler, _body: reply(handler, *(left.pop(0) if len(left) > 1 else left[0]))
 
 
 @pytest.fixture
@@ -98,10 +48,6 @@ def wire() -> Iterator[Wire]:
 def client(wire: Wire) -> Iterator[Client]:
     with Client(Connection(wire.url, "secret"), project="p", patience_s=5) as made:
         yield made
-
-
-def problem(error: Exception, request_id: str = "") -> bytes:
-    return json.dumps({**error.to_problem(), "request_id": request_id}).encode()
 
 
 def test_a_request_is_built_purely():
@@ -309,15 +255,6 @@ def test_the_key_of_a_server_that_has_ended_goes_to_nobody(wire, tmp_path):
         assert client.call("jobs.list").items == ()  # it is waited for, and found again
 
 
-def test_an_upload_is_sent_whole_again_after_a_failure(wire, client):
-    data = os.urandom(700_000)
-    stored = Stored(blobs=1, size_bytes=len(data)).model_dump_json().encode()
-    wire.answer = in_turn((503, problem(Unavailable())), (201, stored))
-    assert client.upload(address_of(data), io.BytesIO(data), len(data)).size_bytes == len(data)
-    assert [asked[3] == data for asked in wire.asked] == [True, True]
-    assert wire.asked[1][1] == f"/v1/blobs/{address_of(data)}"
-
-
 def test_a_full_disk_is_told(wire, client):
     wire.answer = in_turn((507, problem(StorageFull())))
     with pytest.raises(StorageFull):
@@ -350,88 +287,6 @@ def test_an_error_of_another_version_says_so(wire, client):
     with pytest.raises(InvalidSpec) as raised:
         client.call("jobs.get", {"job": "a"})
     assert raised.value.next_step == f"look\nthe versions differ: this client {__version__}, the server 0.0.9"
-
-
-class Store:
-    """Answers as the platform's blobs do."""
-
-    def __init__(self, wire: Wire) -> None:
-        self.blobs: dict[str, bytes] = {}
-        self._wire = wire
-
-    def __call__(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
-        method, path = handler.command, handler.path
-        if path == "/v1/blobs/missing":
-            absent = tuple(a for a in Addresses.model_validate_json(body).addresses if a not in self.blobs)
-            reply(handler, 200, Addresses(addresses=absent).model_dump_json().encode())
-        elif method == "GET" and path.rpartition("/")[2] not in self.blobs:
-            reply(handler, 404, problem(NotFound()))
-        elif method == "GET":
-            reply(handler, 200, self.blobs[path.rpartition("/")[2]], "application/octet-stream")
-        else:
-            found = list(unpack(body)) if method == "POST" else [(path.rpartition("/")[2], body)]
-            for address, blob in found:
-                if address_of(blob) != address:
-                    reply(handler, 400, problem(InvalidRequest("these are not those bytes")))
-                    return
-                self.blobs[address] = blob
-            size = sum(len(blob) for _, blob in found)
-            reply(handler, 201, Stored(blobs=len(found), size_bytes=size).model_dump_json().encode())
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
-    (folder / "lib").mkdir(parents=True)
-    (folder / "train.py").write_text("print(1)")
-    (folder / "lib" / "big.bin").write_bytes(os.urandom(2_000_000))
-    (folder / "empty").touch()
-    return folder
-
-
-def test_a_folder_is_sent_once_and_comes_back_as_it_was(wire, client, project, tmp_path):
-    wire.answer = store = Store(wire)
-    seen: list[tuple[int, int]] = []
-    sent = code.send(client, project, cache=tmp_path / "cache", progress=lambda done, total: seen.append((done, total)))
-    assert (sent.files, sent.sent_files) == (3, 3)
-    assert seen[-1][0] == seen[-1][1] == sent.sent_bytes
-    again = code.send(client, project, cache=tmp_path / "cache")
-    assert (again.tree, again.sent_files, again.sent_bytes) == (sent.tree, 0, 0)
-    (project / "train.py").write_text("print(2)")
-    assert code.send(client, project, cache=tmp_path / "cache").sent_files == 1
-    artifact = Artifact(
-        id="a" + "0" * 26, project="p", created_at=0, updated_at=0, job_id=JOB_ID, attempt_id=JOB_ID + "-1",
-        tree=sent.tree, partial=False, files=3, size_bytes=sent.size_bytes,
-    )  # fmt: skip
-    assert fetch(client, artifact, tmp_path / "back") == (3, sent.size_bytes)
-    assert (tmp_path / "back" / "train.py").read_text() == "print(1)"
-    big = (tmp_path / "back" / "lib" / "big.bin").read_bytes()
-    assert hashlib.sha256(big).hexdigest() == hashlib.sha256((project / "lib" / "big.bin").read_bytes()).hexdigest()
-    with pytest.raises(InvalidSpec, match="there already"):
-        fetch(client, artifact, tmp_path / "back")
-    del store.blobs[address_of(big)]
-    client.patience_s = 0
-    with pytest.raises(NotFound):
-        fetch(client, artifact, tmp_path / "torn")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "cache", "project"]
-
-
-def test_a_file_that_changes_while_it_is_sent_is_told(wire, client, project, tmp_path):
-    store = Store(wire)
-
-    def change(handler: BaseHTTPRequestHandler, body: bytes) -> None:
-        with (project / "train.py").open("a") as file:
-            file.write("#")
-        store(handler, body)
-
-    wire.answer = change
-    with pytest.raises(InvalidSpec, match=r"train\.py changes while it is sent"):
-        code.send(client, project, cache=tmp_path / "cache")
-
-
-def test_a_folder_that_is_none_is_told(client, tmp_path):
-    with pytest.raises(InvalidSpec, match="is not a folder"):
-        code.send(client, tmp_path / "nope")
 
 
 def home_with(tmp_path: Path, **changes: object) -> Path:

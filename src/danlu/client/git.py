@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
-from danlu.domain.git import MAX_DIFF_BYTES, GitState, without_passwords
+from danlu.domain.git import MAX_DIFF_BYTES, GitState
 from danlu.domain.trees import address_of
 
 TIMEOUT_S: Final = 10.0
@@ -40,6 +42,8 @@ DIFF: Final = (
     "diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--submodule=short",
     "--ignore-submodules=dirty", "--full-index", "--src-prefix=a/", "--dst-prefix=b/", f"-O{os.devnull}", "HEAD", "--", ".",
 )  # fmt: skip
+_BY_SSH: Final = re.compile(r"(?:[\w.+-]+@)?[\w.-]+:(?!//)[\w./~+@-]+")
+"""As in git@example.org:team/project.git, where no password can stand."""
 Has = Callable[[str], bool]
 """Whether a path, relative to the folder, is part of the code that is sent."""
 
@@ -235,3 +239,20 @@ def _status(printed: bytes) -> tuple[str | None, list[str]]:
 
 def _text(data: bytes) -> str:
     return data.decode(errors="replace").replace("\0", "\ufffd")
+
+
+def without_passwords(remote: str) -> str | None:
+    """Returns a remote's address as far as it can be shown to others; None where that cannot be told."""
+    if _BY_SSH.fullmatch(remote):
+        return remote
+    try:
+        parts = urlsplit(remote)
+        host = parts.hostname or ""
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https", "ssh", "git") or not re.fullmatch(r"[\w.-]+|[0-9a-f:]+", host):
+        return None
+    user = f"{parts.username}@" if parts.scheme == "ssh" and parts.username else ""
+    host = f"[{host}]" if ":" in host else host
+    return urlunsplit((parts.scheme, f"{user}{host}{port}", parts.path, "", ""))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from danlu.api import MAX_ADDRESSES, MAX_TREES, Addresses
+from danlu.api import MAX_ADDRESSES, MAX_TREES, AddressesAndTrees
 from danlu.client.transport import Client
 from danlu.domain.trees import Entry, decode, frames, unpack
 from danlu.errors import InvalidRequest
@@ -124,7 +124,7 @@ def asking(client: Client) -> Ask:
 
 
 def _call(client: Client, blobs: Iterable[str], trees: Iterable[str]) -> set[str]:
-    body = Addresses(addresses=tuple(blobs), trees=tuple(trees))
+    body = AddressesAndTrees(addresses=tuple(blobs), trees=tuple(trees))
     return set(client.call("blobs.missing", body=body).addresses)
 
 

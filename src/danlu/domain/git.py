@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Final
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, StringConstraints
 
@@ -12,8 +10,6 @@ from danlu.domain.records import Text, Value
 from danlu.domain.trees import ADDRESS_PATTERN
 
 MAX_DIFF_BYTES: Final = 2**20
-_BY_SSH: Final = re.compile(r"(?:[\w.+-]+@)?[\w.-]+:(?!//)[\w./~+@-]+")
-"""As in git@example.org:team/project.git, where no password can stand."""
 
 Short = Annotated[Text, StringConstraints(max_length=1000)]
 
@@ -34,20 +30,3 @@ class GitState(Value):
         default=None, pattern=ADDRESS_PATTERN, description="address of the differences, as git prints them"
     )
     note: Short = Field(default="", description="why something is left out")
-
-
-def without_passwords(remote: str) -> str | None:
-    """Returns a remote's address as far as it can be shown to others; None where that cannot be told."""
-    if _BY_SSH.fullmatch(remote):
-        return remote
-    try:
-        parts = urlsplit(remote)
-        host = parts.hostname or ""
-        port = "" if parts.port is None else f":{parts.port}"
-    except ValueError:
-        return None
-    if parts.scheme not in ("http", "https", "ssh", "git") or not re.fullmatch(r"[\w.-]+|[0-9a-f:]+", host):
-        return None
-    user = f"{parts.username}@" if parts.scheme == "ssh" and parts.username else ""
-    host = f"[{host}]" if ":" in host else host
-    return urlunsplit((parts.scheme, f"{user}{host}{port}", parts.path, "", ""))

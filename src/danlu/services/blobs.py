@@ -11,6 +11,7 @@ from danlu.api import (
     MAX_PACK_BYTES,
     MAX_SPLICED_BYTES,
     Addresses,
+    AddressesAndTrees,
     PieceQuery,
     Received,
     Splices,
@@ -24,7 +25,7 @@ from danlu.services.context import Call
 MAX_TOLD: Final = 100
 
 
-def missing(call: Call, body: Addresses) -> Addresses:
+def missing(call: Call, body: AddressesAndTrees) -> Addresses:
     """Returns which of these blobs, and what of these trees, the project does not have yet."""
     blobs = call.platform.blobs
     found = dict.fromkeys(blobs.missing(call.project, body.addresses))
@@ -71,9 +72,9 @@ def received(call: Call, address: str) -> Received:
 
 def append(call: Call, address: str, query: PieceQuery, body: bytes) -> Received:
     """Adds a piece to a blob, which is stored with its last one."""
+    size = query.offset + len(body) if query.size_bytes is None else query.size_bytes
     blobs, piece = call.platform.blobs, io.BytesIO(body)
-    size = blobs.append(call.project, address, piece, offset=query.offset, size=query.size_bytes)
-    return Received(size_bytes=size)
+    return Received(size_bytes=blobs.append(call.project, address, piece, offset=query.offset, size=size))
 
 
 def get(call: Call, address: str) -> BinaryIO:
@@ -85,13 +86,10 @@ def require_tree(call: Call, root: str) -> None:
     """Raises InvalidSpec unless it is a tree, and all of it is there."""
     absent = call.platform.blobs.absent(call.project, root, most=MAX_TOLD)
     if absent:
-        many = (
-            f"{len(absent)} or more of its blobs were"
-            if len(absent) == MAX_TOLD
-            else f"{len(absent)} of its blobs were"
-        )
+        others = f", nor were {len(absent) - 1} more" if len(absent) < MAX_TOLD else ", nor were others"
         raise InvalidSpec(
-            f"code {root} is not complete: {many} not uploaded, first {absent[0]}", next_step="upload it again"
+            f"code {root} is not complete: {absent[0]} was not uploaded{others if len(absent) > 1 else ''}",
+            next_step="upload it again",
         )
 
 

@@ -1,0 +1,210 @@
+"""Blobs that come in pieces, and trees of which something is missing: what every store of blobs promises."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from danlu.blobs import parts
+from danlu.blobs.base import Blobs
+from danlu.blobs.local import LocalBlobs
+from danlu.domain.trees import Entry, address_of, encode
+from danlu.errors import Conflict, DataDamaged, InvalidRequest, StorageFull
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    return LocalBlobs(tmp_path / "blobs")
+
+
+def add(blobs: Blobs, data: bytes, begin: int, end: int, *, address: str | None = None) -> int:
+    return blobs.append("p", address or address_of(data), io.BytesIO(data[begin:end]), offset=begin, size=len(data))
+
+
+@settings(max_examples=30)  # each blob waits for the disk
+@given(st.binary(min_size=1, max_size=200), st.lists(st.integers(0, 200), max_size=6), st.booleans())
+def test_pieces_cut_anywhere_become_the_blob(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int], restart: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("blobs")
+    blobs = LocalBlobs(folder)
+    at = 0
+    for cut in [*sorted({min(cut, len(data)) for cut in cuts} - {0}), len(data)]:
+        if restart:  # whoever stores the next piece knows nothing of the ones before
+            blobs = LocalBlobs(folder)
+            blobs.start()
+        assert blobs.received("p", address_of(data)) == at
+        at = add(blobs, data, at, max(cut, at))
+    assert blobs.missing("p", [address_of(data)]) == ()
+    assert blobs.read("p", address_of(data)) == data
+    assert blobs.received("p", address_of(data)) == len(data)
+    assert list((folder / ".unfinished").iterdir()) == []
+
+
+def test_a_piece_goes_where_the_last_one_ended(blobs: Blobs) -> None:
+    data = b"0123456789"
+    add(blobs, data, 0, 4)
+    for begin in (0, 3, 5):
+        with pytest.raises(Conflict) as caught:
+            add(blobs, data, begin, 10)
+        assert caught.value.details["received"] == 4
+    assert add(blobs, data, 4, 10) == 10
+    assert add(blobs, data, 4, 10) == 10  # an answer was lost: it is there
+    assert blobs.read("p", address_of(data)) == data
+
+
+def test_another_project_has_its_own_pieces(blobs: Blobs) -> None:
+    data = b"0123456789"
+    add(blobs, data, 0, 4)
+    assert blobs.received("q", address_of(data)) == 0
+    assert blobs.append("q", address_of(data), io.BytesIO(data), offset=0, size=10) == 10
+    assert blobs.missing("p", [address_of(data)]) == (address_of(data),)
+
+
+def test_wrong_bytes_begin_anew(blobs: Blobs) -> None:
+    data = b"0123456789"
+    add(blobs, b"x" * 10, 0, 9, address=address_of(data))
+    with pytest.raises(InvalidRequest, match="nothing was stored"):
+        add(blobs, b"x" * 10, 9, 10, address=address_of(data))
+    assert blobs.received("p", address_of(data)) == 0
+    assert add(blobs, data, 0, 10) == 10
+
+
+def test_a_piece_that_is_too_long_is_not_added(blobs: Blobs) -> None:
+    data = b"0123456789"
+    add(blobs, data, 0, 4)
+    with pytest.raises(InvalidRequest, match="has 10 bytes"):
+        blobs.append("p", address_of(data), io.BytesIO(b"x" * 7), offset=4, size=10)
+    assert blobs.received("p", address_of(data)) == 4
+    assert add(blobs, data, 4, 10) == 10
+
+
+class Torn(io.BytesIO):
+    """A sender that goes away after some bytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= 3:
+            raise ConnectionError
+        return super().read(min(3, size or 3))
+
+
+def test_a_sender_that_goes_away_leaves_whole_pieces(blobs: Blobs) -> None:
+    data = b"0123456789"
+    add(blobs, data, 0, 2)
+    with pytest.raises(ConnectionError):
+        blobs.append("p", address_of(data), Torn(data[2:]), offset=2, size=10)
+    assert blobs.received("p", address_of(data)) == 2
+    assert add(blobs, data, 2, 10) == 10
+
+
+def test_two_senders_do_not_mix(blobs: Blobs) -> None:
+    data = os.urandom(200_000)
+
+    def send(_: int) -> None:
+        at = 0
+        while at < len(data):
+            try:
+                at = add(blobs, data, at, at + 1000)
+            except Conflict:
+                at = blobs.received("p", address_of(data))
+
+    with ThreadPoolExecutor(4) as senders:
+        list(senders.map(send, range(4)))
+    assert blobs.read("p", address_of(data)) == data
+
+
+def test_what_was_given_up_is_removed(blobs: Blobs, tmp_path: Path) -> None:
+    for data in (b"old-one", b"new-one"):
+        add(blobs, data, 0, 3)
+    (old,) = (tmp_path / "blobs" / ".unfinished").glob(f"*{address_of(b'old-one')[7:]}*")
+    long_ago = old.stat().st_mtime - parts.KEPT_S - 60
+    os.utime(old, (long_ago, long_ago))
+    add(blobs, b"third", 0, 3)
+    assert blobs.received("p", address_of(b"old-one")) == 0
+    assert blobs.received("p", address_of(b"new-one")) == 3
+
+
+def test_a_full_disk_keeps_what_has_arrived(small_disk: Any) -> None:
+    blobs = LocalBlobs(small_disk(4 * 2**20) / "blobs")
+    data = random.Random(1).randbytes(16 * 2**20)
+    add(blobs, data, 0, 2**20)
+    with pytest.raises(StorageFull):
+        add(blobs, data, 2**20, len(data))
+    assert blobs.received("p", address_of(data)) == 2**20
+
+
+# trees
+
+
+def test_of_a_tree_what_is_missing_is_named(blobs: Blobs) -> None:
+    inner = encode(
+        [Entry("b.py", "file", address_of(b"b"), 0o644, 1), Entry("c.py", "file", address_of(b"c"), 0o644, 1)]
+    )
+    outer = encode(
+        [Entry("lib", "dir", address_of(inner), size=2, files=2), Entry("a.py", "file", address_of(b"a"), 0o644, 1)]
+    )
+    root = address_of(outer)
+    assert blobs.absent("p", root, most=10) == (root,)
+    blobs.put_many("p", [(root, outer)])
+    assert set(blobs.absent("p", root, most=10)) == {address_of(b"a"), address_of(inner)}
+    assert len(blobs.absent("p", root, most=1)) == 1
+    blobs.put_many("p", [(address_of(inner), inner), (address_of(b"a"), b"a"), (address_of(b"b"), b"b")])
+    assert blobs.absent("p", root, most=10) == (address_of(b"c"),)
+    blobs.put_many("p", [(address_of(b"c"), b"c")])
+    assert blobs.absent("p", root, most=10) == ()
+    assert blobs.absent("q", root, most=10) == (root,)
+
+
+def test_what_was_whole_is_so_no_more_once_something_is_damaged(blobs: Blobs, tmp_path: Path) -> None:
+    node = encode([Entry("a.py", "file", address_of(b"a"), 0o644, 1)])
+    blobs.put_many("p", [(address_of(node), node), (address_of(b"a"), b"a")])
+    assert blobs.absent("p", address_of(node), most=10) == ()
+    (stored,) = (tmp_path / "blobs" / "p").rglob(address_of(b"a")[9:])
+    stored.chmod(0o600)
+    stored.write_bytes(b"x")
+    with pytest.raises(DataDamaged):
+        blobs.read("p", address_of(b"a"))
+    assert blobs.absent("p", address_of(node), most=10) == (address_of(b"a"),)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        b"{}", b"", encode([Entry("up", "link", target="../x")]),
+        encode([Entry("lib", "dir", address_of(encode([])), size=1, files=1)]),
+    ],
+)  # fmt: skip
+def test_what_is_no_tree_is_told(blobs: Blobs, node: bytes) -> None:
+    blobs.put_many("p", [(address_of(one), one) for one in (node, encode([]))])
+    for _ in range(2):  # it is not taken for one the second time either
+        with pytest.raises(InvalidRequest):
+            blobs.absent("p", address_of(node), most=10)
+
+
+def test_a_link_may_climb_as_far_as_its_folder_lies_deep(blobs: Blobs) -> None:
+    inner = encode([Entry("up", "link", target="../a.py")])
+    outer = encode([Entry("lib", "dir", address_of(inner))])
+    blobs.put_many("p", [(address_of(one), one) for one in (inner, outer)])
+    assert blobs.absent("p", address_of(outer), most=10) == ()
+    with pytest.raises(InvalidRequest, match="leaves it"):
+        blobs.absent("p", address_of(inner), most=10)
+
+
+def test_folders_that_name_each_other_twice_end(blobs: Blobs) -> None:
+    entries: list[Entry] = []
+    for _ in range(63):
+        node = encode(entries)
+        blobs.put_many("p", [(address_of(node), node)])
+        entries = [Entry(name, "dir", address_of(node)) for name in ("a", "b")]
+    root = encode(entries)
+    blobs.put_many("p", [(address_of(root), root)])
+    with pytest.raises(InvalidRequest, match="more than"):
+        blobs.absent("p", address_of(root), most=10)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 
 from danlu.domain.summaries import Summary, summarize
-from danlu.domain.trees import MAX_DEPTH, MAX_TREE_ENTRIES, Entry, decode, require_address, walk
+from danlu.domain.trees import MAX_DEPTH, MAX_TREE_ENTRIES, Entry, decode, require_address
 from danlu.errors import InvalidRequest, NotFound
 
 MAX_REMEMBERED: Final = 100_000
@@ -43,10 +43,8 @@ class Wholeness:
         """
         look = _Look(self, project, most)
         summary = look.folder(require_address(root), 0)
-        if summary is not None and not summary.is_a_tree:
-            for _ in walk(root, lambda address: self._blobs.read(project, address)):
-                pass  # it says where and why
-            raise InvalidRequest(f"tree {root} is larger or deeper than a tree may be, or a link leaves it")
+        if summary is not None and (wrong := summary.wrong()):
+            raise InvalidRequest(f"tree {root} {wrong}")
         return tuple(look.absent)
 
 

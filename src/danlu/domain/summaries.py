@@ -40,15 +40,15 @@ class Summary:
     path_bytes: int = 0
     climb: int = 0
 
-    @property
-    def is_a_tree(self) -> bool:
-        """Whether a folder like this may be the topmost one."""
-        return (
-            self.entries <= MAX_TREE_ENTRIES
-            and self.height <= MAX_DEPTH
-            and self.path_bytes <= MAX_PATH_BYTES
-            and self.climb <= 0
-        )
+    def wrong(self) -> str:
+        """Returns why a folder like this cannot be the topmost one; "" where it can."""
+        if self.entries > MAX_TREE_ENTRIES:
+            return f"has more than {MAX_TREE_ENTRIES} entries"
+        if self.height > MAX_DEPTH:
+            return f"has more than {MAX_DEPTH} levels"
+        if self.path_bytes > MAX_PATH_BYTES:
+            return f"has a path of more than {MAX_PATH_BYTES} bytes"
+        return "has a link that leaves it" if self.climb > 0 else ""
 
 
 def summarize(entries: Iterable[Entry], below: Mapping[str, Summary]) -> Summary:

@@ -68,7 +68,7 @@ class Layers:
         self._ask, self._possible = possible, threading.Lock()
         self._answer: bool | None = None
         self._locks: dict[str, threading.RLock] = {}
-        self._grown: set[str] = set()
+        self._tidying: set[threading.Thread] = set()
 
     def start(self, present: Collection[str]) -> None:
         """Makes the folders; what attempts stood on that are no longer present is free. Half made trees are removed."""
@@ -92,12 +92,12 @@ class Layers:
 
     def take(self, attempt_id: str, project: str, tree: str, uid: int | None) -> Path | None:
         """Returns the tree that an attempt shall stand on, made if need be; None where its code is to be copied."""
+        use = self.root / "uses" / attempt_id
+        use.unlink(missing_ok=True)  # of a launch that failed
         size, files = self.source.size(project, tree)
         if (size <= COPIED_BYTES and files <= COPIED_FILES) or not self._mounts():
             return None
         with self._lock(project):
-            use = self.root / "uses" / attempt_id
-            use.unlink(missing_ok=True)
             use.symlink_to(self._tree(project, tree))
             try:
                 self._make(project, tree, uid)
@@ -121,9 +121,7 @@ class Layers:
             return
         project = tree.parent.parent.name
         (self.root / "uses" / attempt_id).unlink(missing_ok=True)
-        if project in self._grown:
-            self._grown.discard(project)
-            self._tidy(project)
+        self._tidy(project)
 
     def _mounts(self) -> bool:
         with self._possible:
@@ -147,7 +145,6 @@ class Layers:
         files = target.parent.parent / "files"
         for folder in (files, target.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._grown.add(project)
         unfinished = target.with_name(f".{target.name}")
         folders.remove(unfinished)
         try:
@@ -191,7 +188,17 @@ class Layers:
             except (DanluError, OSError) as error:
                 LOG.warning("code that project %s no longer needs cannot be removed: %s", project, error)
 
-        threading.Thread(target=work, name="code", daemon=True).start()
+            finally:
+                self._tidying.discard(threading.current_thread())
+
+        thread = threading.Thread(target=work, name="code", daemon=True)
+        self._tidying.add(thread)
+        thread.start()
+
+    def settle(self) -> None:
+        """Waits until all that is to be removed is."""
+        for thread in tuple(self._tidying):
+            thread.join()
 
     def _shrink(self, project: str, keep: int) -> bool:
         """Removes trees that nothing stands on, the longest unused first, and files of none; returns whether any went."""

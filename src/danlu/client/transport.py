@@ -66,6 +66,7 @@ class Client:
         self.connection, self.project, self.patience_s = connection, project, patience_s
         self.relocate, self.notice = relocate, notice
         self._open: tuple[Connection, httpx2.Client] | None = None
+        self._left: list[tuple[Connection, httpx2.Client]] = []
         self.sent_bytes = 0
         """Of requests' bodies, those that were repeated included."""
 
@@ -91,9 +92,9 @@ class Client:
 
     def close(self) -> None:
         """Closes all connections."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+        for _, opened in (*self._left, *([] if self._open is None else [self._open])):
+            opened.close()
+        self._open, self._left = None, []
 
     def call(
         self,
@@ -275,6 +276,7 @@ class Client:
             if server is None or server.url != connection.url:
                 raise _Absent("its server does not run there now")
         if opened is None or opened[0] != connection:
+            self._left += [] if opened is None else [opened]
             opened = self._open = connection, _sender(connection, self.project)
             weakref.finalize(self, opened[1].close)  # a program's jobs hold their client: nobody closes it by hand
         return connection.url, opened[1]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("commands", "idle", "log_call", "queue", "lines", "gang", "gang_logs", "usage", "environment_build")
+NAMES = (
+    "commands", "idle", "log_call", "queue", "lines", "gang", "gang_logs", "usage", "environment_build", "code_upload",
+)  # fmt: skip
 
 names = sys.argv[1:] or NAMES
 unknown = set(names) - set(NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import zlib
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
@@ -31,7 +32,7 @@ class Wire:
             def serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 wire.asked.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-                wire.answer(self, body)
+                wire.answer(self, zlib.decompress(body) if self.headers.get("Content-Encoding") == "deflate" else body)
 
             do_GET = do_PUT = do_POST = do_DELETE = serve  # noqa: N815 - the library's names
 

@@ -229,3 +229,12 @@ def test_blobs_beside_the_code_go_with_it(wire, client, project, tmp_path):
     asked = len(wire.asked)
     code.send(client, project, cache=tmp_path / "cache", extra=beside)
     assert not any(b"a difference" in body for _, _, _, body in wire.asked[asked:])
+
+
+def test_what_changed_travels_compressed(wire, client, tmp_path):
+    wire.answer = store = Store(wire)
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "train.py").write_text("print(1)\n" * 5000)
+    sent = code.send(client, tmp_path / "code", cache=tmp_path / "cache")
+    assert sent.sent_bytes < 2000
+    assert store.below(sent.tree) == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from danlu.api import MAX_PACK_BYTES, MAX_SPLICES, Splices
 from danlu.blobs.folders import Cache, Scan, scan
 from danlu.client.connection import cache_folder
 from danlu.client.missing import Missing, Tree, asking, missing, remember, remembered
+from danlu.client.requests import Deflated
 from danlu.client.transport import Client
 from danlu.domain.splices import Splice, splice_of
 from danlu.domain.trees import FRAME_HEAD_BYTES, MAX_FRAMES, address_of, frames
@@ -23,6 +25,8 @@ SMALL_BYTES: Final = 4 * 2**20
 """What is larger travels alone, in pieces."""
 SPLICED_BYTES: Final = 4096
 """A node that is shorter is not worth a splice."""
+DEFLATED_BYTES: Final = 2**20
+"""A larger pack is sent as it is: compressing it takes longer than a quick network needs for it."""
 MAX_MIDDLES_BYTES: Final = 2**20
 PATIENCE_S: Final = 60.0
 """How long an upload waits for a platform that is away, before it gives up; what it sent is not lost then either."""
@@ -141,7 +145,7 @@ class _Sending:
         short = [node for node in nodes.values() if len(node) <= SMALL_BYTES]
         for pack in _packs(_blobs(small, [*extra, *short])):
             try:
-                self._client.call("blobs.pack", body=pack)
+                self._client.call("blobs.pack", body=_deflated(pack))
             except InvalidRequest as error:
                 raise _Changed("a file") from error
             self._moved(len(pack))
@@ -211,6 +215,14 @@ def _packs(blobs: Iterable[bytes]) -> Iterator[bytes]:
         count += 1
     if pack:
         yield bytes(pack)
+
+
+def _deflated(pack: bytes) -> bytes:
+    """Returns a small pack compressed, if that helps: what changes from one submit to the next is mostly text."""
+    if len(pack) > DEFLATED_BYTES:
+        return pack
+    short = zlib.compress(pack)
+    return Deflated(short) if len(short) < 0.9 * len(pack) else pack
 
 
 def _read(path: str, most_bytes: int) -> bytes:

@@ -48,6 +48,10 @@ _BY_STATUS: Final[Mapping[int, type[DanluError]]] = {
 }
 
 
+class Deflated(bytes):
+    """A body that is compressed: zlib's format, which HTTP calls deflate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is to be sent. ``target`` is a path and a query."""
@@ -57,6 +61,14 @@ class Request:
     target: str
     content: bytes | None = None
     content_type: str = "application/json"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What its body is."""
+        if self.content is None:
+            return {}
+        encoding = {"Content-Encoding": "deflate"} if isinstance(self.content, Deflated) else {}
+        return {"Content-Type": self.content_type, **encoding}
 
     @property
     def repeatable(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 from danlu import __version__
 from danlu.api import PROJECT_HEADER, PieceQuery
 from danlu.client.connection import Connection, is_loopback, running
-from danlu.client.requests import VERSION_HEADER, Request, build, failure, parse, require_path
+from danlu.client.requests import VERSION_HEADER, build, failure, parse, require_path
 from danlu.errors import Conflict, DanluError, PlatformError, TooManyRequests, Unavailable, from_problem
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Client:
             url, http = self._reach()
             self.sent_bytes += len(request.content or b"")
             answer = http.request(
-                request.method, url + request.target, content=request.content, headers=_headers(request)
+                request.method, url + request.target, content=request.content, headers=request.headers
             )
             _check(answer, url)
             return parse(request.operation, answer.content, url)
@@ -388,10 +388,6 @@ def _timeout(read_s: float) -> Any:
     import httpx2
 
     return httpx2.Timeout(connect=CONNECT_TIMEOUT_S, read=read_s, write=READ_TIMEOUT_S, pool=CONNECT_TIMEOUT_S)
-
-
-def _headers(request: Request) -> dict[str, str]:
-    return {} if request.content is None else {"Content-Type": request.content_type}
 
 
 def _resumed(query: BaseModel, cursor: str) -> BaseModel:

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import tempfile
 import typing
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
@@ -164,7 +165,7 @@ async def _received(request: Request, limit: int, folder: Path) -> AsyncIterator
     """A request's raw body in a temporary file, bounded, rewound; gone when left."""
     size = 0
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(folder)) as file:
-        async for chunk in request.stream():
+        async for chunk in _decoded(request):
             size += len(chunk)
             if size > limit:
                 raise TooLarge(f"this body has at most {limit} bytes")
@@ -175,6 +176,31 @@ async def _received(request: Request, limit: int, folder: Path) -> AsyncIterator
                     file.write(chunk)
         file.seek(0)
         yield typing.cast(BinaryIO, file)
+
+
+async def _decoded(request: Request) -> AsyncIterator[bytes]:
+    """A request's body as it comes, inflated in bounded steps where it says that it is deflated."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
+        async for chunk in request.stream():
+            yield chunk
+        return
+    if encoding != "deflate":
+        raise InvalidRequest(
+            f"the content encoding {encoding[:40]!r} is not known", next_step="send it as it is, or by deflate"
+        )
+    inflating = zlib.decompressobj()
+    try:
+        async for chunk in request.stream():
+            left, more = chunk, True
+            while left or more:
+                piece = await anyio.to_thread.run_sync(inflating.decompress, left, READ_BYTES)
+                yield piece
+                left, more = inflating.unconsumed_tail, len(piece) == READ_BYTES
+    except zlib.error as error:
+        raise InvalidRequest(f"the body is not deflated: {error}") from error
+    if not inflating.eof or inflating.unused_data:
+        raise InvalidRequest("the deflated body does not end where it should")
 
 
 async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:

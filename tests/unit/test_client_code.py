@@ -3,19 +3,24 @@
 import hashlib
 import io
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+from danlu.blobs.folders import scan
 from danlu.client import code
 from danlu.client.artifacts import fetch
 from danlu.client.connection import Connection
+from danlu.client.missing import Tree
 from danlu.client.transport import PIECE_BYTES, Client
 from danlu.domain.artifacts import Artifact
 from danlu.domain.trees import address_of
 from danlu.errors import InvalidRequest, InvalidSpec, NotFound, Unavailable
+from tests.conftest import cannot_run
 from tests.wire import Store, Wire, problem, reply
 
 JOB_ID = "j" + "0" * 26
@@ -215,20 +220,32 @@ def test_a_memory_that_is_damaged_only_costs_time(wire, client, tmp_path, conten
     assert store.below(sent.tree) == set()
 
 
-def test_blobs_beside_the_code_go_with_it(wire, client, project, tmp_path):
+def test_the_uncommitted_diff_goes_with_the_code(wire, client, project, tmp_path, monkeypatch):
+    if shutil.which("git") is None:
+        cannot_run("git is not installed")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     wire.answer = store = Store(wire)
-    roots = []
+    assert code.send(client, project, cache=tmp_path / "cache").git is None
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=project, check=True, timeout=60)
+    (project / "train.py").write_text("print(2)")
+    (project / "lib" / "big.bin").write_bytes(b"left out")
+    (project / ".danluignore").write_text("lib\n")
+    sent = code.send(client, project, cache=tmp_path / "cache")
+    assert sent.git is not None
+    assert sent.fields()["git"]["commit"] == sent.git.commit
+    diff = store.blobs[sent.git.diff]
+    assert b"+print(2)" in diff
+    assert b"big.bin" not in diff
 
-    def beside(tree):
-        roots.append((tree.root, tree.has("lib/big.bin"), tree.has("lib"), tree.has("lib/nope"), tree.has("empty/x")))
-        return [b"a difference"]
 
-    sent = code.send(client, project, cache=tmp_path / "cache", extra=beside)
-    assert roots == [(sent.tree, True, True, False, False)]
-    assert store.blobs[address_of(b"a difference")] == b"a difference"
-    asked = len(wire.asked)
-    code.send(client, project, cache=tmp_path / "cache", extra=beside)
-    assert not any(b"a difference" in body for _, _, _, body in wire.asked[asked:])
+def test_a_tree_knows_what_is_in_it(project):
+    found = scan(project, code=True, now=0)
+    tree = Tree(found.root, found.nodes)
+    there = {path: tree.has(path) for path in ("lib/big.bin", "lib", "train.py", "lib/nope", "empty/x", "nope/x", "")}
+    assert there == {"lib/big.bin": True, "lib": True, "train.py": True, "lib/nope": False, "empty/x": False,
+                     "nope/x": False, "": False}  # fmt: skip
 
 
 def test_what_changed_travels_compressed(wire, client, tmp_path):

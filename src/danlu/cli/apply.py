@@ -41,7 +41,7 @@ def apply(
     with connect_or_start(common, messages) as client:
         for fields, folder in checked:
             if folder is not None:
-                fields |= send_code(client, folder, messages)
+                fields |= send_code(client, folder, messages).fields()
             jobs.append(submit(client, spec_of(fields), messages))
     if output in ("json", "yaml"):
         if len(jobs) == 1:

@@ -39,7 +39,7 @@ def retry(
         old = client.call("jobs.get", {"job": name})
         changes = submitting.changed(old.spec, fields) | _set(set_)
         if code is not None:
-            changes["code"] = send_code(client, code, messages)
+            changes |= send_code(client, code, messages).fields()
         job_id = submitting.new_job_id()
         with telling_what_is_unknown(job_id, messages):
             new = submitting.retry(client, old, changes, job_id)

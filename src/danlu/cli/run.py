@@ -44,7 +44,8 @@ def run(
     messages = Messages(quiet=output in ("json", "yaml"))
     with connect_or_start(common, messages) as client:
         if folder is not None:
-            spec = spec.model_copy(update=send_code(client, folder, messages))
+            sent = send_code(client, folder, messages)
+            spec = spec.model_copy(update={"code": sent.tree, "git": sent.git})
         job = submit(client, spec, messages)
         tell_environment(client, job, messages)
         return conclude(client, job, messages, output, detach=detach)

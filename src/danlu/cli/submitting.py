@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from danlu.api import LogsQuery
 from danlu.cli import exits, output, wording
@@ -17,12 +17,11 @@ from danlu.cli.terminal import Messages
 from danlu.client import submitting
 from danlu.client.submitting import new_job_id
 from danlu.client.transport import Client
-from danlu.domain.git import GitState
 from danlu.domain.jobs import Job, JobSpec, job_exit_code
 from danlu.domain.resources import format_bytes
 
 if TYPE_CHECKING:
-    from danlu.client.missing import Tree
+    from danlu.client.code import Sent
 
 QUIET_S: Final = 0.3
 """What takes less needs no progress bar."""
@@ -45,14 +44,11 @@ def telling_what_is_unknown(job_id: str, messages: Messages) -> Iterator[None]:
         raise
 
 
-def send_code(client: Client, folder: Path, messages: Messages) -> dict[str, Any]:
-    """Sends a folder with a progress bar; returns the fields of JobSpec that say what was sent and where it came from."""
+def send_code(client: Client, folder: Path, messages: Messages) -> Sent:
+    """Sends a folder with a progress bar."""
     from danlu.client.code import send
-    from danlu.client.git import Looking
 
     begun = time.monotonic()
-    git = Looking(folder)
-    state: GitState | None = None
 
     def late() -> bool:
         return time.monotonic() - begun > QUIET_S
@@ -67,14 +63,8 @@ def send_code(client: Client, folder: Path, messages: Messages) -> dict[str, Any
         if late():
             messages.bar("code", done, total, f"{format_bytes(done)} of {format_bytes(total)}")
 
-    def differences(tree: Tree) -> tuple[bytes, ...]:
-        nonlocal state
-        state, diff = git.result(tree.has)
-        return () if diff is None else (diff,)
-
     messages.status(f"{'code':<13} reading {folder}")
-    with contextlib.closing(git):
-        sent = send(client, folder, extra=differences, progress=progress, read=read)
+    sent = send(client, folder, progress=progress, read=read)
     reused = max(0, sent.files - sent.sent_files)
     messages.step(
         "code",
@@ -85,7 +75,7 @@ def send_code(client: Client, folder: Path, messages: Messages) -> dict[str, Any
         messages.say(f"{'':<13} left out: {skipped}", "yellow")
     if not sent.files:
         messages.say(f"{'':<13} {folder} holds no files to send: is it the right folder?", "yellow")
-    return {"code": sent.tree, "git": state}
+    return sent
 
 
 def tell_environment(client: Client, job: Job, messages: Messages) -> None:

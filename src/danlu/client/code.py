@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from danlu.api import MAX_PACK_BYTES, MAX_SPLICES, Splices
 from danlu.blobs.folders import Cache, Scan, scan
 from danlu.client.connection import cache_folder
+from danlu.client.git import Looking
 from danlu.client.missing import Missing, Tree, asking, missing, remember, remembered
 from danlu.client.requests import Deflated
 from danlu.client.transport import Client
+from danlu.domain.git import GitState
 from danlu.domain.splices import Splice, splice_of
 from danlu.domain.trees import FRAME_HEAD_BYTES, MAX_FRAMES, address_of, frames
 from danlu.errors import InvalidRequest, InvalidSpec, NotFound
@@ -48,6 +51,7 @@ class Sent:
         sent_files: that the platform did not have.
         sent_bytes: of all requests' bodies: files, folders, and the questions what is missing.
         skipped: what was left out, and why.
+        git: the state of its repository, if it is in one.
     """
 
     tree: str
@@ -56,6 +60,11 @@ class Sent:
     sent_files: int
     sent_bytes: int
     skipped: tuple[str, ...]
+    git: GitState | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the fields of JobSpec that say what was sent and where it came from, as JSON has them."""
+        return {"code": self.tree, "git": None if self.git is None else self.git.model_dump(mode="json")}
 
 
 class _Changed(Exception):
@@ -67,7 +76,6 @@ def send(
     root: Path,
     *,
     cache: Path | None = None,
-    extra: Callable[[Tree], Sequence[bytes]] | None = None,
     progress: Progress | None = None,
     read: Read | None = None,
 ) -> Sent:
@@ -77,7 +85,6 @@ def send(
         client: of the platform and project.
         root: the folder.
         cache: the folder that remembers addresses of unchanged files; this user's when left out.
-        extra: called with the tree once the folder is read; returns blobs that are to be sent too.
         progress: see Progress.
         read: see Read.
 
@@ -90,20 +97,19 @@ def send(
         raise InvalidSpec(f"{root} is not a folder", next_step="name the folder of your code: --code DIR, or --no-code")
     name = hashlib.sha256(str(root).encode(errors="surrogateescape")).hexdigest()[:32]
     cache_file = (cache or cache_folder() / "code") / name
-    for last in (False, True):
-        try:
-            known = None if last else Cache(cache_file)
-            found = scan(root, code=True, now=time.time_ns(), cache=known, progress=read)
-            sending = _Sending(client, found, progress)
-            more = () if extra is None else extra(sending.tree)
-            return sending.run(cache_file.with_suffix(".tree"), more)
-        except _Changed as changed:
-            cache_file.unlink(missing_ok=True)
-            if last:
-                raise InvalidSpec(
-                    f"{changed} changes while it is sent",
-                    next_step="wait until it is written, or leave it out: .danluignore",
-                ) from changed
+    with contextlib.closing(Looking(root)) as git:
+        for last in (False, True):
+            try:
+                known = None if last else Cache(cache_file)
+                found = scan(root, code=True, now=time.time_ns(), cache=known, progress=read)
+                return _Sending(client, found, progress).run(cache_file.with_suffix(".tree"), git)
+            except _Changed as changed:
+                cache_file.unlink(missing_ok=True)
+                if last:
+                    raise InvalidSpec(
+                        f"{changed} changes while it is sent",
+                        next_step="wait until it is written, or leave it out: .danluignore",
+                    ) from changed
     raise AssertionError
 
 
@@ -112,18 +118,18 @@ class _Sending:
 
     def __init__(self, client: Client, found: Scan, progress: Progress | None) -> None:
         self._client, self._found, self._progress = client, found, progress
-        self.tree = Tree(found.root, found.nodes)
         self._done = self._total = 0
 
-    def run(self, tree_file: Path, extra: Sequence[bytes]) -> Sent:
+    def run(self, tree_file: Path, git: Looking) -> Sent:
         found, before = self._found, self._client.sent_bytes
-        new, last, ask = self.tree, remembered(tree_file), asking(self._client)
+        new, last, ask = Tree(found.root, found.nodes), remembered(tree_file), asking(self._client)
         lacks = missing(new, last, ask)
-        with self._client.patient(PATIENCE_S):
+        state, diff = git.result(new.has)
+        with self._client.waiting(PATIENCE_S):
             files = {address: found.files[address] for address in found.files if address in lacks.addresses}
             splices = _splices(found, lacks)
             whole = {a: n for a, n in found.nodes.items() if a in lacks.addresses and a not in splices}
-            more = [blob for blob in extra if ask((address_of(blob),), ())]
+            more = [] if diff is None or not ask((address_of(diff),), ()) else [diff]
             self._total = sum(size for _, size in files.values()) + sum(len(one.middle) for one in splices.values())
             self._total += sum(map(len, (*whole.values(), *more)))
             self._send(files, whole, more)
@@ -131,7 +137,7 @@ class _Sending:
         if last is None or last.root != new.root:
             remember(tree_file, new)
         sent = self._client.sent_bytes - before
-        return Sent(found.root, found.count, found.size_bytes, len(files), sent, tuple(found.skipped))
+        return Sent(found.root, found.count, found.size_bytes, len(files), sent, tuple(found.skipped), state)
 
     def _send(self, files: dict[str, tuple[str, int]], nodes: dict[str, bytes], extra: Iterable[bytes]) -> None:
         """Sends files first, then the folders that name them, from below."""

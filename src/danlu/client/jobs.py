@@ -215,7 +215,7 @@ class Job:
         """
         fields = submitting.changed(self.spec, completed(changes))
         if code is not None:
-            fields["code"] = sent(self._client, code)
+            fields |= sent(self._client, code)
         return Job(self._client, submitting.retry(self._client, self.record, fields, submitting.new_job_id()))
 
     def artifacts(self) -> list[Artifact]:
@@ -252,10 +252,10 @@ def completed(fields: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def sent(client: Client, code: str | Path) -> str:
-    """Sends a folder of code, only what the platform lacks of it, and returns its address; an address stays as it is."""
+def sent(client: Client, code: str | Path) -> dict[str, Any]:
+    """Sends a folder of code, only what the platform lacks of it; returns the fields that name it. An address stays as it is."""
     if isinstance(code, str) and code.startswith("sha256:"):
-        return code
+        return {"code": code}
     from danlu.client.code import send
 
-    return send(client, submitting.code_folder(None if str(code) == "." else Path(code))).tree
+    return send(client, submitting.code_folder(None if str(code) == "." else Path(code))).fields()

@@ -64,7 +64,7 @@ class Platform:
         given: dict[str, Any] = {"command": command if isinstance(command, str) else list(command), **completed(fields)}
         spec = submitting.spec_of(given)  # before anything is sent
         if code is not None:
-            spec = spec.model_copy(update={"code": sent(self._client, code)})
+            spec = submitting.spec_of({**given, **sent(self._client, code)})
         return Job(self._client, submitting.submit(self._client, spec, submitting.new_job_id()))
 
     def job(self, name: str) -> Job:

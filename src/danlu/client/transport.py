@@ -219,8 +219,8 @@ class Client:
         return int(self._patiently(receive, repeatable=True))
 
     @contextlib.contextmanager
-    def patient(self, patience_s: float) -> Iterator[None]:
-        """Waits longer within, for a platform that is away."""
+    def waiting(self, patience_s: float) -> Iterator[None]:
+        """Waits longer itself, within, for a platform that is away."""
         before = self.patience_s
         self.patience_s = max(before, patience_s)
         try:

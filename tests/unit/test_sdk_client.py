@@ -76,7 +76,7 @@ def test_it_is_typed(tmp_path: Path) -> None:
 
 
 def test_its_fields_are_the_specifications() -> None:
-    assert set(JobFields.__annotations__) == set(JobSpec.model_fields) - {"command", "code", "interpreter"}
+    assert set(JobFields.__annotations__) == set(JobSpec.model_fields) - {"command", "code", "git", "interpreter"}
 
 
 def test_errors_are_the_servers_own() -> None:

@@ -253,7 +253,7 @@ def completed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sent(client: Client, code: str | Path) -> dict[str, Any]:
-    """Sends a folder of code, only what the platform lacks of it; returns the fields that name it. An address stays as it is."""
+    """Sends a folder, only what the platform lacks of it; returns the fields that name it. An address stays as it is."""
     if isinstance(code, str) and code.startswith("sha256:"):
         return {"code": code}
     from danlu.client.code import send

@@ -6,11 +6,11 @@ import contextlib
 import ctypes
 import hashlib
 import io
-import itertools
 import os
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SYNC_ONE_BY_ONE: Final = 16
 CHUNK_BYTES: Final = 2**20
+_SYNCING: Final = ThreadPoolExecutor(8, thread_name_prefix="sync")
 _NAME: Final = re.compile(NAME_PATTERN)
 
 
@@ -38,17 +39,28 @@ def sync_folder(folder: Path) -> None:
 
 
 def _sync_all(paths: Collection[Path]) -> None:
-    """Makes files, or the names in folders, of one file system durable; many by one flush of it all, which is quicker."""
-    for path in itertools.islice(paths, 1) if len(paths) > SYNC_ONE_BY_ONE else paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            if len(paths) <= SYNC_ONE_BY_ONE:
-                os.fsync(descriptor)
-            elif ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, f"syncfs: {os.strerror(number)}")
-        finally:
-            os.close(descriptor)
+    """Makes files, or the names in folders, of one file system durable: few at the same time, many by one flush of it all.
+
+    What waits at the same time shares the file system's commits.
+    """
+    if len(paths) <= SYNC_ONE_BY_ONE:
+        list(_SYNCING.map(_sync, paths))
+        return
+    descriptor = os.open(next(iter(paths)), os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"syncfs: {os.strerror(number)}")
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _make_folder(folder: Path) -> None:

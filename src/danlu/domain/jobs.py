@@ -134,8 +134,11 @@ class JobSpec(Value):
         description="address of the code's tree; in a file, a folder's name",
         examples=["."],
     )
-    code: str | None = Field(default=None, pattern=ADDRESS_PATTERN, description="address of the code's tree")
-    git: GitState | None = Field(default=None, description="the repository's state that the code was sent from")
+    git: GitState | None = Field(
+        default=None,
+        description="the repository's state that the code was sent from; filled in by the client",
+        examples=[{"commit": "0123456789abcdef0123456789abcdef01234567", "branch": "main", "dirty": False}],
+    )
     env: Text = Field(default="python", max_length=63, description="environment: danlu env ls")
     requirements: Text | None = Field(
         default=None,

@@ -193,8 +193,6 @@ def compose(settings: Settings) -> Composition:
             gpus,
             engines=EngineMachine(environ={name: os.environ[name] for name in ENGINE_NAMES if name in os.environ}),
         ),
-        checkout=lambda project, tree, folder: checkout(_Code(blobs, project), tree, folder),
-        LocalConfig(settings.home, runtime_folder(settings.home, os.environ, uid=os.geteuid()), gpus),
         code=Code(blobs),
         hint=hint,
     )

@@ -41,7 +41,7 @@ from danlu.executors.local import (
 from danlu.executors.local.groups import AttemptGroups
 from danlu.executors.local.hints import HintSocket
 from danlu.executors.local.images import ImageStore
-from danlu.executors.local.layers import CodeSource, Layers
+from danlu.executors.local.layers import CodeSource, Layers, can_mount
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
 from danlu.executors.local.orders import Folders, framework_files, order_file
 from danlu.runner import formats
@@ -78,8 +78,8 @@ class LocalExecutor:
 
     def __init__(self, config: LocalConfig, *, code: CodeSource, hint: Hint) -> None:
         self.config = config
-        self._layers = Layers(config.home / "cache" / "code", code, self._can_mount)
         self.attempts = config.home / "attempts"
+        self._layers = Layers(config.home / "cache" / "code", code, lambda: can_mount(self.attempts / ".trial"))
         self.checkpoints = config.home / "checkpoints"
         self._root = os.geteuid() == 0
         self._tree = cgroups.detect(Path("/sys/fs/cgroup"), _own_groups())
@@ -314,7 +314,7 @@ class LocalExecutor:
         checkpoint.mkdir(mode=0o700, exist_ok=True)
         if order.job.spec.code is not None:
             try:
-                self._lay_out(order, order.job.spec.code, unfinished)
+                self._layers.lay_out(order, self._uid(order), unfinished)
             except DataDamaged as error:
                 raise LaunchRejected(f"the job's code cannot be read: {error.message}") from error
         group = self._group(folder.name)
@@ -338,37 +338,6 @@ class LocalExecutor:
         if uid is not None:
             folders.give(unfinished, uid)
             os.chown(checkpoint, uid, uid)
-
-    def _lay_out(self, order: LaunchOrder, tree: str, unfinished: Path) -> None:
-        """Fills the working folder, or makes what is needed to mount it."""
-        project, attempt_id = order.job.project, order.attempt.id
-        if self._layers.take(attempt_id, project, tree, self._uid(order)) is None:
-            self._layers.source.copy(project, tree, unfinished / "work")
-            return
-        for name in folders.OVERLAY:
-            (unfinished / name).mkdir(mode=0o700)
-
-    def _overlay(self, folder: Path) -> dict[str, str] | None:
-        """Returns what the launcher mounts on the attempt's working folder, if anything."""
-        lower = self._layers.of(folder.name)
-        if lower is None:
-            return None
-        _, upper, inner = (str(folder / name) for name in folders.OVERLAY)
-        return {"lower": str(lower), "upper": upper, "inner": inner, "target": str(folder / "work")}
-
-    def _can_mount(self) -> bool:
-        """Tries an overlay where attempts would have theirs."""
-        trial = self.attempts / ".trial"
-        folders.remove(trial)
-        try:
-            paths = {name: str(trial / name) for name in ("lower", "upper", "inner", "target")}
-            for path in paths.values():
-                Path(path).mkdir(parents=True)
-            return bool(starting.ask({"trial": paths}, "a trial").get("mounted"))
-        except (OSError, ExecutorUnavailable):
-            return False
-        finally:
-            folders.remove(trial)
 
     def _start_runner(self, folder: Path, order: LaunchOrder) -> None:
         group = self._group(folder.name)
@@ -420,7 +389,7 @@ class LocalExecutor:
         readable = [str(self._sdk), sys.base_prefix, *roots]
         config = {
             "folder": str(folder), "uid": uid, "sdk": str(self._sdk), "limits": limits, "salvage": salvage,
-            "overlay": None if salvage else self._overlay(folder),
+            "overlay": None if salvage else self._layers.overlay(folder),
             "cgroup_procs": [] if group is None else group.runner_procs(),
             "needed": [{"path": p, "write": True} for p in writable] + [{"path": p, "write": False} for p in readable],
         }  # fmt: skip

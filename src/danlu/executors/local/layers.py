@@ -21,8 +21,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, Protocol
 
-from danlu.errors import DanluError
-from danlu.executors.local import folders
+from danlu.errors import DanluError, ExecutorUnavailable
+from danlu.executors.base import LaunchOrder
+from danlu.executors.local import folders, starting
 
 LOG = logging.getLogger("danlu.executors")
 COPIED_BYTES: Final = 8 * 2**20
@@ -89,6 +90,25 @@ class Layers:
         """A mount did not work although it had: from now on code is copied."""
         LOG.warning("an overlay could not be mounted: from now on the code of jobs is copied, which takes longer")
         self._answer = False
+
+    def lay_out(self, order: LaunchOrder, uid: int | None, attempt: Path) -> None:
+        """Fills an attempt's working folder, or makes what is needed to mount it, in the attempt's folder as it is made."""
+        job = order.job
+        if job.spec.code is None:
+            return
+        if self.take(order.attempt.id, job.project, job.spec.code, uid) is None:
+            self.source.copy(job.project, job.spec.code, attempt / "work")
+            return
+        for name in folders.OVERLAY:
+            (attempt / name).mkdir(mode=0o700)
+
+    def overlay(self, attempt: Path) -> dict[str, str] | None:
+        """Returns what the launcher mounts on the working folder of an attempt, by the attempt's folder; None for nothing."""
+        lower = self.of(attempt.name)
+        if lower is None:
+            return None
+        _, upper, inner = (str(attempt / name) for name in folders.OVERLAY)
+        return {"lower": str(lower), "upper": upper, "inner": inner, "target": str(attempt / "work")}
 
     def take(self, attempt_id: str, project: str, tree: str, uid: int | None) -> Path | None:
         """Returns the tree that an attempt shall stand on, made if need be; None where its code is to be copied."""
@@ -215,6 +235,20 @@ class Layers:
             too_much = _sweep(self.root / "projects" / project / "files") > KEPT_BYTES and len(idle) > len(gone)
             keep = min(keep, len(idle)) - 1
         return removed
+
+
+def can_mount(trial: Path) -> bool:
+    """Tries an overlay where attempts would have theirs."""
+    folders.remove(trial)
+    try:
+        paths = {name: str(trial / name) for name in ("lower", "upper", "inner", "target")}
+        for path in paths.values():
+            Path(path).mkdir(parents=True)
+        return bool(starting.ask({"trial": paths}, "a trial").get("mounted"))
+    except (OSError, ExecutorUnavailable):
+        return False
+    finally:
+        folders.remove(trial)
 
 
 def _sweep(files: Path) -> int:

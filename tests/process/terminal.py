@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
 import subprocess
 import sys
 import termios
@@ -15,6 +16,7 @@ from pathlib import Path
 from tests.process.platform import until
 
 TIMEOUT_S = 60.0
+ROWS, COLUMNS = 33, 111
 
 
 class Terminal:
@@ -22,6 +24,7 @@ class Terminal:
 
     def __init__(self, words: list[str], home: Path, *, keyboard: bool = True) -> None:
         self._master, slave = os.openpty()
+        self.resize(ROWS, COLUMNS)
         self._shown = b""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("DANLU_")}
         self.process = subprocess.Popen(
@@ -59,6 +62,10 @@ class Terminal:
 
     def types(self, keys: str) -> None:
         os.write(self._master, keys.encode())
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Gives the window another size."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def hang_up(self) -> None:
         """Closes the window. Whoever reads it meanwhile holds it open: keep nothing of it."""

@@ -99,7 +99,7 @@ def test_a_terminal(shared: Server, job: Job) -> None:
     with terminal(shared.home, "exec", "-it", "target", "--", "bash", "--norc") as screen:
         screen.shows("$ ")
         screen.types("stty size; echo $TERM $COLOUR; tty\n")
-        screen.shows(f"\n{ROWS} {COLUMNS}\r\nxterm red\r\n/dev/pts/")
+        screen.shows(f"\r{ROWS} {COLUMNS}\r\nxterm red\r\n/dev/pts/")
         screen.resize(20, 60)
         screen.types(
             "until [ \"$(stty size)\" = '20 60' ]; do sleep 0.05; done; sh -c 'echo re\"\"sized; exec sleep 1000'\n"
@@ -162,7 +162,7 @@ def test_a_client_that_is_killed_takes_its_command_with_it(shared: Server, job: 
 def test_a_terminal_that_is_gone_takes_its_shell_with_it(shared: Server, job: Job, how: str) -> None:
     mark = marked()
     with terminal(shared.home, "exec", "-it", "target", "--", "sh") as screen:
-        screen.types(f'export X={mark}; echo be""gins; sh -c "{DEAF}"\n')
+        screen.types(f'export X={mark}; echo be""gins; sh -c "{DEAF.replace("do ", "do echo on; ")}"\n')
         screen.shows("begins\r\nup\r\n")
         assert processes_with(mark)
         screen.process.kill() if how == "killed" else screen.hang_up()

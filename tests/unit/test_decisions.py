@@ -149,18 +149,20 @@ def decide_again_is_harmless(job: Job, attempt: Attempt, found: Observation | No
 @pytest.mark.parametrize("name", ENDS)
 def test_how_it_ended(name: str) -> None:
     found, reason, code = ENDS[name]
-    said, words, exit_code = verdict(found)
+    said, words, exit_code = verdict(found, make_job())
     assert (said, exit_code) == (reason, code)
     assert reason in (R.COMPLETED, R.STOPPED) or words
 
 
 def test_the_first_task_that_failed_decides() -> None:
     tasks = (
-        make_task(index=0, rank=0, signal=15, ended_at=NOW + 5),
-        make_task(index=1, rank=1, exit_code=3, ended_at=NOW + 4),
-        make_task(index=2, rank=2, exit_code=0, ended_at=NOW + 1),
+        make_task(role="worker", index=0, rank=0, signal=15, ended_at=NOW + 3, stopped=True),
+        make_task(role="worker", index=1, rank=1, exit_code=3, ended_at=NOW + 4, last_lines="bad"),
+        make_task(role="worker", index=2, rank=2, exit_code=0, ended_at=NOW + 1),
     )
-    assert verdict(seen(Phase.ENDED, tasks=tasks)) == (R.PROCESS_FAILED, "main-1: exit code 3", 3)
+    job = make_job(spec={"roles": {"worker": {"replicas": 3}}, "framework": "none"})
+    said = "worker-1 (rank 1): exit code 3; the last that it wrote:\nbad"
+    assert verdict(seen(Phase.ENDED, tasks=tasks), job) == (R.PROCESS_FAILED, said, 3)
 
 
 def test_what_is_seen_is_kept() -> None:

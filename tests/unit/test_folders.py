@@ -36,7 +36,7 @@ class Memory:
 
 
 def blobs_of(found: Scan) -> Memory:
-    return Memory({**found.nodes, **{address: path.read_bytes() for address, (path, _) in found.files.items()}})
+    return Memory({**found.nodes, **{address: Path(path).read_bytes() for address, (path, _) in found.files.items()}})
 
 
 def names(found: Scan) -> list[str]:

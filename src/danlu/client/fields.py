@@ -18,6 +18,7 @@ class JobFields(TypedDict, total=False):
     roles: Mapping[str, Mapping[str, Any]]
     framework: str
     env: str
+    image: str
     requirements: str | Path
     python: str
     variables: Mapping[str, str]

@@ -157,7 +157,9 @@ class JobSpec(Value):
         examples=["/usr/bin/python3"],
     )
     image: str | None = Field(
-        default=None, description="container image, instead of an environment, for example python:3.12"
+        default=None,
+        description="container image, instead of an environment, for example python:3.12",
+        examples=["python:3.12"],
     )
     variables: Variables = Field(
         default_factory=dict,

@@ -179,6 +179,43 @@ def test_a_role_that_fails_too_often_ends_the_gang(bench: LocalBench) -> None:
     assert ends(seen) == {"other-0": -15, "worker-0": 9}
 
 
+def test_a_lingering_task_that_fails_takes_no_time_from_the_others(bench: LocalBench) -> None:
+    roles = {
+        "chief": {"command": "true"}, "worker": {"command": "sleep 0.5; exit 1"},
+        "evaluator": {"command": "sleep 1.5; echo evaluated", "linger": "60s"}, "ps": {"command": "sleep 1000"},
+    }  # fmt: skip
+    attempt = bench.launch("unused", roles=roles, grace=1)
+    seen = bench.end(attempt)
+    assert ends(seen) == {"chief-0": 0, "worker-0": 1, "ps-0": -15, "evaluator-0": 0}
+    assert bench.log(attempt, "evaluator-0") == "evaluated"
+    assert [task.name for task in seen.tasks if not task.stopped] == ["chief-0"]
+
+
+def test_nothing_is_started_again_once_the_result_is_known(bench: LocalBench) -> None:
+    roles = {"chief": {"command": "sleep 0.7"}, "worker": {"command": "echo up; exit 9", "restarts": 5}}
+    began = time.monotonic()
+    attempt = bench.launch("unused", roles=roles, framework="tensorflow", grace=1)
+    seen = bench.end(attempt)
+    assert ends(seen) == {"chief-0": 0, "worker-0": 9}
+    assert [task.stopped for task in seen.tasks] == [False, True]
+    assert bench.log(attempt, "worker-0").count("up") == 1
+    assert time.monotonic() - began < 20  # and not for the 30 s that a worker may linger
+
+
+def test_out_of_time_while_it_ends_is_not_out_of_time(bench: LocalBench) -> None:
+    line = "[ $DANLU_RANK = 1 ] && exit 3; trap '' TERM; while :; do sleep 0.1; done"
+    roles = {"worker": {"replicas": 2, "command": line}}
+    seen = bench.end(bench.launch("unused", roles=roles, framework="none", grace=2, max_time=1))
+    assert not seen.timed_out
+    assert ends(seen) == {"worker-0": -9, "worker-1": 3}
+
+
+def test_a_large_gang_has_more_files_than_select_can_watch(bench: LocalBench) -> None:
+    roles = {"worker": {"replicas": 300, "command": "true"}}
+    seen = bench.end(bench.launch("unused", roles=roles, framework="none", cpu=0.001))
+    assert (seen.phase, {task.exit_code for task in seen.tasks}) == (Phase.ENDED, {0})
+
+
 def test_a_gang_whose_runner_is_killed_is_lost_as_one(bench: LocalBench) -> None:
     attempt = bench.launch("unused", roles={"w": {"replicas": 3, "command": "echo up; sleep 1000"}}, framework="none")
     bench.until(lambda: bench.log(attempt).count("up") == 3)

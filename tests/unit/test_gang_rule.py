@@ -33,6 +33,8 @@ def ended(member: Member, at: float, *, failed: bool = False) -> Member:
         ([ended(SERVES, 3), UP], None, None),
         ([ended(UP, 5)], 5, None),
         ([ended(UP, 5, failed=True)], 5, None),
+        ([ended(UP, 5), ended(LINGERS, 6, failed=True), LINGERS], 5, 35),
+        ([ended(UP, 5), ended(SERVES, 5, failed=True), LINGERS], 5, 5),
         ([ended(LINGERS, 2, failed=True), ended(UP, 5, failed=True), UP], 2, 2),
     ],
 )  # fmt: skip
@@ -42,7 +44,7 @@ def test_the_rule(members: list[Member], known: float | None, end: float | None)
 
 
 member = st.builds(
-    Member, st.booleans(), st.sampled_from([0.0, 1.0, 30.0]), st.none() | st.floats(0, 100), st.just(False)
+    Member, st.booleans(), st.sampled_from([0.0, 1.0, 30.0]), st.none() | st.floats(0, 100), st.booleans()
 )
 
 
@@ -53,7 +55,8 @@ def test_a_gang_is_never_ended_before_its_result_is_known(members: list[Member])
         assert known is not None
         assert end >= known
         assert any(one.ended_at is None for one in members)
-    if any(one.decides and one.ended_at is None for one in members):
+    failed = any(one.failed and one.ended_at is not None for one in members)
+    if any(one.decides and one.ended_at is None for one in members) and not failed:
         assert end is None
 
 

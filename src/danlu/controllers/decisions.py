@@ -156,9 +156,12 @@ def verdict(seen: Observation, job: Job) -> tuple[Reason, str, int | None]:
 
 def _why_failed(seen: Observation, failed: Task) -> tuple[Reason, str]:
     """Returns why an attempt ended in which this task failed."""
-    if seen.timed_out:
+    asked = (
+        failed.stopped or len(seen.tasks) == 1
+    )  # a gang that ended by itself may be stopped, or out of time, meanwhile
+    if seen.timed_out and asked:
         return Reason.MAX_TIME_EXCEEDED, seen.message or "it ran longer than max_time"
-    if seen.stopped:
+    if seen.stopped and asked:
         return Reason.STOPPED, ""
     if failed.port_taken is not None:
         return (

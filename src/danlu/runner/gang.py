@@ -19,13 +19,24 @@ class Member(NamedTuple):
 
 
 def known_at(members: Iterable[Member]) -> Optional[float]:
-    """Returns when the result became known: at the first failure, else when all that decide had ended; None before."""
+    """Returns when the result became known: at the first failure, else when all that decide had ended; None before.
+
+    What fails only after all that decide have ended well changes nothing: a worker whose chief is gone often does.
+    """
     gang: List[Member] = list(members)
-    failures = [member.ended_at for member in gang if member.failed and member.ended_at is not None]
+    failed = _failed_at(gang)
+    decided = _decided_at(gang)
+    return decided if failed is None or (decided is not None and decided < failed) else failed
+
+
+def _failed_at(gang: List[Member]) -> Optional[float]:
+    return min((m.ended_at for m in gang if m.failed and m.ended_at is not None), default=None)
+
+
+def _decided_at(gang: List[Member]) -> Optional[float]:
     ends = [member.ended_at for member in gang if member.decides]
-    if not failures and (not ends or None in ends):
-        return None
-    return min(failures) if failures else max(at for at in ends if at is not None)
+    known = [at for at in ends if at is not None]
+    return max(known) if known and len(known) == len(ends) else None
 
 
 def end_at(members: Iterable[Member]) -> Optional[float]:
@@ -35,6 +46,6 @@ def end_at(members: Iterable[Member]) -> Optional[float]:
     left = [member for member in gang if member.ended_at is None]
     if known is None or not left:
         return None
-    if any(member.failed for member in gang):
+    if known == _failed_at(gang):
         return known
     return max([known + member.linger_s for member in left if member.linger_s > 0], default=known)

@@ -125,12 +125,26 @@ class Runner:
     def start_waiting(self) -> None:
         """Starts what is to be started and can be; what is to end starts nothing any more."""
         for task in self.tasks:
-            if task.waiting and self.stopping_until is None:
-                hindrance = task.hindrance(time.monotonic())
-                if hindrance is None:
-                    self.start(task)
-                elif hindrance:
-                    self.never(task, hindrance, 1)
+            if not task.waiting or self.stopping_until is not None:
+                continue
+            if self.known():
+                self.withdraw(task)
+                continue
+            hindrance = task.hindrance(time.monotonic())
+            if hindrance is None:
+                self.start(task)
+            elif hindrance:
+                self.never(task, hindrance, 1)
+
+    def known(self) -> bool:
+        """Says whether the gang's result is known."""
+        return gang.known_at(task.member() for task in self.tasks) is not None
+
+    def withdraw(self, task: Task) -> None:
+        """Records that a task is not started any more; one that was to be started again has failed as it did before."""
+        task.over(failed=True)
+        before = {"signal": int(signal.SIGTERM), "error": "stopped before it began", "restarts": task.restarts}
+        self.say("exited", task=task.name, stopped=True, **(task.failure or before))
 
     def start(self, task: Task) -> None:
         """Starts one task's process."""
@@ -153,7 +167,7 @@ class Runner:
         """Follows and waits until every task has ended; once it was asked to end, until nothing of them is left."""
         interval, tick = ACTIVE_S, 0.0
         while self.going_on() or self.winding_up():
-            readable, _, _ = select.select([wake, *self.sessions.waiting()], [], [], interval)
+            readable = self.readable([wake, *self.sessions.waiting()], interval)
             if wake in readable:
                 os.read(wake, 4096)
             self.sessions.accept()
@@ -175,7 +189,7 @@ class Runner:
                 self.seals.watch(time.monotonic_ns())
                 self.record()
                 self.usage.step(self.tasks, now)
-            if deadline is not None and now > deadline and not self.timed_out and not self.stopped:
+            if deadline is not None and now > deadline and self.stopping_until is None:
                 self.timed_out = True
                 self.end(float(self.order["grace_s"]))
             end_at = gang.end_at(task.member() for task in self.tasks)
@@ -186,6 +200,14 @@ class Runner:
                 if now > self.stopping_until:
                     for ended in processes.kill_all():
                         self.ended(ended)
+
+    @staticmethod
+    def readable(files: List[Any], timeout_s: float) -> List[int]:
+        """Returns the descriptors that can be read, once there are some; at the latest after a time. They may be thousands."""
+        poll = select.poll()
+        for file in files:
+            poll.register(file, select.POLLIN)
+        return [descriptor for descriptor, _ in poll.poll(int(timeout_s * 1000 + 0.999))]
 
     def going_on(self) -> bool:
         """Says whether a task runs, or is still to be started."""
@@ -228,7 +250,7 @@ class Runner:
                 grace_s = float(json.loads(file.read(STOP_BYTES).decode())["grace_s"])
         except (OSError, ValueError, TypeError, KeyError):
             return
-        if not self.timed_out:
+        if self.stopping_until is None:
             self.stopped = True
         self.end(grace_s)
 
@@ -256,10 +278,10 @@ class Runner:
             contained.end_orphans(self.guards() - {ended.pid})
         facts, failed = task.facts(ended), ended.exit_code != 0
         # what ends after the result is known, or because it was asked to, decides nothing any more
-        over = self.stopping_until is not None or gang.known_at(t.member() for t in self.tasks) is not None
+        over = self.stopping_until is not None or self.known()
         if failed and not over and task.may_restart():
             what = "exit code %d" % ended.exit_code if ended.exit_code is not None else facts["error"]
-            task.restart()
+            task.restart(facts)
             task.follower.notice("%s failed (%s): it is started again" % (task.name, what))
             self.say("restarted", task=task.name, restarts=task.restarts, why=what)
             return
@@ -293,10 +315,7 @@ class Runner:
             task.follower.close()
         for task in self.tasks:
             if task.waiting:
-                self.say(
-                    "exited", task=task.name, signal=int(signal.SIGTERM), error="stopped before it began", stopped=True,
-                    restarts=task.restarts,
-                )  # fmt: skip
+                self.withdraw(task)
         message = "it ran longer than its max_time of %g s" % float(self.order["max_time_s"]) if self.timed_out else ""
         self.say("ended", stopped=self.stopped, timed_out=self.timed_out, message=message)
 

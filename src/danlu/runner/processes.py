@@ -52,10 +52,13 @@ def become_subreaper() -> None:
 def start(argv: List[str], env: Dict[str, str], files: Files) -> Any:
     """Starts a process in its own session, its output appended to two files.
 
-    Returns (pid, "", 0), or (None, error, 127 or 126) where it could not be executed. If this process dies, the kernel
-    kills that one.
+    Returns (pid, "", 0), or (None, error, 127 or 126) where it could not be executed, and (None, error, 1) where there is no
+    process to spare: another task may have them all. If this process dies, the kernel kills that one.
     """
-    pid, failure = fork(files, lambda: os.execvpe(argv[0], argv, env))
+    try:
+        pid, failure = fork(files, lambda: os.execvpe(argv[0], argv, env))
+    except OSError as error:
+        return None, "no process can be started: %s" % error.strerror, 1
     if not failure:
         return pid, "", 0
     number, _, text = failure.partition(" ")
@@ -73,9 +76,14 @@ def fork(files: Files, become: Callable[[], Any]) -> Tuple[int, str]:
     Returns (pid, ""), or (a pid that is no more, error number and text) where that failed.
     """
     libc = ctypes.CDLL(None)  # loaded before the fork: the child must do as little as possible
-    reader, writer = os.pipe()
     parent = os.getpid()
-    pid = os.fork()
+    reader, writer = os.pipe()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        raise
     if pid == 0:
         _child(libc, parent, writer, files, become)
     os.close(writer)

@@ -32,6 +32,7 @@ class Task:
         self.done = self.failed = self.killed = False
         self.ended_at: Optional[float] = None
         self.restarts = 0
+        self.failure: Optional[Dict[str, Any]] = None
         self.due_at = time.monotonic()
         self.after_until = self.due_at + AFTER_TIMEOUT_S
         self.oom_before = 0
@@ -94,8 +95,9 @@ class Task:
         """Whether a failure starts it again instead of ending the gang."""
         return self.restarts < int(self.spec.get("restarts", 0))
 
-    def restart(self) -> None:
-        """Ends what its process has left behind, and makes it wait for its next start."""
+    def restart(self, failure: Dict[str, Any]) -> None:
+        """Ends what its process has left behind, and makes it wait for its next start; ``failure`` is how it ended."""
+        self.failure = failure
         session = self.pid
         self.pid = None
         self.restarts += 1

@@ -203,7 +203,7 @@ class Runner:
 
     @staticmethod
     def readable(files: List[Any], timeout_s: float) -> List[int]:
-        """Returns the descriptors that can be read, once there are some; at the latest after a time. They may be thousands."""
+        """Returns the descriptors that can be read, once there are some, or after a time; they may be thousands."""
         poll = select.poll()
         for file in files:
             poll.register(file, select.POLLIN)

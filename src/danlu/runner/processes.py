@@ -57,8 +57,8 @@ def start(argv: List[str], env: Dict[str, str], files: Files) -> Any:
     """
     try:
         pid, failure = fork(files, lambda: os.execvpe(argv[0], argv, env))
-    except OSError as error:
-        return None, "no process can be started: %s" % error.strerror, 1
+    except OSError as found:
+        return None, "no process can be started: %s" % found.strerror, 1
     if not failure:
         return pid, "", 0
     number, _, text = failure.partition(" ")

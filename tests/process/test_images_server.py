@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,3 +92,26 @@ def test_an_image_that_was_removed_is_pulled_again(platform: Server, registry: R
 def test_what_is_no_image_is_refused_at_submit(platform: Server) -> None:
     with pytest.raises(ValueError, match="is no image's name"):
         submit(platform, "No Image", "true")
+
+
+def test_a_session_is_inside_of_the_container(platform: Server, registry: Registry) -> None:
+    job = submit(platform, registry.push("train:1", small()), "sh", "-c", "echo up; while :; do sleep 0.1; done")
+    until(lambda: platform.job(job.id).state is JobState.RUNNING, 30, "it runs")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DANLU_")}
+    words = [sys.executable, "-m", "danlu.cli.main", "exec", job.name, "--", "sh", "-c"]
+
+    def inside(line: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*words, line], env={**kept, "DANLU_HOME": str(platform.home), "NO_COLOR": "1"}, capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, timeout=60, check=False,
+        )  # fmt: skip
+
+    until(lambda: inside("true").returncode == 0, 30, "the container has begun")  # the job runs a moment before it
+    done = inside("echo $DANLU_ATTEMPT_ID; ls /; ps; exit 4")
+    assert done.returncode == 4, done.stderr
+    assert f"{job.id}-1" in done.stdout
+    assert "usr" not in done.stdout.split()
+    assert "/run/podman-init" in done.stdout
+    with platform.client() as client:
+        client.call("jobs.stop", {"job": job.id}, body=StopRequest(grace=0.1))
+    assert platform.wait(job.id).state is JobState.CANCELLED

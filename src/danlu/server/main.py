@@ -45,8 +45,7 @@ from danlu.environments.builder import Builder
 from danlu.environments.uv_command import Uv
 from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken
 from danlu.executors.local import diagnosis as machine_diagnosis
-from danlu.executors.local.engines import SERVER_NAMES as ENGINE_NAMES
-from danlu.executors.local.engines import Machine as EngineMachine
+from danlu.executors.local.engines import machine as engine_machine
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.local.gpus import declared
 from danlu.runner import formats
@@ -191,7 +190,7 @@ def compose(settings: Settings) -> Composition:
             settings.home,
             runtime_folder(settings.home, os.environ, uid=os.geteuid()),
             gpus,
-            engines=EngineMachine(environ={name: os.environ[name] for name in ENGINE_NAMES if name in os.environ}),
+            engines=engine_machine(os.environ),
         ),
         code=Code(blobs),
         hint=hint,
@@ -236,7 +235,9 @@ def diagnose(settings: Settings, builder: Builder, built: Sequence[Environment],
     uv = Uv(settings.home / "cache" / "uv", settings.home / "environments" / ".python")
     return (
         *diagnosis.checks(settings.home, sqlite=settings.database_url is None),
-        *machine_diagnosis.checks(None if settings.gpus is None else declared(settings.gpus)),
+        *machine_diagnosis.checks(
+            None if settings.gpus is None else declared(settings.gpus), settings.home, engine_machine(os.environ)
+        ),
         *environments_diagnosis.checks(builder, uv, built, index=index),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -14,25 +13,24 @@ from danlu.domain.diagnosis import Check, fail, ok, warn
 from danlu.domain.nodes import Gpu
 from danlu.domain.resources import format_bytes
 from danlu.errors import ExecutorUnavailable
-from danlu.executors.local import cgroups, gpus
+from danlu.executors.local import cgroups, engines, gpus
 
 WANTED_FILES: Final = 4096
 WANTED_WATCHERS: Final = 128
 WANTED_WATCHES: Final = 8192
 WANTED_SHARED_BYTES: Final = 2**30
-ENGINE_TIMEOUT_S: Final = 5.0
 DELEGATED: Final = (
     "start the server as root, or with a control group of its own: systemd-run --user --scope -p Delegate=yes danlu up"
 )
 
 
-def checks(declared: tuple[Gpu, ...] | None) -> Iterator[Check]:
+def checks(declared: tuple[Gpu, ...] | None, home: Path, machine: engines.Machine) -> Iterator[Check]:
     """Yields what is found on this machine; ``declared``: the GPUs that the operator stated."""
     own = Path("/proc/self/cgroup")
     yield limits(cgroups.detect(Path("/sys/fs/cgroup"), own.read_text() if own.exists() else ""))
     yield users(os.geteuid())
     yield devices(declared, Path("/proc/driver/nvidia/version"))
-    yield engines()
+    yield containers(home, machine)
     yield files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     yield from watchers(Path("/proc/sys/fs/inotify"))
     yield from shared_memory(Path("/dev/shm"))  # noqa: S108 - it is looked at, nothing is written there
@@ -76,23 +74,13 @@ def devices(declared: tuple[Gpu, ...] | None, driver: Path) -> Check:
     return ok("gpus", "none")
 
 
-def engines() -> Check:
-    """Says which container engine is there."""
-    said = [version for name in ("podman", "docker") if (version := _version(name))]
-    return ok("containers", "; ".join(said) or "neither podman nor docker: jobs cannot use container images")
-
-
-def _version(name: str) -> str:
-    if (program := shutil.which(name)) is None:
-        return ""
-    try:
-        done = subprocess.run(
-            [program, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=ENGINE_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{name} does not answer ({type(error).__name__})"
-    said = done.stdout.decode(errors="replace").strip().partition("\n")[0]
-    return said if done.returncode == 0 and said else f"{name} does not answer (exit code {done.returncode})"
+def containers(home: Path, machine: engines.Machine) -> Check:
+    """Says which container engine runs jobs with images."""
+    found, why = engines.detect(home, machine)
+    if found is None:
+        return ok("containers", f"no job can use a container image: {why}")
+    missing = "" if found.cdi or found.name == "docker" else "; without GPUs: nvidia-ctk cdi generate tells it of them"
+    return ok("containers", f"{found.name} {found.version}{missing}")
 
 
 def files(most: int) -> Check:

@@ -95,6 +95,11 @@ class Machine:
         return done.stdout.strip() if done.returncode == 0 else None
 
 
+def machine(environ: Mapping[str, str]) -> Machine:
+    """Returns this machine, with what of a server's environment an engine may be told."""
+    return Machine(environ={name: environ[name] for name in SERVER_NAMES if name in environ})
+
+
 def detect(home: Path, machine: Machine) -> tuple[Engine | None, str]:
     """Returns the engine to use, or None, and why there is none.
 

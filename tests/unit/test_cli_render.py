@@ -270,8 +270,11 @@ def test_a_retry_changes_what_is_given_and_what_hangs_on_it():
         command="x", variables={"A": "1", "B": "2"}, env="host", interpreter="/bin/python", retry={"attempts": 3}
     )
     assert changed(old, {"variables": {"B": "3"}}) == {"variables": {"A": "1", "B": "3"}}
-    assert changed(old, {"env": "python"}) == {"env": "python", "requirements": None, "interpreter": None}
-    assert changed(old, {"requirements": "six"}) == {"requirements": "six", "env": "python", "interpreter": None}
+    nothing_else = {"requirements": None, "interpreter": None, "image": None}
+    assert changed(old, {"env": "python"}) == {**nothing_else, "env": "python"}
+    assert changed(old, {"requirements": "six"}) == {**nothing_else, "requirements": "six", "env": "python"}
+    other = {**nothing_else, "python": None, "image": "python:3.12", "env": "python"}
+    assert changed(old, {"image": "python:3.12"}) == other
     assert changed(old, {"retry": {"attempts": 5}}) == {"retry": {"attempts": 5}}
     assert _set(("priority=5", "name=b", 'labels={"a": "b"}')) == {"priority": 5, "name": "b", "labels": {"a": "b"}}
     with pytest.raises(InvalidRequest, match="priorty"):

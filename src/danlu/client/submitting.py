@@ -80,8 +80,11 @@ def changed(old: JobSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
     if "env" in fields:  # what belonged to the environment that it had before
         changes.setdefault("requirements", None)
         changes.setdefault("interpreter", None)
+        changes.setdefault("image", None)
     elif "requirements" in fields:
-        changes.update(env="python", interpreter=None)
+        changes.update(env="python", interpreter=None, image=None)
+    elif "image" in fields:
+        changes.update(env="python", interpreter=None, requirements=None, python=None)
     return changes
 
 

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from danlu.blobs.local import LocalBlobs
 from danlu.domain.images import Image
 from danlu.executors.base import LaunchOrder
 from danlu.executors.local import containers
 from danlu.executors.local.engines import Machine
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.local.images import ImageStore
-from tests.executors import LocalBench
+from tests.executors import Code, LocalBench
 from tests.process.image_registry import Registry, trusting
 from tests.process.platform import processes_with
 
@@ -36,7 +37,7 @@ class ContainerBench(LocalBench):
 
     def _open(self) -> LocalExecutor:
         config = LocalConfig(self.home, self.runtime, engines=self.machine)
-        executor = LocalExecutor(config, checkout=lambda *_: None, hint=self.hints.set)
+        executor = LocalExecutor(config, code=Code(LocalBlobs(self.home / "blobs")), hint=self.hints.set)
         executor.start()
         return executor
 

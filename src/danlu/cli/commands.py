@@ -43,7 +43,7 @@ COMMANDS: Final = (
     C("status", "platform:status", "Platform", "is it running, where, with what", "[FLAGS]"),
     C("doctor", "doctor:doctor", "Platform", "what is not well here, and what to do about it", "[FLAGS]"),
     C("nodes", "nodes:nodes", "Platform", "machines, what they have and what is free", "[FLAGS]"),
-    C("env", "environments:app", "Platform", "ready-made environments: ls, show, build, test, lock, export, rm, prune",
+    C("env", "environments:app", "Platform", "ready-made environments: ls, show, build, lock, export ...",
       "ls|show|build|test|lock|export|rm|prune [NAME] [FLAGS]"),
     C("api", "api:api", "Platform", "send a request of your own", "METHOD PATH [FLAGS]"),
     C("completion", "completion:completion", "Platform", "completion for bash, zsh or fish", "bash|zsh|fish"),

@@ -36,9 +36,14 @@ ALREADY = 3
 
 
 class Runner:
-    """One attempt's life."""
+    """One attempt's life.
 
-    def __init__(self, folder: str) -> None:
+    Args:
+        folder: the attempt's.
+        groups: for each task, the descriptors with which its process joins its control groups.
+    """
+
+    def __init__(self, folder: str, groups: Dict[str, List[int]]) -> None:
         self.folder = folder
         with open(os.path.join(folder, "order.json"), "rb") as file:
             self.order: Dict[str, Any] = json.loads(file.read().decode())
@@ -47,7 +52,7 @@ class Runner:
             os.path.join(folder, "status"), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         self.seals = Seals(self.order["checkpoint_dir"])
-        self.tasks = [Task(folder, self.order, spec) for spec in self.order["tasks"]]
+        self.tasks = [Task(folder, self.order, spec, groups.get(spec["name"], ())) for spec in self.order["tasks"]]
         self.stopping_until: Optional[float] = None
         self.stopped = self.timed_out = False
         self.resume_from: Optional[str] = None
@@ -332,8 +337,11 @@ class Runner:
         self.say("ended", stopped=False, timed_out=False, lost=True, message="the runner was lost")
 
 
-def run(folder: str, salvage: bool = False) -> int:
-    """Runs (or salvages) the attempt in ``folder``; returns 0, or 3 where that is done or being done already."""
+def run(folder: str, salvage: bool = False, groups: Optional[Dict[str, List[int]]] = None) -> int:
+    """Runs (or salvages) the attempt in ``folder``; returns 0, or 3 where that is done or being done already.
+
+    ``groups``: see Runner.
+    """
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _locked(lock):
         return ALREADY
@@ -343,7 +351,7 @@ def run(folder: str, salvage: bool = False) -> int:
         return ALREADY
     if not salvage and events:
         return ALREADY  # another runner was here and died: only salvage may follow
-    runner = Runner(folder)
+    runner = Runner(folder, groups or {})
     if salvage:
         runner.salvage()
     else:

@@ -32,13 +32,14 @@ class Exit(NamedTuple):
 class Files(NamedTuple):
     """What a process begins in: its folder, the files that it reads and appends to, the control groups that it joins.
 
-    ``terminal``: a pseudo terminal's path, instead of the three files; the process becomes the leader of its session.
+    ``cgroup_procs``: descriptors, as the groups' files are not the job's. ``terminal``: a pseudo terminal's path, instead of
+    the three files; the process becomes the leader of its session.
     """
 
     cwd: str
     stdout: str
     stderr: str
-    cgroup_procs: Sequence[str] = ()
+    cgroup_procs: Sequence[int] = ()
     stdin: str = os.devnull
     terminal: str = ""
 
@@ -96,10 +97,7 @@ def fork(files: Files, become: Callable[[], Any]) -> Tuple[int, str]:
 
 def _child(libc: Any, parent: int, writer: int, files: Files, become: Callable[[], Any]) -> None:
     try:
-        for procs in files.cgroup_procs:
-            group = os.open(procs, os.O_WRONLY)
-            os.write(group, b"0")  # itself
-            os.close(group)
+        _join(files.cgroup_procs)
         os.setsid()
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it died before the call above
@@ -112,7 +110,7 @@ def _child(libc: Any, parent: int, writer: int, files: Files, become: Callable[[
             os.dup2(source, target)
         os.set_inheritable(writer, False)
         keep = os.dup2(writer, 3, inheritable=False)
-        os.closerange(4, max(os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 4096, 64))
+        close_from(4)
         writer = keep
         os.chdir(files.cwd)
         become()
@@ -121,13 +119,29 @@ def _child(libc: Any, parent: int, writer: int, files: Files, become: Callable[[
         if error.filename == files.cwd:
             text = "its working folder %s: %s" % (files.cwd, text)
             error.errno = errno.EACCES
-        elif error.filename in files.cgroup_procs:
-            text = "its control group %s: %s" % (error.filename, text)
         os.write(writer, ("%d %s" % (error.errno or 1, text)).encode())
     except Exception as error:  # noqa: BLE001 - nothing may come back from here
         os.write(writer, ("1 %r" % error).encode())
     finally:
         os._exit(127)
+
+
+def _join(groups: Sequence[int]) -> None:
+    """Moves this process into control groups, by the descriptors of their ``cgroup.procs``."""
+    for descriptor in groups:
+        try:
+            os.write(descriptor, b"0")  # itself
+        except OSError as error:
+            raise OSError(error.errno, "its control group cannot be joined: %s" % error.strerror) from error
+
+
+def close_from(first: int, kept: Sequence[int] = ()) -> None:
+    """Closes every descriptor from ``first`` on but those ``kept``; there may be thousands."""
+    end = 1 + max(int(name) for name in os.listdir("/proc/self/fd"))
+    for keep in sorted(descriptor for descriptor in kept if descriptor >= first):
+        os.closerange(first, keep)
+        first = keep + 1
+    os.closerange(first, end)
 
 
 def _streams(files: Files) -> List[int]:

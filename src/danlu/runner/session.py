@@ -35,11 +35,11 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Place(NamedTuple):
-    """A task, as far as a session needs it: the environment of its process, its folder, its control groups."""
+    """A task, as far as a session needs it: the environment of its process, its folder, its open control groups."""
 
     env: Dict[str, str]
     cwd: str
-    cgroup_procs: List[str]
+    cgroup_procs: Sequence[int]
     container: Optional[Dict[str, Any]] = None
 
 
@@ -111,7 +111,7 @@ class Sessions:
             self._open.append(pid)
             return
         try:
-            _alone(connection)
+            _alone(connection, [group for task in self._tasks for group in task.cgroup_procs])
             Relay(connection).serve(self._place)
         except (OSError, frames.FrameError) as error:
             print("a session broke off: %s" % error, file=sys.stderr)
@@ -130,8 +130,7 @@ class Sessions:
             return "there is no task %s" % name
         if task.pid is None or task.done:
             return "task %s has no process at this moment" % name
-        groups = [str(path) for path in task.spec.get("cgroup_procs", [])]
-        return Place(task.env, str(task.spec["cwd"]), groups, task.spec.get("container"))
+        return Place(task.env, str(task.spec["cwd"]), task.cgroup_procs, task.spec.get("container"))
 
 
 def _listening(folder: str) -> socket.socket:
@@ -161,8 +160,11 @@ def _refuse(connection: socket.socket, why: str) -> None:
         return
 
 
-def _alone(connection: socket.socket) -> None:
-    """Makes a forked process one of its own: without the runner's files and signals, and ended when the runner ends."""
+def _alone(connection: socket.socket, groups: Sequence[int]) -> None:
+    """Makes a forked process one of its own: without the runner's files and signals, and ended when the runner ends.
+
+    It keeps what its command joins a control group with.
+    """
     parent = os.getppid()
     libc = ctypes.CDLL(None)
     libc.prctl(processes.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -174,9 +176,7 @@ def _alone(connection: socket.socket) -> None:
     for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     processes.become_subreaper()
-    kept = connection.fileno()  # the lock of the attempt, above all, must be the runner's alone
-    os.closerange(3, kept)
-    os.closerange(kept + 1, max(os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 65536 else 4096, 64))
+    processes.close_from(3, [connection.fileno(), *groups])  # the lock of the attempt, above all, is the runner's alone
 
 
 class Relay:

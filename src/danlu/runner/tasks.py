@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from . import contained, formats, ports, processes
 from .counters import Counters
@@ -20,7 +20,10 @@ LEFT_ROUNDS = 200
 class Task:
     """One process of the attempt, started again by itself where that was agreed."""
 
-    def __init__(self, folder: str, order: Dict[str, Any], spec: Dict[str, Any]) -> None:
+    def __init__(
+        self, folder: str, order: Dict[str, Any], spec: Dict[str, Any], cgroup_procs: Sequence[int] = ()
+    ) -> None:
+        self.cgroup_procs = cgroup_procs
         self.name, self.spec = str(spec["name"]), spec
         self.folder = os.path.join(folder, self.name)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
@@ -82,7 +85,7 @@ class Task:
         self.oom_before = self.counters.oom_kills()
         files = processes.Files(
             spec["cwd"], os.path.join(self.folder, "stdout"), os.path.join(self.folder, "stderr"),
-            [str(path) for path in spec.get("cgroup_procs", [])],
+            self.cgroup_procs,
         )  # fmt: skip
         if spec.get("container"):
             env.update(contained.devices(len(spec.get("devices", []))))

@@ -343,7 +343,7 @@ class LocalExecutor:
         group = self._group(folder.name)
         limits: tuple[str, ...] = ()
         if group is not None:
-            limits = group.create(order.job.spec, self._uid(order))
+            limits = group.create(order.job.spec)
         roots = [] if order.interpreter is None else list(order.interpreter.roots)
         if order.image is not None and self.images is not None:
             roots = self.images.roots(order.project_number)
@@ -391,6 +391,7 @@ class LocalExecutor:
             "folder": str(folder), "uid": uid, "sdk": str(self._sdk), "limits": limits, "salvage": salvage,
             "overlay": None if salvage else self._layers.overlay(folder),
             "cgroup_procs": [] if group is None else group.runner_procs(),
+            "task_procs": {} if group is None or salvage else group.task_procs(),
             "needed": [{"path": p, "write": True} for p in writable] + [{"path": p, "write": False} for p in readable],
         }  # fmt: skip
         return starting.ask(config, folder.name)

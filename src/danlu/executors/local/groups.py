@@ -1,15 +1,16 @@
 """The control groups of one attempt: one for the runner, and one with limits and counters for each task.
 
-So a task that uses up its memory is killed alone and named, and the runner that tells it is not limited by any. The runner,
-which has no privilege, moves each process that it starts into its task's group: the file through which one joins belongs to
-the job's user, the limits do not. A job can so move its processes between its own tasks' groups, and nowhere else.
+So a task that uses up its memory is killed alone and named, and the runner that tells it is not limited by any. All of their
+files stay the server's. Where that is root, a job can move none of its processes, neither out of its limits nor to where the
+end of its attempt would not find them: for version 1 asks no more than that, that who writes may write the file and moves a
+process of his own user, and a project's jobs have one user. The launcher opens the files through which the tasks' groups are
+joined, before it gives up its privilege; the runner has the descriptors, and each process that it starts joins by them and
+closes them before it executes what is the job's. Where the server is not root, a job is the same user as the server, and
+nothing is kept from it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
 from typing import Any, Final
 
 from danlu.domain.jobs import JobSpec
@@ -29,7 +30,7 @@ class AttemptGroups:
         """Returns the group of the task ``ROLE-INDEX``."""
         return self.whole.child(TASK + name)
 
-    def create(self, spec: JobSpec, uid: int | None) -> tuple[str, ...]:
+    def create(self, spec: JobSpec) -> tuple[str, ...]:
         """Makes them, sets the limits, and returns the names of those that are in force for every task that asked."""
         force = set(self.whole.create())
         self.whole.child(RUNNER).create()
@@ -41,9 +42,6 @@ class AttemptGroups:
             asked = {name for name, limit in (("memory", task.memory_bytes), ("cpu", task.cpu)) if limit is not None}
             force |= asked & {*got}
             missing |= asked - {*got}
-            _hand_over(group.procs(), uid)
-        if self.whole.version == 2:  # there, whoever moves a process must own the way between the two groups
-            _hand_over(self.whole.procs(), uid)
         return tuple(name for name in ("memory", "cpu", "pids") if name in force - missing)
 
     def exists(self) -> bool:
@@ -54,10 +52,15 @@ class AttemptGroups:
         """Returns the files through which the runner joins its group."""
         return [str(path) for path in self.whole.child(RUNNER).procs()]
 
+    def task_procs(self) -> dict[str, list[str]]:
+        """Returns the files through which each task that has groups joins them, by its name."""
+        folders = (folder.name for place in self.whole.places for folder in place.glob(f"{TASK}*"))
+        names = sorted({name.removeprefix(TASK) for name in folders})
+        return {name: [str(path) for path in self.task(name).procs()] for name in names}
+
     def order(self, task: str) -> dict[str, Any]:
         """Returns what the runner is told of a task's group."""
-        group = self.task(task)
-        return {"counters": group.counters(), "cgroup_procs": [str(place / "cgroup.procs") for place in group.places]}
+        return {"counters": self.task(task).counters()}
 
     def kill(self) -> bool:
         """Kills every process in them until none is left; returns whether none is."""
@@ -66,10 +69,3 @@ class AttemptGroups:
     def remove(self) -> None:
         """Removes them, which must be empty."""
         self.whole.remove()
-
-
-def _hand_over(files: list[Path], uid: int | None) -> None:
-    if uid is not None:
-        for file in files:
-            with contextlib.suppress(OSError):  # then a process cannot join, and the runner says so
-                os.chown(file, uid, uid)

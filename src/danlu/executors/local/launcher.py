@@ -5,6 +5,12 @@ with threads must not fork and go on in Python. It answers on standard output wi
 ``{"limits": [...], "pid": the runner's}`` or ``{"error": ..., "rejected": true or false}``, and is gone; the runner goes on
 as nobody's child.
 
+The control groups' files stay the server's. Those through which the tasks join are opened here, while that is allowed, and
+the runner goes on with the descriptors. Since 5.16 Linux asks what the one who opened such a file may do. Before, it asked
+the writer: with version 1 only whether the process is of his user, so that it works as well; with version 2 also whether he
+may write the files himself, so that nothing is started there. A descriptor moves more than its own process, so the runner is
+closed to its own user: it cannot be traced, and its ``/proc/PID/fd`` is root's.
+
 Where a folder on the way to what the job needs is closed to the job's user (a home folder of mode 0700, with the interpreter
 in it), a small empty file system is mounted over the topmost closed folder, in this attempt's own mount namespace, and only
 what is needed is bound back below it, at the same path. The job sees the same paths and nothing else of that folder.
@@ -24,7 +30,7 @@ from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 
 CANNOT_BECOME = 125
@@ -155,18 +161,53 @@ def drop(uid: int, gid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
+def open_groups(paths: list[str]) -> list[int]:
+    """Opens the files through which control groups are joined; they are closed in whatever is executed."""
+    try:
+        return [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in paths]
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise Refused(
+            f"its tasks' control groups are more files than the server may open ({most:,}): raise the limit "
+            "(LimitNOFILE=, ulimit -Hn) and start the platform again, or ask for fewer tasks"
+        ) from error
+
+
+def join(groups: list[int]) -> None:
+    """Moves this process into control groups."""
+    for descriptor in groups:
+        os.write(descriptor, b"0")  # itself
+
+
+def join_again(groups: list[int]) -> None:
+    """Joins the groups in which this process is, now that it has no privilege: as its tasks will join theirs."""
+    try:
+        join(groups)
+    except PermissionError as error:
+        raise Refused(
+            f"Linux {os.uname().release} lets the job's user join no control group that root has opened for it: "
+            "5.16 does, and so do the older series' releases of 2022 and later; update it"
+        ) from error
+
+
 def prepare(config: dict[str, Any]) -> list[str]:
     """Does all that needs privilege; returns what is in force."""
     force: list[str] = list(config["limits"])
-    for procs in config["cgroup_procs"]:
-        write(procs, str(os.getpid()))
+    own = open_groups(config["cgroup_procs"])
+    join(own)
     if config["overlay"] is not None:
         lay_over(config["overlay"])
     if config["uid"] is not None:
         if open_closed(config["needed"], config["uid"], config["uid"]):
             force.append("mounts")
         drop(config["uid"], config["uid"])
+        libc_call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # for what is forked too, until it executes a program
+        join_again(own)
         force.append("user")
+    for descriptor in own:
+        os.close(descriptor)
     libc_call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     force.append("no-new-privileges")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -217,6 +258,7 @@ def main() -> int:
     if os.fork():
         os._exit(0)
     try:
+        groups = {task: open_groups(paths) for task, paths in config["task_procs"].items()}
         force = prepare(config)
     except Refused as error:
         return _answer(answer, {"error": str(error), "rejected": True})
@@ -230,7 +272,7 @@ def main() -> int:
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
     _answer(answer, {"limits": force, "pid": os.getpid()})
-    return runner.run(config["folder"], salvage=config["salvage"])
+    return runner.run(config["folder"], salvage=config["salvage"], groups=groups)
 
 
 def _try(answer: int, paths: dict[str, str]) -> int:

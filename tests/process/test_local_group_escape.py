@@ -1,0 +1,274 @@
+"""Jobs that try to leave their task's control group: its files are root's, and the runner's descriptors nobody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danlu.domain.sessions import SessionRequest
+from danlu.runner import processes
+from tests.conftest import cannot_run
+from tests.executors import LocalBench
+from tests.process.platform import processes_with
+from tests.process.test_local_executor import opened
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[LocalBench]:
+    if os.geteuid() != 0:
+        cannot_run("only root can run jobs as other users")
+    home = tmp_path / "home"
+    home.mkdir()
+    bench = LocalBench(opened(home))
+    if not bench.executor.capabilities.memory_limit:
+        cannot_run("this machine cannot limit memory (control groups)")
+    yield bench
+    bench.close()
+
+
+def groups_of(pid: int | str) -> dict[str, Path]:
+    """Returns the folders of a process's groups that are ours, by controller."""
+    found = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        for name in names.split(","):
+            if "/danlu/" in path:
+                found[name] = Path("/sys/fs/cgroup") / name / path.lstrip("/")
+    return found
+
+
+def links(pid: int) -> list[str]:
+    """Returns where a process's open files lead."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(entry))
+    return found
+
+
+def opened_still(descriptor: int) -> bool:
+    """Whether a descriptor is more than the one with which the open ones were listed."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+MOVE = r"""
+import json, os, time
+before = open("/proc/self/cgroup").read()
+tried = {}
+
+def attempt(what, action):
+    try:
+        action()
+        tried[what] = "done"
+    except OSError as error:
+        tried[what] = error.strerror
+
+def write(path, text):
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+for line in before.splitlines():
+    _, names, path = line.split(":", 2)
+    mounted = "/sys/fs/cgroup/" + names.split(",")[0]
+    own = mounted + path
+    if "/danlu/" not in path:
+        continue
+    mine = os.path.dirname(own)
+    all_attempts = os.path.dirname(mine)
+    other = os.path.join(all_attempts, os.environ["OTHER"])
+    own_other = os.path.join(mine, "task-worker-%d" % (1 - int(os.environ["DANLU_INDEX"])))
+    above = [mounted]
+    for part in os.path.dirname(path).strip("/").split("/"):
+        above.append(above[-1] + "/" + part)
+    for folder in (*above, own, own_other, mine + "/runner", other, other + "/task-main-0", other + "/runner"):
+        for text in ("0", str(os.getpid())):
+            attempt("%s/cgroup.procs %s" % (folder, text), lambda: write(folder + "/cgroup.procs", text))
+            if os.path.exists(folder + "/tasks"):  # version 1
+                attempt("%s/tasks %s" % (folder, text), lambda: write(folder + "/tasks", text))
+        attempt("chmod " + folder, lambda: os.chmod(folder + "/cgroup.procs", 0o666))
+        attempt("mkdir " + folder, lambda: os.mkdir(folder + "/mine"))
+    for limit in ("memory.limit_in_bytes", "memory.max"):
+        if os.path.exists(own + "/" + limit):
+            attempt("limit " + own, lambda: write(own + "/" + limit, str(1 << 40)))
+after = open("/proc/self/cgroup").read()
+print(json.dumps({"tried": tried, "before": before, "after": after}), flush=True)
+if os.environ["DANLU_INDEX"] == "1":
+    held = []
+    while True:
+        held.append(bytearray(os.urandom(1 << 20)))
+time.sleep(1000)
+"""
+
+
+def test_a_job_cannot_move_itself_anywhere_and_its_limit_holds(bench: LocalBench) -> None:
+    other = bench.launch("sh", "-c", "echo up; sleep 1000")
+    bench.printed(other, "up")
+    roles = {"worker": {"replicas": 2, "memory": "96MiB", "command": ["python", "-c", MOVE]}}
+    hostile = bench.launch("unused", roles=roles, framework="none", grace=1, variables={"OTHER": other})
+    seen = bench.end(hostile)
+    assert [(task.name, task.oom) for task in seen.tasks] == [("worker-0", False), ("worker-1", True)]
+    pid = next(event["pid"] for event in bench.events(other) if event["event"] == "started")
+    for name in ("worker-0", "worker-1"):
+        said = json.loads(bench.log(hostile, name).splitlines()[0])
+        assert said["before"] == said["after"]
+        assert set(said["tried"].values()) <= {"Permission denied", "Operation not permitted"}, said["tried"]
+        targets = {
+            str(place / "cgroup.procs")
+            for controller, own in groups_of(pid).items()
+            for place in (own, own.parents[1] / hostile / "task-worker-1", Path("/sys/fs/cgroup") / controller)
+        }
+        assert targets <= {what.partition(" ")[0] for what in said["tried"]}
+    for place in groups_of(pid).values():
+        assert set(map(int, (place / "cgroup.procs").read_text().split())) >= {pid}
+        assert [file for file in place.parent.rglob("*") if file.stat().st_uid != 0] == []
+    assert processes_with(hostile) == set()
+
+
+STEAL = r"""
+import ctypes, json, os, struct, time
+libc = ctypes.CDLL(None, use_errno=True)
+PTRACE_SEIZE, PTRACE_DETACH, PIDFD_GETFD, READV = 0x4206, 17, 438, 310
+
+def called(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+def tracing(pid):
+    called(libc.ptrace(PTRACE_SEIZE, pid, None, None))
+
+def fetching(pid):
+    opened = os.pidfd_open(pid)
+    last = None
+    for number in range(64):
+        got = libc.syscall(PIDFD_GETFD, opened, number, 0)
+        if got >= 0:
+            return
+        last = ctypes.get_errno()
+        if last != 9:  # it has no such file
+            raise OSError(last, os.strerror(last))
+    raise OSError(last, os.strerror(last))
+
+def opening(pid):
+    for number in range(3, 256):
+        try:
+            os.open("/proc/%d/fd/%d" % (pid, number), os.O_WRONLY)
+            return
+        except FileNotFoundError:
+            continue
+    os.listdir("/proc/%d/fd" % pid)
+    os.open("/proc/%d/fd/0" % pid, os.O_RDONLY)
+
+WAYS = {
+    "list": lambda pid: os.listdir("/proc/%d/fd" % pid),
+    "open": opening,
+    "fetch": fetching,
+    "memory": lambda pid: os.open("/proc/%d/mem" % pid, os.O_RDWR),
+    "maps": lambda pid: open("/proc/%d/maps" % pid).read(),
+    "cwd": lambda pid: os.readlink("/proc/%d/cwd" % pid),
+    "trace": tracing,
+}
+
+def outcome(action, pid):
+    try:
+        action(pid)
+        return "done"
+    except OSError as error:
+        return error.strerror
+
+own = os.fork()
+if own == 0:
+    time.sleep(1000)
+print("up", flush=True)
+while not os.path.exists("victims"):
+    time.sleep(0.02)
+victims = {**json.load(open("victims")), "itself": own}
+print(json.dumps({name: {way: outcome(action, pid) for way, action in WAYS.items()} for name, pid in victims.items()}))
+print("files", [os.readlink("/proc/self/fd/" + n) for n in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + n)])
+"""
+
+
+def test_the_runners_descriptors_are_closed_to_its_own_user_and_to_what_it_starts(bench: LocalBench) -> None:
+    attempt = bench.launch("python", "-c", STEAL)
+    bench.printed(attempt, "up")
+    runner = bench.runner_pid(attempt)
+    with bench.executor.open_session(
+        attempt,
+        "main-0",
+        SessionRequest(command=("sh", "-c", "while [ ! -e victims ]; do sleep 0.1; done; sleep 1000")),
+    ):
+        bench.until(lambda: len(processes.descendants(runner)) >= 4)
+        task = next(event["pid"] for event in bench.events(attempt) if event["event"] == "started")
+        children = {
+            int(pid) for pid in Path(f"/proc/{runner}/task/{runner}/children").read_text().split()
+        }  # the task, and the session's own process
+        (session,) = children - {task}
+        bench.until(lambda: any("task-main-0" in str(groups_of(pid)) for pid in processes.descendants(session)))
+        (command,) = [int(pid) for pid in Path(f"/proc/{session}/task/{session}/children").read_text().split()]
+        assert Path(f"/proc/{command}/cgroup").read_text() == Path(f"/proc/{task}/cgroup").read_text()
+        for pid in (runner, session):  # the server's root sees them
+            assert {link for link in links(pid) if link.endswith("cgroup.procs")} == {
+                str(place.resolve() / "cgroup.procs") for place in groups_of(task).values()
+            }
+        for pid in (task, command):
+            assert not [link for link in links(pid) if "cgroup" in link]
+        victims = bench.home / "attempts" / attempt / "work" / "victims"
+        fresh = victims.with_name("fresh")
+        fresh.write_text(json.dumps({"runner": runner, "session": session}))
+        fresh.chmod(0o644)
+        fresh.rename(victims)
+        seen = bench.end(attempt)
+    assert seen.tasks[0].exit_code == 0, bench.log(attempt)
+    lines = bench.log(attempt).splitlines()
+    said: dict[str, Any] = json.loads(lines[1])
+    assert set(said["itself"].values()) == {"done"}  # where it is allowed, it works
+    refused = {"Permission denied", "Operation not permitted"}
+    assert {way for name in ("runner", "session") for way, how in said[name].items() if how not in refused} == set()
+    assert "cgroup.procs" not in lines[2]
+
+
+def test_a_process_that_executes_nothing_has_no_file_of_its_parents_however_high(tmp_path: Path) -> None:
+    high = 5000
+    told = tmp_path / "told"
+    group = os.open(tmp_path / "joined", os.O_WRONLY | os.O_CREAT)
+    os.dup2(group, high)
+
+    def become() -> None:
+        left = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+        told.write_text(json.dumps([number for number in left if opened_still(number)]))
+        os.close(3)
+        os._exit(0)
+
+    try:
+        files = processes.Files(str(tmp_path), str(tmp_path / "out"), str(tmp_path / "err"), [group])
+        pid, failure = processes.fork(files, become)
+        assert failure == ""
+        os.waitpid(pid, 0)
+    finally:
+        os.close(group)
+        os.close(high)
+    assert (tmp_path / "joined").read_text() == "0"
+    assert set(json.loads(told.read_text())) <= {0, 1, 2, 3}
+
+
+def test_a_group_that_cannot_be_joined_is_told_as_that(tmp_path: Path) -> None:
+    group = os.open("/dev/full", os.O_WRONLY)
+    try:
+        files = processes.Files(str(tmp_path), str(tmp_path / "out"), str(tmp_path / "err"), [group])
+        pid, error, code = processes.start(["true"], {"PATH": os.defpath}, files)
+    finally:
+        os.close(group)
+    assert (pid, code) == (None, 126)
+    assert "its control group cannot be joined: No space left on device" in error

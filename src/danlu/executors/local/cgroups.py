@@ -95,7 +95,9 @@ class Group:
         """Returns the files through which a process joins it."""
         return [folder / "cgroup.procs" for folder in self.places if folder.is_dir()]
 
-    def create(self, *, memory_bytes: int | None = None, cpu_milli: int | None = None) -> tuple[str, ...]:
+    def create(
+        self, *, memory_bytes: int | None = None, cpu_milli: int | None = None, processes: int = MAX_PROCESSES
+    ) -> tuple[str, ...]:
         """Makes the group, sets its limits, and returns the names of those that are in force."""
         force: list[str] = []
         for folder in self.places:
@@ -107,7 +109,7 @@ class Group:
             force.append("memory")
         if cpu_milli is not None and self._limit_cpu(cpu_milli):
             force.append("cpu")
-        if self._write("pids", "pids.max", str(MAX_PROCESSES)):
+        if self._write("pids", "pids.max", str(processes)):
             force.append("pids")
         return tuple(force)
 

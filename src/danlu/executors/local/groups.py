@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from danlu.domain.jobs import JobSpec
-from danlu.executors.local.cgroups import Group, Tree
+from danlu.executors.local.cgroups import MAX_PROCESSES, Group, Tree
 
 RUNNER: Final = "runner"
 TASK: Final = "task-"
@@ -32,7 +32,8 @@ class AttemptGroups:
 
     def create(self, spec: JobSpec) -> tuple[str, ...]:
         """Makes them, sets the limits, and returns the names of those that are in force for every task that asked."""
-        force = set(self.whole.create())
+        # each task has as many processes as one alone has, and none can take those of the others or of the runner
+        force = set(self.whole.create(processes=MAX_PROCESSES * (len(spec.tasks) + 1)))
         self.whole.child(RUNNER).create()
         missing: set[str] = set()
         for task in spec.tasks:

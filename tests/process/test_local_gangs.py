@@ -21,9 +21,10 @@ from danlu.executors.base import Observation, Phase
 from danlu.scheduler.ports import lease
 from tests.conftest import cannot_run
 from tests.executors import LocalBench
-from tests.process.platform import Server, processes_with
+from tests.process.platform import Server, processes_with, until
 from tests.process.test_local_executor import opened
 
+LARGE_S = 240.0
 EAT = "import os; x = []\nwhile True: x.append(bytearray(os.urandom(1 << 20)))"
 
 
@@ -212,7 +213,11 @@ def test_out_of_time_while_it_ends_is_not_out_of_time(bench: LocalBench) -> None
 
 def test_a_large_gang_has_more_files_than_select_can_watch(bench: LocalBench) -> None:
     roles = {"worker": {"replicas": 300, "command": "true"}}
-    seen = bench.end(bench.launch("unused", roles=roles, framework="none", cpu=0.001))
+    attempt = bench.launch("unused", roles=roles, framework="none", cpu=0.001)
+    until(
+        lambda: (seen := bench.see(attempt)) is not None and seen.phase is Phase.ENDED, LARGE_S, "300 tasks have ended"
+    )
+    seen = bench.end(attempt)
     assert (seen.phase, {task.exit_code for task in seen.tasks}) == (Phase.ENDED, {0})
 
 
@@ -245,7 +250,8 @@ def last(server: Server, job_id: str) -> Any:
 
 def test_gpus_are_given_out_by_plan(gpus: Server) -> None:
     job = gpus.submit("sh", "-c", "echo gpu $CUDA_VISIBLE_DEVICES", roles={"worker": {"replicas": 3}, "ps": {}}, gpu=1)
-    assert gpus.wait(job.id).state is JobState.SUCCEEDED
+    ended = gpus.wait(job.id)
+    assert ended.state is JobState.SUCCEEDED, (ended.reason, ended.message)
     assert sorted(gpus.lines(job.id, 1)) == ["gpu", "gpu 0", "gpu 1", "gpu 2"]
     (attempt,) = last(gpus, job.id)
     assert [task.devices for task in attempt.tasks] == [(0,), (1,), (2,), ()]

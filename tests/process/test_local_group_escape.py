@@ -48,7 +48,7 @@ def links(pid: int) -> list[str]:
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(entry))
+            found.append(str(entry.readlink()))
     return found
 
 
@@ -196,7 +196,8 @@ while not os.path.exists("victims"):
     time.sleep(0.02)
 victims = {**json.load(open("victims")), "itself": own}
 print(json.dumps({name: {way: outcome(action, pid) for way, action in WAYS.items()} for name, pid in victims.items()}))
-print("files", [os.readlink("/proc/self/fd/" + n) for n in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + n)])
+paths = ["/proc/self/fd/" + name for name in os.listdir("/proc/self/fd")]
+print("files", [os.readlink(path) for path in paths if os.path.exists(path)])
 """
 
 

@@ -367,6 +367,16 @@ def variables_of(framework: Framework, gang: Gang, me: Member) -> dict[str, str]
     return {**_common(gang, me), **framework.variables(gang, me)}
 
 
+def check_alone(named: str | None, *, has_command: bool) -> None:
+    """Raises ValueError where a job without roles names a framework that cannot be without them, or has no command."""
+    framework = FRAMEWORKS[named or "none"]
+    if framework.required:
+        role = framework.required[0]
+        raise ValueError(f"roles.{role} is missing: {framework.name} needs it, for example --role {role}=1")
+    if not has_command:
+        raise ValueError("command is missing")
+
+
 def check_roles(framework: Framework, roles: Mapping[str, RoleSpec], *, has_command: bool) -> None:
     """Raises ValueError, in a user's words, where a job's roles cannot be what the framework needs.
 

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from danlu.domain.commands import Command, Variables, argv_of
 from danlu.domain.environments import PYTHON_PATTERN
-from danlu.domain.frameworks import FRAMEWORKS, Framework, check_roles, framework_of
+from danlu.domain.frameworks import FRAMEWORKS, Framework, check_alone, check_roles, framework_of
 from danlu.domain.git import GitState
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
 from danlu.domain.images import full_reference
@@ -218,8 +218,8 @@ class JobSpec(Value):
             )
         if self.roles:
             check_roles(self.convention, self.gang_roles, has_command=self.command is not None)
-        elif self.command is None:
-            raise ValueError("command is missing")
+        else:
+            check_alone(self.framework, has_command=self.command is not None)
         if self.gpu_kind is not None and not any(shape.gpus for shape in self.shapes):
             raise ValueError("gpu_kind is set but gpu is 0")
         return self

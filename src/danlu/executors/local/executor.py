@@ -205,11 +205,11 @@ class LocalExecutor:
     def forget(self, attempt_id: str) -> None:
         """See Executor."""
         folder = self._folder(attempt_id)
-        if not folder.exists():
+        with self._lock:
+            launching = attempt_id in self._launching
+        if launching or (folder.exists() and not self._is_over(folder)):
             return
-        if not self._is_over(folder):
-            return
-        self._clean(attempt_id)
+        self._clean(attempt_id)  # also where there is no folder: a refused launch has made its control groups
         gone = folder.with_name(f".gone-{attempt_id}")
         with contextlib.suppress(FileNotFoundError):
             folder.rename(gone)

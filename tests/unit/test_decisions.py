@@ -81,7 +81,7 @@ def apply(job: Job, attempt: Attempt, decision: Decision) -> tuple[Job, Attempt]
         for new in records:
             assert new.id == old.id
             assert new.version == old.version + 1
-            assert new.state in old.MOVES[old.state]
+            assert new.state in old.MOVES[old.state] or (new.state, new.reason) == (old.state, old.reason)
             assert new.updated_at >= old.updated_at
             old = new
     return (decision.jobs or (job,))[-1], (decision.attempts or (attempt,))[-1]
@@ -272,3 +272,37 @@ def test_time_never_runs_backwards() -> None:
     after_job, after_attempt = apply(job, attempt, decide(job, attempt, ENDS["completed"][0], NOW - 5 * SECOND))
     assert after_job.updated_at == NOW
     assert after_attempt.updated_at == NOW
+
+
+# a gang while it runs
+
+
+def gang_of(*tasks: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(make_task(role="worker", index=index, rank=index, **task) for index, task in enumerate(tasks))
+
+
+@pytest.mark.parametrize("state", [(J.RUNNING, A.RUNNING), (J.STOPPING, A.ENDING)])
+def test_what_becomes_of_a_live_gangs_tasks_is_stored(state: tuple[JobState, AttemptState]) -> None:
+    stopping = state[0] is J.STOPPING
+    job, attempt = pair(*state, Desired.STOP if stopping else Desired.RUN)
+    began = gang_of({"started_at": NOW + 1}, {})
+    attempt = attempt.model_copy(update={"tasks": began})
+    found = seen(Phase.RUNNING, tasks=began)
+    assert decide(job, attempt, found, LATER).attempts == ()
+    later = gang_of(
+        {"started_at": NOW + 1, "ended_at": NOW + 5, "exit_code": 0}, {"started_at": NOW + 2, "restarts": 1}
+    )
+    decision = decide(job, attempt, seen(Phase.RUNNING, tasks=later), LATER)
+    assert [one.tasks for one in decision.attempts] == [later]
+    assert (decision.attempts[0].state, decision.attempts[0].reason) == (attempt.state, attempt.reason)
+    assert decision.jobs == ()
+
+
+def test_a_large_gangs_tasks_are_not_stored_at_every_look() -> None:
+    job, attempt = pair(J.RUNNING, A.RUNNING)
+    tasks = gang_of(*({"started_at": NOW} for _ in range(1000)))
+    stored = attempt.model_copy(update={"tasks": gang_of(*({} for _ in range(1000))), "updated_at": NOW})
+    found = seen(Phase.RUNNING, tasks=tasks)
+    assert decide(job, stored, found, NOW + SECOND // 2).attempts == ()
+    assert [one.tasks for one in decide(job, stored, found, NOW + SECOND).attempts] == [tasks]
+    assert decide(job, stored, found, NOW - SECOND).attempts != ()  # the clock was wrong before

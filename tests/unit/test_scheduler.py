@@ -27,8 +27,10 @@ from danlu.scheduler.cycle import (
     order,
     plan,
     rooms,
+    shortage,
     take_seats,
 )
+from danlu.scheduler.ports import COUNT
 from tests.factories import GIB, make_capacity
 
 
@@ -53,6 +55,22 @@ def started(made: Any) -> list[str]:
 
 
 # tables
+
+
+def test_a_gang_that_lacks_ports_says_so_and_gets_the_next_ones() -> None:
+    taken = Held("node-1", Resources(), (), ports=COUNT - 3)
+    gang, small = replace(ask(0.1, tasks=4), ports=4), replace(ask(0.1, tasks=2), ports=2)
+    waiting = (wait("a", small), wait("b", gang), wait("c", gang), wait("d", small), wait("e", replace(small, ports=1)))
+    made = plan(snapshot(make_capacity(), held=(taken,), waiting=(*waiting, wait("f"))))
+    assert started(made) == ["a", "f"]
+    assert made.waits["b"] == made.waits["c"]
+    assert made.waits["b"] == (
+        Reason.WAITING_FOR_RESOURCES, "asks 4 ports, one for each task; 1 of 12,768 are free"
+    )  # fmt: skip
+    assert made.waits["e"][0] is Reason.WAITING_FOR_RESOURCES  # the one that is free is kept for b
+    assert shortage(gang, [make_capacity()], [taken]) == (
+        Reason.WAITING_FOR_RESOURCES, "asks 4 ports, one for each task; 3 of 12,768 are free"
+    )  # fmt: skip
 
 
 def test_higher_priority_first_then_who_waits_longest_then_the_id() -> None:

@@ -24,6 +24,9 @@ from danlu.executors.base import Observation, Phase
 LOSS_BACKOFF_S: Final = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """What was lost is repeated at once; what is lost again and again gives its machine time to recover."""
 
+TASK_PAUSE_NS: Final = 1_000_000
+"""What became of a live gang's tasks is stored at most once in so long, times their number: all of them are written then."""
+
 
 class Action(StrEnum):
     """What to ask of the executor."""
@@ -81,6 +84,8 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
         attempts.append(attempt.moved(AttemptState.RUNNING, now=now, reason=Reason.STARTED, **changes))
         if job.state is JobState.STARTING:
             jobs.append(job.moved(JobState.RUNNING, now=now, reason=Reason.STARTED, started_at=seen.started_at))
+    elif _is_news(attempt, seen, now):
+        attempts.append(attempt.evolved(now=now, tasks=seen.tasks))
     if not stopping:
         return Decision(jobs=tuple(jobs), attempts=tuple(attempts))
     latest_job, latest = (jobs or [job])[-1], (attempts or [attempt])[-1]
@@ -89,6 +94,14 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
     if latest_job.state in (JobState.STARTING, JobState.RUNNING):
         jobs.append(latest_job.moved(JobState.STOPPING, now=now, reason=Reason.STOP_REQUESTED))
     return Decision(Action.STOP, tuple(jobs), tuple(attempts))
+
+
+def _is_news(attempt: Attempt, seen: Observation, now: int) -> bool:
+    """Whether tasks of a gang have started, ended or been started again since the attempt was stored, and it is time."""
+    if attempt.state not in (AttemptState.RUNNING, AttemptState.ENDING) or not seen.tasks or seen.tasks == attempt.tasks:
+        return False
+    since = now - attempt.updated_at
+    return not 0 <= since < TASK_PAUSE_NS * len(seen.tasks)  # before 0: the clock was wrong when that was written
 
 
 def _unseen(job: Job, attempt: Attempt, now: int) -> Decision:

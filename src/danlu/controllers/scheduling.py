@@ -66,7 +66,7 @@ class SchedulingController:
         for job in seen.queue:
             change = _not_yet(job, seen.environments, now)
             if change is None:
-                shape = Shape(job.shapes, job.gpu_kind)
+                shape = Shape(job.shapes, job.gpu_kind, job.ports)
                 waiting.append(Waiting(job.id, job.priority, job.queued_at, shape))
             elif change.state is not JobState.QUEUED or change.reason != job.reason:
                 changes.append(change)
@@ -105,8 +105,7 @@ class SchedulingController:
                 continue
             shapes = job.spec.shapes
             number = job.attempts + 1
-            # a task of a gang needs an address; on which node does not matter, so that no port is met twice in a gang
-            ports = lease(attempt_id(job.id, number), len(shapes) if job.spec.roles else 0, leased)
+            ports = lease(attempt_id(job.id, number), job.spec.ports, leased)
             if ports is None or not take_seats(free, shapes, placement.seats):
                 continue  # something has taken its room meanwhile
             leased |= {*ports}

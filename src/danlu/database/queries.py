@@ -48,6 +48,11 @@ class QueuedJob(NamedTuple):
             return (task_resources(self.cpu, self.memory, self.gpu),)
         return _gang(self.cpu, self.memory, self.gpu, self.env, self.framework, self.roles)
 
+    @property
+    def ports(self) -> int:
+        """As JobSpec.ports."""
+        return 0 if self.roles == NO_ROLES else len(self.shapes)
+
 
 @lru_cache(maxsize=1024)  # many jobs of one shape wait
 def _gang(

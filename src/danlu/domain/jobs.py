@@ -251,6 +251,11 @@ class JobSpec(Value):
         """What each task of the gang needs, in rank order."""
         return tuple(task.resources for task in self.tasks)
 
+    @property
+    def ports(self) -> int:
+        """How many ports it needs: each task of a gang needs an address."""
+        return len(self.tasks) if self.roles else 0
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:

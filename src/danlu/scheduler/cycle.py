@@ -4,6 +4,7 @@
 2. Place: each job's tasks as one gang, all or none, on the nodes with the least left over that still hold them (packing).
 3. Keep: what a job that does not fit is waiting for is kept for it. On the node that could hold it soonest its share of
    what is free is taken out of this cycle, so that smaller jobs behind it use only what it does not need, and none starves.
+   Of ports there are so many for all nodes; a gang that lacks some gets those that become free before any other does.
 4. Say why: one reason code for each job that waits; equal shapes are decided once.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from danlu.domain.jobs import Reason
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.resources import Resources, format_bytes, format_cpu
+from danlu.scheduler import ports
 
 KEPT_FOR = 16
 """For how many of the first waiting jobs resources are kept; those behind them wait for their turn all the same."""
@@ -22,10 +24,11 @@ KEPT_FOR = 16
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a gang asks for: one entry a task, and the GPU kind that all of them need."""
+    """What a gang asks for: one entry a task, the GPU kind that all of them need, and how many ports."""
 
     tasks: tuple[Resources, ...]
     gpu_kind: str | None = None
+    ports: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class Held:
     node: str
     resources: Resources
     devices: tuple[int, ...]
+    ports: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +236,19 @@ def plan(snapshot: Snapshot) -> Plan:
     placements: list[Placement] = []
     waits: dict[str, tuple[Reason, str]] = {}
     refused: dict[Shape, tuple[Reason, str]] = {}
+    free_ports = _free_ports(snapshot.held)
     kept = 0
     for job in order(snapshot.waiting):
         if job.shape in refused:  # within a cycle room only shrinks: what did not fit does not fit now
             waits[job.id] = refused[job.shape]
             continue
+        if job.shape.ports > free_ports:
+            waits[job.id] = refused[job.shape] = _short_of_ports(job.shape, free_ports)
+            free_ports = 0  # they are kept for it, as all is that the first ones wait for
+            continue
         seats = seat(job.shape, free, kinds)
         if seats is not None:
+            free_ports -= job.shape.ports
             placements.append(Placement(job.id, seats))
             continue
         waits[job.id] = refused[job.shape] = explain(job.shape, free, empty)
@@ -246,6 +256,16 @@ def plan(snapshot: Snapshot) -> Plan:
             kept += 1
             _keep(job.shape, free, empty)
     return Plan(tuple(placements), waits)
+
+
+def _free_ports(held: Iterable[Held]) -> int:
+    """Returns how many ports can be leased; on which node a task is does not matter, as no port is met twice in a gang."""
+    return ports.COUNT - sum(share.ports for share in held)
+
+
+def _short_of_ports(shape: Shape, free: int) -> tuple[Reason, str]:
+    words = f"asks {shape.ports:,} ports, one for each task; {free:,} of {ports.COUNT:,} are free"
+    return Reason.WAITING_FOR_RESOURCES, words
 
 
 def _keep(shape: Shape, free: dict[str, Room], empty: dict[str, Room]) -> None:
@@ -339,6 +359,8 @@ def largest(empty: Iterable[Room], kind: str | None) -> str:
 
 def shortage(shape: Shape, nodes: Sequence[NodeCapacity], held: Sequence[Held]) -> tuple[Reason, str] | None:
     """Returns None if the gang fits beside what is held, else why it does not."""
+    if shape.ports > (left := _free_ports(held)):
+        return _short_of_ports(shape, left)
     kinds = {node.name: {gpu.index: gpu.kind for gpu in node.gpus} for node in nodes}
     if seat(shape, rooms(nodes, held), kinds) is not None:
         return None

@@ -9,6 +9,7 @@ from typing import Final
 FIRST: Final = 20_000
 LAST: Final = 32_767
 """Below the range from which Linux gives ports to outgoing connections."""
+COUNT: Final = LAST - FIRST + 1
 
 
 def lease(attempt_id: str, count: int, taken: Collection[int]) -> tuple[int, ...] | None:
@@ -17,13 +18,12 @@ def lease(attempt_id: str, count: int, taken: Collection[int]) -> tuple[int, ...
     The first one follows from the attempt's id: the next attempt of a job begins elsewhere, so that a port which a stranger
     has taken, or which the kernel still keeps from the attempt before, is not met again.
     """
-    size = LAST - FIRST + 1
-    begin = zlib.crc32(attempt_id.encode()) % size
+    begin = zlib.crc32(attempt_id.encode()) % COUNT
     found: list[int] = []
-    for step in range(size):
+    for step in range(COUNT):
         if len(found) == count:
             break
-        port = FIRST + (begin + step) % size
+        port = FIRST + (begin + step) % COUNT
         if port not in taken:
             found.append(port)
     return tuple(found) if len(found) == count else None

@@ -214,7 +214,7 @@ def why(call: Call, job: str) -> Why:
 
     def work(tx: Transaction) -> Why:
         found = require(tx, call.project, job)
-        shape = Shape(found.spec.shapes, found.spec.gpu_kind)
+        shape = Shape(found.spec.shapes, found.spec.gpu_kind, found.spec.ports)
         lines = [found.message] if found.message else []
         if found.state is not JobState.QUEUED:
             return Why(job=found, asks=found.spec.shapes, explanation=tuple(lines or [_ended_or_running(found)]))

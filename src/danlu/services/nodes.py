@@ -29,7 +29,9 @@ def uses(tx: Transaction) -> tuple[NodeUse, ...]:
 
 def held(attempts: Iterable[Attempt]) -> tuple[Held, ...]:
     """Returns what live attempts hold, a share a task."""
-    return tuple(Held(task.node, task.resources, task.devices) for attempt in attempts for task in attempt.tasks)
+    return tuple(
+        Held(task.node, task.resources, task.devices, len(task.ports)) for attempt in attempts for task in attempt.tasks
+    )
 
 
 def use_of(nodes: Iterable[Node], attempts: Iterable[Attempt]) -> tuple[NodeUse, ...]:

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from danlu.errors import DataDamaged, ExecutorUnavailable
+from danlu.errors import DataDamaged, ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import Phase
 from danlu.executors.local import executor as local
 from danlu.executors.local import folders, machine, starting, sweep
 from danlu.runner import formats
+from tests.conftest import cannot_run
 from tests.executors import LocalBench
 from tests.process.test_local_executor import opened
 
@@ -110,6 +111,27 @@ def test_what_cannot_be_saved_is_kept(bench: LocalBench, monkeypatch: pytest.Mon
     assert bench.log(attempt_id) == "up"
     bench.executor.forget(attempt_id)
     assert not (bench.home / "attempts" / attempt_id).exists()
+
+
+def test_a_refused_launch_leaves_no_control_groups(bench: LocalBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not bench.executor.capabilities.memory_limit:
+        cannot_run("this machine cannot limit memory (control groups)")
+    order = bench.order("/bin/true")
+    group = bench.executor._group(order.attempt.id)
+    assert group is not None
+    there = []
+
+    def refuse(*_: object) -> dict[str, Any]:
+        there.append(group.exists())
+        return {"error": "no way to the interpreter", "rejected": True}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(starting, "ask", refuse)
+        with pytest.raises(LaunchRejected, match="no way"):
+            bench.executor.launch(order)
+    bench.executor.forget(order.attempt.id)
+    assert (there, group.exists()) == ([True], False)
+    assert list(bench.executor.attempts.iterdir()) == []
 
 
 def test_a_launcher_that_does_not_answer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,15 @@ def test_frameworks_and_catalogue_agree() -> None:
         ({"roles": {"worker": {"replicas": 0}}}, "at least 1"),
         ({"roles": {"worker": {"replicas": 1025}}}, "at most 1024"),
         ({"roles": {"a": {"replicas": 1000}, "b": {"replicas": 25}}}, "at most 1,024"),
+        (
+            {"roles": {"a": {"replicas": 41, "restarts": 100}, "b": {"restarts": 7}}},
+            r"4,107 restarts are asked for .* at most 4,096: retry\.attempts",
+        ),
+        (
+            {"roles": {"a": {"replicas": 1024, "variables": {"X": "x" * 20_000}}}},
+            r"variables of all 1,024 tasks are 19\.\d MiB together; 16\.0 MiB is the most: .*own variables",
+        ),
+        ({"roles": {"a": {"replicas": 200}}, "command": "x" * 100_000}, r"of all 200 tasks are 19\.\d MiB"),
         ({"roles": {"Worker": {}}}, "lower-case letters"),
         ({"roles": {"worker": {"gpus": 1}}}, "did you mean gpu"),
         ({"roles": {"worker": {"memory": "x"}}}, "not an amount of memory"),
@@ -249,6 +258,11 @@ def test_wrong_roles_are_refused_in_words(fields: dict[str, Any], words: str) ->
         spec(**fields)
     error = invalid_spec(caught.value, JobSpec)
     assert re.search(words, f"{error.message} {error.next_step}"), (error.message, error.next_step)
+
+
+def test_what_all_tasks_share_counts_once() -> None:
+    asked = spec(roles={"a": {"replicas": 1024}}, variables={"X": "x" * 131_072, "Y": "y" * 131_072})
+    assert asked.started_bytes < 400_000
 
 
 # for every gang

@@ -126,3 +126,20 @@ def test_a_full_disk_leaves_the_old_file_and_no_part(small_disk: Callable[[int],
         formats.write_atomically(str(path), b"x" * 1024 * 1024)
     assert path.read_bytes() == b"old"
     assert list(folder.iterdir()) == [path]
+
+
+ENVIRONMENTS = st.dictionaries(st.sampled_from("ABCDE"), st.text("xy", max_size=3).map(lambda text: "x" * 70 + text))
+
+
+@given(st.lists(ENVIRONMENTS, min_size=1, max_size=4))
+def test_what_tasks_share_is_said_once_and_comes_back(environments: list[dict[str, str]]) -> None:
+    order = {"tasks": [{"env": dict(env)} for env in environments]}
+    formats.share(order)
+    order = json.loads(json.dumps(order))
+    assert [formats.environment(order, task) for task in order["tasks"]] == environments
+    for name in set(environments[0]).intersection(*environments[1:]):
+        assert name in order["env"] or name in order["env_begins"]
+
+
+def test_an_order_of_before_has_no_shared_environment() -> None:
+    assert formats.environment({"tasks": []}, {"env": {"A": "1"}}) == {"A": "1"}

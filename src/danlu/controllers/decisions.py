@@ -98,7 +98,11 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
 
 def _is_news(attempt: Attempt, seen: Observation, now: int) -> bool:
     """Whether tasks of a gang have started, ended or been started again since the attempt was stored, and it is time."""
-    if attempt.state not in (AttemptState.RUNNING, AttemptState.ENDING) or not seen.tasks or seen.tasks == attempt.tasks:
+    if (
+        attempt.state not in (AttemptState.RUNNING, AttemptState.ENDING)
+        or not seen.tasks
+        or seen.tasks == attempt.tasks
+    ):
         return False
     since = now - attempt.updated_at
     return not 0 <= since < TASK_PAUSE_NS * len(seen.tasks)  # before 0: the clock was wrong when that was written

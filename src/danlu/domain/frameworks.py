@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from danlu.domain import mpi
-from danlu.domain.roles import ALONE, MAX_TASKS, RoleSpec
+from danlu.domain.roles import ALONE, MAX_RESTARTS, MAX_TASKS, RoleSpec
 from danlu.domain.validation import suggestion
 
 LOCALHOST: Final = "127.0.0.1"
@@ -398,6 +398,11 @@ def check_roles(framework: Framework, roles: Mapping[str, RoleSpec], *, has_comm
         )
     if (count := sum(role.replicas for role in roles.values())) > MAX_TASKS:
         raise ValueError(f"roles: {count:,} tasks are asked for; a job has at most {MAX_TASKS:,}")
+    if (count := sum(role.replicas * role.restarts for role in roles.values())) > MAX_RESTARTS:
+        raise ValueError(
+            f"roles: {count:,} restarts are asked for (replicas times restarts, of all roles); a job has at most "
+            f"{MAX_RESTARTS:,}: retry.attempts repeats the whole gang"
+        )
 
 
 def _check_role(framework: Framework, name: str, role: RoleSpec, *, beside: int, has_command: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,8 +17,8 @@ from danlu.domain.git import GitState
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
 from danlu.domain.images import full_reference
 from danlu.domain.records import Living, Ns, Said, Text, Value
-from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds
-from danlu.domain.roles import ALONE, RoleName, RoleSpec, task_resources
+from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds, format_bytes
+from danlu.domain.roles import ALONE, MAX_STARTED_BYTES, RoleName, RoleSpec, task_resources
 from danlu.domain.trees import ADDRESS_PATTERN
 from danlu.domain.validation import suggestion
 
@@ -218,6 +219,12 @@ class JobSpec(Value):
             )
         if self.roles:
             check_roles(self.convention, self.gang_roles, has_command=self.command is not None)
+            if (size := self.started_bytes) > MAX_STARTED_BYTES:
+                raise ValueError(
+                    f"roles: commands and variables of all {len(self.tasks):,} tasks are {format_bytes(size)} together; "
+                    f"{format_bytes(MAX_STARTED_BYTES)} is the most: what all tasks share belongs into the job's own "
+                    "variables, which count once, or into a file of its code"
+                )
         else:
             check_alone(self.framework, has_command=self.command is not None)
         if self.gpu_kind is not None and not any(shape.gpus for shape in self.shapes):
@@ -250,6 +257,15 @@ class JobSpec(Value):
     def shapes(self) -> tuple[Resources, ...]:
         """What each task of the gang needs, in rank order."""
         return tuple(task.resources for task in self.tasks)
+
+    @property
+    def started_bytes(self) -> int:
+        """How large commands and variables of its tasks are, as JSON; the job's variables count once."""
+        size = len(json.dumps(self.variables))
+        for name, role in self.gang_roles.items():
+            task = TaskSpec(self, self.convention, role, name, 0, 0)
+            size += role.replicas * len(json.dumps([task.argv, role.variables]))
+        return size
 
     @property
     def ports(self) -> int:

@@ -12,6 +12,10 @@ from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seco
 
 MAX_TASKS: Final = 1024
 """No job has more tasks."""
+MAX_RESTARTS: Final = 4096
+"""No job's tasks are started again by themselves more often, in all: each time is an event that the runner writes down."""
+MAX_STARTED_BYTES: Final = 16 << 20
+"""No gang's commands and variables are larger, of all tasks together; what the job's variables say counts once."""
 DEFAULT_CPU_MILLI: Final = 1000
 ALONE: Final = "main"
 """The role of the one task of a job that has no roles."""

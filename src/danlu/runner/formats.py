@@ -7,7 +7,8 @@ replaced by the next record of its stream. The time never decreases.
 A *metrics* stream is JSON lines ``{"t":ns,"s":step or null,"m":{"loss":0.1}}``. Names that begin with ``system/`` are the
 runner's own measurements (see usage.py): a program's are refused.
 
-``status`` is JSON lines, one event each; a torn last line is not there yet.
+``status`` is JSON lines, one event each; a torn last line is not there yet. A job's specification may ask for so many tasks
+and restarts only that it stays below MAX_STATUS_BYTES; of what is longer all the same, the beginning and the end are read.
 
 ``index`` says, in one record of fixed size, up to which byte the spools are consistent and which raw bytes they hold.
 """
@@ -17,12 +18,15 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 FORMAT = 1
 INDEX_BYTES = 512
 SEAL_BYTES = 1 << 20
-MAX_STATUS_BYTES = 1 << 20
+MAX_STATUS_BYTES = 4 << 20
+LAST_STATUS_BYTES = 1 << 16
+MAX_ERROR = 2000
+MIN_BEGIN = 64
 STDOUT, STDERR, NOTICE = b"o", b"e", b"r"
 WHOLE, PIECE, PROGRESS = b".", b"+", b"~"
 LOG, METRICS = "log", "metrics"
@@ -140,11 +144,45 @@ def parse_status(data: bytes) -> List[Dict[str, Any]]:
     return events
 
 
+def share(order: Dict[str, Any]) -> None:
+    """Moves what all tasks' environments have alike to the order itself, so that a large gang's file says it once.
+
+    Whole variables become ``env``; where long ones begin alike (``TF_CONFIG``, which ends with the task), that is
+    ``env_begins``, and a task has the rest.
+    """
+    every = [task["env"] for task in order["tasks"]]
+    names = set(every[0]).intersection(*every[1:])
+    alike = {name for name in names if all(env[name] == every[0][name] for env in every)}
+    begins = {name: os.path.commonprefix([env[name] for env in every]) for name in names - alike}  # noqa: RUF071 - no paths
+    order["env"] = {name: every[0][name] for name in sorted(alike)}
+    order["env_begins"] = {name: text for name, text in sorted(begins.items()) if len(text) >= MIN_BEGIN}
+    for task, env in zip(order["tasks"], every):
+        task["env"] = {
+            name: text[len(order["env_begins"].get(name, "")) :] for name, text in env.items() if name not in alike
+        }
+
+
+def environment(order: Dict[str, Any], task: Dict[str, Any]) -> Dict[str, str]:
+    """Returns a task's whole environment of an order."""
+    begins = order.get("env_begins", {})
+    own = {name: begins.get(name, "") + text for name, text in task["env"].items()}
+    return {**order.get("env", {}), **own}
+
+
+def status_of(read: Callable[[int, int], bytes], size: int) -> List[Dict[str, Any]]:
+    """Returns the events of a status file of ``size`` bytes, of which ``read`` returns so many from an offset."""
+    data = read(MAX_STATUS_BYTES, 0)
+    if size > MAX_STATUS_BYTES:  # the last word is there whatever comes before it; the newline ends a line that was cut
+        data += b"\n" + read(LAST_STATUS_BYTES, max(MAX_STATUS_BYTES, size - LAST_STATUS_BYTES))
+    return parse_status(data)
+
+
 def read_status(path: str) -> List[Dict[str, Any]]:
     """Returns the events of a status file; nothing where there is no file."""
     try:
         with open(path, "rb") as file:
-            return parse_status(file.read(MAX_STATUS_BYTES))
+            descriptor = file.fileno()
+            return status_of(lambda count, at: os.pread(descriptor, count, at), os.fstat(descriptor).st_size)
     except FileNotFoundError:
         return []
 

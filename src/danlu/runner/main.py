@@ -165,7 +165,7 @@ class Runner:
         """Records that a task could not be started; the others would wait for it in vain."""
         task.follower.notice(error)
         task.over(failed=True)
-        self.say("exited", task=task.name, exit_code=code, error=error, restarts=task.restarts)
+        self.say("exited", task=task.name, exit_code=code, error=error[: formats.MAX_ERROR], restarts=task.restarts)
         self.end(float(self.order["grace_s"]))
 
     def loop(self, wake: int, deadline: Optional[float]) -> None:

@@ -25,6 +25,7 @@ class Task:
     ) -> None:
         self.cgroup_procs = cgroup_procs
         self.name, self.spec = str(spec["name"]), spec
+        self.order = order
         self.folder = os.path.join(folder, self.name)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         self.follower = Follower(self.folder, int(order["log_limit_bytes"]), bool(order.get("parse_metrics")))
@@ -68,7 +69,7 @@ class Task:
         spec = self.spec
         devices = ",".join(str(device) for device in spec.get("devices", []))
         env = {
-            **spec["env"],
+            **formats.environment(self.order, spec),
             "DANLU_TASK": self.name,
             "DANLU_ROLE": str(spec["role"]),
             "DANLU_INDEX": str(spec["index"]),
@@ -125,7 +126,7 @@ class Task:
         elif ended.signal is not None:
             error = "killed by %s" % processes.signal_name(ended.signal)
         return {
-            "exit_code": ended.exit_code, "signal": ended.signal, "oom": oom, "error": error,
+            "exit_code": ended.exit_code, "signal": ended.signal, "oom": oom, "error": error[: formats.MAX_ERROR],
             "peak_memory_bytes": peak, "cpu_ns": self.counters.cpu_ns() or ended.cpu_ns, "restarts": self.restarts,
         }  # fmt: skip
 

@@ -43,7 +43,7 @@ from danlu.executors.local.hints import HintSocket
 from danlu.executors.local.images import ImageStore
 from danlu.executors.local.layers import CodeSource, Layers, can_mount
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
-from danlu.executors.local.orders import Folders, framework_files, order_file
+from danlu.executors.local.orders import Folders, framework_files, order_file, order_text
 from danlu.runner import formats
 
 LOG = logging.getLogger("danlu.executors")
@@ -329,7 +329,7 @@ class LocalExecutor:
             for task in content["tasks"]:
                 task.update(group.order(task["name"]))
         files = framework_files(order, folder, self._sdk)
-        for name, text in (("order.json", json.dumps(content)), ("token", order.token)):
+        for name, text in (("order.json", order_text(content)), ("token", order.token)):
             files[name] = text, 0o600
         for name, (text, mode) in files.items():
             (unfinished / name).parent.mkdir(mode=0o700, exist_ok=True)

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,25 @@ def passing(error: BaseException) -> bool:
     return isinstance(error, ExecutorUnavailable) or (isinstance(error, OSError) and error.errno in PASSING)
 
 
+@dataclass(slots=True)
+class Told:
+    """What a status tells of one task: its first start, its end, how often it was started again."""
+
+    started: dict[str, Any] = field(default_factory=dict)
+    exited: dict[str, Any] = field(default_factory=dict)
+    restarts: int = 0
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Takes the next event."""
+        kind = event["event"]
+        if kind == "started":
+            self.started = self.started or event
+        elif kind == "exited":
+            self.exited = self.exited or event
+        elif kind == "restarted":
+            self.restarts += 1
+
+
 class Seen:
     """What is known of one attempt's folder."""
 
@@ -44,6 +65,9 @@ class Seen:
         self.lost: Observation | None = None
         self.collected: dict[tuple[str, str], int] = {}
         self._stamp: tuple[int, int] | None = None
+        self._latest: dict[str, dict[str, Any]] = {}
+        self._by_task: dict[object, Told] = {}
+        self._observed: tuple[object, Observation] | None = None
         self._order: dict[str, Any] | None = None
 
     def refresh(self) -> None:
@@ -54,14 +78,34 @@ class Seen:
             return
         stamp = (status.st_size, status.st_mtime_ns)
         if stamp != self._stamp:
-            data = beneath.read(self.folder, "status", max_bytes=formats.MAX_STATUS_BYTES)
-            self.events = formats.parse_status(data)
+
+            def read(count: int, at: int) -> bytes:
+                return beneath.read(self.folder, "status", max_bytes=count, offset=at)
+
+            self._know(formats.status_of(read, status.st_size))
             self._stamp = stamp
+
+    def _know(self, events: list[dict[str, Any]]) -> None:
+        """Sorts events by kind and by task, once for every look; a job that forges them harms its own attempt alone."""
+        by_task: dict[object, Told] = {}
+        for event in events:
+            name = event.get("task")
+            if isinstance(name, str):
+                by_task.setdefault(name, Told()).add(event)
+        self.events, self._by_task = events, by_task
+        self._latest = {event["event"]: event for event in events}
 
     def _last(self, event: str) -> dict[str, Any] | None:
         if not self.events:
             self.refresh()
-        return next((e for e in reversed(self.events) if e["event"] == event), None)
+        return self._latest.get(event)
+
+    def observed(self) -> Observation:
+        """Returns what the status says; the same one for as long as it says the same."""
+        limits = self.limits()
+        if self._observed is None or self._observed[0] != (self._stamp, limits):
+            self._observed = (self._stamp, limits), _observation(self, self._by_task, limits)
+        return self._observed[1]
 
     def runner(self) -> dict[str, Any] | None:
         """Returns the runner's identity, if it has spoken in this boot of the machine."""
@@ -139,8 +183,12 @@ def _foreign(path: Path, owner: int, kind: int, bits: int) -> str:
 
 def observation(seen: Seen) -> Observation:
     """Returns what the status says. ``ended`` must have been made sure of by the caller."""
+    return seen.observed()
+
+
+def _observation(seen: Seen, told: Mapping[object, Told], limits: tuple[str, ...]) -> Observation:
     ended = seen.ended()
-    tasks = tuple(_task(spec, seen.events) for spec in seen.order()["tasks"])
+    tasks = tuple(_task(spec, told.get(spec["name"], Told())) for spec in seen.order()["tasks"])
     started = min((t.started_at for t in tasks if t.started_at is not None), default=None)
     resumed = next((e.get("checkpoint") for e in seen.events if e["event"] == "resumed"), None)
     phase = Phase.STARTING if started is None else Phase.RUNNING
@@ -154,16 +202,14 @@ def observation(seen: Seen) -> Observation:
         ended_at=None if ended is None else int(ended["at"]),
         stopped=bool(ended and ended.get("stopped")),
         timed_out=bool(ended and ended.get("timed_out")),
-        limits=seen.limits(),
+        limits=limits,
         resumed_from=None if resumed is None else Path(str(resumed)).name,
         message="" if ended is None else str(ended.get("message", ""))[:4096],
     )
 
 
-def _task(spec: dict[str, Any], events: list[dict[str, Any]]) -> Task:
-    name = spec["name"]
-    started = next((e for e in events if e["event"] == "started" and e.get("task") == name), {})
-    exited = next((e for e in events if e["event"] == "exited" and e.get("task") == name), {})
+def _task(spec: dict[str, Any], told: Told) -> Task:
+    started, exited = told.started, told.exited
     return Task(
         role=spec["role"],
         index=spec["index"],
@@ -178,7 +224,7 @@ def _task(spec: dict[str, Any], events: list[dict[str, Any]]) -> Task:
         signal=exited.get("signal"),
         oom=bool(exited.get("oom")),
         stopped=bool(exited.get("stopped")),
-        restarts=sum(e["event"] == "restarted" and e.get("task") == name for e in events),
+        restarts=told.restarts,
         port_taken=exited.get("port_taken"),
         last_lines=str(exited.get("last_lines", ""))[:4096],
         error=str(exited.get("error", ""))[:4096],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 from danlu.domain.commands import RESERVED_VARIABLES
 from danlu.domain.frameworks import Gang, Means, Member, variables_of
 from danlu.domain.jobs import TaskSpec
+from danlu.domain.resources import format_bytes
+from danlu.errors import LaunchRejected
 from danlu.executors.base import LaunchOrder
+from danlu.executors.local.observing import MAX_ORDER_BYTES
 from danlu.runner import formats
 
 SECRET_BYTES = 32
@@ -63,6 +67,22 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
             for task, asked in zip(attempt.tasks, spec.tasks, strict=True)
         ],
     }
+
+
+def order_text(content: dict[str, Any]) -> str:
+    """Returns the file's text, with what all tasks have alike in it once.
+
+    Raises:
+        LaunchRejected: it is larger than the server would read again.
+    """
+    formats.share(content)
+    text = json.dumps(content)
+    if len(text) > MAX_ORDER_BYTES:
+        raise LaunchRejected(
+            f"what its {len(content['tasks']):,} tasks are started with is {format_bytes(len(text))}, and "
+            f"{format_bytes(MAX_ORDER_BYTES)} is the most: take fewer tasks, or smaller variables and commands"
+        )
+    return text
 
 
 def gang_of(order: LaunchOrder, folder: Path) -> Gang:

@@ -248,6 +248,31 @@ def test_what_a_program_left_that_ended_by_itself_is_believed(folder: Folder) ->
     assert folder.seals.settle(ATTEMPT, trusted=True).newest == str(folder.path / "model.bin")
 
 
+def test_what_a_failed_task_may_have_been_writing_is_not_believed_for_standing_still(folder: Folder) -> None:
+    folder.save("step-4/weights.bin", b"whole")
+    folder.watch()
+    folder.save("step-5/rank-0.bin", b"half")
+    (folder.path / "step-6").mkdir()
+    folder.seals.doubt()
+    folder.save("step-5/rank-1.bin", b"another task's part")
+    folder.save("step-6/rank-1.bin", b"another task's part")
+    folder.watch(100)
+    assert folder.seals.settle(ATTEMPT, trusted=True).newest == str(folder.path / "step-4")
+    assert folder.aside() == []
+    for rank in (0, 1):
+        folder.save(f"step-5/rank-{rank}.bin", b"whole")
+    folder.watch()
+    assert folder.seals.newest() == str(folder.path / "step-5")
+
+
+def test_a_whole_checkpoint_that_is_in_doubt_is_believed_for_its_structure_at_the_end(folder: Folder) -> None:
+    folder.save("ckpt-1.npz")
+    folder.seals.doubt()
+    folder.watch(100)
+    assert folder.seals.newest() is None
+    assert folder.seals.settle(ATTEMPT).newest == str(folder.path / "ckpt-1.npz")
+
+
 def test_a_folder_is_one_checkpoint(folder: Folder) -> None:
     for name in ("step-1/model.safetensors", "step-1/deep/optimizer.pt", "step-1/_SUCCESS"):
         folder.save(name, safetensors() if name.endswith("s") and "_" not in name else b"" if "_S" in name else None)

@@ -48,6 +48,20 @@ class Life:
                  "checkpoint_dir": str(self.folder / "checkpoints"), "tasks": [task], **fields}  # fmt: skip
         (self.folder / "order.json").write_text(json.dumps(order))
 
+    def gang(self, *tasks: dict[str, Any], **fields: Any) -> None:
+        """Orders several tasks: each a shell's line, with whatever else is agreed of it."""
+        self.order("unused")
+        (task,) = json.loads((self.folder / "order.json").read_text())["tasks"]
+        every = [
+            {**task, "name": f"main-{rank}", "index": rank, "rank": rank, **one, "argv": ["/bin/sh", "-c", one["line"]]}
+            for rank, one in enumerate(tasks)
+        ]
+        self.order("unused", tasks=every, **fields)
+
+    def sealed(self) -> set[str]:
+        path = self.folder / "checkpoints" / ".danlu" / "sealed.json"
+        return set(json.loads(path.read_text())) if path.exists() else set()
+
     @contextlib.contextmanager
     def start(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         program = str(PACKAGE / "runner" / "__main__.py")
@@ -290,3 +304,37 @@ def test_the_runner_notes_what_runs_below_it(life: Life) -> None:
         runner.send_signal(signal.SIGUSR1)
         (life.folder / "stop").write_text('{"grace_s": 0}')
         assert runner.wait(TIMEOUT_S) == 0
+
+
+# what a failed task leaves
+
+LATER = "until grep -q {0} .danlu/sealed.json; do n=$((n+1)); [ $n -lt 200 ] || exit 9; sleep 0.1; done"
+
+
+def test_what_a_task_was_writing_when_it_was_killed_is_not_resumed_from_when_it_is_started_again(life: Life) -> None:
+    first = "mkdir step-5; echo half > step-5/weights.bin; kill -9 $$"
+    second = f"echo from:$DANLU_RESUME_FROM; echo whole > step-4.bin; {LATER.format('step-4')}"
+    life.gang({"line": f"cd ../checkpoints; if [ $DANLU_RESTART = 0 ]; then {first}; fi; {second}", "restarts": 1})
+    assert life.run() == 0
+    assert [event["exit_code"] for event in life.events("exited")] == [0]
+    assert "from:" in life.log()
+    assert life.sealed() == {"step-4.bin"}
+
+
+def test_what_a_task_was_writing_when_it_failed_is_not_trusted_though_the_others_end_in_good_order(life: Life) -> None:
+    saving = "cd ../checkpoints; trap 'echo saved > asked-1.bin; exit 0' TERM; touch ../up; while :; do sleep 0.05; done"
+    failing = "until [ -e ../up ]; do sleep 0.05; done; cd ../checkpoints; echo half > step-5.bin; exit 1"
+    life.gang({"line": saving}, {"line": failing})
+    assert life.run() == 0
+    assert {event["task"]: event["exit_code"] for event in life.events("exited")} == {"main-0": 0, "main-1": 1}
+    assert life.sealed() == {"asked-1.bin"}
+
+
+def test_what_was_saved_before_the_result_was_known_is_trusted_though_a_server_of_the_others_is_killed(life: Life) -> None:
+    life.gang(
+        {"line": "until [ -e ../up ]; do sleep 0.05; done; echo result > ../checkpoints/model.bin"},
+        {"line": "touch ../up; while :; do sleep 0.05; done", "decides": False},
+    )
+    assert life.run() == 0
+    assert life.events("exited")[1]["signal"] == signal.SIGTERM
+    assert life.sealed() == {"model.bin"}

@@ -19,7 +19,7 @@ import sys
 import time
 import zipfile
 import zlib
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from .formats import write_atomically
 
@@ -113,7 +113,7 @@ class Seals:
         self.folder = folder
         self._path = os.path.join(folder, ".danlu", "sealed.json")
         self._seen: Dict[str, Tuple[Stamp, int]] = {}
-        self._doubtful: Dict[str, Stamp] = {}
+        self._doubtful: Dict[str, FrozenSet[Tuple[object, ...]]] = {}
         self.sealed: Dict[str, Stamp] = self._load()
 
     def _load(self) -> Dict[str, Stamp]:
@@ -138,7 +138,7 @@ class Seals:
             known = self._seen.get(name)
             if known is None or known[0] != stamp:
                 self._seen[name] = (stamp, now)
-            elif now - known[1] >= SETTLED_NS and self.sealed.get(name) != stamp and self._doubtful.get(name) != stamp:
+            elif now - known[1] >= SETTLED_NS and self.sealed.get(name) != stamp and not self._in_doubt(name, stamp):
                 if _bytes(stamp) and _complete(paths) and all(probe(path, deep=False) is not False for path in paths):
                     self.sealed[name] = stamp
                     changed = True
@@ -146,6 +146,24 @@ class Seals:
                     self._seen[name] = (stamp, now)  # looked at again in two seconds
         if changed:
             self._store()
+
+    def doubt(self) -> None:
+        """Notes that what is not sealed now may be half of something: a program that wrote here has failed.
+
+        It stands still from now on, which proves nothing. Nothing is moved, since others may be writing.
+        """
+        for name, paths in candidates(self.folder).items():
+            try:
+                stamp = _stamp(paths)
+            except OSError:
+                stamp = []
+            if self.sealed.get(name) != stamp:
+                self._doubtful[name] = frozenset(map(tuple, stamp))
+
+    def _in_doubt(self, name: str, stamp: Stamp) -> bool:
+        """Says whether any of it is as it was in doubt: of a folder, the others may have written their own parts since."""
+        noted = self._doubtful.get(name)
+        return noted is not None and (not noted or any(tuple(entry) in noted for entry in stamp))
 
     def settle(self, attempt_id: str, trusted: bool = False) -> Settled:
         """Looks at every checkpoint while nothing writes: seals the sound ones, sets the broken ones aside.
@@ -162,11 +180,10 @@ class Seals:
                 sound = False not in verdicts and _complete(paths)
                 # of a folder with whole files it is not known whether all of them are there
                 proven = any(verdicts) and not any(os.path.isdir(path) for path in paths)
-                doubtful = self._doubtful.get(name) == stamp
-                if sound and _bytes(stamp) and (proven or (trusted and not doubtful)):
+                if sound and _bytes(stamp) and (proven or (trusted and not self._in_doubt(name, stamp))):
                     self.sealed[name] = stamp
                 elif sound:
-                    self._doubtful[name] = stamp
+                    self._doubtful[name] = frozenset(map(tuple, stamp))
                 else:
                     self._set_aside(name, paths, attempt_id)
                     aside.append(name)

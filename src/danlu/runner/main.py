@@ -54,7 +54,7 @@ class Runner:
         self.seals = Seals(self.order["checkpoint_dir"])
         self.tasks = [Task(folder, self.order, spec, groups.get(spec["name"], ())) for spec in self.order["tasks"]]
         self.stopping_until: Optional[float] = None
-        self.stopped = self.timed_out = False
+        self.stopped = self.timed_out = self.unsure = False
         self.resume_from: Optional[str] = None
         self.last_at = 0
         self.recorded: List[List[int]] = []
@@ -191,6 +191,7 @@ class Runner:
             if readable or now - tick >= TICK_S:
                 tick = now
                 self.look_for_stop()
+                self.doubt()
                 self.seals.watch(time.monotonic_ns())
                 self.record()
                 self.usage.step(self.tasks, now)
@@ -282,6 +283,7 @@ class Runner:
         if task.spec.get("container"):
             contained.end_orphans(self.guards() - {ended.pid})
         facts, failed = task.facts(ended), ended.exit_code != 0
+        self.unsure = self.unsure or (failed and self.cut_short(ended))
         # what ends after the result is known, or because it was asked to, decides nothing any more
         over = self.stopping_until is not None or self.known()
         if failed and not over and task.may_restart():
@@ -298,6 +300,21 @@ class Runner:
         task.over(failed=failed, killed=ended.exit_code is None)
         self.say("exited", task=task.name, stopped=over, **facts)
 
+    def cut_short(self, ended: processes.Exit) -> bool:
+        """Says whether a task that failed may have been writing a checkpoint. One that was asked to end has its own code."""
+        asked = (self.stopped or self.timed_out) and ended.exit_code is not None
+        return not asked and not self.decided_well()
+
+    def doubt(self) -> None:
+        """Puts the checkpoints in doubt that a failed task may have been writing, before any is sealed."""
+        if self.unsure:
+            self.unsure = False
+            self.seals.doubt()
+
+    def decided_well(self) -> bool:
+        """Says whether all tasks that decide have ended well."""
+        return all(task.done and not task.failed for task in self.tasks if task.member().decides)
+
     def finish(self) -> None:
         """Ends what the tasks left behind, spools everything, and says so."""
         self.sessions.close()
@@ -312,9 +329,8 @@ class Runner:
             contained.remove(task.spec.get("container"))
         # what a program leaves that ended by itself, in good order or because it was asked to, is as it wanted it
         asked = self.stopping_until is not None and not any(task.killed for task in self.tasks)
-        decided = [task for task in self.tasks if task.member().decides]
-        trusted = asked or all(task.done and not task.failed for task in decided)
-        self.seals.settle(self.order["attempt_id"], trusted=trusted)
+        self.doubt()
+        self.seals.settle(self.order["attempt_id"], trusted=asked or self.decided_well())
         for task in self.tasks:
             task.follower.drain()
             task.follower.close()

@@ -306,3 +306,14 @@ def test_a_large_gangs_tasks_are_not_stored_at_every_look() -> None:
     assert decide(job, stored, found, NOW + SECOND // 2).attempts == ()
     assert [one.tasks for one in decide(job, stored, found, NOW + SECOND).attempts] == [tasks]
     assert decide(job, stored, found, NOW - SECOND).attempts != ()  # the clock was wrong before
+
+
+def test_a_taken_port_is_named_with_the_task_that_it_was_leased_to() -> None:
+    first = make_task(role="a", ports=(20_001,), exit_code=1, port_taken=20_002)
+    second = make_task(role="b", rank=1, ports=(20_002,), exit_code=0, stopped=True)
+    made = make_job(state=J.RUNNING, reason=None, attempts=1)
+    reason, words, _ = verdict(seen(Phase.ENDED, tasks=(first, second)), made)
+    assert reason is R.PORT_TAKEN
+    assert words == ("a-0 (rank 0): another program of the machine listens on port 20002 that was leased to b-0")
+    _, words, _ = verdict(seen(Phase.ENDED, tasks=(first.model_copy(update={"port_taken": 20_001}), second)), made)
+    assert "port 20001 that was leased to it" in words

@@ -243,6 +243,7 @@ def test_docker_sets_the_limits_that_it_can() -> None:
     spec = JobSpec(command="x", memory=GIB, cpu=2)
     assert containers.limits_in_force(DOCKER_ENGINE, spec) == ("memory", "pids")
     assert made["remove"][-1] == "danlu-a,1-main-0"
+    assert (made["daemon"], contain(PODMAN)["daemon"]) == (True, False)
 
 
 def test_gpus_are_handed_in_by_number() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -322,7 +323,9 @@ def test_what_a_task_was_writing_when_it_was_killed_is_not_resumed_from_when_it_
 
 
 def test_what_a_task_was_writing_when_it_failed_is_not_trusted_though_the_others_end_in_good_order(life: Life) -> None:
-    saving = "cd ../checkpoints; trap 'echo saved > asked-1.bin; exit 0' TERM; touch ../up; while :; do sleep 0.05; done"
+    saving = (
+        "cd ../checkpoints; trap 'echo saved > asked-1.bin; exit 0' TERM; touch ../up; while :; do sleep 0.05; done"
+    )
     failing = "until [ -e ../up ]; do sleep 0.05; done; cd ../checkpoints; echo half > step-5.bin; exit 1"
     life.gang({"line": saving}, {"line": failing})
     assert life.run() == 0
@@ -330,7 +333,9 @@ def test_what_a_task_was_writing_when_it_failed_is_not_trusted_though_the_others
     assert life.sealed() == {"asked-1.bin"}
 
 
-def test_what_was_saved_before_the_result_was_known_is_trusted_though_a_server_of_the_others_is_killed(life: Life) -> None:
+def test_what_was_saved_before_the_result_was_known_is_trusted_though_a_server_of_the_others_is_killed(
+    life: Life,
+) -> None:
     life.gang(
         {"line": "until [ -e ../up ]; do sleep 0.05; done; echo result > ../checkpoints/model.bin"},
         {"line": "touch ../up; while :; do sleep 0.05; done", "decides": False},
@@ -338,3 +343,44 @@ def test_what_was_saved_before_the_result_was_known_is_trusted_though_a_server_o
     assert life.run() == 0
     assert life.events("exited")[1]["signal"] == signal.SIGTERM
     assert life.sealed() == {"model.bin"}
+
+
+# whose port it is
+
+
+@pytest.mark.parametrize(("daemon", "host", "taken"), [
+    (False, "127.0.0.1", True), (False, "127.64.0.8", False), (True, "127.0.0.1", False),
+])  # fmt: skip
+def test_what_belongs_to_an_engine_s_daemon_cannot_be_told_from_a_stranger(
+    life: Life, daemon: bool, host: str, taken: bool
+) -> None:
+    """The container's process is the engine here; it fails beside somebody who listens on its port."""
+    container = {
+        "engine": "docker" if daemon else "podman", "daemon": daemon, "image": "i", "run": ["/bin/sh", "-c", "exit 3"],
+        "environ": {"PATH": os.defpath}, "folders": [], "signal": [], "state": [], "remove": [], "name": "n",
+    }  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        life.gang({"line": "", "container": container, "ports": [port], "host": host})
+        assert life.run() == 0
+    (exited,) = life.events("exited")
+    assert (exited["exit_code"], exited["port_taken"]) == (3, port if taken else None)
+
+
+@pytest.mark.parametrize("away", ["setsid", "env -i setsid"])
+def test_what_a_task_that_is_started_again_has_sent_away_is_ended_first(life: Life, away: str) -> None:
+    """One is known by its environment; one that has cleared it was noted while its task ran."""
+    first = f"{away} /bin/sleep 1000 & echo $! > ../pid; until [ -e ../go ]; do sleep 0.05; done; exit 9"
+    second = "kill -0 $(cat ../pid) && echo there || echo gone"
+    other = "env -i setsid sleep 1000 & echo $! > ../other; until [ -e ../go2 ]; do sleep 0.05; done; kill -0 $!"
+    line = f"[ $DANLU_RESTART = 1 ] && {{ {second}; touch ../go2; exit 0; }}; {first}"
+    life.gang({"line": line, "restarts": 1}, {"line": other})
+    noted = life.folder / formats.PROCESSES
+    with life.start() as runner:
+        files = [life.folder / "pid", life.folder / "other"]
+        until(lambda: all(file.exists() and file.read_text().endswith("\n") for file in files))
+        until(lambda: noted.exists() and all(f"[{int(file.read_text())}, " in noted.read_text() for file in files))
+        (life.folder / "go").touch()
+        assert runner.wait(TIMEOUT_S) == 0
+    assert "gone" in life.log()
+    assert [event["exit_code"] for event in life.events("exited")] == [0, 0]  # what another task has sent away goes on

@@ -181,10 +181,9 @@ def _why_failed(seen: Observation, failed: Task) -> tuple[Reason, str]:
     if seen.stopped and asked:
         return Reason.STOPPED, ""
     if failed.port_taken is not None:
-        return (
-            Reason.PORT_TAKEN,
-            f"another program of the machine listens on port {failed.port_taken} that was leased to it",
-        )
+        owner = next((task for task in seen.tasks if failed.port_taken in task.ports), failed)
+        whose = "that was leased to it" if owner is failed else f"that was leased to {owner.name}"
+        return Reason.PORT_TAKEN, f"another program of the machine listens on port {failed.port_taken} {whose}"
     if failed.oom:
         return Reason.OUT_OF_MEMORY, failed.error or "killed by the kernel for lack of memory"
     if failed.signal is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 
 def _number(path: str, key: str = "") -> Optional[int]:
@@ -53,6 +53,16 @@ class Counters:
             return None
         limit = _number(os.path.join(self.memory, "memory.limit_in_bytes" if self.version == 1 else "memory.max"))
         return limit if limit is not None and limit < 2**60 else None
+
+    def processes(self) -> Optional[List[int]]:
+        """Returns the processes in the group; None where there is none."""
+        if not self.memory:
+            return None
+        try:
+            with open(os.path.join(self.memory, "cgroup.procs")) as file:
+                return [int(line) for line in file.read().split() if line != "0"]
+        except (OSError, ValueError):
+            return None
 
     def cpu_ns(self) -> Optional[int]:
         """Returns the CPU time that the group has used."""

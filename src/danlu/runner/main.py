@@ -62,6 +62,7 @@ class Runner:
         self.hints: Optional[socket.socket] = None
         self.hinted_at = 0.0
         self.usage = Sampler(self.order)
+        self.doors = ports.Doors()
         if self.order.get("hint_socket"):
             self.hints = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self.hints.setblocking(False)
@@ -135,7 +136,7 @@ class Runner:
             if self.known():
                 self.withdraw(task)
                 continue
-            hindrance = task.hindrance(time.monotonic())
+            hindrance = task.hindrance(time.monotonic(), self.doors)
             if hindrance is None:
                 self.start(task)
             elif hindrance:
@@ -237,6 +238,9 @@ class Runner:
             born = formats.start_time(pid)
             if born is not None:
                 found.append([pid, born])
+        for task in self.tasks:
+            if task.may_restart():
+                task.note()
         if found != self.recorded:
             text = json.dumps({"boot_id": formats.boot_id(), "processes": found})
             try:
@@ -288,17 +292,24 @@ class Runner:
         over = self.stopping_until is not None or self.known()
         if failed and not over and task.may_restart():
             what = "exit code %d" % ended.exit_code if ended.exit_code is not None else facts["error"]
-            task.restart(facts)
+            self.doors.shut("%s:%d" % at for at in task.leased())
+            task.restart(facts, self.sessions.pids)
             task.follower.notice("%s failed (%s): it is started again" % (task.name, what))
             self.say("restarted", task=task.name, restarts=task.restarts, why=what)
             return
         if failed and not over:
-            own = [*processes.descendants(os.getpid()), os.getpid()]
-            taken = ports.stranger([port for t in self.tasks for port in t.leased()], own)
-            facts["port_taken"] = taken
+            facts["port_taken"] = self.stolen()
             facts["last_lines"] = task.follower.last_lines()
         task.over(failed=failed, killed=ended.exit_code is None)
         self.say("exited", task=task.name, stopped=over, **facts)
+
+    def stolen(self) -> Optional[int]:
+        """Returns the port of one of the tasks on which a program listens that is not the gang's."""
+        # whose container belongs to a daemon is not below this process: it cannot be told from a stranger
+        leased = [
+            at for task in self.tasks if not (task.spec.get("container") or {}).get("daemon") for at in task.leased()
+        ]
+        return ports.stranger(leased, lambda: [*processes.descendants(os.getpid()), os.getpid()])
 
     def cut_short(self, ended: processes.Exit) -> bool:
         """Says whether a task that failed may have been writing a checkpoint. One that was asked to end has its own code."""

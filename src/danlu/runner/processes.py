@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KILL_ROUNDS = 200
@@ -215,17 +215,35 @@ def descendants(root: int, closed: FrozenSet[int] = frozenset()) -> List[int]:
     return found
 
 
-def kill_session(session: int) -> int:
-    """Kills every descendant of this process that is in a session; returns to how many the signal went."""
+def kill(pids: Iterable[int]) -> int:
+    """Kills these; returns to how many the signal went."""
     sent = 0
-    for pid in descendants(os.getpid()):
+    for pid in pids:
         try:
-            if os.getsid(pid) == session:
-                os.kill(pid, signal.SIGKILL)
-                sent += 1
+            os.kill(pid, signal.SIGKILL)
+            sent += 1
         except (ProcessLookupError, PermissionError):
             continue
     return sent
+
+
+def session(pid: int) -> Optional[int]:
+    """Returns a process's session; None where it has ended."""
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None
+
+
+def variable(pid: int, name: str) -> Optional[str]:
+    """Returns what a variable was when a process began; None where there is none, or the process has cleared it."""
+    try:
+        with open("/proc/%d/environ" % pid, "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return None
+    before = name.encode() + b"="
+    return next((word[len(before) :].decode(errors="replace") for word in words if word.startswith(before)), None)
 
 
 def send(number: int, closed: FrozenSet[int] = frozenset()) -> int:

@@ -90,6 +90,10 @@ class Sessions:
         if pid in self._open:
             self._open.remove(pid)
 
+    def pids(self) -> List[int]:
+        """Returns the processes of all that are open."""
+        return [one for pid in self._open for one in (pid, *processes.descendants(pid))]
+
     def close(self) -> None:
         """Lets in nobody any more."""
         if self._socket is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from . import contained, formats, ports, processes
 from .counters import Counters
@@ -40,6 +40,7 @@ class Task:
         self.due_at = time.monotonic()
         self.after_until = self.due_at + AFTER_TIMEOUT_S
         self.oom_before = 0
+        self.noted: Dict[int, int] = {}
 
     def member(self) -> Member:
         """Returns what the gang's rule needs of it."""
@@ -53,11 +54,11 @@ class Task:
         """Whether its process is still to be started, for the first time or again."""
         return self.pid is None and not self.done
 
-    def hindrance(self, now: float) -> Optional[str]:
+    def hindrance(self, now: float, doors: ports.Doors) -> Optional[str]:
         """Returns None where it can start now, "" where it has to wait, and why it never will once its time is over."""
         if now < self.due_at:
             return ""
-        missing = next((address for address in self.spec.get("after", ()) if not ports.accepts(address)), None)
+        missing = next((address for address in self.spec.get("after", ()) if not doors.open(address)), None)
         if missing is None:
             return None
         if now < self.after_until:
@@ -99,17 +100,43 @@ class Task:
         """Whether a failure starts it again instead of ending the gang."""
         return self.restarts < int(self.spec.get("restarts", 0))
 
-    def restart(self, failure: Dict[str, Any]) -> None:
-        """Ends what its process has left behind, and makes it wait for its next start; ``failure`` is how it ended."""
+    def note(self) -> None:
+        """Notes the processes below its own: one that makes itself a session of its own can lose its parent too."""
+        known = {pid: born for pid, born in self.noted.items() if formats.start_time(pid) == born}
+        below = {pid: formats.start_time(pid) for pid in processes.descendants(self.pid or 0)} if self.pid else {}
+        self.noted = {**known, **{pid: born for pid, born in below.items() if born is not None}}
+
+    def left(self, session: Optional[int], spared: Callable[[], Iterable[int]]) -> List[int]:
+        """Returns what its ended process has left: all in its control group, or what is known to come from it."""
+        found = self.counters.processes()
+        if found is None:
+            found = [
+                pid
+                for pid in processes.descendants(os.getpid())
+                if processes.session(pid) == session
+                or (pid in self.noted and self.noted[pid] == formats.start_time(pid))
+                or processes.variable(pid, "DANLU_TASK") == self.name
+            ]
+        kept = {os.getpid(), *spared()}  # looked for later: what they have started by then is among theirs
+        return [pid for pid in found if pid not in kept]
+
+    def restart(self, failure: Dict[str, Any], spared: Callable[[], Iterable[int]]) -> None:
+        """Ends what its process has left behind, and makes it wait for its next start.
+
+        Args:
+            failure: how it ended.
+            spared: returns the processes that go on: what others do beside the task.
+        """
         self.failure = failure
         session = self.pid
         self.pid = None
         self.restarts += 1
         self.due_at = time.monotonic() + RESTART_PAUSE_S
         for _ in range(LEFT_ROUNDS):
-            if session is None or not processes.kill_session(session):
+            if not processes.kill(self.left(session, spared)):
                 break
             time.sleep(0.005)
+        self.noted = {}
 
     def facts(self, ended: processes.Exit) -> Dict[str, Any]:
         """Returns what the status tells of its end."""
@@ -135,9 +162,10 @@ class Task:
         self.done, self.failed, self.killed = True, failed, killed
         self.ended_at = time.monotonic()
 
-    def leased(self) -> List[int]:
-        """Returns its ports."""
-        return [int(port) for port in self.spec.get("ports", [])]
+    def leased(self) -> List[Tuple[str, int]]:
+        """Returns where it was to listen."""
+        host = str(self.spec.get("host", ports.LOOPBACK))
+        return [(host, int(port)) for port in self.spec.get("ports", [])]
 
     def started(self) -> Dict[str, Any]:
         """Returns what the status tells of its start."""

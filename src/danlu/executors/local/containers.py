@@ -57,6 +57,7 @@ def container(engine: Engine, image: Image, asked: TaskSpec, task: Task, place: 
         program = [engine.path, "run", f"--name={name}", "--log-driver=none", *_docker_limits(engine, asked)]
         return {
             "engine": engine.name, "image": image.id, "run": [*program, *flags], "environ": dict(engine.environ),
+            "daemon": True,  # whose children the container's processes are, not the runner's
             "enter": [engine.path, "exec"], "name": name,
             "folders": [], "signal": [engine.path, "kill", "--signal", "TERM", name],
             "state": [engine.path, "inspect", "--format", "{{.State.OOMKilled}}", name],
@@ -70,7 +71,7 @@ def container(engine: Engine, image: Image, asked: TaskSpec, task: Task, place: 
     return {
         "engine": engine.name, "image": image.id, "environ": environ(own, short),
         "run": [*program, f"--cidfile={id_file}", *quiet, *flags], "enter": [*base, "exec"], "name": "", "id_file": id_file,
-        "folders": [str(own), str(short)], "signal": [], "remove": [], "monitor": str(short / MONITOR),
+        "daemon": False, "folders": [str(own), str(short)], "signal": [], "remove": [], "monitor": str(short / MONITOR),
     }  # fmt: skip
 
 

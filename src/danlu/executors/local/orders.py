@@ -59,6 +59,7 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
                 "resources": task.resources.model_dump(),
                 "devices": list(task.devices),
                 "ports": list(task.ports),
+                "host": gang.members[task.rank].host,
                 "decides": asked.decides,
                 "linger_s": asked.linger_s,
                 "restarts": asked.spec.restarts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,6 +17,7 @@ import pytest
 
 from danlu.domain.ids import attempt_id, make_id
 from danlu.domain.jobs import JobState, Reason
+from danlu.domain.sessions import SessionRequest
 from danlu.errors import LeasedPortTaken
 from danlu.executors.base import Observation, Phase
 from danlu.scheduler.ports import lease
@@ -172,6 +174,48 @@ def test_a_role_is_started_again_alone_while_the_others_go_on(bench: LocalBench)
     assert bench.log(attempt, "worker-0").count("worker-0 failed (exit code 9): it is started again") == 2
     assert bench.log(attempt, "other-0") == "0"
     assert processes_with(attempt) == set()
+
+
+def test_a_task_whose_control_group_is_gone_is_lost_and_not_to_blame(bench: LocalBench) -> None:
+    if not bench.executor.capabilities.memory_limit:
+        cannot_run("this machine cannot limit memory (control groups)")
+    roles = {"worker": {"command": "exit 9", "restarts": 100}, "other": {"command": "sleep 1000"}}
+    attempt = bench.launch("unused", roles=roles, framework="none", grace=1)
+    tasks = json.loads((bench.home / "attempts" / attempt / "order.json").read_text())["tasks"]
+    group = next(Path(task["counters"]["memory"]) for task in tasks if task["name"] == "worker-0")
+
+    def lost() -> bool:
+        with contextlib.suppress(OSError):  # while a process is in it
+            group.rmdir()
+        return any(event["event"] == "ended" for event in bench.events(attempt))
+
+    bench.until(lost)
+    seen = bench.end(attempt)
+    assert seen.phase is Phase.LOST
+    assert seen.message == "worker-0: its control group cannot be joined: No such device"
+
+
+AWAY = "env -i setsid /bin/sleep 1000 & echo $! > away; until [ -e go ]; do sleep 0.05; done; exit 9"
+
+
+def test_what_a_task_has_sent_away_is_ended_before_it_is_started_again_but_no_session(bench: LocalBench) -> None:
+    if not bench.executor.capabilities.memory_limit:
+        cannot_run("this machine has no control groups")
+    line = (
+        f"[ $DANLU_RESTART = 0 ] && {{ {AWAY}; }}; kill -0 $(cat away) && exit 1; until [ -e out ]; do sleep 0.05; done"
+    )
+    roles = {"worker": {"command": line, "restarts": 1}}
+    attempt = bench.launch("unused", roles=roles, framework="none", grace=1)
+    work = bench.home / "attempts" / attempt / "work"
+    bench.until(lambda: (work / "away").exists())
+    request = SessionRequest(command=("sh", "-c", "touch in; until [ -e end ]; do sleep 0.05; done; touch out"))
+    with bench.executor.open_session(attempt, "worker-0", request):
+        bench.until(lambda: (work / "in").exists())
+        (work / "go").touch()
+        bench.until(lambda: sum(event["event"] == "started" for event in bench.events(attempt)) == 2)
+        (work / "end").touch()
+        bench.until(lambda: (work / "out").exists())
+    assert ends(bench.end(attempt)) == {"worker-0": 0}
 
 
 def test_a_role_that_fails_too_often_ends_the_gang(bench: LocalBench) -> None:

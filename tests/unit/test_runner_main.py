@@ -384,3 +384,25 @@ def test_what_a_task_that_is_started_again_has_sent_away_is_ended_first(life: Li
         assert runner.wait(TIMEOUT_S) == 0
     assert "gone" in life.log()
     assert [event["exit_code"] for event in life.events("exited")] == [0, 0]  # what another task has sent away goes on
+
+
+NO_GROUP = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from danlu.runner.main import run
+sys.exit(run(sys.argv[2], groups={"main-0": [os.open("/dev/full", os.O_WRONLY)]}))
+"""
+
+
+@pytest.mark.parametrize("contained", [False, True])
+def test_a_control_group_that_cannot_be_joined_is_no_fault_of_the_command(life: Life, contained: bool) -> None:
+    container = {"engine": "podman", "folders": [], "remove": []} if contained else None
+    life.gang({"line": "echo started", "container": container}, {"line": "sleep 1000"})
+    command = [life.python, "-I", "-S", "-c", NO_GROUP, str(PACKAGE.parent), str(life.folder)]
+    assert subprocess.run(command, check=False, timeout=TIMEOUT_S).returncode == 0
+    exited = next(event for event in life.events("exited") if event["task"] == "main-0")
+    words = "its control group cannot be joined: No space left on device"
+    assert exited["exit_code"] is None
+    assert exited["error"] == ("cannot start podman: " + words if contained else words)
+    (ended,) = life.events("ended")
+    assert (ended["lost"], ended["message"]) == (True, "main-0: " + exited["error"])

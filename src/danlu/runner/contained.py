@@ -98,8 +98,9 @@ class Guard:
             os._exit(self.run(argv, env, parent))
 
         pid, failure = processes.fork(self.files, become)
-        text = failure.partition(" ")[2]
-        return (None, "cannot start %s: %s" % (self.container["engine"], text), 126) if failure else (pid, "", 0)
+        number, _, text = failure.partition(" ")
+        code = None if number == str(processes.NOT_JOINED) else 126
+        return (None, "cannot start %s: %s" % (self.container["engine"], text), code) if failure else (pid, "", 0)
 
     def run(self, argv: List[str], env: Dict[str, str], parent: int) -> int:
         """Runs the container to its end; returns the exit code."""

@@ -55,6 +55,7 @@ class Runner:
         self.tasks = [Task(folder, self.order, spec, groups.get(spec["name"], ())) for spec in self.order["tasks"]]
         self.stopping_until: Optional[float] = None
         self.stopped = self.timed_out = self.unsure = False
+        self.lost = ""
         self.resume_from: Optional[str] = None
         self.last_at = 0
         self.recorded: List[List[int]] = []
@@ -162,10 +163,12 @@ class Runner:
         else:
             self.say("started", **task.started())
 
-    def never(self, task: Task, error: str, code: int) -> None:
-        """Records that a task could not be started; the others would wait for it in vain."""
+    def never(self, task: Task, error: str, code: Optional[int]) -> None:
+        """Records that a task could not be started; the others would wait for it in vain. Without a code it is our fault."""
         task.follower.notice(error)
         task.over(failed=True)
+        if code is None and not self.lost:
+            self.lost = "%s: %s" % (task.name, error)
         self.say("exited", task=task.name, exit_code=code, error=error[: formats.MAX_ERROR], restarts=task.restarts)
         self.end(float(self.order["grace_s"]))
 
@@ -349,7 +352,9 @@ class Runner:
             if task.waiting:
                 self.withdraw(task)
         message = "it ran longer than its max_time of %g s" % float(self.order["max_time_s"]) if self.timed_out else ""
-        self.say("ended", stopped=self.stopped, timed_out=self.timed_out, message=message)
+        self.say(
+            "ended", stopped=self.stopped, timed_out=self.timed_out, lost=bool(self.lost), message=self.lost or message
+        )
 
     def salvage(self) -> None:
         """Spools what a killed runner left, and says that the attempt is lost. Its processes are dead already."""

@@ -17,6 +17,8 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, List, NamedTuple, O
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KILL_ROUNDS = 200
+NOT_JOINED = 0
+"""In the place of an error number, where a process could not join its control groups: no fault of what it was to execute."""
 
 
 class Exit(NamedTuple):
@@ -54,7 +56,7 @@ def start(argv: List[str], env: Dict[str, str], files: Files) -> Any:
     """Starts a process in its own session, its output appended to two files.
 
     Returns (pid, "", 0), or (None, error, 127 or 126) where it could not be executed, and (None, error, 1) where there is no
-    process to spare: another task may have them all. If this process dies, the kernel kills that one.
+    process to spare: another task may have them all. Without a code it could not join its control groups. If this process dies, the kernel kills that one.
     """
     try:
         pid, failure = fork(files, lambda: os.execvpe(argv[0], argv, env))
@@ -63,6 +65,8 @@ def start(argv: List[str], env: Dict[str, str], files: Files) -> Any:
     if not failure:
         return pid, "", 0
     number, _, text = failure.partition(" ")
+    if int(number) == NOT_JOINED:
+        return None, text, None
     exists = "/" in argv[0] and os.path.exists(os.path.join(files.cwd, argv[0]))
     if exists and int(number) == errno.ENOENT:
         text = "the interpreter in its first line does not exist"
@@ -114,6 +118,8 @@ def _child(libc: Any, parent: int, writer: int, files: Files, become: Callable[[
         writer = keep
         os.chdir(files.cwd)
         become()
+    except _NotJoined as error:
+        os.write(writer, ("%d %s" % (NOT_JOINED, error)).encode())
     except OSError as error:
         text = error.strerror or repr(error)
         if error.filename == files.cwd:
@@ -126,13 +132,17 @@ def _child(libc: Any, parent: int, writer: int, files: Files, become: Callable[[
         os._exit(127)
 
 
+class _NotJoined(Exception):
+    """A process could not join its control groups."""
+
+
 def _join(groups: Sequence[int]) -> None:
     """Moves this process into control groups, by the descriptors of their ``cgroup.procs``."""
     for descriptor in groups:
         try:
             os.write(descriptor, b"0")  # itself
         except OSError as error:
-            raise OSError(error.errno, "its control group cannot be joined: %s" % error.strerror) from error
+            raise _NotJoined("its control group cannot be joined: %s" % error.strerror) from error
 
 
 def close_from(first: int, kept: Sequence[int] = ()) -> None:

@@ -276,7 +276,7 @@ class Relay:
                 if place.container:
                     argv, env = contained.entering(place.container, argv, {**env, "PWD": place.cwd}, bool(size))
                 pid, error, code = processes.start(argv, env, files)
-                self._pid = pid or 0
+                self._pid, code = pid or 0, 126 if code is None else code
             else:
                 self._pid, error = processes.fork(files, lambda: transfer.serve(request))
                 code = 126

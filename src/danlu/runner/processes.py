@@ -55,8 +55,9 @@ def become_subreaper() -> None:
 def start(argv: List[str], env: Dict[str, str], files: Files) -> Any:
     """Starts a process in its own session, its output appended to two files.
 
-    Returns (pid, "", 0), or (None, error, 127 or 126) where it could not be executed, and (None, error, 1) where there is no
-    process to spare: another task may have them all. Without a code it could not join its control groups. If this process dies, the kernel kills that one.
+    Returns (pid, "", 0), or (None, error, 127 or 126) where it could not be executed, (None, error, 1) where there is no
+    process to spare: another task may have them all, and (None, error, None) where it could not join its control groups. If
+    this process dies, the kernel kills that one.
     """
     try:
         pid, failure = fork(files, lambda: os.execvpe(argv[0], argv, env))

@@ -53,7 +53,7 @@ REASONS: Final[Mapping[Reason, str]] = {
     Reason.ENVIRONMENT_FAILED: "its environment could not be built; the message has the build's own words",
     Reason.LAUNCH_REJECTED: "it can never be started so; the message says why",
     Reason.ATTEMPT_FAILED: "an attempt failed and there are more: it is repeated",
-    Reason.RUNNER_LOST: "the process that watched over the attempt was lost: it is repeated",
+    Reason.RUNNER_LOST: "the process that watches over the attempt was lost, or could start no task: it is repeated",
     Reason.NODE_LOST: "the node was lost: it is repeated",
     Reason.PREEMPTED: "it had to make way: it is repeated",
     Reason.PORT_TAKEN: "another program has a port that was leased to it: it is repeated with other ports",

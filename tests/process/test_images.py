@@ -13,12 +13,13 @@ import pytest
 from danlu.domain.images import Image
 from danlu.errors import EnvironmentFailed
 from danlu.executors.base import Phase
-from danlu.runner import formats
+from danlu.runner import formats, processes
 from tests.conftest import cannot_run
 from tests.process import image_registry
 from tests.process.containers import UID, ContainerBench, bench
 from tests.process.image_registry import BUSYBOX, Registry, serving, small, with_python
 from tests.process.platform import processes_with
+from tests.process.test_local_group_escape import links
 
 MIB = 2**20
 HOLD = "trap '' TERM; echo up; while :; do sleep 0.1; done"
@@ -242,6 +243,26 @@ def test_a_container_outlives_its_server(made: ContainerBench) -> None:
 
 
 # gangs
+
+
+def test_all_of_a_container_is_in_its_tasks_group_and_has_no_way_into_another(made: ContainerBench) -> None:
+    if not made.executor.capabilities.memory_limit:
+        cannot_run("this machine lets no memory limit be set")
+    roles = {"worker": {"replicas": 2, "command": ["sh", "-c", "sleep 1000; true"]}}
+    order = made.order("unused", roles=roles, framework="none", grace="1s")
+    made.executor.launch(order)
+    attempt = order.attempt.id
+    made.until(lambda: sum(words.startswith("sleep ") for words in made.processes(attempt).values()) == 2)
+    guards = {event["task"]: int(event["pid"]) for event in made.events(attempt) if event["event"] == "started"}
+    for name, guard in guards.items():
+        groups = Path(f"/proc/{guard}/cgroup").read_text()
+        assert f"{attempt}/task-{name}\n" in groups
+        for pid in (guard, *processes.descendants(guard)):
+            assert Path(f"/proc/{pid}/cgroup").read_text() == groups
+            assert not [link for link in links(pid) if "cgroup.procs" in link]
+    made.executor.stop(attempt, grace_s=0.0)
+    made.end(attempt)
+    made.forget(attempt)
 
 
 def test_the_tasks_of_a_gang_find_each_other_and_one_is_killed_alone_by_its_limit(made: ContainerBench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 
 from danlu.domain.sessions import SessionRequest
+from danlu.executors.base import Observation
+from danlu.executors.local import launcher
+from danlu.executors.local.cgroups import Tree
 from danlu.runner import processes
 from tests.conftest import cannot_run
 from tests.executors import LocalBench
@@ -32,6 +36,12 @@ def bench(tmp_path: Path) -> Iterator[LocalBench]:
     bench.close()
 
 
+def mounted(controller: str) -> Path:
+    """Returns where a controller of version 1 is mounted, or version 2 for none."""
+    root = Path("/sys/fs/cgroup")
+    return root / (controller or "unified") if controller or (root / "unified").is_dir() else root
+
+
 def groups_of(pid: int | str) -> dict[str, Path]:
     """Returns the folders of a process's groups that are ours, by controller."""
     found = {}
@@ -39,7 +49,7 @@ def groups_of(pid: int | str) -> dict[str, Path]:
         _, names, path = line.split(":", 2)
         for name in names.split(","):
             if "/danlu/" in path:
-                found[name] = Path("/sys/fs/cgroup") / name / path.lstrip("/")
+                found[name] = mounted(name) / path.lstrip("/")
     return found
 
 
@@ -86,7 +96,9 @@ def write(path, text):
 
 for line in before.splitlines():
     _, names, path = line.split(":", 2)
-    mounted = "/sys/fs/cgroup/" + names.split(",")[0]
+    mounted = "/sys/fs/cgroup/" + (names.split(",")[0] or "unified")
+    if not os.path.isdir(mounted):
+        mounted = "/sys/fs/cgroup"
     own = mounted + path
     if "/danlu/" not in path:
         continue
@@ -109,21 +121,39 @@ for line in before.splitlines():
             attempt("limit " + own, lambda: write(own + "/" + limit, str(1 << 40)))
 after = open("/proc/self/cgroup").read()
 print(json.dumps({"tried": tried, "before": before, "after": after}), flush=True)
-if os.environ["DANLU_INDEX"] == "1":
+if os.environ["DANLU_INDEX"] == "1" and os.environ["EAT"]:
     held = [bytearray(os.urandom(1 << 20)) for _ in range(512)]
     raise SystemExit("its limit is gone")
-time.sleep(1000)
+if os.environ["EAT"]:
+    time.sleep(1000)
 """
 
 
 def test_a_job_cannot_move_itself_anywhere_and_its_limit_holds(bench: LocalBench) -> None:
+    seen = everywhere(bench, EAT="yes")
+    assert [(task.name, task.oom) for task in seen.tasks] == [("worker-0", False), ("worker-1", True)]
+
+
+def test_version_2_lets_it_move_nowhere_either(bench: LocalBench) -> None:
+    """Without limits where version 1 has the controllers: whoever may join what is the same."""
+    whole = mounted("")
+    if not (whole / "cgroup.controllers").exists():
+        cannot_run("version 2 of control groups is not mounted")
+    if bench.executor._tree.version == 1:
+        bench.executor._tree = Tree(2, {"memory": whole})
+    seen = everywhere(bench, EAT="")
+    assert [task.exit_code for task in seen.tasks] == [0, 0]
+
+
+def everywhere(bench: LocalBench, **variables: str) -> Observation:
+    """Runs a gang that tries to move itself to every other place, beside an attempt of the same project."""
     other = bench.launch("sh", "-c", "echo up; sleep 1000")
     bench.printed(other, "up")
     roles = {"worker": {"replicas": 2, "memory": "96MiB", "command": ["python", "-c", MOVE]}}
-    hostile = bench.launch("unused", roles=roles, framework="none", grace=1, variables={"OTHER": other})
+    hostile = bench.launch("unused", roles=roles, framework="none", grace=1, variables={"OTHER": other, **variables})
     seen = bench.end(hostile)
-    assert [(task.name, task.oom) for task in seen.tasks] == [("worker-0", False), ("worker-1", True)]
     pid = next(event["pid"] for event in bench.events(other) if event["event"] == "started")
+    assert groups_of(pid)
     for name in ("worker-0", "worker-1"):
         said = json.loads(bench.log(hostile, name).splitlines()[0])
         assert said["before"] == said["after"]
@@ -131,13 +161,14 @@ def test_a_job_cannot_move_itself_anywhere_and_its_limit_holds(bench: LocalBench
         targets = {
             str(place / "cgroup.procs")
             for controller, own in groups_of(pid).items()
-            for place in (own, own.parents[1] / hostile / "task-worker-1", Path("/sys/fs/cgroup") / controller)
+            for place in (own, own.parents[1] / hostile / "task-worker-1", mounted(controller))
         }
         assert targets <= {what.partition(" ")[0] for what in said["tried"]}
     for place in groups_of(pid).values():
         assert set(map(int, (place / "cgroup.procs").read_text().split())) >= {pid}
         assert [file for file in place.parent.rglob("*") if file.stat().st_uid != 0] == []
     assert processes_with(hostile) == set()
+    return seen
 
 
 STEAL = r"""
@@ -278,3 +309,37 @@ def test_a_group_that_cannot_be_joined_is_told_as_that(tmp_path: Path) -> None:
         os.close(group)
     assert (pid, code) == (None, None)  # it is not the command that failed
     assert "its control group cannot be joined: No space left on device" in error
+
+
+def test_a_kernel_that_asks_the_writer_is_named_before_anything_starts(bench: LocalBench) -> None:
+    """This kernel asks the opener: here that is who may not, as the writer may not on an older one with version 2."""
+    if bench.executor._tree.version != 1:
+        cannot_run("with version 2 of control groups there is no such opener")
+    group = bench.executor._tree.group(f"test-{bench.ids()}").places[0]
+    group.mkdir(parents=True)
+    procs = group / "cgroup.procs"
+    try:
+        os.chown(procs, 200_000, -1)
+        os.seteuid(200_000)
+        try:
+            opened_by_a_job = os.open(procs, os.O_WRONLY)
+        finally:
+            os.seteuid(0)
+        with pytest.raises(launcher.Refused, match=r"Linux \S+ lets the job's user join no control group.*update it"):
+            launcher.join_again([opened_by_a_job])
+        os.close(opened_by_a_job)
+    finally:
+        group.rmdir()
+
+
+def test_more_groups_than_files_are_refused_with_the_number() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least = 1 + max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (least + 10, hard))
+    try:
+        with pytest.raises(launcher.Refused, match=rf"may open \({least + 10:,}\): raise the limit"):
+            launcher.open_groups([os.devnull] * (least + 11))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

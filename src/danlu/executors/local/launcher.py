@@ -163,9 +163,14 @@ def drop(uid: int, gid: int) -> None:
 
 def open_groups(paths: list[str]) -> list[int]:
     """Opens the files through which control groups are joined; they are closed in whatever is executed."""
+    opened: list[int] = []
     try:
-        return [os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in paths]
+        for path in paths:
+            opened.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401 - to close them again
+        return opened
     except OSError as error:
+        for descriptor in opened:
+            os.close(descriptor)
         if error.errno != errno.EMFILE:
             raise
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

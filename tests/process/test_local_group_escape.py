@@ -307,7 +307,7 @@ def test_a_group_that_cannot_be_joined_is_told_as_that(tmp_path: Path) -> None:
         pid, error, code = processes.start(["true"], {"PATH": os.defpath}, files)
     finally:
         os.close(group)
-    assert (pid, code) == (None, None)  # it is not the command that failed
+    assert (pid, code) == (None, None)
     assert "its control group cannot be joined: No space left on device" in error
 
 

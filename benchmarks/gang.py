@@ -21,7 +21,7 @@ TARGET = 1.5
 def first_lines(client: Client, tasks: int) -> None:
     """Submits, and returns when each task's first line has arrived."""
     roles = {"worker": {"replicas": tasks}} if tasks > 1 else {}
-    spec = JobSpec.model_validate({"command": LINE, "cpu": 0.01, "roles": roles, "framework": "none"})
+    spec = JobSpec.model_validate({"command": LINE, "cpu": 0.2, "roles": roles, "framework": "none"})
     job_id = make_id("j", time.time_ns(), secrets.randbits(RANDOM_BITS))
     client.call("jobs.submit", {"job": job_id}, body=spec)
     seen: set[str] = set()

@@ -51,6 +51,7 @@ def test_every_example_is_tested() -> None:
         "estimator-tf1",
         "horovod-keras",
         "jax-processes",
+        "mpi-allreduce",
         "multiworker-tf2",
         "mxnet-kvstore",
         "torchrun",

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from danlu.domain.environments import Environment, Interpreter
-from danlu.environments.builder import Builder
-from danlu.environments.sources import source_digest, source_for
-from tests.process.package_index import kept_environments, kept_folder, require_index
+from danlu.domain.environments import Interpreter
+from tests.process.built import built_interpreter
 
 pytestmark = pytest.mark.slow
 TIMEOUT_S = 120
@@ -19,18 +17,7 @@ TIMEOUT_S = 120
 
 @pytest.fixture(scope="module")
 def interpreter() -> Interpreter:
-    require_index()
-    builder = Builder(kept_environments(), kept_folder() / "uv")
-    source = source_for("tensorflow-1", None, None)
-    built = builder.build(source, print)
-    found = builder.interpreter(
-        Environment(
-            id="e1", project="p", name="tensorflow-1", source=source, source_digest=source_digest(source),
-            lock_digest=built.lock_digest, created_at=1, updated_at=1,
-        )
-    )  # fmt: skip
-    assert found is not None
-    return found
+    return built_interpreter("tensorflow-1")
 
 
 class Program:

@@ -21,8 +21,8 @@ def batches(epoch, rank, size):
     x = torch.linspace(-3, 3, POINTS).unsqueeze(1)
     y = torch.sin(2 * x) + 0.3 * x
     order = torch.randperm(POINTS, generator=torch.Generator().manual_seed(epoch))
-    for at in range(rank * BATCH, POINTS - size * BATCH + 1, size * BATCH):
-        chosen = order[at : at + BATCH]
+    for at in range(0, POINTS - size * BATCH + 1, size * BATCH):
+        chosen = order[at + rank * BATCH :][:BATCH]
         yield x[chosen], y[chosen]
 
 
@@ -43,7 +43,7 @@ def save(epoch, model, optimizer):
 def main():
     """Trains as one of WORLD_SIZE ranks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=60)
     wanted = parser.parse_args()
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if size > 1:

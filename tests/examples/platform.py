@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,9 +46,30 @@ class Platform:
         )
         return done.stdout
 
-    def json(self, *words: str, cwd: Path = ROOT) -> Any:
+    def json(self, *words: str, cwd: Path = ROOT, timeout_s: float = COMMAND_TIMEOUT_S) -> Any:
         """Runs one command with ``-o json`` and returns what it told."""
-        return json.loads(self.danlu(words[0], "-o", "json", *words[1:], cwd=cwd))
+        return json.loads(self.danlu(words[0], "-o", "json", *words[1:], cwd=cwd, timeout_s=timeout_s))
+
+    def line(self, pattern: str, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> re.Match[str]:
+        """Runs a command that follows something, until it writes a line with ``pattern``; returns what was found."""
+        with subprocess.Popen(
+            ["danlu", *words], cwd=ROOT, env=self.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        ) as following:
+            late = threading.Timer(timeout_s, following.kill)
+            late.start()
+            assert following.stdout is not None
+            seen = []
+            try:
+                for line in following.stdout:
+                    seen.append(line)
+                    if found := re.search(pattern, line):
+                        return found
+            finally:
+                late.cancel()
+                following.kill()
+        raise AssertionError(
+            f"danlu {words}: no line with {pattern!r} within {timeout_s} s in\n{''.join(seen)[-3000:]}"
+        )
 
     def api(self, path: str) -> Any:
         """Returns the answer to a GET request."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.examples.platform import ROOT, Platform
-from tests.process.platform import processes_with, until
+from tests.process.platform import processes_with
 
 EXAMPLES = ROOT / "examples"
 BUILD_TIMEOUT_S = 1500
@@ -25,7 +25,7 @@ def ready(platform: Platform, env: str) -> None:
 
 def run(platform: Platform, name: str, *words: str) -> dict[str, Any]:
     """Runs an example to its end, which must be good, and returns the job."""
-    found: dict[str, Any] = platform.json("run", *words, cwd=EXAMPLES / name)
+    found: dict[str, Any] = platform.json("run", *words, cwd=EXAMPLES / name, timeout_s=RUN_TIMEOUT_S)
     assert found["state"] == "succeeded", found
     return found
 
@@ -65,13 +65,11 @@ def test_equal_tasks_find_each_other(platform: Platform) -> None:
 def test_a_killed_worker_of_tensorflow_1_is_resumed_from_the_checkpoint(platform: Platform, index: None) -> None:
     ready(platform, "tensorflow-1")
     job = applied(platform, "digits-ps-tf1")
-    until(lambda: re.search(r"^step 1\d\d\d ", said(platform, job, "worker-0"), re.MULTILINE) is not None,
-          RUN_TIMEOUT_S, "worker 0 has made 1,000 steps")  # fmt: skip
-    until(lambda: "trains as worker 1" in said(platform, job, "worker-1"), RUN_TIMEOUT_S, "worker 1 trains")
-    process = re.search(r"process (\d+) trains as worker 1", said(platform, job, "worker-1"))
-    assert process is not None
-    os.kill(int(process.group(1)), signal.SIGKILL)
-    platform.danlu("wait", job)
+    follow = ["logs", "-f", job, "--task"]
+    process = platform.line(r"process (\d+) trains as worker 1", *follow, "worker-1", timeout_s=RUN_TIMEOUT_S)
+    platform.line(r"^step +1\d\d\d ", *follow, "worker-0", timeout_s=RUN_TIMEOUT_S)
+    os.kill(int(process[1]), signal.SIGKILL)
+    platform.danlu("wait", job, timeout_s=RUN_TIMEOUT_S)
     first, second = attempts(platform, job)
     assert first["reason"] == "KilledBySignal"
     assert first["message"].startswith("worker-1 (rank 1): killed by SIGKILL")
@@ -124,17 +122,17 @@ def test_todays_tensorflow_over_workers(platform: Platform, index: None, workers
 def test_torchrun_goes_on_when_a_rank_is_killed(platform: Platform, index: None) -> None:
     ready(platform, "pytorch")
     job = applied(platform, "torchrun")
-    until(lambda: "epoch  5 " in said(platform, job, "node-0"), RUN_TIMEOUT_S, "epoch 5")
-    process = re.search(r"process (\d+) is rank \d of 2", said(platform, job, "node-1"))
-    assert process is not None
-    os.kill(int(process.group(1)), signal.SIGKILL)
+    follow = ["logs", "-f", job, "--task"]
+    process = platform.line(r"process (\d+) is rank \d of 2", *follow, "node-1", timeout_s=RUN_TIMEOUT_S)
+    platform.line(r"^epoch +5 ", *follow, "node-0", timeout_s=RUN_TIMEOUT_S)
+    os.kill(int(process[1]), signal.SIGKILL)
     platform.danlu("wait", job, timeout_s=RUN_TIMEOUT_S)
     (attempt,) = attempts(platform, job)  # within the attempt: torchrun itself has started the ranks again
     assert attempt["reason"] == "Completed"
     begins = [int(epoch) for epoch in re.findall(r"begins with epoch (\d+)", said(platform, job, "node-0"))]
     assert begins[0] == 1
     assert begins[-1] >= 5
-    assert "epoch 30 " in said(platform, job, "node-0")
+    assert "epoch 60 " in said(platform, job, "node-0")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -98,7 +98,7 @@ def test_a_node_finds_what_torchrun_reads() -> None:
         "OMP_NUM_THREADS": "2", "PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "2", "PET_MAX_RESTARTS": "3",
         "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "20000", "PET_LOCAL_ADDR": "127.0.0.1",
         "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": "127.0.0.1:20000", "PET_RDZV_ID": "j1-1",
-        "PET_RDZV_CONF": "is_host=0",
+        "PET_RDZV_CONF": "is_host=0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }  # fmt: skip
     assert variables(asked, "node-0")["PET_RDZV_CONF"] == "is_host=1"
     assert variables(asked, "node-0")["PET_NPROC_PER_NODE"] == "1"

@@ -38,8 +38,9 @@ with tf.device(tf.train.replica_device_setter(cluster=cluster)):
     add = tf.assign_add(total, 1.0)
 with tf.Session(server.target) as session:
     session.run(tf.global_variables_initializer())
-    print("connected", flush=True)
-    for _ in range(int(sys.argv[1])):
+    session.run(add)
+    print("it trains", flush=True)
+    for _ in range(int(sys.argv[1]) - 1):
         if session.run(add) < 0:
             print("overwritten", flush=True)
             break
@@ -50,8 +51,9 @@ import sys
 import tensorflow as tf
 with tf.device("/job:ps/task:0"):
     total = tf.get_variable("total", [])
+    file = tf.read_file(sys.argv[2])
 with tf.Session("grpc://" + sys.argv[1]) as session:
-    print("read", session.run(total) > 0, flush=True)
+    print("read", session.run(total) > 0, session.run(file).decode(), flush=True)
     session.run(tf.assign(total, -1e9))
 """
 ESTIMATOR = """
@@ -166,7 +168,7 @@ def test_nothing_is_started_and_who_comes_first_waits(processes: Processes) -> N
     worker = processes.start("worker", steps=1)
     worker.says(WAITS, times=2)
     assert worker.stays()
-    assert "connected" not in worker.said()
+    assert "it trains" not in worker.said()
     assert not reached(processes.addresses["ps"])
 
 
@@ -188,12 +190,12 @@ def test_a_port_that_is_taken_ends_one_and_leaves_the_others_waiting(processes: 
         assert "serving" not in ps.said()
         worker.says(WAITS, times=2)
         assert worker.stays()
-        assert "connected" not in worker.said()
+        assert "it trains" not in worker.said()
 
 
 def test_nobody_starts_a_killed_parameter_server_again(processes: Processes) -> None:
     ps, worker = processes.start("ps"), processes.start("worker", steps=10**9)
-    worker.says("connected")
+    worker.says("it trains")
     ps.process.send_signal(signal.SIGKILL)
     ps.ends()
     assert worker.ends() != 0
@@ -204,8 +206,9 @@ def test_nobody_starts_a_killed_parameter_server_again(processes: Processes) -> 
 def test_whoever_reaches_the_port_may_overwrite_variables(processes: Processes) -> None:
     processes.start("ps")
     worker = processes.start("worker", steps=10**9)
-    worker.says("connected")
-    intruder = processes.run(INTRUDER, processes.addresses["ps"])
+    worker.says("it trains")
+    (processes.folder / "file").write_text("of the server")
+    intruder = processes.run(INTRUDER, processes.addresses["ps"], str(processes.folder / "file"))
     assert intruder.ends() == 0, intruder.said()[-3000:]
-    assert "read True" in intruder.said()
+    assert "read True of the server" in intruder.said()
     worker.says("overwritten")

@@ -199,8 +199,8 @@ def _pytorch(gang: Gang, me: Member) -> dict[str, str]:
             "PET_RDZV_ENDPOINT": first.address,
             "PET_RDZV_ID": gang.attempt_id,
             "PET_RDZV_CONF": f"is_host={int(me.rank == 0)}",
-            # a store of its own for every round: torchrun keeps one for all, where ranks that are started again would find the
-            # addresses of those that were, and wait for them
+            # a store for every round: torchrun keeps one for all, where ranks that are started again find the addresses of
+            # those before them, and wait for ever
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
     size, rank = str(len(gang.members)), str(me.rank)

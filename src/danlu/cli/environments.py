@@ -225,7 +225,7 @@ def try_out(name: Name, /, *, output: Output = "table", common: Common | None = 
         program = Path(folder, f"train_{found.name.replace('-', '_')}.py")
         program.write_text(found.program, encoding="utf-8")
         spec = spec_of({"name": f"test-{found.name}", "command": ["python", program.name], "env": found.name})
-        spec = spec.model_copy(update={"code": send_code(client, Path(folder), messages)})
+        spec = spec.model_copy(update={"code": send_code(client, Path(folder), messages).tree})
         job = submit(client, spec, messages)
         tell_environment(client, job, messages)
         return conclude(client, job, messages, output, detach=False)

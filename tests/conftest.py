@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from danlu.database.engine import Database
 
 POSTGRES = Path("/usr/lib/postgresql/15/bin")
 START_TIMEOUT_S = 60
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: what tests start must hear it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile(
     "danlu", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

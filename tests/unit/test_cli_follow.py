@@ -87,7 +87,7 @@ def test_output_goes_to_its_streams_and_the_exit_code_is_the_jobs(capfd):
     assert lines[1:] == [
         "err",
         "  a-1 failed: ProcessFailed, exit code 3",
-        "    more: danlu describe a-1     again: danlu retry a-1",
+        "    more: danlu describe a-1     again: danlu retry a-1 --code .",
     ]
 
 

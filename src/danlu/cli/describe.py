@@ -184,16 +184,21 @@ def _events(events: list[Event], now: int) -> list[str]:
             wording.age(event.at, now),
             f"{event.previous} → {event.state}" if event.previous and event.previous != event.state else event.state,
             event.reason or "",
-            " ".join(event.message.split())[:100],
-            f"by {event.actor}" if event.actor else "",
+            _said(event),
         ]
         for event in events
     ]
-    return out.table_lines([""] * 5, rows, with_head=False) if rows else ["none"]
+    return out.table_lines([""] * 4, rows, with_head=False) if rows else ["none"]
+
+
+def _said(event: Event) -> str:
+    """Returns who asked and why, on one line; what a program wrote last stands above."""
+    by = f"by {event.actor} " if event.actor else ""
+    return by + " ".join(event.message.split("; the last that")[0].split())[:100]
 
 
 def _next(job: Job) -> str:
     if job.live:
         return f"danlu logs -f {job.name}     danlu why {job.name}     danlu stop {job.name}"
-    again = "" if job.state == "succeeded" else f"     danlu retry {job.name}"
+    again = "" if job.state == "succeeded" else f"     {wording.again(job)}"
     return f"danlu logs {job.name}     danlu metrics {job.name}     danlu artifacts get {job.name}{again}"

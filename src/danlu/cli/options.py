@@ -74,8 +74,16 @@ class Roles:
                 raise InvalidRequest(
                     f"--role {word!r} is not NAME=REPLICAS", next_step="write for example --role worker=2"
                 )
+            if name in given:
+                flag = "--nodes" if name == "node" else f"--{name}"
+                raise InvalidRequest(
+                    f"--role {word!r}: {'another --role' if flags.get(name) is None else flag} says already how many "
+                    f"{name} there are", next_step=f"keep one of them: --role {word}",
+                )  # fmt: skip
             first, *more = rest.split(",")
-            given.setdefault(name, {}).update({"replicas": first, **pairs("--role", more)})
+            given[name] = {"replicas": first, **pairs("--role", more)}
+        if given and all(str(role["replicas"]) == "0" for role in given.values()):
+            raise InvalidRequest("no task is left: every role has 0 replicas", next_step="write for example --worker 2")
         roles = {name: role for name, role in given.items() if str(role["replicas"]) != "0"}
         fields: dict[str, Any] = {"roles": roles} if roles else {}
         return fields | ({} if self.framework is None else {"framework": self.framework})

@@ -128,4 +128,4 @@ def tell_end(job: Job, messages: Messages) -> None:
     if job.message and not wording.says_nothing_new(job):
         messages.say("\n".join(f"  {line}" for line in job.message.splitlines()[-20:]))
     if job.state == "failed":
-        messages.say(f"  more: danlu describe {job.name}     again: danlu retry {job.name}")
+        messages.say(f"  more: danlu describe {job.name}     again: {wording.again(job)}")

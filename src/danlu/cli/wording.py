@@ -189,3 +189,16 @@ def outcome(job: Job) -> str:
     if job.attempts > 1:
         text += f", in attempt {job.attempts}"
     return text
+
+
+def again(job: Job) -> str:
+    """Returns how to run an ended job again: what was wrong has to be given anew where the same would fail again."""
+    changed = {
+        "ProcessFailed": " --code .", "CommandNotFound": " --code .", "KilledBySignal": " --code .",
+        "MaxTimeExceeded": " --max-time LONGER", "OutOfMemory": " --memory MORE",
+    }  # fmt: skip
+    change = changed.get(str(job.reason), "")
+    if job.reason == "EnvironmentFailed":
+        change = " --requirements FILE" if job.spec.requirements is not None else ""
+        change = " --image IMAGE" if job.spec.image is not None else change
+    return f"danlu retry {job.name}{change}"

@@ -12,7 +12,7 @@ import pytest
 
 from danlu.blobs.local import LocalBlobs
 from danlu.domain.trees import Entry, address_of, encode, totals
-from danlu.errors import ExecutorUnavailable
+from danlu.errors import ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import Phase
 from danlu.executors.local import launcher
 from tests.conftest import cannot_run
@@ -55,6 +55,10 @@ def shell(bench: LocalBench, line: str, code: str) -> str:
     return bench.launch("sh", "-c", line, code=code)
 
 
+def writes(bench: LocalBench) -> Path:
+    return bench.home / "cache" / "code" / "writes"
+
+
 def mounted(bench: LocalBench, tree: str) -> None:
     """Requires that overlays can be mounted here."""
     attempt = shell(bench, "grep -c ' overlay overlay ' /proc/self/mountinfo; df -T .", tree)
@@ -88,6 +92,7 @@ def test_what_an_attempt_writes_no_other_sees(bench: LocalBench) -> None:
     for attempt in (first, second):
         bench.executor.forget(attempt)
         assert not (bench.home / "attempts" / attempt).exists()
+    assert list(writes(bench).iterdir()) == []
     assert list((bench.home / "cache" / "code" / "uses").iterdir()) == []
 
 
@@ -97,16 +102,60 @@ def test_a_job_cannot_pass_to_what_is_shared(bench: LocalBench) -> None:
     tree = store(bench)
     mounted(bench, tree)
     attempt = shell(
-        bench, f"ls {str(bench.home / 'cache' / 'code')!r}; ls ../layer; ls ../layer/upper; umount .; true", tree
+        bench, f"ls {str(bench.home / 'cache' / 'code')!r}; ls {str(writes(bench))!r}; umount .; true", tree
     )
     bench.end(attempt)
-    assert bench.log(attempt).count("Permission denied") == 3
+    assert bench.log(attempt).count("Permission denied") == 2
     folder = bench.home / "attempts" / attempt
-    assert folder.joinpath("layer").stat().st_uid == 0
+    assert writes(bench).stat().st_uid == (writes(bench) / attempt).stat().st_uid == 0
+    assert (writes(bench) / attempt / "inner").stat().st_uid == 0
+    assert (writes(bench) / attempt / "upper").stat().st_uid == folder.stat().st_uid != 0
     assert (
         "overlay" not in Path("/proc/self/mountinfo").read_text().replace("/overlay", "").split(str(folder))[-1:][0][:0]
     )
     assert str(folder) not in Path("/proc/self/mountinfo").read_text()  # it is mounted for the attempt alone
+
+
+def foreign(home: Path) -> Path:
+    """Makes a folder of somebody else's as the kernel would empty it."""
+    folder = home / "foreign"
+    (folder / "work").mkdir(parents=True)
+    (folder / "work" / "precious").write_text("kept")
+    return folder
+
+
+def test_links_in_the_folder_of_an_attempt_lead_nowhere(bench: LocalBench) -> None:
+    """Another attempt of the project may put them there, between the folder and the mount."""
+    tree = store(bench)
+    mounted(bench, tree)
+    elsewhere = foreign(bench.home)
+    order = bench.order("sh", "-c", "cat lib/f7; echo new > new", code=tree)
+    folder = bench.home / "attempts" / order.attempt.id
+    bench.executor._prepare(order, folder)
+    if (folder / "layer").exists():  # it is as good as the job's: only its parent's owner matters
+        (folder / "layer").rename(folder / "aside")
+    (folder / "layer").mkdir()
+    (folder / "layer" / "inner").symlink_to(elsewhere)
+    (folder / "layer" / "upper").symlink_to(foreign(bench.home / "other"))
+    bench.executor.launch(order)
+    bench.end(order.attempt.id)
+    assert bench.log(order.attempt.id) == "7"
+    assert [path.name for path in elsewhere.iterdir()] == ["work"]
+    assert (elsewhere / "work" / "precious").read_text() == "kept"
+
+
+def test_nothing_is_mounted_where_a_link_in_place_of_the_working_folder_leads(bench: LocalBench) -> None:
+    tree = store(bench)
+    mounted(bench, tree)
+    order = bench.order("sh", "-c", "true", code=tree)
+    folder = bench.home / "attempts" / order.attempt.id
+    bench.executor._prepare(order, folder)
+    (folder / "work").rmdir()
+    (folder / "work").symlink_to(foreign(bench.home))
+    with pytest.raises(LaunchRejected, match="no folder of the attempt any more"):
+        bench.executor.launch(order)
+    assert not (writes(bench) / order.attempt.id).exists()
+    assert bench.executor._layers._mounts()  # and others' code is mounted still
 
 
 def test_a_server_that_was_killed_goes_on_with_it(bench: LocalBench) -> None:
@@ -119,7 +168,9 @@ def test_a_server_that_was_killed_goes_on_with_it(bench: LocalBench) -> None:
     bench.executor.stop(attempt, grace_s=0)
     bench.end(attempt)
     bench.executor.forget(attempt)
+    (writes(bench) / "a-job-that-is-gone" / "upper").mkdir(parents=True)
     bench.again()
+    assert list(writes(bench).iterdir()) == []
     assert list((bench.home / "cache" / "code" / "uses").iterdir()) == []
 
 

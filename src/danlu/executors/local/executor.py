@@ -79,7 +79,8 @@ class LocalExecutor:
     def __init__(self, config: LocalConfig, *, code: CodeSource, hint: Hint) -> None:
         self.config = config
         self.attempts = config.home / "attempts"
-        self._layers = Layers(config.home / "cache" / "code", code, lambda: can_mount(self.attempts / ".trial"))
+        shared = config.home / "cache" / "code"
+        self._layers = Layers(shared, code, lambda: can_mount(shared / ".trial"))
         self.checkpoints = config.home / "checkpoints"
         self._root = os.geteuid() == 0
         self._tree = cgroups.detect(Path("/sys/fs/cgroup"), _own_groups())

@@ -23,8 +23,6 @@ from danlu.runner import formats
 LOG = logging.getLogger("danlu.executors")
 NO_LOCK = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.ETXTBSY}
 """What a job can put in the lock's place: nothing, a link, a folder, a socket, a closed file, a running program."""
-OVERLAY = ("layer", "layer/upper", "layer/inner")
-"""Where an attempt's writes to a shared tree of code go: its user owns ``upper``, but cannot pass ``layer`` to reach it."""
 _TASK = re.compile(r"[a-z0-9]([-a-z0-9]{0,77}[a-z0-9])?")
 
 
@@ -90,9 +88,6 @@ def give(folder: Path, uid: int) -> None:
             os.chown(Path(base) / name, uid, uid, follow_symlinks=False)
     os.chown(folder / "order.json", os.geteuid(), os.getegid())
     (folder / "order.json").chmod(0o644)
-    for name in OVERLAY[::2]:
-        if (folder / name).is_dir():
-            os.chown(folder / name, os.geteuid(), os.getegid())
     os.chown(folder, uid, uid)
 
 

@@ -63,8 +63,9 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
 def lay_over(paths: dict[str, str]) -> None:
     """Makes ``target`` a private copy of ``lower``, in a mount namespace of this process's own.
 
-    What is written goes to ``upper``; ``inner`` is the kernel's. Who is not root gets a user namespace too, in which this is
-    allowed, and in which nothing changes but that: the same user, without further rights once a program is executed.
+    What is written goes to ``upper``; ``inner`` is the kernel's, who empties it: no job may pass to these two. ``target``
+    lies in a folder that a job owns. Who is not root gets a user namespace too, in which this is allowed, and in which
+    nothing changes but that: the same user, without further rights once a program is executed.
     """
     options = "redirect_dir=on"  # else folders of the code could not be renamed
     try:
@@ -79,13 +80,31 @@ def lay_over(paths: dict[str, str]) -> None:
             libc_call("unshare", CLONE_NEWNS)
         mount("none", "/", None, MS_REC | MS_PRIVATE)
         held = [os.open(paths[name], os.O_PATH) for name in ("lower", "upper", "inner")]
-        lower, upper, inner = (f"/proc/self/fd/{number}" for number in held)  # a path may have colons and commas
+        held.append(open_owned(paths["target"]))
+        # a path may have colons and commas
+        lower, upper, inner, target = (f"/proc/self/fd/{number}" for number in held)
         options = f"lowerdir={lower},upperdir={upper},workdir={inner},{options}"
-        mount("overlay", paths["target"], "overlay", MS_NOSUID | MS_NODEV, options)
+        mount("overlay", target, "overlay", MS_NOSUID | MS_NODEV, options)
     except OSError as error:
         raise Unmounted(f"the code cannot be mounted: {error}") from error
     for number in held:
         os.close(number)
+
+
+def open_owned(path: str) -> int:
+    """Opens a folder in one of the same owner, for a mount; raises Refused where something else stands in its place."""
+    outer = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        inner = os.open(os.path.basename(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=outer)
+        if os.fstat(inner).st_uid == os.fstat(outer).st_uid:
+            return inner
+        os.close(inner)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+    finally:
+        os.close(outer)
+    raise Refused(f"{path} is no folder of the attempt any more: another job of the project has put something there")
 
 
 def write(path: str, text: str) -> None:

@@ -1,12 +1,15 @@
 """Large trees of code, kept once on this machine, of which each attempt sees a private copy.
 
 A tree is a folder of hard links into the project's kept files, in a folder that no job can pass. An attempt's launcher mounts
-an overlay in the attempt's own mount namespace: the tree below, above it a folder of the attempt that takes what it writes.
-So a start costs as much as the links of what changed, not as the code; and what an attempt writes, no other sees.
+an overlay in the attempt's own mount namespace: the tree below, above it a folder that takes what the attempt writes.
+So a start costs as much as the links of what changed, not as the code; and what an attempt writes, no other sees. The kernel
+empties folders that it is given for an overlay, and root gives them: no job must be able to put a link in their place.
 
 ::
 
     ROOT/uses/ATTEMPT                  a link to the tree that an attempt stands on
+    ROOT/writes/ATTEMPT/upper          what it has written; its user's own, who cannot pass ROOT to reach it
+    ROOT/writes/ATTEMPT/inner          the kernel's
     ROOT/projects/PROJECT/files/ab/..  files by content
     ROOT/projects/PROJECT/trees/HASH   trees, removed by age once nothing stands on them
 """
@@ -73,12 +76,15 @@ class Layers:
 
     def start(self, present: Collection[str]) -> None:
         """Makes the folders; what attempts stood on that are no longer present is free. Half made trees are removed."""
-        for folder in (self.root, self.root / "uses", self.root / "projects"):
+        for folder in (self.root, self.root / "uses", self.root / "writes", self.root / "projects"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
         for use in (self.root / "uses").iterdir():
             if use.name not in present:
                 use.unlink()
+        for writes in (self.root / "writes").iterdir():
+            if writes.name not in present:
+                folders.remove(writes)
         for unfinished in (self.root / "projects").glob("*/trees/.*"):
             folders.remove(unfinished)
         for unfinished in (self.root / "projects").glob("*/files/*/.*"):
@@ -92,23 +98,28 @@ class Layers:
         self._answer = False
 
     def lay_out(self, order: LaunchOrder, uid: int | None, attempt: Path) -> None:
-        """Fills an attempt's working folder, or makes what is needed to mount it, in the attempt's folder as it is made."""
+        """Fills the working folder in an attempt's folder as it is made, or makes what is needed to mount it."""
         job = order.job
         if job.spec.code is None:
             return
         if self.take(order.attempt.id, job.project, job.spec.code, uid) is None:
             self.source.copy(job.project, job.spec.code, attempt / "work")
             return
-        for name in folders.OVERLAY:
-            (attempt / name).mkdir(mode=0o700)
+        writes = self.root / "writes" / order.attempt.id
+        folders.remove(writes)  # of a launch that failed
+        for folder in (writes, writes / "upper", writes / "inner"):
+            folder.mkdir(mode=0o700)
+        if uid is not None:
+            os.chown(writes / "upper", uid, uid)
 
     def overlay(self, attempt: Path) -> dict[str, str] | None:
         """Returns what the launcher mounts on the working folder of an attempt, by the attempt's folder; None for nothing."""
         lower = self.of(attempt.name)
         if lower is None:
             return None
-        _, upper, inner = (str(attempt / name) for name in folders.OVERLAY)
-        return {"lower": str(lower), "upper": upper, "inner": inner, "target": str(attempt / "work")}
+        writes = self.root / "writes" / attempt.name
+        found = {"lower": lower, "upper": writes / "upper", "inner": writes / "inner", "target": attempt / "work"}
+        return {name: str(path) for name, path in found.items()}
 
     def take(self, attempt_id: str, project: str, tree: str, uid: int | None) -> Path | None:
         """Returns the tree that an attempt shall stand on, made if need be; None where its code is to be copied."""
@@ -136,6 +147,7 @@ class Layers:
 
     def leave(self, attempt_id: str) -> None:
         """Nothing of the attempt is left: it stands on nothing. What is too much then is removed beside."""
+        folders.remove(self.root / "writes" / attempt_id)
         tree = self.of(attempt_id)
         if tree is None:
             return
@@ -238,7 +250,7 @@ class Layers:
 
 
 def can_mount(trial: Path) -> bool:
-    """Tries an overlay where attempts would have theirs."""
+    """Tries an overlay where attempts would write to theirs."""
     folders.remove(trial)
     try:
         paths = {name: str(trial / name) for name in ("lower", "upper", "inner", "target")}

@@ -133,6 +133,18 @@ def test_many_splices_of_a_large_blob_are_bounded(api: Api) -> None:
     assert api.call("blobs.get", address=many[0]["address"]).status == 404
 
 
+def test_what_splices_are_made_of_is_counted_too(api: Api) -> None:
+    large = [b"%d" % n + b"x" * (15 * 2**20) for n in range(5)]
+    for data in large:
+        assert api.call("blobs.put", address=address_of(data), data=data).status == 201
+    many = [
+        {"base": address_of(data), "head_bytes": 1, "tail_bytes": 0, "middle": "", "address": address_of(data[:1])}
+        for data in large
+    ]
+    assert api.call("blobs.splice", data={"splices": many}).status == 413
+    assert api.call("blobs.splice", data={"splices": many[:1] * 1000}).status == 201  # it is read once
+
+
 def test_a_blob_comes_in_pieces(api: Api) -> None:
     address = address_of(b"in pieces")
     assert api.call("blobs.received", address=address).json() == {"size_bytes": 0}

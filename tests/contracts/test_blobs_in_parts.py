@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danlu.blobs import parts
+from danlu.blobs import parts, wholeness
 from danlu.blobs.base import Blobs
 from danlu.blobs.local import LocalBlobs
 from danlu.domain.trees import Entry, address_of, encode
@@ -196,6 +196,43 @@ def test_a_link_may_climb_as_far_as_its_folder_lies_deep(blobs: Blobs) -> None:
     assert blobs.absent("p", address_of(outer), most=10) == ()
     with pytest.raises(InvalidRequest, match="leaves it"):
         blobs.absent("p", address_of(inner), most=10)
+
+
+class Counted(LocalBlobs):
+    """Blobs that count what is read of them."""
+
+    read_bytes = 0
+
+    def read(self, project: str, address: str) -> bytes:
+        data = super().read(project, address)
+        self.read_bytes += len(data)
+        return data
+
+
+def test_a_node_is_looked_at_once_for_all_trees_that_name_it(tmp_path: Path) -> None:
+    blobs = Counted(tmp_path / "blobs")
+    names = [f"f{n}" for n in range(100)]
+    shared = encode([Entry(name, "file", address_of(name.encode()), 0o644, len(name)) for name in names])
+    roots = [encode([Entry(f"d{n}", "dir", address_of(shared))]) for n in range(5)]
+    blobs.put_many("p", [(address_of(node), node) for node in (shared, *roots)])
+    asked = [address_of(node) for node in roots] * 3
+    assert set(blobs.absent("p", *asked, most=1000)) == {address_of(name.encode()) for name in names}
+    assert blobs.read_bytes == len(shared) + sum(map(len, roots))
+    assert len(blobs.absent("p", *asked, most=7)) == 7
+
+
+def test_trees_that_are_asked_for_together_are_no_larger_than_one_may_be(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [encode([Entry(f"{n}-{i}", "file", address_of(b"x"), 0o644, 1) for i in range(10)]) for n in range(4)]
+    blobs.put_many("p", [(address_of(node), node) for node in nodes])
+    roots = [address_of(node) for node in nodes]
+    for name, most in (("MAX_TREE_ENTRIES", 30), ("MAX_LOOKED_BYTES", sum(map(len, nodes[:3])))):
+        with monkeypatch.context() as changed:
+            changed.setitem(vars(wholeness), name, most)
+            assert blobs.absent("p", *roots[:3], most=10) == (address_of(b"x"),)
+            with pytest.raises(InvalidRequest):
+                blobs.absent("p", *roots, most=10)
 
 
 def test_folders_that_name_each_other_twice_end(blobs: Blobs) -> None:

@@ -12,11 +12,11 @@ class Blobs(Protocol):
     def missing(self, project: str, addresses: Iterable[str]) -> tuple[str, ...]:
         """Returns those addresses that the project does not have, in the order given."""
 
-    def absent(self, project: str, root: str, *, most: int) -> tuple[str, ...]:
-        """Returns what of a tree the project does not have, at most so many; below a folder that it lacks, nothing is known.
+    def absent(self, project: str, *roots: str, most: int) -> tuple[str, ...]:
+        """Returns what of trees the project does not have, at most so many; below a folder that it lacks, nothing is known.
 
         Raises:
-            InvalidRequest: what is there is not a tree that could be checked out.
+            InvalidRequest: what is there is no tree that could be checked out, or together they are larger than one may be.
         """
 
     def received(self, project: str, address: str) -> int:

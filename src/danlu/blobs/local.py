@@ -131,9 +131,9 @@ class LocalBlobs:
             if not os.path.isfile(f"{root}/{(digest := _digest(address))[:2]}/{digest[2:]}")  # noqa: PTH113
         )
 
-    def absent(self, project: str, root: str, *, most: int) -> tuple[str, ...]:
+    def absent(self, project: str, *roots: str, most: int) -> tuple[str, ...]:
         """See Blobs."""
-        return self._wholeness.absent(project, root, most=most)
+        return self._wholeness.absent(project, *roots, most=most)
 
     def put(self, project: str, address: str, data: BinaryIO) -> int:
         """See Blobs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -11,6 +12,8 @@ from danlu.errors import InvalidRequest, NotFound
 
 MAX_REMEMBERED: Final = 100_000
 """Folders, about 200 bytes each."""
+MAX_LOOKED_BYTES: Final = 256 * 2**20
+"""Of nodes that are not known yet, in one look: as many as the largest tree has with names of usual length."""
 
 
 class Store(Protocol):
@@ -35,27 +38,31 @@ class Wholeness:
         for key in [key for key in list(self._whole) if key[0] == project]:
             self._whole.pop(key, None)
 
-    def absent(self, project: str, root: str, *, most: int) -> tuple[str, ...]:
-        """Returns what of a tree the project does not have, at most so many; below a folder that it lacks, nothing is known.
+    def absent(self, project: str, *roots: str, most: int) -> tuple[str, ...]:
+        """Returns what of trees the project does not have, at most so many; below a folder that it lacks, nothing is known.
+
+        A node is decoded once however often it is named, and all of them together are no more than one tree may be: who
+        asks pays one request, and decoding lets no other thread run.
 
         Raises:
             InvalidRequest: a node is wrong, or it is no tree that could be checked out (see ``trees.walk``).
         """
         look = _Look(self, project, most)
-        summary = look.folder(require_address(root), 0)
-        if summary is not None and (wrong := summary.wrong()):
-            raise InvalidRequest(f"tree {root} {wrong}")
-        return tuple(look.absent)
+        for root in dict.fromkeys(roots):
+            summary = look.folder(require_address(root), 0)
+            if summary is not None and (wrong := summary.wrong()):
+                raise InvalidRequest(f"tree {root} {wrong}")
+        return tuple(itertools.islice(look.absent, most))
 
 
 class _Look:
-    """One look at a tree."""
+    """One look at trees."""
 
     def __init__(self, whole: Wholeness, project: str, most: int) -> None:
         self._whole, self._project, self._most = whole, project, most
         self.absent: dict[str, None] = {}
         self._seen: dict[str, Summary | None] = {}
-        self._entries = 0
+        self._entries = self._bytes = 0
 
     def folder(self, address: str, depth: int) -> Summary | None:
         """Returns a folder's summary; None where it or something below it is absent."""
@@ -65,11 +72,17 @@ class _Look:
         if address in self._seen or len(self.absent) >= self._most:
             return self._seen.get(address)
         try:
-            entries = decode(self._whole._blobs.read(self._project, address))
+            node = self._whole._blobs.read(self._project, address)
         except NotFound:
             self._add((address,))
             self._seen[address] = None
             return None
+        self._bytes += len(node)
+        if self._bytes > MAX_LOOKED_BYTES:
+            raise InvalidRequest(
+                f"{address} and the folders before it have more than {MAX_LOOKED_BYTES} bytes of names"
+            )
+        entries = decode(node)
         self._entries += len(entries)
         if depth > MAX_DEPTH or self._entries > MAX_TREE_ENTRIES:
             raise InvalidRequest(f"{address} lies too deep in its tree, or there is too much in it")

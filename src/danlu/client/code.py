@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from danlu.api import MAX_PACK_BYTES, MAX_SPLICES, Splices
+from danlu.api import MAX_PACK_BYTES, MAX_SPLICED_BYTES, MAX_SPLICES, Splices
 from danlu.blobs.folders import Cache, Scan, scan
 from danlu.client.connection import cache_folder
 from danlu.client.git import Looking
@@ -22,7 +22,7 @@ from danlu.client.transport import Client
 from danlu.domain.git import GitState
 from danlu.domain.splices import Splice, splice_of
 from danlu.domain.trees import FRAME_HEAD_BYTES, MAX_FRAMES, address_of, frames
-from danlu.errors import InvalidRequest, InvalidSpec, NotFound
+from danlu.errors import InvalidRequest, InvalidSpec, NotFound, TooLarge
 
 SMALL_BYTES: Final = 4 * 2**20
 """What is larger travels alone, in pieces."""
@@ -160,7 +160,7 @@ class _Sending:
         for some in _batches(splices.values()):
             try:
                 self._client.call("blobs.splice", body=Splices(splices=tuple(some)))
-            except NotFound:  # what they are made of has been lost meanwhile
+            except (NotFound, TooLarge):  # what they are made of is lost meanwhile, or much larger
                 for pack in _packs(self._found.nodes[one.address] for one in some):
                     self._client.call("blobs.pack", body=pack)
             self._moved(sum(len(one.middle) for one in some))
@@ -191,13 +191,16 @@ def _splices(found: Scan, lacks: Missing) -> dict[str, Splice]:
 
 
 def _batches(splices: Iterable[Splice]) -> Iterator[list[Splice]]:
-    batch, size = list[Splice](), 0
+    batch, size, whole = list[Splice](), 0, 0
     for one in splices:
-        if batch and (len(batch) >= MAX_SPLICES or size + len(one.middle) > MAX_MIDDLES_BYTES):
+        both = 2 * (one.head_bytes + one.tail_bytes) + len(one.middle)  # of the base, too, at least
+        if batch and (
+            len(batch) >= MAX_SPLICES or size + len(one.middle) > MAX_MIDDLES_BYTES or whole + both > MAX_SPLICED_BYTES
+        ):
             yield batch
-            batch, size = [], 0
+            batch, size, whole = [], 0, 0
         batch.append(one)
-        size += len(one.middle)
+        size, whole = size + len(one.middle), whole + both
     if batch:
         yield batch
 

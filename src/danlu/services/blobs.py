@@ -29,9 +29,7 @@ def missing(call: Call, body: AddressesAndTrees) -> Addresses:
     """Returns which of these blobs, and what of these trees, the project does not have yet."""
     blobs = call.platform.blobs
     found = dict.fromkeys(blobs.missing(call.project, body.addresses))
-    for tree in body.trees:
-        if len(found) < MAX_ADDRESSES:
-            found.update(dict.fromkeys(blobs.absent(call.project, tree, most=MAX_ADDRESSES - len(found))))
+    found.update(dict.fromkeys(blobs.absent(call.project, *body.trees, most=MAX_ADDRESSES - len(found))))
     return Addresses(addresses=tuple(found))
 
 
@@ -46,15 +44,23 @@ def pack(call: Call, body: bytes) -> Stored:
 def splice(call: Call, body: Splices) -> Stored:
     """Stores blobs made of others of the project; all of them are durable when it returns."""
     blobs, total = call.platform.blobs, 0
+    bases: dict[str, bytes] = {}
+
+    def counted(data: bytes) -> bytes:
+        nonlocal total
+        total += len(data)
+        if total > MAX_SPLICED_BYTES:
+            raise TooLarge(
+                f"what is spliced in one request, and what of, has at most {MAX_SPLICED_BYTES} bytes together",
+                next_step="send fewer splices at once, or the blobs themselves",
+            )
+        return data
 
     def made() -> Iterator[tuple[str, bytes]]:
-        nonlocal total
         for one in body.splices:
-            data = spliced(blobs.read(call.project, one.base), one)
-            total += len(data)
-            if total > MAX_SPLICED_BYTES:
-                raise TooLarge(f"what is spliced in one request has at most {MAX_SPLICED_BYTES} bytes together")
-            yield one.address, data
+            if one.base not in bases:
+                bases[one.base] = counted(blobs.read(call.project, one.base))
+            yield one.address, counted(spliced(bases[one.base], one))
 
     count, size = blobs.put_many(call.project, made())
     return Stored(blobs=count, size_bytes=size)

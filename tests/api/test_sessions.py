@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import threading
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,9 +23,10 @@ from danlu.domain.jobs import AttemptState, JobState, Reason
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import NotRunning
 from danlu.runner import frames
-from danlu.server.sessions import MAX_OF_A_JOB, MAX_SESSIONS, Sessions
+from danlu.server.sessions import MAX_OF_A_JOB, MAX_OF_A_PROJECT, MAX_OPENING, MAX_SESSIONS, Sessions
 from danlu.services import events
 from danlu.services.context import Call
+from danlu.services.sessions import Place
 from tests.api.edge import Api
 from tests.executors import SimulatedBench
 from tests.factories import NOW, make_attempt, make_job, make_task
@@ -217,15 +222,60 @@ def test_a_runner_may_say_why_it_cannot(api: Api) -> None:
 def test_sessions_of_a_job_and_in_all_are_counted(api: Api) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_OF_A_JOB):
-            stack.enter_context(api.edge.sessions._turn(api.ids["attempt"]))
+            stack.enter_context(api.edge.sessions._turn("default", api.ids["attempt"]))
         status, said = refused(api, f"/v1/jobs/{api.ids['job']}/session")
         assert (status, said["code"]) == (429, "TooManyRequests")
-        for number in range(MAX_SESSIONS - MAX_OF_A_JOB):
-            stack.enter_context(api.edge.sessions._turn(attempt_id(api.ids["job"], number + 2)))
+        for number in range(MAX_OF_A_PROJECT - MAX_OF_A_JOB):
+            stack.enter_context(api.edge.sessions._turn("default", attempt_id(api.ids["job"], number + 2)))
+        said = refused(api, f"/v1/jobs/{gang(api)}/session")[1]  # although none is open in it
+        assert said["detail"].startswith(f"{MAX_OF_A_PROJECT} sessions are open in project default")
+        for number in range(MAX_SESSIONS - MAX_OF_A_PROJECT):  # others have theirs
+            stack.enter_context(api.edge.sessions._turn(f"p{number // 8}", attempt_id(api.ids["job"], number + 99)))
         assert refused(api, f"/v1/jobs/{api.ids['job']}/session")[1]["detail"].startswith(f"{MAX_SESSIONS} ")
     api.opener.says = EXIT
     session(api, EXEC)
     assert api.edge.sessions._open.total() == 0
+
+
+class Deaf:
+    """Plays jobs that listen in their runner's place, and do not read."""
+
+    def __init__(self) -> None:
+        self.asked, self.reads = threading.Semaphore(0), threading.Event()
+        self.count = 0
+
+    def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
+        self.count += 1
+        self.asked.release()
+        self.reads.wait(30)
+        raise NotRunning(f"{attempt_id} {task} {request.verb}")
+
+
+def test_jobs_that_do_not_answer_leave_threads_for_other_requests() -> None:
+    deaf = Deaf()
+    place = Place(make_job(), "an attempt", "main-0", 1)
+
+    async def go() -> None:
+        sessions = Sessions(deaf)
+
+        async def one() -> None:
+            with pytest.raises(NotRunning):
+                await sessions._connected(place, SessionRequest(command=("ls",)))
+
+        async with anyio.create_task_group() as group:
+            try:
+                for _ in range(MAX_SESSIONS):
+                    group.start_soon(one)
+                with anyio.fail_after(10):
+                    for _ in range(MAX_OPENING):
+                        await anyio.to_thread.run_sync(deaf.asked.acquire, True, 10)
+                    await anyio.to_thread.run_sync(lambda: None)  # any other request
+                assert deaf.count == MAX_OPENING
+            finally:
+                deaf.reads.set()
+
+    anyio.run(go)
+    assert deaf.count == MAX_SESSIONS
 
 
 def test_a_session_through_which_nothing_passes_is_ended(api: Api) -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
+import anyio
 import anyio.to_thread
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -40,7 +41,10 @@ from danlu.services.context import Call
 
 LOG: Final = logging.getLogger("danlu.server")
 MAX_SESSIONS: Final = 128
+MAX_OF_A_PROJECT: Final = 32
 MAX_OF_A_JOB: Final = 8
+MAX_OPENING: Final = 8
+"""Sessions that wait for a runner's door at the same time. A job may keep such a thread waiting; requests have others."""
 MAX_MESSAGE_BYTES: Final = frames.REQUEST_BYTES + 1
 REQUEST_TIMEOUT_S: Final = 10.0
 IDLE_S: Final = 4 * 3600.0
@@ -62,7 +66,8 @@ class Sessions:
 
     def __init__(self, opener: Opener, *, idle_s: float = IDLE_S) -> None:
         self._opener, self._idle_s = opener, idle_s
-        self._open: Counter[str] = Counter()
+        self._open: Counter[tuple[str, str]] = Counter()
+        self._opening = anyio.CapacityLimiter(MAX_OPENING)
 
     async def refuse(self, call: Call, _request: Request, arguments: dict[str, Any]) -> Response:
         """Answers who asks without a web socket; like any other request where there is no such job."""
@@ -77,7 +82,7 @@ class Sessions:
             raise invalid_spec(error, SessionQuery) from error
         job = str(client.path_params["job"])
         place = await anyio.to_thread.run_sync(sessions.open, call, job, query)
-        with self._turn(place.attempt_id):
+        with self._turn(place.job.project, place.attempt_id):
             await client.accept()
             try:
                 await self._serve(call, place, client)
@@ -90,24 +95,30 @@ class Sessions:
                 await _tell(client, InternalError(f"the server's log has more at request {client.state.request_id}"))
 
     @contextlib.contextmanager
-    def _turn(self, attempt_id: str) -> Iterator[None]:
+    def _turn(self, project: str, attempt_id: str) -> Iterator[None]:
         if self._open.total() >= MAX_SESSIONS:
             raise TooManyRequests(f"{MAX_SESSIONS} sessions are open already")
-        if self._open[attempt_id] >= MAX_OF_A_JOB:
+        if sum(count for (other, _), count in self._open.items() if other == project) >= MAX_OF_A_PROJECT:
+            raise TooManyRequests(
+                f"{MAX_OF_A_PROJECT} sessions are open in project {project} already",
+                next_step="end one of them, then repeat",
+            )
+        one = project, attempt_id
+        if self._open[one] >= MAX_OF_A_JOB:
             raise TooManyRequests(
                 f"{MAX_OF_A_JOB} sessions are open in this job already", next_step="end one of them, then repeat"
             )
-        self._open[attempt_id] += 1
+        self._open[one] += 1
         try:
             yield
         finally:
-            self._open[attempt_id] -= 1
+            self._open[one] -= 1
             self._open += Counter()  # drops what is zero
 
     async def _serve(self, call: Call, place: sessions.Place, client: WebSocket) -> None:
         request = await _requested(client)
         await anyio.to_thread.run_sync(sessions.record, call, place, request)
-        stream = await anyio.to_thread.run_sync(self._opener.open_session, place.attempt_id, place.task, request)
+        stream = await self._connected(place, request)
         try:
             stream.setblocking(False)
             reader, writer = await asyncio.open_connection(sock=stream)
@@ -120,6 +131,11 @@ class Sessions:
             writer.transport.abort()  # which ends what runs; what it has not read yet must not be waited for
         with contextlib.suppress(RuntimeError, *GONE):  # it may have closed it itself
             await client.close()
+
+    async def _connected(self, place: sessions.Place, request: SessionRequest) -> socket.socket:
+        return await anyio.to_thread.run_sync(
+            self._opener.open_session, place.attempt_id, place.task, request, limiter=self._opening
+        )
 
     async def _relay(self, bridge: _Bridge) -> None:
         """Lets bytes pass until one side has ended."""

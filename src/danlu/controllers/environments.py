@@ -1,10 +1,11 @@
-"""Environments: wanted ones are built, one at a time, with what the build prints kept as it comes."""
+"""Environments: wanted ones are built, a few at a time, with what the build prints kept as it comes."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -19,7 +20,12 @@ from danlu.services.context import Clock, Hub
 from danlu.services.environments import BUILD_STREAM, BUILD_TASK, lock_key
 
 PERIOD_S: Final = 30.0
-AT_ONCE: Final = 2
+AT_ONCE: Final = 3
+"""Builds, and as many pulls."""
+OF_A_PROJECT: Final = 2
+"""Of these: a pull may take an hour, and nobody can have all."""
+BUILD_THREADS: Final = 2 * AT_ONCE + 1
+"""What works at the same time at most, with the sweep."""
 MAX_OPEN: Final = 10_000
 STAGES: Final = {"resolve": EnvironmentReason.RESOLUTION_FAILED, "pull": EnvironmentReason.PULL_FAILED}
 """Why a build failed, by the stage that it failed in; else it was the installation."""
@@ -72,21 +78,25 @@ class EnvironmentsController:
     hub: Hub
     tasks: Tasks
     images: Puller | None = None
+    _begun: dict[str, Environment] = field(default_factory=dict)
 
     def step(self) -> float:
         """Looks once."""
         states = (EnvironmentState.WANTED, EnvironmentState.BUILDING)
         busy = self.tasks.running()
-        room = AT_ONCE - len(busy)
+        self._begun = {key: begun for key, begun in self._begun.items() if key in busy}
+        waiting = []
         for environment in self.database.read(lambda tx: ENVIRONMENTS.find(tx, state=states, limit=MAX_OPEN)):
             if environment.id in busy:
                 continue
             if environment.state is EnvironmentState.BUILDING:
                 self._store(environment, EnvironmentState.WANTED, EnvironmentReason.INTERRUPTED)
                 return 0.0
-            if room > 0:
-                room -= 1
+            waiting.append(environment)
+        for pulled in (False, True):
+            for environment in _next(_of_kind(waiting, pulled), _of_kind(self._begun.values(), pulled)):
                 building = self._store(environment, EnvironmentState.BUILDING, EnvironmentReason.BUILDING)
+                self._begun[building.id] = building
                 self.tasks.start(building.id, partial(self._build, building))
         self._sweep()
         return PERIOD_S
@@ -159,6 +169,24 @@ class EnvironmentsController:
             return new
 
         return self.database.write(work)
+
+
+def _of_kind(environments: Iterable[Environment], pulled: bool) -> list[Environment]:
+    return [one for one in environments if (one.source.image is not None) is pulled]
+
+
+def _next(waiting: Collection[Environment], begun: Collection[Environment]) -> list[Environment]:
+    """Returns which of the waiting begin now: first those of the projects of which the fewest are at work."""
+    chosen: list[Environment] = []
+    left, at_work = list(waiting), Counter(one.project for one in begun)
+    while left and at_work.total() < AT_ONCE:
+        first = min(left, key=lambda one: at_work[one.project])  # of equals, who has waited longest
+        if at_work[first.project] >= OF_A_PROJECT:
+            break
+        left.remove(first)
+        chosen.append(first)
+        at_work[first.project] += 1
+    return chosen
 
 
 def _unwanted(tx: Transaction, there: frozenset[str]) -> frozenset[str]:

@@ -29,7 +29,7 @@ from danlu.blobs.streams import Streams
 from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_folder
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
-from danlu.controllers.environments import EnvironmentsController
+from danlu.controllers.environments import BUILD_THREADS, EnvironmentsController
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.scheduling import SchedulingController
@@ -173,7 +173,7 @@ def compose(settings: Settings) -> Composition:
     """Opens everything in order; nothing serves or runs yet."""
     clock, hub, root = SystemClock(), Hub(), os.geteuid() == 0
     # each kind of work has threads of its own: large outputs must not hold up a launch
-    workers = (Workers("launch", 8), Workers("keep", 2), Workers("build", 2))
+    workers = (Workers("launch", 8), Workers("keep", 2), Workers("build", BUILD_THREADS))
     launching, keeping, building = (Tasks(some.spawn) for some in workers)
     gpus = None if settings.gpus is None else declared(settings.gpus)
     bootstrap, attempt_key = keys.load(settings.home / "keys")

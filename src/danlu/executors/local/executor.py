@@ -210,7 +210,11 @@ class LocalExecutor:
             launching = attempt_id in self._launching
         if launching or (folder.exists() and not self._is_over(folder)):
             return
-        self._clean(attempt_id)  # also where there is no folder: a refused launch has made its control groups
+        seen = self._seen.get(attempt_id)
+        clean = seen is not None and seen.clean
+        # also where there is no folder: a refused launch has made its control groups
+        if not clean and not self._clean(attempt_id) and os.path.lexists(folder):
+            return  # its folder tells what is left of it, and the next look at it forgets it
         gone = folder.with_name(f".gone-{attempt_id}")
         with contextlib.suppress(FileNotFoundError):
             folder.rename(gone)
@@ -347,6 +351,7 @@ class LocalExecutor:
             limits = group.create(order.job.spec)
         roots = [] if order.interpreter is None else list(order.interpreter.roots)
         if order.image is not None and self.images is not None:
+            self.images.begins(folder.name)
             roots = self.images.roots(order.project_number)
             limits = self.images.limits(limits, order.job.spec)
         checkpoint = self.checkpoints / order.job.checkpoint_owner
@@ -447,14 +452,15 @@ class LocalExecutor:
 
     def _clean(self, attempt_id: str) -> bool:
         """Kills whatever is left of an attempt; returns whether nothing is."""
-        if self.images is not None and not self.images.swept(self.attempts / attempt_id):
-            return False
-        group = self._group(attempt_id)
-        if group is not None and group.exists():
-            return group.kill()
         folder = self.attempts / attempt_id  # which may be a stranger's name, as it was found there
-        uid = folder.lstat().st_uid if os.path.lexists(folder) else None
-        return sweep.kill(attempt_id, sweep.recorded(folder), uid)
+        group = self._group(attempt_id)
+        grouped = group is not None and group.exists()
+        if group is not None and grouped:
+            gone = group.kill()
+        else:
+            uid = folder.lstat().st_uid if os.path.lexists(folder) else None
+            gone = sweep.kill(attempt_id, sweep.recorded(folder), uid)
+        return gone and (self.images is None or self.images.swept(folder, grouped=grouped))
 
     def _group(self, attempt_id: str) -> AttemptGroups | None:
         if self._tree is None:

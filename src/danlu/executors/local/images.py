@@ -25,9 +25,8 @@ from danlu.domain.images import Image, is_local
 from danlu.domain.jobs import JobSpec
 from danlu.errors import DataDamaged, EnvironmentFailed, ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import LaunchOrder
-from danlu.executors.local import beneath, folders, machine, sweep
+from danlu.executors.local import beneath, folders, leftovers, machine
 from danlu.executors.local.containers import (
-    LABEL,
     RUNTIME_CHARACTERS,
     Place,
     container,
@@ -86,6 +85,7 @@ class ImageStore:
         self._uid_base = uid_base
         self._server = server
         self._locks: dict[int, threading.Lock] = {}
+        self._removals = leftovers.Removals(self._asked)
 
     def folder(self, project_number: int) -> Path:
         """Returns where a project's images are."""
@@ -145,30 +145,37 @@ class ImageStore:
         """Returns the folders that a container's runner must be able to pass to."""
         return [] if self.engine.name == "docker" else [self.folder(project_number)]
 
+    def begins(self, attempt_id: str) -> None:
+        """Hears that an attempt may have containers from now on, whatever was known of earlier ones."""
+        self._removals.forget(attempt_id)
+
     def limits(self, group: tuple[str, ...], spec: JobSpec) -> tuple[str, ...]:
         """Returns the limits in force for a container: of the attempt's ``group``, which holds all that podman starts."""
         if self.engine.name == "docker":
             group = limits_in_force(self.engine, spec)
         return (*group, f"container ({self.engine.name})")
 
-    def swept(self, attempt: Path) -> bool:
-        """Ends what the engine still has of an attempt beside its marked processes; returns whether nothing is left."""
+    def swept(self, attempt: Path, *, grouped: bool) -> bool:
+        """Ends what the engine still has of an attempt whose processes were killed; returns whether nothing is left.
+
+        It waits for no daemon: as long as docker is at it, the answer is that something is left.
+
+        Args:
+            attempt: its folder.
+            grouped: it had control groups, in which all that podman has started for it was.
+        """
         if b'"container"' not in _order(attempt):
             return True
         if self.engine.name == "podman":
-            return _end_monitors(attempt)
-        own = {**self._server, "PATH": PATH}
-        listed = self._asked("ps", "--all", "--quiet", f"--filter=label={LABEL}={attempt.name}", own=own)
-        if listed is None or not listed.split():
-            return listed is not None
-        return self._asked("rm", "--force", "--volumes", *listed.split(), own=own) is not None
+            return grouped or leftovers.end_monitors(attempt)
+        return self._removals.done(attempt.name)
 
-    def _asked(self, *words: str, own: Mapping[str, str]) -> str | None:
+    def _asked(self, *words: str) -> str | None:
         """Returns what the engine prints as the server's own user, or None where it fails."""
         try:
             done = subprocess.run(
-                [self.engine.path, *words], env=dict(own), cwd="/", stdin=subprocess.DEVNULL, capture_output=True,
-                text=True, errors="replace", timeout=ASK_TIMEOUT_S, check=False,
+                [self.engine.path, *words], env={**self._server, "PATH": PATH}, cwd="/", stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, errors="replace", timeout=ASK_TIMEOUT_S, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
             return None
@@ -249,6 +256,7 @@ class ImageStore:
 
     def forget(self, attempt_id: str) -> None:
         """Removes an attempt's runtime folder."""
+        self._removals.forget(attempt_id)
         folders.remove(self._runtime / runtime_name(attempt_id))
 
     def _told(self, process: subprocess.Popen[bytes], report: Report, what: str) -> None:
@@ -329,7 +337,7 @@ class ImageStore:
     def _copy(self, reference: str, project_number: int, report: Report) -> None:
         """Copies an image from the store of the server's own user."""
         own = {**self._server, "PATH": PATH}
-        wanted = self._asked("image", "inspect", "--format", "{{.Id}}", reference, own=own)
+        wanted = self._asked("image", "inspect", "--format", "{{.Id}}", reference)
         if wanted is None:
             raise self._missing(reference)
         there = self._inspect(reference, project_number)
@@ -375,31 +383,6 @@ class ImageStore:
                     signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             finally:
                 os.close(descriptor)
-
-
-def _end_monitors(attempt: Path) -> bool:
-    """Kills podman's monitors of an attempt: their environment is empty, so that no mark in it tells whose they are."""
-    for _ in range(sweep.ROUNDS):
-        found = _monitors(f"{attempt}/".encode(), attempt.lstat().st_uid)
-        if not found:
-            return True
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.005)
-    return False
-
-
-def _monitors(folder: bytes, uid: int) -> list[int]:
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with contextlib.suppress(OSError):
-                program = (process / "comm").read_bytes().strip()
-                own = program in (b"conmon", b"podman") and process.stat().st_uid == uid
-                if own and folder in (process / "cmdline").read_bytes():
-                    found.append(int(process.name))
-    return found
 
 
 def _order(attempt: Path) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from danlu.errors import EnvironmentFailed, ExecutorUnavailable
 from danlu.executors.base import Phase
 from danlu.executors.local.engines import Engine
 from danlu.executors.local.images import ImageStore
@@ -111,3 +112,35 @@ def test_what_docker_said_of_earlier_containers_counts_no_more_once_others_may_b
     images.begins(attempt.name)
     assert not images.swept(attempt, grouped=True)
     until(lambda: images.swept(attempt, grouped=True), 20, "it has answered")
+
+
+# what the engine prints
+
+
+def test_a_line_without_an_end_and_lines_without_number_are_bounded(tmp_path: Path) -> None:
+    endless = "head -c 50000000 /dev/zero | tr '\\0' x; yes | head -n 30000; echo; echo Error: no; exit 1"
+    lines: list[str] = []
+    with pytest.raises(EnvironmentFailed, match="could not be pulled: Error: no"):
+        store(tmp_path, "podman", endless).pull("registry.test/a:1", 0, lines.append)
+    assert len(lines) == 10_001
+    assert max(map(len, lines)) <= 4096
+    assert "more than 10,000 lines" in lines[-1]
+
+
+def test_an_answer_that_does_not_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    asked = 'case "$*" in *inspect*) exec yes;; esac'
+    with pytest.raises(ExecutorUnavailable, match="more than 8 MiB"):
+        store(tmp_path, "podman", asked).pull("registry.test/a:1", 0, lambda _: None)
+
+
+@pytest.mark.parametrize("said", ["[]", "{}", "[1]", "no", '[{"Id": {}, "Size": "a"}]'])
+def test_an_answer_that_is_none_is_told_in_words(tmp_path: Path, said: str) -> None:
+    asked = f"case \"$*\" in *inspect*) echo '{said}';; esac"
+    with pytest.raises(ExecutorUnavailable, match="cannot be read"):
+        store(tmp_path, "podman", asked).pull("registry.test/a:1", 0, lambda _: None)
+
+
+def test_an_answer_that_nests_without_end_is_told_in_words(tmp_path: Path) -> None:
+    asked = "case \"$*\" in *inspect*) head -c 1000000 /dev/zero | tr '\\0' '[';; esac"
+    with pytest.raises(ExecutorUnavailable, match="cannot be read"):
+        store(tmp_path, "podman", asked).pull("registry.test/a:1", 0, lambda _: None)

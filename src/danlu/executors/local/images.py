@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from danlu.domain.images import Image, is_local
 from danlu.domain.jobs import JobSpec
 from danlu.errors import DataDamaged, EnvironmentFailed, ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import LaunchOrder
-from danlu.executors.local import beneath, folders, leftovers, machine
+from danlu.executors.local import beneath, engine_output, folders, leftovers, machine
 from danlu.executors.local.containers import (
     RUNTIME_CHARACTERS,
     Place,
@@ -36,21 +36,19 @@ from danlu.executors.local.containers import (
     podman,
     runtime_name,
 )
+from danlu.executors.local.engine_output import Report
 from danlu.executors.local.engines import PATH, Engine
 from danlu.executors.local.observing import MAX_ORDER_BYTES
 from danlu.executors.local.orders import Folders
 from danlu.executors.local.starting import LAUNCHER
 from danlu.runner.formats import write_atomically
 
-PULL_TIMEOUT_S: Final = 3600.0
 ASK_TIMEOUT_S: Final = 60.0
-KEPT_LINES: Final = 50
 HANDED_ON: Final = (
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "CONTAINERS_REGISTRIES_CONF", "REGISTRY_AUTH_FILE",
 )  # fmt: skip
 """What of the server's environment a pull needs to reach its registry."""
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +189,7 @@ class ImageStore:
                 self._copy(reference, project_number, report)
             else:
                 words = [self.engine.path] if self.engine.name == "docker" else self._podman(project_number)
-                self._told(self._start([*words, "pull", reference], project_number), report, reference)
+                engine_output.tell(self._start([*words, "pull", reference], project_number), report, reference)
             found = self._inspect(reference, project_number)
         finally:
             self._end_pause(project_number)
@@ -212,11 +210,16 @@ class ImageStore:
         words = [self.engine.path] if self.engine.name == "docker" else self._podman(project_number)
         try:
             done = self._start([*words, "image", "inspect", image], project_number, stderr=subprocess.PIPE)
-            out, err = _end_within(done, ASK_TIMEOUT_S)
+            out, err = engine_output.answer(done, ASK_TIMEOUT_S)
         except OSError as error:
             raise ExecutorUnavailable(f"{self.engine.name} cannot be asked for image {image}: {error}") from error
         if done.returncode == 0:
-            return _image(json.loads(out)[0])
+            try:
+                return _image(json.loads(out)[0])
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                raise ExecutorUnavailable(
+                    f"what {self.engine.name} tells about image {image} cannot be read: {str(error)[:500]}"
+                ) from error
         said = err.decode(errors="replace")
         if re.search(r"no such image|not known", said, re.IGNORECASE):
             return None
@@ -258,38 +261,6 @@ class ImageStore:
         """Removes an attempt's runtime folder."""
         self._removals.forget(attempt_id)
         folders.remove(self._runtime / runtime_name(attempt_id))
-
-    def _told(self, process: subprocess.Popen[bytes], report: Report, what: str) -> None:
-        """Tells what a process prints until its end.
-
-        Raises:
-            EnvironmentFailed: it failed, or was not done in time.
-        """
-        watch = threading.Timer(PULL_TIMEOUT_S, _kill, [process])
-        watch.daemon = True
-        watch.start()
-        kept: list[str] = []
-        try:
-            for raw in process.stdout or ():
-                line = raw.decode(errors="replace").rstrip()
-                if line:
-                    report(line[:4096])
-                    kept = [*kept[1 - KEPT_LINES :], line]
-            process.wait()
-        finally:
-            late = not watch.is_alive()
-            watch.cancel()
-            _kill(process)
-            if process.stdout is not None:
-                process.stdout.close()
-        if process.returncode == 0:
-            return
-        if late:
-            raise EnvironmentFailed(f"image {what} was not here within {PULL_TIMEOUT_S / 60:.0f} minutes", stage="pull")
-        said = next((line for line in reversed(kept) if line.lower().startswith("error")), kept[-1] if kept else "")
-        raise EnvironmentFailed(
-            f"image {what} could not be pulled: {said[:2000]}", next_step=_advice(said), stage="pull"
-        )
 
     def _start(
         self, words: Sequence[str], project_number: int, *, stderr: int = subprocess.STDOUT, stdin: Any = None
@@ -354,9 +325,9 @@ class ImageStore:
             loading = self._start(load, project_number, stdin=saving.stdout)
             if saving.stdout is not None:
                 saving.stdout.close()  # it is the other's now: should that one end, this one must notice
-            self._told(loading, report, reference)
+            engine_output.tell(loading, report, reference)
         finally:
-            _kill(saving)
+            engine_output.kill(saving)
 
     def _missing(self, reference: str) -> EnvironmentFailed:
         who = (
@@ -397,35 +368,3 @@ def _image(said: dict[str, Any]) -> Image:
     pairs = ((said.get("Config") or {}).get("Env") or []) or []
     variables = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     return Image(id=str(said["Id"]).removeprefix("sha256:"), variables=variables, size_bytes=int(said.get("Size") or 0))
-
-
-def _end_within(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, bytes]:
-    try:
-        return process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"it did not answer within {timeout_s:.0f} s") from error
-    finally:
-        _kill(process)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kills a process that has not ended, with its session."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
-
-
-def _advice(said: str) -> str:
-    """Returns what to do about an engine's error."""
-    lower = said.lower()
-    if any(word in lower for word in ("manifest unknown", "not found", "name unknown", "404")):
-        return "look at the name and the tag after the colon"
-    if any(word in lower for word in ("unauthorized", "requested access", "401", "403")):
-        return "the registry asks for a password, or the name is wrong: docs/how-to/container-images.md"
-    if any(word in lower for word in ("no such host", "connection refused", "timeout", "timed out", "dial tcp")):
-        return "the server cannot reach that registry: build or load the image there as localhost/NAME:TAG"
-    if "no space left" in lower:
-        return "make room on the server's disk"
-    return ""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +18,8 @@ import pytest
 
 from danlu.errors import EnvironmentFailed, ExecutorUnavailable
 from danlu.executors.base import Phase
+from danlu.executors.local import cgroups
+from danlu.executors.local.cgroups import Group
 from danlu.executors.local.engines import Engine
 from danlu.executors.local.images import ImageStore
 from tests.conftest import cannot_run
@@ -49,10 +55,12 @@ def program(path: Path, text: str) -> str:
     return str(path)
 
 
-def store(folder: Path, engine: str, text: str, **server: str) -> ImageStore:
-    """Returns a store, all of one user, whose engine is a shell script."""
+def store(
+    folder: Path, engine: str, text: str, *, uid_base: int | None = None, group: Group | None = None, **server: str
+) -> ImageStore:
+    """Returns a store whose engine is a shell script."""
     made = Engine(engine, program(folder / engine, text), "5.0.0")
-    return ImageStore(folder / "images", folder / "c", made, uid_base=None, server=server)
+    return ImageStore(folder / "images", folder / "c", made, uid_base=uid_base, server=server, group=group)
 
 
 # what is left of an attempt
@@ -144,3 +152,59 @@ def test_an_answer_that_nests_without_end_is_told_in_words(tmp_path: Path) -> No
     asked = "case \"$*\" in *inspect*) head -c 1000000 /dev/zero | tr '\\0' '[';; esac"
     with pytest.raises(ExecutorUnavailable, match="cannot be read"):
         store(tmp_path, "podman", asked).pull("registry.test/a:1", 0, lambda _: None)
+
+
+# what a pull may see, use and leave behind
+
+
+FOUND = f"""case "$*" in *inspect*) echo '[{{"Id": "{"0" * 64}", "Size": 1}}]'; exit 0;; esac\n"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may pass."""
+    if os.geteuid() != 0:
+        cannot_run("only root can run podman as other users")
+    made = Path(tempfile.mkdtemp(prefix="dh-", dir="/tmp"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+def test_a_pull_is_told_none_of_the_servers_secrets(open_folder: Path) -> None:
+    secret = {"HTTPS_PROXY": "http://user:p@ss@proxy.test:1", "http_proxy": "user:pass@proxy.test:2"}
+    server = {**secret, "REGISTRY_AUTH_FILE": "/root/auth.json", "NO_PROXY": "inner.test"}
+    images = store(open_folder, "podman", FOUND + "env", uid_base=UID, **server)
+    lines: list[str] = []
+    images.pull("registry.test/a:1", 0, lines.append)
+    assert {"HTTPS_PROXY=http://proxy.test:1", "http_proxy=proxy.test:2", "NO_PROXY=inner.test"} <= {*lines}
+    assert not [line for line in lines if "ss@" in line or "REGISTRY_AUTH_FILE" in line]
+    assert "the proxy is asked without its user and password: this project's jobs could read them" in lines
+
+
+def test_what_a_pull_starts_is_limited_and_ends_with_it(open_folder: Path) -> None:
+    tree = cgroups.detect(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text())
+    if tree is None or "pids" not in tree.bases:
+        cannot_run("this machine lets no control groups be made")
+    group = tree.group(f"test-{os.getpid()}")
+    left = "setsid sh -c 'echo $$; exec sleep 1000' < /dev/null > $HOME/pid 2>&1 &\n"
+    waits = "while [ ! -s $HOME/pid ]; do sleep 0.01; done; cat $HOME/pid"
+    images = store(open_folder, "podman", FOUND + left + waits, uid_base=UID, group=group)
+    pids: list[int] = []
+    limits: list[str] = []
+
+    def report(line: str) -> None:
+        pids.append(int(line))
+        limits.append((group.child(str(UID)).folders["pids"] / "pids.max").read_text().strip())
+        assert int(line) in group.child(str(UID)).processes()
+
+    try:
+        images.pull("registry.test/a:1", 0, report)
+        assert limits == ["1024"]
+        assert not group.child(str(UID)).folders["pids"].exists()
+        until(lambda: not Path(f"/proc/{pids[0]}").exists(), 20, "what it has left behind is gone")
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        group.remove()

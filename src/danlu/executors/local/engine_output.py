@@ -23,13 +23,24 @@ KEPT_LINES: Final = 50
 Report = Callable[[str], None]
 
 
-def tell(process: subprocess.Popen[bytes], report: Report, what: str) -> None:
+def tell(process: subprocess.Popen[bytes], report: Report, what: str, end: Callable[[], object]) -> None:
     """Tells what a process prints until its end.
+
+    Args:
+        process: pulls an image, or loads it.
+        report: called with each line.
+        what: the image's name.
+        end: called where it is not done in time: kills what may still hold its output open.
 
     Raises:
         EnvironmentFailed: it failed, or was not done in time.
     """
-    watch = threading.Timer(PULL_TIMEOUT_S, kill, [process])
+
+    def give_up() -> None:
+        kill(process)
+        end()
+
+    watch = threading.Timer(PULL_TIMEOUT_S, give_up)
     watch.daemon = True
     watch.start()
     try:

@@ -84,6 +84,7 @@ class LocalExecutor:
         self.checkpoints = config.home / "checkpoints"
         self._root = os.geteuid() == 0
         self._tree = cgroups.detect(Path("/sys/fs/cgroup"), _own_groups())
+        self._ours = hashlib.sha256(str(config.home.resolve()).encode()).hexdigest()[:8]
         self._hints = HintSocket(config.runtime / "hints.sock", hint)
         self._launching: set[str] = set()
         self._lock = threading.Lock()
@@ -93,7 +94,8 @@ class LocalExecutor:
         self.images: ImageStore | None = None
         if engine is not None:
             base, places = config.uid_base if self._root else None, (config.home / "images", config.runtime / "c")
-            self.images = ImageStore(*places, engine, uid_base=base, server=config.engines.environ)
+            group = None if self._tree is None else self._tree.group(f"{self._ours}/pulls")
+            self.images = ImageStore(*places, engine, uid_base=base, server=config.engines.environ, group=group)
         bases = {} if self._tree is None else self._tree.bases
         self.capabilities = Capabilities(
             name="local",
@@ -465,8 +467,7 @@ class LocalExecutor:
     def _group(self, attempt_id: str) -> AttemptGroups | None:
         if self._tree is None:
             return None
-        digest = hashlib.sha256(str(self.config.home.resolve()).encode()).hexdigest()[:8]
-        return AttemptGroups(self._tree, f"{digest}/{attempt_id}")
+        return AttemptGroups(self._tree, f"{self._ours}/{attempt_id}")
 
     def _install_sdk(self) -> None:
         """Copies what jobs may import (danlu.log and the runner) to a folder that holds nothing else."""

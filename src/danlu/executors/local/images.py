@@ -26,6 +26,7 @@ from danlu.domain.jobs import JobSpec
 from danlu.errors import DataDamaged, EnvironmentFailed, ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import LaunchOrder
 from danlu.executors.local import beneath, engine_output, folders, leftovers, machine
+from danlu.executors.local.cgroups import Group
 from danlu.executors.local.containers import (
     RUNTIME_CHARACTERS,
     Place,
@@ -44,11 +45,14 @@ from danlu.executors.local.starting import LAUNCHER
 from danlu.runner.formats import write_atomically
 
 ASK_TIMEOUT_S: Final = 60.0
+PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
 HANDED_ON: Final = (
-    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
-    "CONTAINERS_REGISTRIES_CONF", "REGISTRY_AUTH_FILE",
+    *PROXIES, "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "CONTAINERS_REGISTRIES_CONF", "REGISTRY_AUTH_FILE",
 )  # fmt: skip
 """What of the server's environment a pull needs to reach its registry."""
+PULL_MEMORY_BYTES: Final = 2 << 30
+PULL_CPU_MILLI: Final = 2000
+PULL_PROCESSES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,9 @@ class ImageStore:
     """The images of each project below one folder; docker's are its daemon's own."""
 
     def __init__(
-        self, folder: Path, runtime: Path, engine: Engine, *, uid_base: int | None, server: Mapping[str, str]
-    ) -> None:
+        self, folder: Path, runtime: Path, engine: Engine, *, uid_base: int | None, server: Mapping[str, str],
+        group: Group | None = None,
+    ) -> None:  # fmt: skip
         """Makes nothing yet.
 
         Args:
@@ -76,12 +81,14 @@ class ImageStore:
             engine: what to pull with.
             uid_base: a project's user is this plus its number; None: all is the server's own user's.
             server: the server's own environment, as far as an engine may need it.
+            group: below which each project's pulls get a control group; None: there are none here.
         """
         self.engine = engine
         self._folder = folder
         self._runtime = runtime
         self._uid_base = uid_base
         self._server = server
+        self._group = group
         self._locks: dict[int, threading.Lock] = {}
         self._removals = leftovers.Removals(self._asked)
 
@@ -184,14 +191,16 @@ class ImageStore:
     def _pulled(self, reference: str, project_number: int, report: Report) -> Image:
         try:
             if self.engine.name == "podman":
-                self._prepare(project_number)
+                self._prepare(project_number, report)
             if is_local(reference):
                 self._copy(reference, project_number, report)
             else:
                 words = [self.engine.path] if self.engine.name == "docker" else self._podman(project_number)
-                engine_output.tell(self._start([*words, "pull", reference], project_number), report, reference)
+                pulling = self._start([*words, "pull", reference], project_number)
+                engine_output.tell(pulling, report, reference, lambda: self._end_group(project_number))
             found = self._inspect(reference, project_number)
         finally:
+            self._end_group(project_number)
             self._end_pause(project_number)
         if found is None:
             raise self._missing(reference)
@@ -231,10 +240,28 @@ class ImageStore:
     def _short(self, project_number: int) -> Path:
         return self._runtime / f"p{self.folder(project_number).name}"
 
-    def _prepare(self, project_number: int) -> None:
+    def _prepare(self, project_number: int, report: Report) -> None:
         own = self.folder(project_number)
         for folder in (own, self._short(project_number)):
             self._give(folder, project_number)
+        group = self._pulls(project_number)
+        if group is not None:
+            self._end_group(project_number)  # of a server that was killed
+            group.create(memory_bytes=PULL_MEMORY_BYTES, cpu_milli=PULL_CPU_MILLI, processes=PULL_PROCESSES)
+        if self._uid_base is not None and any("@" in self._server.get(name, "") for name in PROXIES):
+            report("the proxy is asked without its user and password: this project's jobs could read them")
+
+    def _pulls(self, project_number: int) -> Group | None:
+        """Returns the control group of all that a project's pulls start; docker's daemon does them itself."""
+        if self._group is None or self.engine.name == "docker":
+            return None
+        return self._group.child(self.folder(project_number).name)
+
+    def _end_group(self, project_number: int) -> None:
+        group = self._pulls(project_number)
+        if group is not None:
+            group.kill()
+            group.remove()
 
     def _give(self, folder: Path, project_number: int) -> None:
         """Makes a folder, in one of the server's own, that is the project's user's, unless it is there."""
@@ -265,30 +292,40 @@ class ImageStore:
     def _start(
         self, words: Sequence[str], project_number: int, *, stderr: int = subprocess.STDOUT, stdin: Any = None
     ) -> subprocess.Popen[bytes]:
-        passed = {name: self._server[name] for name in HANDED_ON if name in self._server}
         if self.engine.name == "docker":
             own: dict[str, str] = {**self._server, "PATH": PATH}
         else:
             folder = self.folder(project_number)
             own = {
-                **passed,
+                **self._handed_on(),
                 **self._passwords(folder),
                 **environ(folder, self._short(project_number)),
                 "TMPDIR": str(folder),
             }
-        if self.engine.name != "docker":
             words = self._as_user(words, project_number)
         return subprocess.Popen(
             words, env=own, cwd="/", stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=subprocess.PIPE,
             stderr=stderr, start_new_session=True,
         )  # fmt: skip
 
+    def _handed_on(self) -> dict[str, str]:
+        """Returns what a pull is told: where it runs as a project's user, nothing that its jobs may not read in /proc."""
+        passed = {name: self._server[name] for name in HANDED_ON if name in self._server}
+        if self._uid_base is not None:
+            passed.pop("REGISTRY_AUTH_FILE", None)
+            for name in PROXIES:
+                if name in passed:
+                    scheme, found, rest = passed[name].rpartition("://")
+                    passed[name] = f"{scheme}{found}{rest.rpartition('@')[2]}"
+        return passed
+
     def _as_user(self, words: Sequence[str], project_number: int) -> list[str]:
         """Returns the command that runs ``words`` as the project's user, below folders that are closed to it too."""
-        needed = [self.folder(project_number), self._short(project_number)]
+        needed, group = [self.folder(project_number), self._short(project_number)], self._pulls(project_number)
         config = {
             "uid": None if self._uid_base is None else self._uid_base + project_number, "words": [*words],
             "needed": [{"path": str(path), "write": True} for path in needed],
+            "cgroup_procs": [] if group is None else [str(path) for path in group.procs()],
         }  # fmt: skip
         return [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(config)]
 
@@ -325,7 +362,7 @@ class ImageStore:
             loading = self._start(load, project_number, stdin=saving.stdout)
             if saving.stdout is not None:
                 saving.stdout.close()  # it is the other's now: should that one end, this one must notice
-            engine_output.tell(loading, report, reference)
+            engine_output.tell(loading, report, reference, lambda: self._end_group(project_number))
         finally:
             engine_output.kill(saving)
 

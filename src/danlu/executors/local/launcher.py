@@ -241,6 +241,7 @@ def prepare(config: dict[str, Any]) -> list[str]:
 
 def become(config: dict[str, Any]) -> None:
     """Executes ``words`` as the job's user, who may pass to what is ``needed``; it dies with whom it was started by."""
+    join(open_groups(config["cgroup_procs"]))
     if config["uid"] is not None:
         open_closed(config["needed"], config["uid"], config["uid"])
         drop(config["uid"], config["uid"])

@@ -208,3 +208,10 @@ def test_what_a_pull_starts_is_limited_and_ends_with_it(open_folder: Path) -> No
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         group.remove()
+
+
+def test_a_folder_that_a_killed_server_has_made_but_not_given_is_given(open_folder: Path) -> None:
+    images = store(open_folder, "podman", FOUND + "touch $HOME/own", uid_base=UID)
+    images.folder(0).mkdir(parents=True, mode=0o700)
+    images.pull("registry.test/a:1", 0, lambda _: None)
+    assert {images.folder(0).stat().st_uid, (images.folder(0) / "own").stat().st_uid} == {UID}

@@ -269,9 +269,10 @@ class ImageStore:
         folder.parent.chmod(0o711)
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-            if self._uid_base is not None:
-                uid = self._uid_base + project_number
-                os.chown(folder, uid, uid, follow_symlinks=False)
+        # its parent is the server's, so that it is what was made here; one whose server was killed is given now
+        if self._uid_base is not None and folder.lstat().st_uid == os.geteuid():
+            uid = self._uid_base + project_number
+            os.chown(folder, uid, uid, follow_symlinks=False)
 
     def runtime(self, attempt_id: str, project_number: int) -> Path:
         """Returns an attempt's own runtime folder, which is made; docker needs none."""

@@ -87,6 +87,25 @@ def test_a_piece_that_is_too_long_is_not_added(blobs: Blobs) -> None:
     assert add(blobs, data, 4, 10) == 10
 
 
+def read_bytes() -> int:
+    """Returns how much this process has read so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_small_piece_does_not_cost_reading_what_came_before_it(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(8 * 2**20)
+    add(LocalBlobs(tmp_path), data, 0, len(data) - 100)
+    blobs = LocalBlobs(tmp_path)  # it remembers the hash of nothing, as of an upload that is not among the last ones
+    before = read_bytes()
+    for left in range(100, 1, -1):
+        add(blobs, data, len(data) - left, len(data) - left + 1)
+    assert read_bytes() - before < 2**20
+    before = read_bytes()
+    assert add(blobs, data, len(data) - 1, len(data)) == len(data)
+    assert read_bytes() - before >= len(data)  # all of it is checked once
+    assert blobs.missing("p", [address_of(data)]) == ()
+
+
 class Torn(io.BytesIO):
     """A sender that goes away after some bytes."""
 

@@ -22,7 +22,8 @@ SUFFIX: Final = ".part"
 KEPT_S: Final = 7 * 86400.0
 """What nobody has added to for so long is removed."""
 MAX_HASHED: Final = 64
-"""Uploads of which the hash so far is remembered; that of others is computed again from what is stored."""
+"""Uploads of which the hash so far is remembered. That of others is computed once, with their last piece: a small piece must
+not cost reading all that came before it."""
 CHUNK_BYTES: Final = 2**20
 
 
@@ -72,16 +73,16 @@ class Parts:
             there = file.seek(0, os.SEEK_END)
             if there != offset:
                 raise Conflict(f"the piece begins at byte {offset}, but {there} bytes have arrived", received=there)
-            hasher = self._hasher(path.name, file, offset)
+            hasher = self._remembered(path.name, offset)
             end = _added(file, piece, hasher, offset, size)
             if end < size:
-                self._remember(path.name, end, hasher)
+                if hasher is not None:
+                    self._remember(path.name, end, hasher)
                 return end
-            if hasher.hexdigest() != digest:
+            found = (hasher or _hash_of(file)).hexdigest()
+            if found != digest:
                 path.unlink()
-                raise InvalidRequest(
-                    f"the bytes sent are sha256:{hasher.hexdigest()}, not sha256:{digest}; nothing was stored"
-                )
+                raise InvalidRequest(f"the bytes sent are sha256:{found}, not sha256:{digest}; nothing was stored")
             os.fsync(file.fileno())
             store(path)
         return end
@@ -95,16 +96,18 @@ class Parts:
                 self._hashed.pop(next(iter(self._hashed)))
             self._hashed[name] = end, hasher
 
-    def _hasher(self, name: str, file: BinaryIO, offset: int) -> _Hash:
+    def _remembered(self, name: str, offset: int) -> _Hash | None:
         with self._lock:
             at, hasher = self._hashed.pop(name, (0, hashlib.sha256()))
-        if at != offset:  # of an earlier try
-            at, hasher = 0, hashlib.sha256()
-        file.seek(at)
-        while chunk := file.read(min(CHUNK_BYTES, offset - at)):
-            hasher.update(chunk)
-            at += len(chunk)
-        return hasher
+        return hasher if at == offset else None  # else of an earlier try, or forgotten
+
+
+def _hash_of(file: BinaryIO) -> _Hash:
+    hasher = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(CHUNK_BYTES):
+        hasher.update(chunk)
+    return hasher
 
 
 @contextlib.contextmanager
@@ -121,7 +124,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _added(file: BinaryIO, piece: BinaryIO, hasher: _Hash, offset: int, size: int) -> int:
+def _added(file: BinaryIO, piece: BinaryIO, hasher: _Hash | None, offset: int, size: int) -> int:
     """Writes a piece to the end of a part, whole or not at all; returns where it ends."""
     at = offset
     try:
@@ -130,7 +133,8 @@ def _added(file: BinaryIO, piece: BinaryIO, hasher: _Hash, offset: int, size: in
                 raise InvalidRequest(
                     f"the blob has {size} bytes; this piece goes on to byte {at + len(chunk)} at least"
                 )
-            hasher.update(chunk)
+            if hasher is not None:
+                hasher.update(chunk)
             write_all(file, chunk)
             at += len(chunk)
     except BaseException:

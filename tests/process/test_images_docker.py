@@ -133,6 +133,13 @@ def test_a_job_is_its_user_and_nothing_more(made: ContainerBench) -> None:
     assert any(limit.startswith("container (docker") for limit in ended.limits)
 
 
+def test_no_variable_of_a_user_is_in_a_command_line(made: ContainerBench) -> None:
+    attempt = sh(made, f"env; {HOLD}", variables={"DOCKER_PASSWORD": "s3cret '#\" "})
+    made.printed(attempt, "up")
+    assert "DOCKER_PASSWORD=s3cret '#\" " in made.log(attempt).splitlines()
+    assert not [words for words in made.processes(attempt).values() if "s3cret" in words]
+
+
 def test_a_command_that_the_image_lacks_is_named(made: ContainerBench) -> None:
     task = made.end(made.launch("train.exe")).tasks[0]
     assert task.exit_code == 127

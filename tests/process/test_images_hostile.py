@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from danlu.executors.local import cgroups
 from danlu.executors.local.cgroups import Group
 from danlu.executors.local.engines import Engine
 from danlu.executors.local.images import ImageStore
+from danlu.runner import contained
 from tests.conftest import cannot_run
 from tests.process.containers import UID, ContainerBench, bench
 from tests.process.image_registry import BUSYBOX, Registry, serving, small
@@ -215,3 +217,40 @@ def test_a_folder_that_a_killed_server_has_made_but_not_given_is_given(open_fold
     images.folder(0).mkdir(parents=True, mode=0o700)
     images.pull("registry.test/a:1", 0, lambda _: None)
     assert {images.folder(0).stat().st_uid, (images.folder(0) / "own").stat().st_uid} == {UID}
+
+
+# what other users may read
+
+
+SECRETS = {
+    "DOCKER_PASSWORD": "s3cret = 'x' #\"y ",
+    "PODMAN_TOKEN": "s3cret",
+    "CONTAINER_KEY": "s3cret",
+    "PLAIN": "s3cret",
+}
+
+
+def test_no_variable_of_a_user_is_in_a_command_line(lab: ContainerBench) -> None:
+    attempt = lab.launch("sh", "-c", f"env; {HOLD}", variables=SECRETS)
+    lab.printed(attempt, "up")
+    folder = lab.home / "attempts" / attempt
+    running = lab.processes(attempt)
+    container = json.loads((folder / "order.json").read_text())["tasks"][0]["container"]
+    entering, environ = contained.entering(container, ["true"], {**SECRETS, "PWD": "/"}, terminal=False)
+    file = folder / "main-0" / "engine.env"
+    assert (file.stat().st_mode & 0o777, "DOCKER_PASSWORD" in file.read_text()) == (0o600, True)
+    assert {f"{name}={value}" for name, value in SECRETS.items()} <= {*lab.log(attempt).splitlines()}
+    lab.executor.stop(attempt, grace_s=0.0)
+    lab.end(attempt)
+    lab.forget(attempt)
+    assert not [words for words in [*running.values(), *entering] if "s3cret" in words]
+    assert not {"DOCKER_PASSWORD", "PODMAN_TOKEN", "CONTAINER_KEY"} & {*environ}
+
+
+def test_a_variable_that_can_only_be_said_aloud_is_refused(lab: ContainerBench) -> None:
+    attempt = lab.launch("true", variables={"DOCKER_KEY": "two\nlines"})
+    task = lab.end(attempt).tasks[0]
+    assert task.exit_code == 126
+    assert "variable DOCKER_KEY has a line break" in task.error
+    assert "give it another name" in task.error
+    lab.forget(attempt)

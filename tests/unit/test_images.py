@@ -274,8 +274,10 @@ def test_the_images_own_variables_are_kept_unless_the_user_wants_them_else() -> 
 # the guard
 
 
-def test_no_value_is_in_the_command_line_but_what_would_turn_the_engine() -> None:
+def test_no_value_is_in_the_command_line_but_what_would_turn_the_engine(tmp_path: Path) -> None:
+    file = tmp_path / "engine.env"
     container = {
+        "env_file": str(file),
         "engine": "podman",
         "run": ["podman", "run"],
         "image": "ab",
@@ -284,8 +286,9 @@ def test_no_value_is_in_the_command_line_but_what_would_turn_the_engine() -> Non
     env = {"SECRET": "s3cret\nline", "HOME": "/work", "LD_PRELOAD": "/x.so", "CONTAINERS_CONF": "/c"}
     words, environ = contained.command(container, ["train", "--env"], env)
     assert words[:6] == [
-        "podman", "run", "--env=SECRET", "--env=HOME=/work", "--env=LD_PRELOAD=/x.so", "--env=CONTAINERS_CONF=/c",
+        "podman", "run", "--env=SECRET", "--env=HOME=/work", "--env=LD_PRELOAD=/x.so", f"--env-file={file}",
     ]  # fmt: skip
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("CONTAINERS_CONF=/c\n", 0o600)
     assert words[-3:] == ["ab", "train", "--env"]
     assert environ == {"SECRET": "s3cret\nline", "HOME": "/engine", "PATH": "/bin"}
 

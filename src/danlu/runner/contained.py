@@ -19,7 +19,7 @@ import subprocess
 import time
 from typing import Any, Dict, FrozenSet, List, Optional, Tuple
 
-from . import processes
+from . import formats, processes
 
 TICK_S = 0.5
 MONITOR_S = 2.0
@@ -39,6 +39,9 @@ ENGINES_OWN = re.compile(
     r"REGISTRY_AUTH_FILE|GO[A-Z]+|DBUS_.*|NOTIFY_SOCKET|LISTEN_.*|SSL_CERT_.*|LC_.*|LANG)"
 )
 """Variables that would mean something to the engine too: they reach the container by its command line alone."""
+IN_A_FILE = re.compile(r"_?(CONTAINERS?|DOCKER|PODMAN|BUILDAH|STORAGE)_.*|REGISTRY_AUTH_FILE")
+"""Those of them that may be secrets: they reach it by a file, for every user of the machine can read a command line."""
+MAX_FILE_VALUE_BYTES = 60_000
 _NOT_FOUND = re.compile(
     r"failed to exec pid1: (.*)|\(\d+\)\] exec .* failed: (.*)|exec: \"[^\"]*\": (.*)|"
     r"^exec .*: (no such file or directory|permission denied)"
@@ -46,12 +49,34 @@ _NOT_FOUND = re.compile(
 
 
 def command(container: Dict[str, Any], argv: List[str], env: Dict[str, str]) -> Tuple[List[str], Dict[str, str]]:
-    """Returns the engine's command line, and its environment: a value is taken from there, so that none is in argv."""
+    """Returns the engine's command line, and its environment: a value is taken from there, so that none is in argv.
+
+    Raises:
+        ValueError: a variable's value can be given to the engine in no way that keeps it to itself.
+        OSError: the file for such values cannot be written.
+    """
+    filed = {name: value for name, value in env.items() if IN_A_FILE.fullmatch(name)}
     passed = {name: value for name, value in env.items() if not ENGINES_OWN.fullmatch(name)}
-    flags = ["--env=%s" % name if name in passed else "--env=%s=%s" % (name, value) for name, value in env.items()]
+    said = [name for name in env if name not in filed]
+    flags = ["--env=%s" % name if name in passed else "--env=%s=%s" % (name, env[name]) for name in said]
+    if filed:
+        _write_variables(container["env_file"], filed)
+        flags.append("--env-file=%s" % container["env_file"])
     if container["engine"] == "podman":
         flags += ["--ulimit=%s" % limit for limit in _limits()]
     return [*container["run"], *flags, container["image"], *argv], {**passed, **container["environ"]}
+
+
+def _write_variables(path: str, variables: Dict[str, str]) -> None:
+    """Writes the file that the engine reads variables from, one a line, for this user alone."""
+    for name, value in variables.items():
+        if "\n" in value or "\r" in value or len(os.fsencode(value)) > MAX_FILE_VALUE_BYTES:
+            raise ValueError(
+                "variable %s has a line break or more than %d bytes, and %s* cannot be given to a container so: "
+                "give it another name" % (name, MAX_FILE_VALUE_BYTES, name.lstrip("_").partition("_")[0])
+            )
+    lines = "".join("%s=%s\n" % pair for pair in variables.items())
+    formats.write_atomically(path, os.fsencode(lines))
 
 
 def entering(
@@ -114,7 +139,11 @@ class Guard:
         for path in self.container["folders"]:
             wipe(path)  # of an earlier start: podman would look for the container that it believes to run
             os.makedirs(path, mode=0o700, exist_ok=True)
-        words, environ = command(self.container, argv, env)
+        try:
+            words, environ = command(self.container, argv, env)
+        except (OSError, ValueError) as found:
+            self.refuse("the container cannot be started: %s" % found)
+            return 126
         before = os.stat(self.files.stderr).st_size
         pid, error, code = processes.start(words, environ, self.files._replace(cgroup_procs=()))
         if pid is None:

@@ -20,6 +20,7 @@ NOBODY: Final = "danlu-job"
 """A user name that no machine has: podman finds no further user ids for it, and maps the job's own alone."""
 MAX_PROCESSES: Final = 16_384
 ENGINE_FOLDER: Final = "engine"
+ENV_FILE: Final = "engine.env"
 RUNTIME_CHARACTERS: Final = 50
 """Podman refuses a longer path for what it keeps while a container runs."""
 MONITOR: Final = "conmon.pid"
@@ -52,11 +53,13 @@ def container(engine: Engine, image: Image, asked: TaskSpec, task: Task, place: 
         LaunchRejected: its GPUs cannot be handed into one here.
     """
     flags = [*_common(engine, asked, task, place), f"--label={LABEL}={place.where.attempt.name}"]
+    env_file = str(place.where.attempt / task.name / ENV_FILE)
     if engine.name == "docker":
         name = f"danlu-{place.where.attempt.name}-{task.name}"
         program = [engine.path, "run", f"--name={name}", "--log-driver=none", *_docker_limits(engine, asked)]
         return {
             "engine": engine.name, "image": image.id, "run": [*program, *flags], "environ": dict(engine.environ),
+            "env_file": env_file,
             "daemon": True,  # whose children the container's processes are, not the runner's
             "enter": [engine.path, "exec"], "name": name,
             "folders": [], "signal": [engine.path, "kill", "--signal", "TERM", name],
@@ -69,7 +72,7 @@ def container(engine: Engine, image: Image, asked: TaskSpec, task: Task, place: 
     program = [*base, "run", "--rm", "--log-driver=passthrough", f"--conmon-pidfile={short / MONITOR}"]
     quiet = ["--image-volume=ignore", "--systemd=false", "--http-proxy=false", "--umask=0077", "--no-healthcheck"]
     return {
-        "engine": engine.name, "image": image.id, "environ": environ(own, short),
+        "engine": engine.name, "image": image.id, "environ": environ(own, short), "env_file": env_file,
         "run": [*program, f"--cidfile={id_file}", *quiet, *flags], "enter": [*base, "exec"], "name": "", "id_file": id_file,
         "daemon": False, "folders": [str(own), str(short)], "signal": [], "remove": [], "monitor": str(short / MONITOR),
     }  # fmt: skip

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from danlu.domain.sessions import SessionRequest
 from danlu.errors import EnvironmentFailed
 from danlu.executors.base import Phase
 from tests.conftest import cannot_run
 from tests.process.containers import UID, ContainerBench, bench
 from tests.process.image_registry import BUSYBOX, Registry, missing, serving, small
-from tests.process.platform import until
+from tests.process.platform import processes_with, until
 
 HOLD = "trap '' TERM; echo up; while :; do sleep 0.1; done"
 START_TIMEOUT_S = 60
@@ -182,3 +183,20 @@ def test_an_image_that_does_not_exist_is_refused(lab: ContainerBench, registry: 
         lab.pull(registry.name("none:1"))
     with pytest.raises(EnvironmentFailed, match="there is no image localhost/none:1 on this machine"):
         lab.pull("localhost/none:1")
+
+
+@pytest.mark.parametrize("command", ["exec sleep 98765", "trap '' HUP TERM; sleep 98765 & wait; sleep 98765"])
+def test_what_a_session_runs_ends_with_it(made: ContainerBench, command: str) -> None:
+    attempt = sh(made, HOLD)
+    made.printed(attempt, "up")
+    folder = made.home / "attempts" / attempt / "work"
+    request = SessionRequest(command=("sh", "-c", f"touch {folder}/in; {command}"))
+    with made.executor.open_session(attempt, "main-0", request):
+        made.until(lambda: (folder / "in").exists() and bool(sleeping()))
+    made.until(lambda: not sleeping())
+    made.executor.stop(attempt, grace_s=0.0)
+    assert made.end(attempt).stopped
+
+
+def sleeping() -> set[int]:
+    return processes_with("sleep\0" + "98765")

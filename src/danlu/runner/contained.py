@@ -24,6 +24,8 @@ from . import formats, processes
 TICK_S = 0.5
 MONITOR_S = 2.0
 ENGINE_TIMEOUT_S = 20.0
+SESSION = "DANLU_SESSION"
+SESSION_ENDING_S = 0.5
 REFUSED = "refused"
 TAIL_BYTES = 8192
 MAX_FILES = 1 << 20
@@ -89,6 +91,41 @@ def entering(
             name = file.read().strip()
     flags = ["--interactive", *(["--tty"] if terminal else []), "--workdir=%s" % env["PWD"]]
     return command({**container, "engine": "", "run": [*container["enter"], *flags], "image": name}, argv, env)
+
+
+def session_mark(container: Dict[str, Any]) -> str:
+    """Returns by what a session's processes are found again that are none of the runner's: the daemon's; else nothing."""
+    return os.urandom(16).hex() if container["daemon"] else ""
+
+
+def end_session(mark: str) -> None:
+    """Ends the processes with this mark in their environment, and what is below them; docker would let them go on."""
+    if not mark:
+        return
+    _signal_marked(mark, signal.SIGHUP)
+    until = time.monotonic() + SESSION_ENDING_S
+    while _marked(mark) and time.monotonic() < until:
+        time.sleep(0.02)
+    while _signal_marked(mark, signal.SIGKILL) and time.monotonic() < until + ENGINE_TIMEOUT_S:
+        time.sleep(0.005)
+
+
+def _marked(mark: str) -> List[int]:
+    own = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    found = [pid for pid in own if processes.variable(pid, SESSION) == mark]
+    return [*found, *(below for pid in found for below in processes.descendants(pid))]
+
+
+def _signal_marked(mark: str, number: int) -> int:
+    """Returns to how many the signal went."""
+    sent = 0
+    for pid in set(_marked(mark)):
+        try:
+            os.kill(pid, number)
+            sent += 1
+        except (ProcessLookupError, PermissionError):
+            continue
+    return sent
 
 
 def _limits() -> List[str]:

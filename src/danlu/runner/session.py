@@ -200,7 +200,7 @@ class Relay:
         self._terminal: Optional[int] = None
         self._gone = False
         self._settle_at = self._kill_at = float("inf")
-        self._why = ""
+        self._why = self._mark = ""
 
     def serve(self, place: Callable[[str], Any]) -> None:
         """Does what is asked, and says how it ended."""
@@ -219,9 +219,12 @@ class Relay:
             return
         self._connection.setblocking(False)
         self._send(frames.encode_json(frames.STARTED, {"pid": self._pid}))
-        while not self._finished():
-            self._step(wake_read)
-        processes.kill_all()  # what it has left behind
+        try:
+            while not self._finished():
+                self._step(wake_read)
+        finally:
+            processes.kill_all()  # what it has left behind
+            contained.end_session(self._mark)
         if self._gone:
             return
         self._connection.settimeout(REQUEST_TIMEOUT_S)
@@ -274,6 +277,8 @@ class Relay:
             if request.get("verb", "exec") == "exec":
                 argv = [str(word) for word in request["command"]]
                 if place.container:
+                    self._mark = contained.session_mark(place.container)
+                    env = {**env, contained.SESSION: self._mark} if self._mark else env
                     argv, env = contained.entering(place.container, argv, {**env, "PWD": place.cwd}, bool(size))
                 pid, error, code = processes.start(argv, env, files)
                 self._pid, code = pid or 0, 126 if code is None else code

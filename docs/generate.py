@@ -66,6 +66,8 @@ IN_A_JOB: Final[Mapping[str, str]] = {
     "PYTHONPATH": "the job's own, then the folder that `import danlu` finds",
     "PYTHONUNBUFFERED": "1: what is printed is seen at once; a variable of the job wins",
     "LANG": "C.UTF-8; a variable of the job wins",
+    "USER": "danlu, for libraries that ask for a name; a variable of the job wins",
+    "LOGNAME": "the same",
     "HOME": "the attempt's private copy of the code, which it begins in; a variable of the job wins",
     "TMPDIR": "a folder of the attempt, removed with it",
     "VIRTUAL_ENV": "the environment's folder, unless it is the host's Python",

@@ -194,7 +194,7 @@ def _events(events: list[Event], now: int) -> list[str]:
 def _said(event: Event) -> str:
     """Returns who asked and why, on one line; what a program wrote last stands above."""
     by = f"by {event.actor} " if event.actor else ""
-    return by + " ".join(event.message.split("; the last that")[0].split())[:100]
+    return by + " ".join(wording.without_output(event.message).split())[:100]
 
 
 def _next(job: Job) -> str:

@@ -226,7 +226,7 @@ class Following:
     def _waiting(self, event: Event) -> str:
         name = self._job.name
         if event.reason in REPEATED:
-            return f"{name} is tried again: {event.message or event.reason}"
+            return f"{name} is tried again: {wording.without_output(event.message) or event.reason}"
         reason = f"{event.reason}: {event.message}" if event.message else event.reason
         return f"{name} waits: {reason}   (more: danlu why {name})"
 

@@ -117,15 +117,16 @@ def conclude(
     if structured:
         output.record(job, form)
     elif job.state != "succeeded":
-        tell_end(job, messages)
+        tell_end(job, messages, followed=True)
     sys.stdout.flush()
     return job_exit_code(job)
 
 
-def tell_end(job: Job, messages: Messages) -> None:
-    """Says how a job ended that did not succeed, and what to look at."""
+def tell_end(job: Job, messages: Messages, *, followed: bool = False) -> None:
+    """Says how a job ended that did not succeed, and what to look at; ``followed``: its output was just shown."""
     messages.say(f"{job.name} {wording.outcome(job)}", "red" if job.state == "failed" else "yellow")
     if job.message and not wording.says_nothing_new(job):
-        messages.say("\n".join(f"  {line}" for line in job.message.splitlines()[-20:]))
+        said = wording.without_output(job.message) if followed else job.message
+        messages.say("\n".join(f"  {line}" for line in said.splitlines()[-20:]))
     if job.state == "failed":
         messages.say(f"  more: danlu describe {job.name}     again: {wording.again(job)}")

@@ -191,6 +191,11 @@ def outcome(job: Job) -> str:
     return text
 
 
+def without_output(message: str) -> str:
+    """Returns a message without what a failed task of a gang wrote last."""
+    return message.partition("; the last that it wrote:")[0]
+
+
 def again(job: Job) -> str:
     """Returns how to run an ended job again: what was wrong has to be given anew where the same would fail again."""
     changed = {

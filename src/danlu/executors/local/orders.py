@@ -18,6 +18,7 @@ from danlu.executors.local.observing import MAX_ORDER_BYTES
 from danlu.runner import formats
 
 SECRET_BYTES = 32
+USER = "danlu"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -128,6 +129,9 @@ def environment(order: LaunchOrder, asked: TaskSpec, gang: Gang, where: Folders)
     connected = variables_of(asked.framework, gang, gang.members[asked.rank]) if job.spec.roles else {}
     platforms = {name: value for name, value in connected.items() if name.startswith(RESERVED_VARIABLES)}
     return {
+        # the job's user may have no entry in the machine's list of users, and libraries ask for a name
+        "USER": USER,
+        "LOGNAME": USER,
         "LANG": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
         "HOME": str(where.attempt / "work"),

@@ -30,6 +30,7 @@ def api(sqlite: Database, tmp_path: Path) -> Iterator[Api]:
     made = Api(sqlite, tmp_path)
     yield made
     made.edge.streams.end()
+    made.opener.close()
 
 
 def test_every_route_is_an_operation(api: Api) -> None:

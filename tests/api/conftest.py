@@ -16,3 +16,4 @@ def api(sqlite: Database, tmp_path: Path) -> Iterator[Api]:
     made = Api(sqlite, tmp_path)
     yield made
     made.edge.streams.end()
+    made.opener.close()

@@ -60,6 +60,7 @@ def train(server, cluster, index, last_step):
         step = tf.train.get_or_create_global_step()
         minimize = tf.train.AdamOptimizer(1e-3).minimize(loss, global_step=step)
 
+    print("worker %d is process %d" % (index, os.getpid()))
     test_images, test_labels = drawn(np.random.RandomState(0), 1000)
     rng = np.random.RandomState(1000 * index + int(time.time()))
     session = tf.train.MonitoredTrainingSession(
@@ -70,7 +71,7 @@ def train(server, cluster, index, last_step):
     own, shown = 0, 0
     with session:
         now = session.run_step_fn(lambda step_context: step_context.session.run(step))
-        print("process %d trains as worker %d from step %d" % (os.getpid(), index, now))
+        print("worker %d trains from step %d" % (index, now))
         while not session.should_stop():
             batch, right = drawn(rng, BATCH)
             _, now, value = session.run([minimize, step, loss], {images: batch, labels: right})

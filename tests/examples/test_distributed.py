@@ -66,7 +66,7 @@ def test_a_killed_worker_of_tensorflow_1_is_resumed_from_the_checkpoint(platform
     ready(platform, "tensorflow-1")
     job = applied(platform, "digits-ps-tf1")
     follow = ["logs", "-f", job, "--task"]
-    process = platform.line(r"process (\d+) trains as worker 1", *follow, "worker-1", timeout_s=RUN_TIMEOUT_S)
+    process = platform.line(r"worker 1 is process (\d+)", *follow, "worker-1", timeout_s=RUN_TIMEOUT_S)
     platform.line(r"^step +1\d\d\d ", *follow, "worker-0", timeout_s=RUN_TIMEOUT_S)
     os.kill(int(process[1]), signal.SIGKILL)
     platform.danlu("wait", job, timeout_s=RUN_TIMEOUT_S)
@@ -74,7 +74,7 @@ def test_a_killed_worker_of_tensorflow_1_is_resumed_from_the_checkpoint(platform
     assert first["reason"] == "KilledBySignal"
     assert first["message"].startswith("worker-1 (rank 1): killed by SIGKILL")
     assert second["reason"] == "Completed"
-    begun = re.search(r"trains as worker 0 from step (\d+)", said(platform, job, "worker-0"))
+    begun = re.search(r"worker 0 trains from step (\d+)", said(platform, job, "worker-0"))
     assert begun is not None
     assert int(begun.group(1)) >= 500, "the checkpoint of step 500 was there"
     ends = {f"{task['role']}-{task['index']}": task for task in second["tasks"]}

@@ -280,7 +280,8 @@ def test_the_environment_is_the_platforms_and_the_users_only(bench: LocalBench) 
     assert env["DANLU_OUTPUT_DIR"] == str(folder / "outputs")
     assert Path(env["DANLU_CHECKPOINT_DIR"]).parent == bench.home / "checkpoints"
     assert env["HOME"] == env["PWD"] if "PWD" in env else str(folder / "work")
-    assert not {"SUDO_USER", "PYTEST_CURRENT_TEST", "SHELL", "USER"} & set(env)
+    assert not {"SUDO_USER", "PYTEST_CURRENT_TEST", "SHELL"} & set(env)
+    assert (env["USER"], env["LOGNAME"]) == ("danlu", "danlu"), "a name for libraries that ask, not the server's"
 
 
 def test_without_gpus_none_is_visible_and_the_user_cannot_change_that(bench: LocalBench) -> None:

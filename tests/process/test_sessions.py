@@ -84,7 +84,8 @@ def test_who_reads_no_more_input_harms_nobody(shared: Server, job: Job) -> None:
 
 
 def test_what_is_written_last_in_the_background_still_comes(shared: Server, job: Job) -> None:
-    done = danlu(shared, "exec", "target", "--", "sh", "-c", "(sleep 0.1; echo late) & echo early")
+    after = "while kill -0 $$ 2>/dev/null; do sleep 0.01; done"
+    done = danlu(shared, "exec", "target", "--", "sh", "-c", f"({after}; echo late) & echo early")
     assert done.stdout == b"early\nlate\n"
 
 

@@ -26,7 +26,7 @@ from . import contained, frames, processes, transfer
 SOCKET = "session"
 MAX_SESSIONS = 16
 REQUEST_TIMEOUT_S = 10.0
-SETTLE_S = 0.5
+SETTLE_S = 1.0
 """So long what a command leaves behind may still write once it has ended itself."""
 ENDING_S = 0.5
 """So long a command has between SIGHUP and SIGKILL when its session ends."""

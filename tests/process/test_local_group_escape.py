@@ -290,7 +290,7 @@ def test_a_process_that_executes_nothing_has_no_file_of_its_parents_however_high
 
     try:
         files = processes.Files(str(tmp_path), str(tmp_path / "out"), str(tmp_path / "err"), [group])
-        pid, failure = processes.fork(files, become)
+        pid, failure = processes.fork(files, become)()
         assert failure == ""
         os.waitpid(pid, 0)
     finally:

@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Any, Dict, FrozenSet, List, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Optional, Tuple
 
 from . import formats, processes
 
@@ -151,18 +151,28 @@ class Guard:
         self.files = files
         self.asked = False
 
-    def start(self, argv: List[str], env: Dict[str, str]) -> Any:
-        """Forks the guard; returns what ``processes.start`` does."""
+    def begin(self, argv: List[str], env: Dict[str, str]) -> Callable[[], processes.Started]:
+        """Forks the guard; returns what ``processes.begin`` does."""
         parent = os.getpid()
 
         def become() -> None:
             os.close(3)  # which says that it was started
             os._exit(self.run(argv, env, parent))
 
-        pid, failure = processes.fork(self.files, become)
-        number, _, text = failure.partition(" ")
-        code = None if number == str(processes.NOT_JOINED) else 126
-        return (None, "cannot start %s: %s" % (self.container["engine"], text), code) if failure else (pid, "", 0)
+        answer = processes.fork(self.files, become)
+
+        def started() -> processes.Started:
+            pid, failure = answer()
+            if not failure:
+                return pid, "", 0
+            number, _, text = failure.partition(" ")
+            return (
+                None,
+                "cannot start %s: %s" % (self.container["engine"], text),
+                processes.BLAMELESS.get(int(number), 126),
+            )
+
+        return started
 
     def run(self, argv: List[str], env: Dict[str, str], parent: int) -> int:
         """Runs the container to its end; returns the exit code."""
@@ -185,7 +195,7 @@ class Guard:
         pid, error, code = processes.start(words, environ, self.files._replace(cgroup_procs=()))
         if pid is None:
             self.refuse(error)
-            return int(code)
+            return 126 if code is None else code
         code = self.wait(pid)
         if self.container["engine"] == "podman":
             processes.kill_all()  # what is left is the engine's: nothing inside outlives the first process

@@ -31,6 +31,7 @@ LEFTOVER_GRACE_S = 2.0
 HINT_EVERY_S = 0.02
 LOCK_TRIALS, LOCK_WAIT_S = 50, 0.01
 MAX_NAMED = 100
+STARTED_AT_ONCE = 64
 STOP_BYTES = 4096
 ALREADY = 3
 
@@ -131,6 +132,7 @@ class Runner:
 
     def start_waiting(self) -> None:
         """Starts what is to be started and can be; what is to end starts nothing any more."""
+        startable, never = [], []
         for task in self.tasks:
             if not task.waiting or self.stopping_until is not None:
                 continue
@@ -139,9 +141,14 @@ class Runner:
                 continue
             hindrance = task.hindrance(time.monotonic(), self.doors)
             if hindrance is None:
-                self.start(task)
+                startable.append(task)
             elif hindrance:
-                self.never(task, hindrance, 1)
+                never.append((task, hindrance))
+        for first in range(0, len(startable), STARTED_AT_ONCE):
+            if self.stopping_until is None:
+                self.start(startable[first : first + STARTED_AT_ONCE])
+        for task, hindrance in never:
+            self.never(task, hindrance, 1)
 
     def known(self) -> bool:
         """Says whether the gang's result is known."""
@@ -153,15 +160,20 @@ class Runner:
         before = {"signal": int(signal.SIGTERM), "error": "stopped before it began", "restarts": task.restarts}
         self.say("exited", task=task.name, stopped=True, **(task.failure or before))
 
-    def start(self, task: Task) -> None:
-        """Starts one task's process."""
-        if task.restarts:
-            self.resume_from = self.seals.newest() or self.resume_from  # the others may be writing one now
-        pid, error, code = task.start(self.resume_from)
-        if pid is None:
-            self.never(task, error, code)
-        else:
-            self.say("started", **task.started())
+    def start(self, tasks: List[Task]) -> None:
+        """Starts some tasks' processes side by side: each waits for the kernel to move it into its control group."""
+        begun = []
+        for task in tasks:
+            if task.restarts:
+                self.resume_from = self.seals.newest() or self.resume_from  # the others may be writing one now
+            begun.append(task.begin(self.resume_from))
+        # all are asked before one is told: what ends the gang finds no process that does not hear it yet
+        for task, (pid, error, code) in zip(tasks, [started() for started in begun]):
+            task.pid = pid
+            if pid is None:
+                self.never(task, error, code)
+            else:
+                self.say("started", **task.started())
 
     def never(self, task: Task, error: str, code: Optional[int]) -> None:
         """Records that a task could not be started; the others would wait for it in vain. Without a code it is our fault."""

@@ -17,8 +17,9 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, List, NamedTuple, O
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KILL_ROUNDS = 200
-NOT_JOINED = 0
-"""In the place of an error number, where a process could not join its control groups: no fault of what it was to execute."""
+NOT_JOINED, NOT_FORKED = 0, -1
+"""In the place of an error number, where a process could not join its control groups, or there was none to spare: no fault of
+what it was to execute."""
 
 
 class Exit(NamedTuple):
@@ -46,58 +47,77 @@ class Files(NamedTuple):
     terminal: str = ""
 
 
+BLAMELESS: Dict[int, Optional[int]] = {NOT_JOINED: None, NOT_FORKED: 1}
+"""The exit codes that ``start`` gives for these."""
+Started = Tuple[Optional[int], str, Optional[int]]
+"""(pid, "", 0), or (None, error, exit code) as ``start`` says."""
+
+
 def become_subreaper() -> None:
     """Makes orphans of this process's descendants its children."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def start(argv: List[str], env: Dict[str, str], files: Files) -> Any:
+def start(argv: List[str], env: Dict[str, str], files: Files) -> Started:
     """Starts a process in its own session, its output appended to two files.
 
     Returns (pid, "", 0), or (None, error, 127 or 126) where it could not be executed, (None, error, 1) where there is no
     process to spare: another task may have them all, and (None, error, None) where it could not join its control groups. If
     this process dies, the kernel kills that one.
     """
-    try:
-        pid, failure = fork(files, lambda: os.execvpe(argv[0], argv, env))
-    except OSError as found:
-        return None, "no process can be started: %s" % found.strerror, 1
-    if not failure:
-        return pid, "", 0
-    number, _, text = failure.partition(" ")
-    if int(number) == NOT_JOINED:
-        return None, text, None
-    exists = "/" in argv[0] and os.path.exists(os.path.join(files.cwd, argv[0]))
-    if exists and int(number) == errno.ENOENT:
-        text = "the interpreter in its first line does not exist"
-        number = str(errno.ENOEXEC)
-    error = _explain(argv[0], int(number), text, env.get("PATH", ""))
-    return None, error, 127 if int(number) in (errno.ENOENT, errno.ENOTDIR) else 126
+    return begin(argv, env, files)()
 
 
-def fork(files: Files, become: Callable[[], Any]) -> Tuple[int, str]:
+def begin(argv: List[str], env: Dict[str, str], files: Files) -> Callable[[], Started]:
+    """Does as ``start``, but what is returned waits for the answer: several can be on their way at once."""
+    answer = fork(files, lambda: os.execvpe(argv[0], argv, env))
+
+    def started() -> Started:
+        pid, failure = answer()
+        if not failure:
+            return pid, "", 0
+        number, _, text = failure.partition(" ")
+        if int(number) in BLAMELESS:
+            return None, text, BLAMELESS[int(number)]
+        exists = "/" in argv[0] and os.path.exists(os.path.join(files.cwd, argv[0]))
+        if exists and int(number) == errno.ENOENT:
+            text = "the interpreter in its first line does not exist"
+            number = str(errno.ENOEXEC)
+        error = _explain(argv[0], int(number), text, env.get("PATH", ""))
+        return None, error, 127 if int(number) in (errno.ENOENT, errno.ENOTDIR) else 126
+
+    return started
+
+
+def fork(files: Files, become: Callable[[], Any]) -> Callable[[], Tuple[int, str]]:
     """Starts a process in its own session that calls ``become``, which executes a program, or closes descriptor 3 first.
 
-    Returns (pid, ""), or (a pid that is no more, error number and text) where that failed.
+    What is returned waits until that has happened, and is called once. It returns (pid, ""), or (0, error number and text)
+    where it failed.
     """
     libc = ctypes.CDLL(None)  # loaded before the fork: the child must do as little as possible
     parent = os.getpid()
     reader, writer = os.pipe()
     try:
         pid = os.fork()
-    except OSError:
+    except OSError as found:
         os.close(reader)
         os.close(writer)
-        raise
+        failure = "%d no process can be started: %s" % (NOT_FORKED, found.strerror)
+        return lambda: (0, failure)
     if pid == 0:
         _child(libc, parent, writer, files, become)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        failure = pipe.read()
-    if failure:
-        os.waitpid(pid, 0)
-    return pid, failure.decode(errors="replace")
+    os.close(writer)  # at once: who is forked next must not keep it open
+
+    def answer() -> Tuple[int, str]:
+        with os.fdopen(reader, "rb") as pipe:
+            failure = pipe.read()
+        if failure:
+            os.waitpid(pid, 0)
+        return 0 if failure else pid, failure.decode(errors="replace")
+
+    return answer
 
 
 def _child(libc: Any, parent: int, writer: int, files: Files, become: Callable[[], Any]) -> None:

@@ -283,7 +283,7 @@ class Relay:
                 pid, error, code = processes.start(argv, env, files)
                 self._pid, code = pid or 0, 126 if code is None else code
             else:
-                self._pid, error = processes.fork(files, lambda: transfer.serve(request))
+                self._pid, error = processes.fork(files, lambda: transfer.serve(request))()
                 code = 126
                 error = error.partition(" ")[2]
         except (OSError, KeyError, TypeError, ValueError, IndexError) as found:

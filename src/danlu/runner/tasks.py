@@ -65,8 +65,8 @@ class Task:
             return ""
         return "%s did not accept connections within %.0f s, which it waits for" % (missing, AFTER_TIMEOUT_S)
 
-    def start(self, resume_from: Optional[str]) -> Any:
-        """Starts its process; returns (pid, "", 0), or (None, error, exit code)."""
+    def begin(self, resume_from: Optional[str]) -> Callable[[], processes.Started]:
+        """Starts its process; returns what ``processes.begin`` does."""
         spec = self.spec
         devices = ",".join(str(device) for device in spec.get("devices", []))
         env = {
@@ -91,10 +91,8 @@ class Task:
         )  # fmt: skip
         if spec.get("container"):
             env.update(contained.devices(len(spec.get("devices", []))))
-            self.pid, error, code = contained.Guard(spec["container"], self.folder, files).start(spec["argv"], env)
-            return self.pid, error, code
-        self.pid, error, code = processes.start(spec["argv"], env, files)
-        return self.pid, error, code
+            return contained.Guard(spec["container"], self.folder, files).begin(spec["argv"], env)
+        return processes.begin(spec["argv"], env, files)
 
     def may_restart(self) -> bool:
         """Whether a failure starts it again instead of ending the gang."""

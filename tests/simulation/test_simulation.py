@@ -115,6 +115,16 @@ class IgnoresVersions(AttemptsController):
                 records.put(tx, newest, new.model_copy(update={"version": newest.version + 1}))  # type: ignore[attr-defined]
 
 
+class BelievesTheFirst(AttemptsController):
+    """Takes what became of a gang's first task for what became of all."""
+
+    def _decide(self, job: Job, attempt: Attempt, seen: Observation | None, now: int) -> None:
+        if seen is not None and seen.tasks:
+            told = seen.tasks[0].model_dump(include={"exit_code", "signal", "stopped", "ended_at"})
+            seen = seen.model_copy(update={"tasks": tuple(task.model_copy(update=told) for task in seen.tasks)})
+        super()._decide(job, attempt, seen, now)
+
+
 class ForgetsStops(AttemptsController):
     """Never passes a stop on."""
 
@@ -142,6 +152,7 @@ PLANTED: list[Parts] = [
     Parts(executor=FreesEarly),
     Parts(executor=LaunchesTwice),
     Parts(attempts=IgnoresVersions),
+    Parts(attempts=BelievesTheFirst),
     Parts(attempts=ForgetsStops),
     Parts(collection=ForgetsTooSoon),
     Parts(environments=SweepsBlindly),

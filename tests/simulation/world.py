@@ -29,6 +29,7 @@ from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.projects import Project
 from danlu.environments.sources import source_digest
 from danlu.errors import Conflict, DanluError, EnvironmentFailed, NeverFits
+from danlu.executors.base import Phase
 from danlu.executors.simulated import Faults, SimulatedExecutor
 from danlu.services import environments, jobs
 from danlu.services.context import Call, Platform, PlatformFacts
@@ -317,8 +318,11 @@ class World:
         r = self.random
         words = ["simulated"] + [f"print:line {n}" for n in range(r.randrange(3))]
         words += r.choice(
-            [["sleep:1"], ["sleep:20"], ["hold"], ["exit:3"], ["sleep:1", "exit:1"], ["hold", "deaf"], []]
-        )
+            [
+                ["sleep:1"], ["sleep:20"], ["hold"], ["exit:3"], ["sleep:1", "exit:1"], ["hold", "deaf"], ["hold", "deaf"],
+                ["crash:1", "sleep:2"], ["sleep:1", "robbed"], [],
+            ]
+        )  # fmt: skip
         words += r.choice([[], ["print:late"]])
         gpu = r.choice([0, 0, 1, 2])
         environment: dict[str, Any] = r.choice(
@@ -332,7 +336,8 @@ class World:
                 "command": words, "cpu": r.choice([1, 2, 4]), "memory": r.choice([None, "1GiB", "6GiB"]), "gpu": gpu,
                 "gpu_kind": r.choice([None, "h100", "gpu"]) if gpu else None, "priority": r.choice([0, 0, 5]),
                 "retry": {"attempts": r.choice([1, 2, 3]), "backoff": r.choice([None, 2])},
-                "grace": r.choice([1, 5]), **environment, **(self.roles() if r.random() < 0.3 else {}),
+                "grace": r.choice([1, 5, 20]), "max_time": r.choice([None, None, None, 3]), **environment,
+                **(self.roles() if r.random() < 0.3 else {}),
             }
         )  # fmt: skip
 
@@ -344,7 +349,8 @@ class World:
                 "roles": {"worker": {"replicas": r.choice([2, 3]), "cpu": 1, "memory": "1GiB"}},
                 "framework": "none",
             }
-        roles = {"worker": {"replicas": r.choice([1, 2]), "cpu": 1}, "ps": {"cpu": 1, "command": ["simulated", "hold"]}}
+        worker = {"replicas": r.choice([1, 2]), "cpu": 1, "restarts": r.choice([0, 1])}
+        roles = {"worker": worker, "ps": {"cpu": 1, "command": ["simulated", "hold"]}}
         if r.random() < 0.3:
             roles["evaluator"] = {"cpu": 0.5, "linger": 2, "command": ["simulated", "sleep:30"]}
         return {"roles": roles, "framework": "tensorflow"}
@@ -425,6 +431,7 @@ class World:
         if job.state is JobState.CANCELLED and job.id not in self.stopped:
             raise Broken(f"{job.id} was cancelled by nobody")
         for attempt in attempts:
+            self._attempt_is_right(job, attempt)
             for task in attempt.tasks:
                 key = StreamKey(attempt.project, attempt.id, task.name, "log")
                 kept, wrote = self.streams.read(key, 0, 10**6), self.executor.written.get((attempt.id, task.name), b"")
@@ -432,6 +439,19 @@ class World:
                     raise Broken(f"the log of {task.name} of {attempt.id} is {kept!r}, it wrote {wrote!r}")
             if attempt.id not in self.executor.begun and attempt.reason not in (Reason.LAUNCH_REJECTED, Reason.STOPPED):
                 raise Broken(f"{attempt.id} never ran but ended by {attempt.reason}")
+
+    def _attempt_is_right(self, job: Job, attempt: Attempt) -> None:
+        end = self.executor.ends.get(attempt.id)
+        if end is not None and end.phase is Phase.ENDED and attempt.reason is not Reason.RUNNER_LOST:
+            if attempt.tasks != end.tasks:
+                raise Broken(f"{attempt.id} ended as {end.tasks}, and is remembered as {attempt.tasks}")
+            if (attempt.reason is Reason.MAX_TIME_EXCEEDED) and not end.timed_out:
+                raise Broken(f"{attempt.id} had time left")
+        if attempt.reason is Reason.COMPLETED:
+            codes = {task.name: task.exit_code for task in ([] if end is None else end.tasks)}
+            bad = [task.name for task in job.spec.tasks if task.decides and codes.get(task.name) != 0]
+            if bad:
+                raise Broken(f"{attempt.id} is completed, but {bad} of it ended by {codes}")
 
     def _moves_are_legal(self) -> None:
         tables = {"job": Job.MOVES, "attempt": Attempt.MOVES, "environment": Environment.MOVES}

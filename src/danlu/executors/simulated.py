@@ -1,9 +1,10 @@
 """An executor without processes: attempts are scripts played against a given clock, with faults on demand. For tests.
 
 A task's command is its script, after the word ``simulated``: ``print:TEXT`` writes a line, ``sleep:SECONDS`` lets time pass,
-``hold`` goes on until it is stopped, ``deaf`` makes it ignore SIGTERM, ``lost`` loses the runner, ``exit:CODE`` says with
-what it ends, else 0. A gang ends by the runner's own rule. Nothing here depends on anything but the clock, the random numbers
-and the calls.
+``hold`` goes on until it is stopped, ``deaf`` makes it ignore SIGTERM, ``lost`` loses the runner, ``crash:TIMES`` ends it so
+often before it goes on (started again by itself where its role may be), ``robbed`` finds its port taken, ``exit:CODE`` says
+with what it ends, else 0. A gang ends by the runner's own rule. Nothing here depends on anything but the clock, the random
+numbers and the calls.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from danlu.domain.sessions import SessionRequest
 from danlu.errors import ExecutorUnavailable, LaunchRejected, NotRunning
 from danlu.executors.base import Capabilities, Collected, LaunchOrder, Observation, Phase
 from danlu.runner import formats, gang
+from danlu.runner.tasks import RESTART_PAUSE_S
 
 SECOND: Final = 1_000_000_000
 SIGTERM, SIGKILL = 15, 9
@@ -51,12 +53,42 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What one task does: lines with their times, its own end (None: it holds), and whether it ignores SIGTERM."""
+    """What one task does: lines and new starts with their times, its own end (None: it holds), if it ignores SIGTERM."""
 
     lines: tuple[tuple[int, str], ...]
     ends_at: int | None
     exit_code: int
     deaf: bool
+    restarts: tuple[int, ...] = ()
+    robbed: bool = False
+
+    @classmethod
+    def of(cls, task: TaskSpec, begins_at: int) -> Script:
+        """Plays a task's command from ``begins_at`` on."""
+        at, lines, restarts, code = begins_at, list[tuple[int, str]](), list[int](), 0
+        holds = "hold" in task.argv
+        for word in task.argv[1:]:
+            verb, _, value = word.partition(":")
+            if verb == "print":
+                lines.append((at, value))
+            elif verb == "sleep":
+                at += int(float(value) * SECOND)
+            elif verb == "exit":
+                code = int(value)
+            elif verb == "crash":
+                allowed = task.spec.restarts or 0
+                restarts = [at + (n + 1) * int(RESTART_PAUSE_S * SECOND) for n in range(min(int(value), allowed))]
+                at = max([at, *restarts])
+                if int(value) > allowed:
+                    code, holds = 1, False
+                    break
+            elif verb == "robbed":
+                code, holds = 1, False
+                break
+        return cls(
+            tuple(lines), None if holds else at, code, "deaf" in task.argv, tuple(restarts),
+            robbed=bool(task.job.ports) and "robbed" in task.argv and code == 1,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -111,16 +143,31 @@ class Process:
             return settled
         return settled + (int(self.order.job.spec.grace * SECOND) if any(s.deaf for s in left) else TO_END)
 
-    def _stop_end(self) -> int | None:
-        if self.stopped_at is None:
-            return None
-        deaf = any(script.deaf for script in self.scripts.values())
-        return self.killed_at if deaf else min(self.stopped_at + TO_END, self.killed_at or 2**63)
+    def asked_at(self) -> int | None:
+        """Returns when it was asked to end, by somebody or because its time was over."""
+        return min((at for at in (self.stopped_at, self._late_at()) if at is not None), default=None)
 
-    def was_stopped(self) -> bool:
+    def _late_at(self) -> int | None:
+        max_time = self.order.job.spec.max_time
+        return None if max_time is None else self.begins_at + int(max_time * SECOND)
+
+    def _stop_end(self) -> int | None:
+        asked, late = self.asked_at(), self._late_at()
+        if asked is None:
+            return None
+        late_kill = None if late is None else late + int(self.order.job.spec.grace * SECOND)
+        killed = min((at for at in (self.killed_at, late_kill) if at is not None), default=2**63)
+        deaf = any(script.deaf for script in self.scripts.values())
+        return killed if deaf else min(asked + TO_END, killed)
+
+    def was_asked(self) -> bool:
         """Whether it ended because it was asked to."""
         end = self.over_at()
         return end is not None and end == self._stop_end() and end not in (self._own_end(), self.lost_at)
+
+    def was_late(self) -> bool:
+        """Whether it was asked because its time was over."""
+        return self.was_asked() and self.asked_at() != self.stopped_at
 
     def log(self, task: str, now: int) -> bytes:
         """Returns what a task has written until ``now``."""
@@ -147,6 +194,8 @@ class SimulatedExecutor:
     """every attempt that was ever started, in order"""
     written: dict[tuple[str, str], bytes] = field(default_factory=dict)
     """what each task of each forgotten attempt had written in all"""
+    ends: dict[str, Observation] = field(default_factory=dict)
+    """how each forgotten attempt had ended"""
 
     def _perhaps_unavailable(self) -> None:
         if self.random.random() < self.faults.unavailable:
@@ -180,21 +229,9 @@ class SimulatedExecutor:
     def _begin(self, order: LaunchOrder) -> None:
         now = self.clock.now()
         begins_at = now + int(self.random.uniform(0.001, 0.5) * SECOND)
-        scripts, lost_at = dict[str, Script](), None
-        for task in order.job.spec.tasks:
-            at, lines, code = begins_at, list[tuple[int, str]](), 0
-            for word in task.argv[1:]:
-                verb, _, value = word.partition(":")
-                if verb == "print":
-                    lines.append((at, value))
-                elif verb == "sleep":
-                    at += int(float(value) * SECOND)
-                elif verb == "lost":
-                    lost_at = at
-                elif verb == "exit":
-                    code = int(value)
-            holds = "hold" in task.argv
-            scripts[task.name] = Script(tuple(lines), None if holds else at, code, "deaf" in task.argv)
+        scripts = {task.name: Script.of(task, begins_at) for task in order.job.spec.tasks}
+        loses = next((task.name for task in order.job.spec.tasks if "lost" in task.argv), None)
+        lost_at = None if loses is None else scripts[loses].ends_at or begins_at
         if lost_at is None and self.random.random() < self.faults.lost:
             lost_at = now + int(self.random.uniform(0.0, 10.0) * SECOND)
         self.processes[order.attempt.id] = Process(order, begins_at, scripts, lost_at)
@@ -216,24 +253,24 @@ class SimulatedExecutor:
         started = process.begins_at if process.begins_at <= now else None
         phase = Phase.RUNNING if started is not None else Phase.STARTING
         lost = ended and over == process.lost_at
-        stopped = ended and process.was_stopped()
+        asked, late = ended and process.was_asked(), ended and process.was_late()
         if ended:
             phase = Phase.LOST if lost else Phase.ENDED
-        tasks = tuple(self._task(task, process, ended=ended, stopped=stopped) for task in process.order.attempt.tasks)
+        tasks = tuple(self._task(task, process, now, ended=ended, asked=asked) for task in process.order.attempt.tasks)
         return Observation(
             attempt_id=attempt_id, phase=phase, tasks=tasks if started is not None or ended else (),
-            started_at=started, ended_at=over if ended else None, stopped=stopped,
+            started_at=started, ended_at=over if ended else None, stopped=asked and not late,
+            timed_out=late,
         )  # fmt: skip
 
     @staticmethod
-    def _task(task: Task, process: Process, *, ended: bool, stopped: bool) -> Task:
-        if not ended:
-            return task.model_copy(update={"started_at": process.begins_at})
-        over = process.over_at() or 0
+    def _task(task: Task, process: Process, now: int, *, ended: bool, asked: bool) -> Task:
         script, known = process.scripts[task.name], process.known_at()
-        until = min(
-            at for at in (over, process.settled_at(), process.stopped_at if stopped else None) if at is not None
-        )
+        over = (process.over_at() or 0) if ended else now
+        restarts = sum(at <= over for at in script.restarts)
+        if not ended:
+            return task.model_copy(update={"started_at": process.begins_at, "restarts": restarts})
+        until = min(at for at in (over, process.settled_at(), process.asked_at() if asked else None) if at is not None)
         by_itself, lost = script.ends_at is not None and script.ends_at <= until, over == process.lost_at
         ended_at = script.ends_at if by_itself and script.ends_at is not None else over
         return task.model_copy(
@@ -243,6 +280,8 @@ class SimulatedExecutor:
                 "exit_code": script.exit_code if by_itself and not lost else None,
                 "signal": None if by_itself or lost else SIGKILL if script.deaf else SIGTERM,
                 "stopped": not lost and (not by_itself or (known is not None and ended_at > known)),
+                "restarts": restarts,
+                "port_taken": task.ports[0] if script.robbed and by_itself and not lost else None,
             }
         )
 
@@ -267,6 +306,7 @@ class SimulatedExecutor:
         if process is not None and over is not None and over <= self.clock.now():
             for task in process.scripts:
                 self.written[attempt_id, task] = process.log(task, self.clock.now())
+            self.ends[attempt_id] = self._observation(attempt_id, process, self.clock.now())
             del self.processes[attempt_id]
 
     def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:

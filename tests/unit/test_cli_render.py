@@ -91,6 +91,37 @@ def test_a_table_is_as_wide_as_it_needs_to_be():
     assert lines == ["NAME   STATE", "a      running", "大炉   -"]
 
 
+WIDE = ["NAME", "STATE", "ID", "MESSAGE"]
+WIDE_ROW = ["a-rather-long-name", "failed", "j06h1jq02qgrtt9q43e73hfanfj", "image nix/da could not be pulled"]
+
+
+@pytest.mark.parametrize(
+    ("most", "line"),
+    [
+        (None, "a-rather-long-name   failed   j06h1jq02qgrtt9q43e73hfanfj   image nix/da could not be pulled"),
+        (92, "a-rather-long-name   failed   j06h1jq02qgrtt9q43e73hfanfj   image nix/da could not be pulled"),
+        (91, "a-rather-long-name  failed  j06h1jq02qgrtt9q43e73hfanfj  image nix/da could not be pulled"),
+        (88, "a-rather-long-name  failed  j06h1jq02qgrtt9q43e73hfanfj  image nix/da could not be pull…"),
+        (75, "a-rather-lo…  failed  j06h1jq02qgrtt9q43e73hfanfj  image nix/da could not…"),
+        (62, "a-rather-…  failed  j06h1jq02qgrtt9q43e73hfanfj  image nix/da…"),
+        (60, "a-rather-long-name  failed  j06h1jq02qgrtt9q43e73hfanfj  …"),
+        (30, "a-rather-long-name  failed  …"),
+    ],
+)
+def test_what_is_too_wide_is_taken_from_texts_then_from_names_then_from_the_right(most, line):
+    assert output.table_lines(WIDE, [WIDE_ROW], with_head=False, most=most) == [line]
+
+
+CELLS = st.text(st.characters(categories=["L", "N", "P"]), max_size=60)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS, CELLS), max_size=4), st.integers(20, 200), st.booleans())
+def test_no_line_of_a_table_is_wider_than_the_terminal(rows, most, with_head):
+    lines = output.table_lines(WIDE, rows, with_head=with_head, most=most)
+    assert len(lines) == len(rows) + with_head
+    assert all(output.columns(line) <= most for line in lines)
+
+
 def test_cells_cannot_move_the_cursor(capsys):
     output.table(["A", "B"], [["x\x1b[2Jy\nz", ""]])
     assert capsys.readouterr().out == "A          B\nx [2Jy z   -\n"

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Final
 
+from danlu.api import MetricsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.options import Common, Names, Output, one
@@ -37,15 +38,16 @@ def describe(
         raise InvalidRequest("describe is for jobs", next_step=f"danlu get {' '.join(job)} -o yaml")
     with connect(common) as client:
         about = describing.describe(client, one(job))
-        found, attempts, artifacts = about.job, list(about.attempts), list(about.artifacts)
+        found = about.job
         environment = _environment(client, found)
+        measured = output in ("table", "wide") and not found.live and _measured(client, found)
     if output in ("json", "yaml"):
         out.structured(about.structured(), output)
         return 0
     if output == "name":
         out.write(f"job/{found.name}")
         return 0
-    _print(found, attempts, artifacts, list(about.events), environment)
+    _print(about, environment, measured=measured)
     return 0
 
 
@@ -59,8 +61,14 @@ def _environment(client: Client, job: Job) -> str:
     return wording.environment(env) + ("" if env.state == "ready" else f", {env.state}")
 
 
-def _print(job: Job, attempts: list[Attempt], artifacts: list[Artifact], events: list[Event], environment: str) -> None:
+def _measured(client: Client, job: Job) -> bool:
+    """Whether the job recorded metrics of its own."""
+    return bool(client.call("jobs.metrics", {"job": job.id}, query=MetricsQuery(points=2)).series)
+
+
+def _print(about: describing.Description, environment: str, *, measured: bool) -> None:
     now = time.time_ns()
+    job, attempts, artifacts = about.job, list(about.attempts), list(about.artifacts)
     style = STATE_STYLES.get(str(job.state))
     headline = wording.outcome(job) if not job.live else _alive(job, now)
     out.write(f"{paint(job.name, 'bold', sys.stdout)}  {paint(headline, style, sys.stdout)}")
@@ -90,8 +98,8 @@ def _print(job: Job, attempts: list[Attempt], artifacts: list[Artifact], events:
             out.labelled("tasks", _tasks(attempts[-1]))
         out.labelled("limits", ["; ".join(attempts[-1].limits) or "none are in force on this machine"])
     out.labelled("kept", wording.not_kept(attempts[-SHOWN_ATTEMPTS:]) + _kept(artifacts))
-    out.labelled("events", _events(events, now))
-    out.labelled("next", [_next(job)])
+    out.labelled("events", _events(list(about.events), now))
+    out.labelled("next", _next(job, artifacts, measured=measured))
 
 
 def _tasks(attempt: Attempt) -> list[str]:
@@ -104,7 +112,7 @@ def _tasks(attempt: Attempt) -> list[str]:
         ]
         for task in attempt.tasks[:SHOWN_TASKS]
     ]  # fmt: skip
-    lines = out.table_lines(("",) * 6, rows, with_head=False)
+    lines = out.table_lines(("",) * 5 + ("MESSAGE",), rows, with_head=False, most=out.room(out.INDENT))
     more = len(attempt.tasks) - SHOWN_TASKS
     return lines + ([f"and {more} more: danlu describe {attempt.job_id} -o json"] if more > 0 else [])
 
@@ -140,11 +148,11 @@ def _attempts(attempts: list[Attempt], now: int) -> list[str]:
         peak = f"peak {format_bytes(max(peaks))}" if peaks else ""
         cpu = f"cpu {wording.duration(sum(used) / wording.SECOND_NS)}" if used else ""
         resumed = "" if not attempt.resumed_from else f"from {attempt.resumed_from.rstrip('/').rpartition('/')[2]}"
-        rows.append([str(attempt.number), state, ran, wording.where(attempt), attempt.start, peak, cpu, resumed])
-    lines = out.table_lines([""] * 8, rows, with_head=False)
-    for attempt, line in zip(attempts[-SHOWN_ATTEMPTS:], range(len(lines)), strict=True):
-        if len(attempt.tasks) == 1 and (error := attempt.tasks[0].error):
-            lines[line] += f"   {error}"
+        error = attempt.tasks[0].error if len(attempt.tasks) == 1 else None
+        said = "   ".join(filter(None, (resumed, error)))
+        rows.append([str(attempt.number), state, ran, wording.where(attempt), attempt.start, peak, cpu, said])
+    headers = ("", "", "", "NODE", "", "", "", "MESSAGE")
+    lines = out.table_lines(headers, rows, with_head=False, most=out.room(out.INDENT))
     left = len(attempts) - SHOWN_ATTEMPTS
     return ([f"({left} earlier ones)"] if left > 0 else []) + lines
 
@@ -188,7 +196,8 @@ def _events(events: list[Event], now: int) -> list[str]:
         ]
         for event in events
     ]
-    return out.table_lines([""] * 4, rows, with_head=False) if rows else ["none"]
+    headers = ("", "", "", "MESSAGE")
+    return out.table_lines(headers, rows, with_head=False, most=out.room(out.INDENT)) or ["none"]
 
 
 def _said(event: Event) -> str:
@@ -197,8 +206,14 @@ def _said(event: Event) -> str:
     return by + " ".join(wording.without_output(event.message).split())[:100]
 
 
-def _next(job: Job) -> str:
+def _next(job: Job, artifacts: list[Artifact], *, measured: bool) -> list[str]:
+    """Returns the commands that have something to show or to do, on one line where there is room for them."""
     if job.live:
-        return f"danlu logs -f {job.name}     danlu why {job.name}     danlu stop {job.name}"
-    again = "" if job.state == "succeeded" else f"     {wording.again(job)}"
-    return f"danlu logs {job.name}     danlu metrics {job.name}     danlu artifacts get {job.name}{again}"
+        commands = [f"danlu logs -f {job.name}", f"danlu why {job.name}", f"danlu stop {job.name}"]
+    else:
+        commands = [f"danlu logs {job.name}"] if job.attempts else []
+        commands += [f"danlu metrics {job.name}"] if measured else []
+        commands += [f"danlu artifacts get {job.name}"] if artifacts else []
+        commands += [] if job.state == "succeeded" else [wording.again(job)]
+    line, most = "     ".join(commands), out.room(out.INDENT)
+    return commands if most is not None and out.columns(line) > most else [line]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,7 +168,7 @@ def _tell(found: EnvironmentDetails) -> None:
     }
     for label, text in facts.items():
         if text:
-            out.labelled(label, textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False))
+            out.labelled(label, out.wrapped(text, out.room(out.INDENT) or WIDTH))
 
 
 @app.command(name="lock")

@@ -161,7 +161,10 @@ def _find(
 
 def _tell(model: type[BaseModel] | None, field: Described | None, place: str) -> None:
     said = field.description if field is not None else first_line(model)
-    out.write(paint(place, "bold", sys.stdout) + (f"  {said}" if said else ""))
+    first, *more = out.wrapped(f"{place}  {said}".rstrip(), out.room())
+    out.write(paint(place, "bold", sys.stdout) + first.removeprefix(place))
+    for line in more:
+        out.write(line)
     if field is not None:
         out.labelled("type", [field.kind + (", under names of your own" if field.keyed else "")])
         out.labelled("default", [field.default.replace("`", "") or "-"])

@@ -62,6 +62,8 @@ def get(
 ) -> int:
     """List jobs, nodes, envs or events, or show single ones.
 
+    On a terminal a table is cut to its width; all of it: danlu get jobs -o wide | less -S
+
     Example: danlu get jobs --state running -o wide
     """
     found, names = _kind(kind, names)
@@ -206,9 +208,9 @@ def _environment_row(entry: EnvironmentEntry, now: int) -> Row:
         entry.name,
         (env.python_version if env is not None else None) or entry.python or "-",
         "-" if env is None else str(env.state),
-        "-" if env is None or env.packages is None else str(env.packages),
         size,
         entry.description,
+        "-" if env is None or env.packages is None else str(env.packages),
         "-" if env is None else env.id,
         "-" if env is None or env.build_s is None else wording.duration(env.build_s),
         "-" if env is None else wording.age(env.created_at, now),
@@ -269,7 +271,7 @@ def _kinds() -> Iterator[Kind]:
     )  # fmt: skip
     yield Kind(
         "envs", ("env", "environments", "environment"),
-        ("NAME", "PYTHON", "STATE", "PACKAGES", "SIZE", "DESCRIPTION"), ("ID", "BUILD", "AGE"),
+        ("NAME", "PYTHON", "STATE", "SIZE", "DESCRIPTION"), ("PACKAGES", "ID", "BUILD", "AGE"),
         _environments, _environment_row, lambda entry: f"env/{entry.name}",
     )  # fmt: skip
     yield Kind(

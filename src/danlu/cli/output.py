@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from danlu.cli.terminal import STATE_STYLES, paint
+from danlu.cli.terminal import STATE_STYLES, is_terminal, paint, width
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Format = Literal["table", "wide", "json", "yaml", "name"]
 GAP: Final = "   "
+NARROW_GAP: Final = "  "
+CUT: Final = "…"
+INDENT: Final = 14
+"""Columns before what ``labelled`` writes."""
 COLOURED: Final = ("STATE",)
+TEXTS: Final = frozenset({"ASKS", "BY", "COMMAND", "DESCRIPTION", "GPU", "GPUS", "HOW", "MEANING", "MESSAGE"})
+NAMES: Final = frozenset({"ENV", "JOB", "NAME", "NODE", "PATH", "WAITING"})
+SHORTENED: Final = ((TEXTS, 24), (NAMES, 10), (TEXTS, 12))
+"""Which columns are shortened where a table is too wide, and down to what, one step after the other. Numbers, states, codes
+and ids are of no use in part.
+"""
 
 
 def write(text: str) -> None:
@@ -44,17 +55,71 @@ def structured(value: Any, form: Format) -> None:
         write(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def room(indent: int = 0) -> int | None:
+    """Returns how many columns stdout shows beside an indent; None where it is no terminal: then nothing is cut."""
+    return max(1, width() - indent) if is_terminal(sys.stdout) else None
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, with_head: bool = True) -> None:
-    """Writes a table: columns as wide as they need to be, three spaces between them, ``-`` for nothing."""
-    for line in table_lines(headers, [[_cell(cell) for cell in row] for row in rows], with_head=with_head):
+    """Writes a table, ``-`` for nothing; on a terminal it is no wider than that."""
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    for line in table_lines(headers, cells, with_head=with_head, most=room()):
         write(line)
 
 
-def table_lines(headers: Sequence[str], rows: Sequence[Sequence[str]], *, with_head: bool = True) -> list[str]:
-    """Returns a table's lines."""
-    widths = [max(map(columns, (head, *(row[at] for row in rows)))) for at, head in enumerate(headers)]
-    lines = [_line(headers, widths, headers)] if with_head else []
-    return lines + [_line(row, widths, headers) for row in rows]
+def table_lines(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, with_head: bool = True, most: int | None = None
+) -> list[str]:
+    """Returns a table's lines: columns as wide as they need to be, three spaces between them.
+
+    Where that takes more than ``most`` columns of a terminal, texts and names are shortened. What has no room even then is
+    left out on the right, and a mark stands for it.
+    """
+    cells = [headers, *rows] if with_head else rows
+    widths = [max((columns(row[at]) for row in cells), default=0) for at in range(len(headers))]
+    gap = GAP
+    if most is not None and _total(widths, GAP) > most:
+        gap, widths = NARROW_GAP, _fitted(headers, widths, most)
+    return [_line(row, widths, gap, headers) for row in cells]
+
+
+def cut(text: str, most: int) -> str:
+    """Returns a text of at most so many columns; where something was taken away, it ends with a mark."""
+    if columns(text) <= most:
+        return text
+    kept, left = "", most - columns(CUT)
+    for char in text:
+        left -= columns(char)
+        if left < 0:
+            break
+        kept += char
+    return kept.rstrip() + CUT
+
+
+def _total(widths: Sequence[int], gap: str) -> int:
+    return sum(widths) + len(gap) * (len(widths) - 1)
+
+
+def _fitted(headers: Sequence[str], widths: Sequence[int], most: int) -> list[int]:
+    """Returns the widths of as many columns, from the left, as there is room for."""
+    for count in range(len(widths), 1, -1):
+        space = most if count == len(widths) else most - len(NARROW_GAP) - columns(CUT)
+        fitted = _shortened(headers, widths[:count], space)
+        if _total(fitted, NARROW_GAP) <= space:
+            return fitted
+    return [min(widths[0], max(1, most - len(NARROW_GAP) - columns(CUT)))]
+
+
+def _shortened(headers: Sequence[str], widths: Sequence[int], space: int) -> list[int]:
+    """Returns widths that need no more than ``space``, or as little as can be: each time the widest gives one column."""
+    found = list(widths)
+    over = _total(found, NARROW_GAP) - space
+    for names, narrowest in SHORTENED:
+        able = [at for at in range(len(found)) if headers[at] in names]
+        while over > 0 and able and found[widest := max(able, key=found.__getitem__)] > narrowest:
+            found[widest] -= 1
+            over -= 1
+    return found
 
 
 def columns(text: str) -> int:
@@ -66,13 +131,16 @@ def columns(text: str) -> int:
     )
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], headers: Sequence[str]) -> str:
+def _line(cells: Sequence[str], widths: Sequence[int], gap: str, headers: Sequence[str]) -> str:
     parts = []
-    for at, cell in enumerate(cells):
-        padding = " " * (widths[at] - columns(cell)) if at < len(cells) - 1 else ""
-        style = STATE_STYLES.get(cell) if headers[at] in COLOURED else None
+    for at, wide in enumerate(widths):
+        cell = cut(cells[at], wide)
+        padding = " " * (wide - columns(cell)) if at < len(cells) - 1 else ""
+        style = STATE_STYLES.get(cells[at]) if headers[at] in COLOURED else None
         parts.append(paint(cell, style, sys.stdout) + padding)
-    return GAP.join(parts).rstrip()
+    if len(widths) < len(cells):
+        parts.append(CUT)
+    return gap.join(parts).rstrip()
 
 
 def _cell(text: str) -> str:
@@ -81,6 +149,14 @@ def _cell(text: str) -> str:
 
 
 def labelled(label: str, lines: Iterable[str]) -> None:
-    """Writes ``  label       line``, further lines below the first."""
-    for at, line in enumerate(lines):
+    """Writes ``  label       line``, further lines below the first; a terminal's lines end between words."""
+    most = room(INDENT)
+    for at, line in enumerate(part for whole in lines for part in wrapped(whole, most)):
         write(f"  {label if at == 0 else '':<11} {line}")
+
+
+def wrapped(text: str, most: int | None) -> list[str]:
+    """Returns a text as lines of at most so many columns, unless a word is longer."""
+    if most is None or columns(text) <= most:
+        return [text]
+    return textwrap.wrap(text, most, break_long_words=False, break_on_hyphens=False)

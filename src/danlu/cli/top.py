@@ -56,7 +56,7 @@ def top(
         if output in ("json", "yaml"):
             out.record(client.call("top.get"), output)
         elif once or not is_terminal(sys.stdout):
-            for line in lines(client.call("top.get")):
+            for line in lines(client.call("top.get"), out.room()):
                 out.write(line)
         else:
             _live(client, every_s)
@@ -71,9 +71,10 @@ def _live(client: Client, every_s: float) -> None:
     with _screen(), contextlib.suppress(KeyboardInterrupt):
         while True:
             columns, rows = width(), shutil.get_terminal_size((100, 24)).lines
-            drawn = [_cut(line, columns) for line in [_title(found, every_s), "", *lines(found)]]
+            drawn = [paint(out.cut(_title(found, every_s), columns), "bold", sys.stdout), "", *lines(found, columns)]
             if len(drawn) > rows:
-                drawn = [*drawn[: rows - 1], _cut(f"({len(drawn) - rows + 1} more lines: danlu top --once)", columns)]
+                more = f"({len(drawn) - rows + 1} more lines: danlu top --once)"
+                drawn = [*drawn[: rows - 1], out.cut(more, columns)]
             sys.stdout.write(HOME + (CLEAR_LINE + "\r\n").join(drawn) + CLEAR_LINE + CLEAR_REST)
             sys.stdout.flush()
             if _left(every_s):
@@ -121,24 +122,24 @@ def _left(wait_s: float) -> bool:
 def _title(found: Top, every_s: float) -> str:
     running = sum(job.state == "running" for job in found.jobs)
     text = f"danlu top   {wording.clock(found.at)[11:19]} UTC   {running} running, {found.waiting_count} waiting"
-    return paint(f"{text}   every {every_s:g} s; q leaves", "bold", sys.stdout)
+    return f"{text}   every {every_s:g} s; q leaves"
 
 
-def lines(found: Top) -> list[str]:
-    """Returns the tables: nodes, tasks, what waits."""
+def lines(found: Top, most: int | None) -> list[str]:
+    """Returns the tables, at most so many columns wide: nodes, tasks, what waits."""
+    nodes = [_node(node) for node in found.nodes]
     blocks = [
-        out.table_lines(
-            ["NODE", "CPU USED", "GIVEN", "MEMORY USED", "GIVEN", "GPU GIVEN"], [_node(node) for node in found.nodes]
-        )
+        out.table_lines(["NODE", "CPU USED", "GIVEN", "MEMORY USED", "GIVEN", "GPU GIVEN"], nodes, most=most),
     ]
     if found.jobs:
         rows = [row for job in found.jobs for row in _job(job, found.at)]
-        blocks.append(out.table_lines(["JOB", "STATE", "TASK", "NODE", "CPU", "MEMORY", "GPU", "RAN"], rows))
+        headers = ["JOB", "STATE", "TASK", "NODE", "CPU", "MEMORY", "GPU", "RAN"]
+        blocks.append(out.table_lines(headers, rows, most=most))
     if found.waiting:
         waits = [_waiting(job, found.at) for job in found.waiting]
         if found.waiting_count > len(found.waiting):
             waits.append([f"({found.waiting_count - len(found.waiting)} more)", "", "", ""])
-        blocks.append(out.table_lines(["WAITING", "WHY", "ASKS", "SINCE"], waits))
+        blocks.append(out.table_lines(["WAITING", "WHY", "ASKS", "SINCE"], waits, most=most))
     return [line for at, block in enumerate(blocks) for line in ([""] if at else []) + block]
 
 
@@ -192,15 +193,3 @@ def _waiting(job: Waiting, now: int) -> list[str]:
     parts += [f"{total.gpus} gpu"] if total.gpus else []
     parts += [f"{len(job.asks)} tasks"] if len(job.asks) > 1 else []
     return [job.name, str(job.reason or "-"), ", ".join(parts), wording.age(job.queued_at, now)]
-
-
-def _cut(line: str, columns: int) -> str:
-    """Returns a line that fits; colours do not count."""
-    if "\x1b" in line or out.columns(line) <= columns:
-        return line
-    kept = ""
-    for char in line:
-        if out.columns(kept) + out.columns(char) > columns:
-            break
-        kept += char
-    return kept

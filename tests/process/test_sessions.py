@@ -142,6 +142,9 @@ def test_a_task_of_several_is_entered_by_its_name(server: Server) -> None:
     done = danlu(server, "exec", "gang", "--", "sh", "-c", "echo $DANLU_TASK")
     assert done.stdout.decode().strip() in done.stderr.decode()
     assert b"one of 3 tasks" in done.stderr
+    with terminal(server.home, "exec", "-it", "gang", "--", "true") as screen:
+        screen.shows("one of 3 tasks: --task names another\r\n")  # the terminal itself does nothing at a line's end now
+        assert screen.ends() == 0
     assert b"did you mean worker-1?" in danlu(server, "exec", "--task", "worker1", "gang", "--", "ls").stderr
 
 
@@ -287,7 +290,7 @@ def test_attach_asks_what_ctrl_c_means(shared: Server, job: Job) -> None:
     with terminal(shared.home, "attach", "target") as screen:
         screen.shows("running on")
         screen.types("\x03")
-        screen.shows("[d]etach  [s]top  [c]ontinue")
+        screen.shows("[D]etach (Enter)  [s]top  [c]ontinue")
         screen.types("d\n")
         screen.shows("danlu logs -f target")
         assert screen.ends() == 0

@@ -48,12 +48,22 @@ def test_detach_leaves_the_job_running(server: Server, home: Path) -> None:
     with terminal(home, *RUN, LONG) as shell:
         shell.shows("it runs")
         shell.types(CTRL_C)
-        shell.shows("[d]etach  [s]top  [c]ontinue:")
+        shell.shows("[D]etach (Enter)  [s]top  [c]ontinue:")
         shell.types("x\n")
         shell.shows("d, s or c:")
         shell.types("d\n")
         assert shell.ends() == 0
         assert "follow it with `danlu logs -f long`" in shell.shown
+    assert job(server).state is JobState.RUNNING
+
+
+def test_the_question_begins_its_own_line_and_enter_is_its_default(server: Server, home: Path) -> None:
+    with terminal(home, *RUN, "import time; print('no end', end='', flush=True); time.sleep(600)") as shell:
+        shell.shows("no end")
+        shell.types(CTRL_C)
+        shell.shows("\n  long goes on if you detach.  [D]etach (Enter)")
+        shell.types("\n")
+        assert shell.ends() == 0
     assert job(server).state is JobState.RUNNING
 
 
@@ -88,7 +98,7 @@ def test_without_a_keyboard_ctrl_c_stops(server: Server, home: Path) -> None:
         shell.shows("it runs")
         shell.types(CTRL_C)
         assert shell.ends() == 130
-        assert "[d]etach" not in shell.shown
+        assert "[D]etach" not in shell.shown
     assert job(server).state is JobState.CANCELLED
 
 
@@ -112,7 +122,7 @@ def test_sigterm_stops_and_asks_nobody(server: Server, home: Path, asked: bool) 
             shell.shows("[c]ontinue:")
         shell.process.send_signal(signal.SIGTERM)
         assert shell.ends() == 130
-        assert shell.shown.count("[d]etach") == asked
+        assert shell.shown.count("[D]etach") == asked
     assert job(server).state is JobState.CANCELLED
 
 

@@ -314,7 +314,7 @@ class Following:
         self._news.put(("stop", None))
 
     def _ask(self, name: str) -> str:
-        question = f"\n  {name} goes on if you detach.  [d]etach  [s]top  [c]ontinue: "
+        question = f"\n  {name} goes on if you detach.  [D]etach (Enter)  [s]top  [c]ontinue: "
         while True:
             sys.stderr.write(question)
             sys.stderr.flush()
@@ -322,8 +322,6 @@ class Following:
                 answer = sys.stdin.readline()
             except KeyboardInterrupt:
                 return "s" if self._terminated else "d"
-            if not answer:
-                return "d"
-            if (letter := answer.strip().lower()[:1]) in ("d", "s", "c"):
+            if (letter := answer.strip().lower()[:1] or "d") in ("d", "s", "c"):
                 return letter
             question = "  d, s or c: "

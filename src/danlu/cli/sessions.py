@@ -61,7 +61,9 @@ def execute(
         if request.stdin:
             threading.Thread(target=_feed, args=(session,), daemon=True, name="danlu-stdin").start()
         with interactive.handed_over(session.resize) if terminal else contextlib.nullcontext():
+            messages.raw = terminal is not None
             end = session.run(_write, started)
+        messages.raw = False
     if end.error:
         messages.say(end.error, "red" if end.exit_code in (126, 127) else "yellow")
     return exits.FAILED if end.exit_code is None else end.exit_code

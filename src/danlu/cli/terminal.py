@@ -63,6 +63,8 @@ class Messages:
         self._quiet = quiet
         self._moving = is_terminal(sys.stderr)
         self._shown = ""
+        self.raw = False
+        """Whether the terminal was handed to something else: then it no longer goes to the left by itself at a line's end."""
 
     @property
     def moving(self) -> bool:
@@ -74,7 +76,9 @@ class Messages:
         if not self._quiet:
             self.clear()
             sys.stdout.flush()
-            print("\n".join(paint(f"  {line}", style, sys.stderr) for line in text.splitlines()), file=sys.stderr)
+            end = "\r\n" if self.raw and sys.stderr.isatty() else "\n"
+            lines = "".join(paint(f"  {line}", style, sys.stderr) + end for line in text.splitlines())
+            print(lines, end="", file=sys.stderr, flush=True)
 
     def step(self, label: str, text: str, seconds: float | None = None) -> None:
         """Prints one step of a submission: what, how it went, how long it took."""

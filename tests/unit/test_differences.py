@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from danlu.blobs.folders import scan
+from danlu.cli.diff import _change
 from danlu.client import comparing
 from danlu.domain.differences import MAX_TEXT_BYTES, flat, text_difference, tree_changes, value_changes
 from danlu.domain.jobs import JobSpec
@@ -203,3 +204,31 @@ def test_where_code_came_from_is_no_difference_of_what_was_asked_for() -> None:
 
 def test_lists_of_models_are_values() -> None:
     assert json.dumps(flat(JobSpec(command=("a",)))["command"]) == '["a"]'
+
+
+def test_of_a_role_that_one_of_them_lacks_only_what_was_said_is_told() -> None:
+    alone = JobSpec(command="x")
+    gang = JobSpec.model_validate({"command": "x", "framework": "none", "roles": {"worker": {"gpu": 0}}})
+    said = {"framework": (None, "none"), "roles.worker.replicas": (None, 1), "roles.worker.gpu": (None, 0)}
+    assert value_changes(alone, gang) == said
+    again = JobSpec.model_validate(
+        {"command": "x", "framework": "none", "roles": {"worker": {"gpu": 0, "restarts": 2}}}
+    )
+    assert value_changes(gang, again) == {"roles.worker.restarts": (0, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "text"),
+    [
+        ("ran_s", 3.0, 3.1, "≈"),
+        ("ran_s", 3.0, 4.5, "+50.0 %"),
+        ("ran_s", 1000.0, 1009.0, "≈"),
+        ("peak_memory_bytes", 880_000, 1_000_000, "≈"),
+        ("peak_memory_bytes", 10**9, 2 * 10**9, "+100.0 %"),
+        ("metrics.loss", 0.0123, 0.0124, "+0.8 %"),
+        ("exit_code", 0, 1, ""),
+        ("state", "failed", "failed", "="),
+    ],
+)
+def test_two_runs_of_the_same_never_measure_the_same(name: str, old: Any, new: Any, text: str) -> None:
+    assert _change(name, old, new) == text

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SHOWN_LINES: Final = 200
 """Of all texts together; -o json has more of them."""
 SHOWN_FILES: Final = 100
+NOISE: Final = {"ran_s": 0.5, "cpu_s": 0.5, "peak_memory_bytes": 4 * 2**20}
+"""By so much, or by a hundredth, two runs of the same differ as well."""
+FILES: Final = (".yaml", ".yml", ".json")
 MARKS: Final = {"added": "A", "removed": "D", "changed": "M", "mode": "m"}
 STYLES: Final = {"+": "green", "-": "red", "@": "cyan"}
 Pairs = dict[str, tuple[Any, Any]]
@@ -60,6 +63,10 @@ def _diff(names: list[str], file: str | None, *, brief: bool, form: out.Format, 
         given = ", ".join(names)
         raise InvalidRequest(
             f"this takes one job or two, with -f one; these are named: {given}", next_step="danlu diff A B"
+        )
+    if file is None and len(names) == 2 and names[1].endswith(FILES):
+        raise InvalidRequest(
+            f"{names[1]} is the name of a file, not of a job", next_step=f"danlu diff {names[0]} -f {names[1]}"
         )
     messages = Messages(quiet=form in ("json", "yaml"))
     with connect(common, messages) as client:
@@ -161,9 +168,11 @@ def _tell_pairs(title: str, changes: Pairs) -> None:
             ]
             _lines(lines[:SHOWN_LINES])
             continue
-        for sign, value in (("-", old), ("+", new)):
-            if value is not None:
-                _lines([f"{sign} {name}: {_value(name, value)}"])
+        texts = [None if value is None else _value(name, value) for value in (old, new)]
+        for sign, value, text in (("-", old, texts[0]), ("+", new, texts[1])):
+            if text is not None:
+                kind = "   (a line for /bin/sh)" if texts[0] == texts[1] and isinstance(value, str) else ""
+                _lines([f"{sign} {name}: {text}{kind}"])
 
 
 def _value(name: str, value: Any) -> str:
@@ -240,8 +249,8 @@ def _tell_results(went: Pairs) -> None:
             continue
         form = forms.get(name, _plain)
         cells = [form(value) if value is not None else "-" for value in (old, new)]
-        rows.append([name.removesuffix("_s").removesuffix("_bytes"), *cells, _change(old, new) if old != new else "="])
-    for line in out.table_lines([""] * 4, rows, with_head=False):
+        rows.append([name.removesuffix("_s").removesuffix("_bytes"), *cells, _change(name, old, new)])
+    for line in out.table_lines(("NAME", "", "", ""), rows, with_head=False, most=out.room(2)):
         out.write(f"  {line}")
 
 
@@ -249,7 +258,11 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else _clean(str(value))
 
 
-def _change(old: Any, new: Any) -> str:
-    if not isinstance(old, int | float) or not isinstance(new, int | float) or isinstance(old, bool) or not old:
+def _change(name: str, old: Any, new: Any) -> str:
+    if old == new:
+        return "="
+    if not isinstance(old, int | float) or not isinstance(new, int | float) or isinstance(old, bool):
         return ""
-    return f"{(new - old) / abs(old) * 100:+.1f} %"
+    if name in NOISE and abs(new - old) <= max(NOISE[name], abs(old) / 100):
+        return "≈"
+    return f"{(new - old) / abs(old) * 100:+.1f} %" if old else ""

@@ -96,8 +96,29 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
+def _unset(value: Any, path: str = "") -> set[str]:
+    """Returns the paths of a record at which nothing was said: 0, false or an empty text, as the field has it by default."""
+    fields = type(value).model_fields if isinstance(value, BaseModel) else {}
+    inner = value.items() if isinstance(value, Mapping) else [(name, getattr(value, name)) for name in fields]
+    found: set[str] = set()
+    for name, one in inner:
+        where = f"{path}.{name}" if path else str(name)
+        found |= _unset(one, where)
+        if name in fields and not one and one == fields[name].default:
+            found.add(where)
+    return found
+
+
 def value_changes(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Returns what differs between two records: dotted path -> (old, new), None where it is not there."""
+    """Returns what differs between two records: dotted path -> (old, new), None where it is not there.
+
+    Of a part that only one of them has, what it leaves unset is not told.
+    """
     before, after = flat(old), flat(new)
+    unset = {path for path in _unset(old) if path not in after} | {path for path in _unset(new) if path not in before}
     paths = [*before, *(path for path in after if path not in before)]
-    return {path: (before.get(path), after.get(path)) for path in paths if before.get(path) != after.get(path)}
+    return {
+        path: (before.get(path), after.get(path))
+        for path in paths
+        if before.get(path) != after.get(path) and path not in unset
+    }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from danlu.database.records import ENVIRONMENTS
+from danlu.domain.environments import EnvironmentReason, EnvironmentState
 from danlu.environments.catalogue import CATALOGUE
 from tests.api.edge import Api
+from tests.factories import make_environment
 
 
 def test_a_name_of_the_catalogue_is_shown_before_it_is_built(api: Api) -> None:
@@ -58,6 +61,23 @@ def test_what_is_given_up_is_gone_from_the_list_and_comes_again_when_asked_for(a
     assert made["name"] not in {item["name"] for item in api.call("environments.list").json()["items"]}
     again = api.call("environments.build", data={"requirements": "six"}).json()
     assert (again["id"], again["state"], again["reason"]) == (made["id"], "wanted", "Requested")
+
+
+def test_an_image_that_could_not_be_had_is_given_up_and_one_that_is_there_stays(api: Api) -> None:
+    found = {}
+    for name, digest in (("nope", None), ("there", "a" * 64)):
+        source = {"image": f"docker.io/library/{name}:1"}
+        made = make_environment(
+            api.new_id("e"), name=source["image"], source=source, source_digest=name, lock_digest=digest
+        )
+        failed = made.moved(EnvironmentState.FAILED, now=made.created_at, reason=EnvironmentReason.PULL_FAILED)
+        found[name] = failed.id
+        api.database.write(lambda tx, made=made: ENVIRONMENTS.add(tx, made))
+        api.database.write(lambda tx, made=made, failed=failed: ENVIRONMENTS.put(tx, made, failed))
+    pruned = api.call("environments.prune", data={"unused_for": "1s", "dry_run": True}).json()
+    assert [one["id"] for one in pruned["environments"]] == [found["nope"]]
+    assert api.call("environments.remove", environment=found["nope"]).json()["state"] == "removed"
+    assert api.call("environments.remove", environment=found["there"]).status == 409
 
 
 def test_an_environment_of_a_live_job_is_not_given_up(api: Api) -> None:

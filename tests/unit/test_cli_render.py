@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from danlu.api import EventsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.commands import COMMANDS, overview
+from danlu.cli.get import BY_NAME, Wanted
 from danlu.cli.lines import LogLines, Prefixes, Screen
 from danlu.cli.main import _flags_after_command, main
 from danlu.cli.options import one, pairs, several
@@ -22,8 +23,9 @@ from danlu.client.history import newest_events
 from danlu.client.submitting import changed
 from danlu.domain.events import Event
 from danlu.domain.jobs import Job, JobSpec, JobState, Reason, job_exit_code
-from danlu.domain.views import LogChunk, LogPage, Page
+from danlu.domain.views import EnvironmentEntry, LogChunk, LogPage, Page
 from danlu.errors import InvalidRequest, InvalidSpec, NeverFits, NotFound, PlatformError, Unavailable
+from tests.factories import make_environment
 
 
 def page(data: str, *, attempt: int = 1, task: str = "main-0") -> LogPage:
@@ -125,6 +127,25 @@ def test_no_line_of_a_table_is_wider_than_the_terminal(rows, most, with_head):
 def test_cells_cannot_move_the_cursor(capsys):
     output.table(["A", "B"], [["x\x1b[2Jy\nz", ""]])
     assert capsys.readouterr().out == "A          B\nx [2Jy z   -\n"
+
+
+def test_what_was_asked_for_in_vain_is_listed_only_where_it_is_wanted():
+    def entry(name, catalogue, state, digest=None):
+        source = {"catalogue": name} if catalogue else {"image": name}
+        made = make_environment(name=name, source=source, state=state, lock_digest=digest)
+        return EnvironmentEntry(name=name, description="", python="", environment=made)
+
+    class Platform:
+        def call(self, _operation):
+            had, ready = entry("had", False, "failed", "a" * 64), entry("ready", False, "ready", "a" * 64)
+            return Page(items=(entry("python", True, "failed"), entry("nope", False, "failed"), had, ready))
+
+    def listed(**wanted):
+        return [item.name for item in BY_NAME["envs"].items(Platform(), Wanted(**wanted))[0]]
+
+    assert listed() == ["python", "had", "ready"]
+    assert listed(every=True) == ["python", "nope", "had", "ready"]
+    assert listed(names=("nope",)) == ["nope"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ app = App(name="env", help="Ready-made environments.", help_format="plaintext")
 def ls(
     *,
     every: Annotated[
-        bool, Parameter(name="--all", help="and how each of 2018's thirteen frameworks runs today"), Flag
+        bool, Parameter(name="--all", help="also what could not be built, and how 2018's frameworks run today"), Flag
     ] = False,
     output: Output = "table",
     common: Common | None = None,
@@ -47,9 +47,10 @@ def ls(
     Example: danlu env ls --all
     """
     messages = Messages()
+    wanted = Wanted(every=every)
     with connect(common, messages) as client:
         if not every:
-            return show(client, BY_NAME["envs"], Wanted(), output, messages)
+            return show(client, BY_NAME["envs"], wanted, output, messages)
         frameworks: tuple[FrameworkOf2018, ...] = client.call("environments.legacy").items
         if output in ("json", "yaml"):
             found = client.call("environments.list").items
@@ -58,7 +59,7 @@ def ls(
                 {name: [one.model_dump(mode="json") for one in many] for name, many in parts.items()}, output
             )
             return 0
-        show(client, BY_NAME["envs"], Wanted(), output, messages)
+        show(client, BY_NAME["envs"], wanted, output, messages)
     if output == "name":
         return 0
     out.write("")
@@ -111,6 +112,14 @@ def build(
     return 0
 
 
+def _meant(client: Client, name: str) -> str:
+    """Returns an environment's name as a path can have it: of an image, whose name has slashes, the id."""
+    if "/" not in name:
+        return name
+    (entry,), _ = BY_NAME["envs"].items(client, Wanted((name,)))
+    return str(entry.environment.id)
+
+
 def _await(client: Client, env: Environment, messages: Messages) -> Environment:
     """Shows what a build prints until it has ended; returns the environment then."""
     path, query = {"environment": env.id}, OffsetQuery()
@@ -135,7 +144,7 @@ def show_one(name: Name, /, *, output: Output = "table", common: Common | None =
     Example: danlu env show tensorflow-1
     """
     with connect(common) as client:
-        found: EnvironmentDetails = client.call("environments.show", {"environment": name})
+        found: EnvironmentDetails = client.call("environments.show", {"environment": _meant(client, name)})
     if output in ("json", "yaml"):
         out.record(found, output)
     elif output == "name":
@@ -200,7 +209,7 @@ def export(
 
 def _text(operation: str, name: str, output: out.Format, common: Common | None) -> int:
     with connect(common) as client:
-        found = client.call(operation, {"environment": name})
+        found = client.call(operation, {"environment": _meant(client, name)})
     if output in ("json", "yaml"):
         out.record(found, output)
     else:
@@ -216,7 +225,7 @@ def try_out(name: Name, /, *, output: Output = "table", common: Common | None = 
     """
     messages = Messages(quiet=output in ("json", "yaml"))
     with connect_or_start(common, messages) as client, tempfile.TemporaryDirectory() as folder:
-        found: EnvironmentDetails = client.call("environments.show", {"environment": name})
+        found: EnvironmentDetails = client.call("environments.show", {"environment": _meant(client, name)})
         if not found.program:
             raise InvalidRequest(
                 f"{found.name} has no test program: only the catalogue's have", next_step="danlu env ls"
@@ -237,7 +246,7 @@ def rm(name: Name, /, *, output: Output = "table", common: Common | None = None)
     Example: danlu env rm requirements-1f2e3d4c
     """
     with connect(common) as client:
-        gone: Environment = client.call("environments.remove", {"environment": name})
+        gone: Environment = client.call("environments.remove", {"environment": _meant(client, name)})
     if output in ("json", "yaml"):
         out.record(gone, output)
     else:

@@ -44,11 +44,12 @@ class Kind(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which items: ``names`` for single ones; at most ``limit``, 0 for all."""
+    """Which items: ``names`` for single ones; at most ``limit``, 0 for all; ``every``: environments asked for in vain."""
 
     names: tuple[str, ...] = ()
     state: str | None = None
     limit: int = 100
+    every: bool = False
 
 
 def get(
@@ -198,7 +199,15 @@ def _node_row(use: NodeUse, _now: int) -> Row:
 
 
 def _environments(client: Client, wanted: Wanted) -> tuple[list[EnvironmentEntry], bool]:
-    return _only(client.call("environments.list").items, wanted, lambda entry: entry.name, "environment")
+    found: tuple[EnvironmentEntry, ...] = client.call("environments.list").items
+    if not wanted.names and not wanted.every:
+        found = tuple(one for one in found if one.environment is None or not _asked_in_vain(one.environment))
+    return _only(found, wanted, lambda entry: entry.name, "environment")
+
+
+def _asked_in_vain(env: Environment) -> bool:
+    """Whether it is requirements or an image that a job named and that could not be had."""
+    return env.in_vain and env.source.catalogue is None
 
 
 def _environment_row(entry: EnvironmentEntry, now: int) -> Row:

@@ -83,6 +83,11 @@ class Environment(Living):
     size_bytes: int | None = Field(default=None, ge=0)
     build_s: float | None = Field(default=None, ge=0)
 
+    @property
+    def in_vain(self) -> bool:
+        """Whether it was asked for and never could be had."""
+        return self.state is S.FAILED and self.lock_digest is None
+
 
 class Interpreter(Value):
     """Where an attempt's Python is: the folder that goes first on PATH, and what must be readable for it to run."""

@@ -244,7 +244,7 @@ def remove(call: Call, environment: str) -> Environment:
         newest = ENVIRONMENTS.require(tx, found.id)
         if newest.state is EnvironmentState.REMOVED:
             return newest
-        if newest.source.image is not None:
+        if newest.source.image is not None and not newest.in_vain:
             raise Conflict(
                 f"{newest.name} is a container image, which podman or docker keeps", next_step="podman image rm"
             )
@@ -276,7 +276,8 @@ def prune(call: Call, body: PruneRequest) -> Pruned:
         for env in ENVIRONMENTS.find(tx, project=call.project, state=UNUSED_STATES, limit=MAX_LISTED):
             use = uses.get(env.id)
             asked_at = max(env.updated_at, 0 if use is None else use.last_asked_at)
-            if env.source.image is not None or (use is not None and use.live) or asked_at > before:
+            kept = env.source.image is not None and not env.in_vain  # by podman or docker
+            if kept or (use is not None and use.live) or asked_at > before:
                 continue
             if body.dry_run:
                 found.append(env)

@@ -29,8 +29,16 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"memory": "1TiB"}, "never fit", "danlu nodes"),
     ({"gpu": 1, "gpu_kind": "h100"}, "never fit", "danlu nodes"),
     ({"gpu_kind": "h100"}, "gpu_kind is set but gpu is 0", ""),
-    ({"roles": {"worker": {"replicas": 3}}, "cpu": 2}, "3 tasks of 2 cpu each; 2 of them fit", "danlu nodes"),
-    ({"roles": {"worker": {"replicas": 2}, "ps": {"cpu": 3}}}, "3 tasks, in all 5 cpu; 2 of them fit", "danlu nodes"),
+    (
+        {"roles": {"worker": {"replicas": 3}}, "cpu": 2},
+        "3 workers of 2 cpu need 6 cpu; this machine has 4 cpu",
+        "--cpu 1.3",
+    ),
+    (
+        {"roles": {"worker": {"replicas": 2}, "ps": {"cpu": 3}}},
+        "2 workers + 1 ps need 5 cpu; this machine has",
+        "fewer workers",
+    ),
     ({"roles": {"chief": {"replicas": 2}}}, "exactly one chief", ""),
     ({"roles": {"evaluator": {}}}, "evaluator alone", ""),
     ({"roles": {"worker": {"gpus": 1}}}, "roles.worker.gpus is not a field", "did you mean gpu?"),

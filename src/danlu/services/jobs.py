@@ -21,7 +21,8 @@ from danlu.domain.jobs import Attempt, Desired, Job, JobSpec, JobState, Reason, 
 from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
-from danlu.scheduler.cycle import Shape, asks_all, could_ever_fit, shortage
+from danlu.scheduler.cycle import Shape, asks_all, shortage
+from danlu.scheduler.sizing import never_fits
 from danlu.services import blobs, environments, nodes
 from danlu.services.context import Call
 
@@ -116,9 +117,9 @@ def _same(call: Call, known: Job, spec: JobSpec) -> Job:
 
 def _check_fits(tx: Transaction, spec: JobSpec) -> None:
     capacities = [node.capacity for node in NODES.find(tx, limit=nodes.MAX_NODES)]
-    never = could_ever_fit(Shape(spec.shapes, spec.gpu_kind), capacities) if capacities else None
+    never = never_fits(spec, capacities) if capacities else None
     if never is not None:
-        raise NeverFits(f"it can never fit: it {never}", next_step="ask for less; what there is: danlu nodes")
+        raise NeverFits(f"it can never fit: {never[0]}", next_step=never[1])
 
 
 def _made_up_name(tx: Transaction, project: str, spec: JobSpec) -> str:

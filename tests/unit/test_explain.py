@@ -15,7 +15,7 @@ from danlu.domain.fields import described, nested
 from danlu.domain.jobs import JobSpec, Reason
 from danlu.domain.meanings import ADVICE
 from danlu.domain.records import Value
-from danlu.domain.resources import GpuCount, MemoryBytes
+from danlu.domain.resources import GpuCount, MemoryBytes, Seconds
 from danlu.errors import InvalidRequest
 
 
@@ -25,6 +25,7 @@ class Part(Value):
     replicas: int = Field(default=1, ge=1, le=100)
     gpu: GpuCount = 0
     memory: MemoryBytes | None = Field(default=None, description="what it may use")
+    wait: Seconds | None = Field(default=None, le=5400)
 
 
 class Whole(Value):
@@ -48,6 +49,7 @@ def test_fields_in_words() -> None:
     assert inner["replicas"].bounds == ("at least 1", "at most 100")
     assert (inner["memory"].kind, inner["memory"].example) == ("memory", "4GiB")
     assert inner["memory"].bounds == ("1 byte to 1 EiB",)
+    assert inner["wait"].bounds == ("1ms to 90m",)
     assert list(nested(Whole)) == [("parts.NAME", Part), ("rows", Part)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -17,17 +17,26 @@ from danlu.domain.validation import PATTERNS
 
 
 class Amount(NamedTuple):
-    """A kind of quantity: how it is called, between what it lies, how it is written."""
+    """A kind of quantity: how it is called, between what it lies, how it and a limit of a field's own are written."""
 
     word: str
-    bounds: str
+    least: str
+    most: str
     example: str | int
+    written: Callable[[int], str]
+
+
+def _time(seconds: int) -> str:
+    size, unit = next(
+        ((size, unit) for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")) if not seconds % size), (1, "s")
+    )
+    return f"{seconds // size}{unit}"
 
 
 AMOUNTS: Final = (
-    (Cores, Amount("cores", "0.001 to 1,000,000 cores", 2)),
-    (MemoryBytes, Amount("memory", "1 byte to 1 EiB", "4GiB")),
-    (Seconds, Amount("time", "1ms to 3650d", "30s")),
+    (Cores, Amount("cores", "0.001", "1,000,000 cores", 2, "{:,} cores".format)),
+    (MemoryBytes, Amount("memory", "1 byte", "1 EiB", "4GiB", format_bytes)),
+    (Seconds, Amount("time", "1ms", "3650d", "30s", _time)),
 )
 SIMPLE: Final[Mapping[Any, str]] = {
     str: "text", int: "whole number", float: "number", bool: "true or false", bytes: "bytes", Any: "anything",
@@ -74,7 +83,7 @@ def described(model: type[BaseModel]) -> Iterator[Described]:
             name=name,
             kind=type_words(hint),
             default=default_words(field),
-            bounds=tuple(dict.fromkeys([*_bounds(hint), *_limits([field], _unit(hint))])),
+            bounds=tuple(dict.fromkeys(_bounds(hint, field))),
             description=field.description or "",
             example=_example(hint, field),
             model=model_within(hint),
@@ -169,19 +178,32 @@ def _unit(kind: Any) -> str:
     return "entries"
 
 
-def _bounds(kind: Any) -> Iterator[str]:
+def _amount(kind: Any) -> Amount | None:
+    """Returns what quantity a type is, or is where it is not left out."""
+    parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    alone = parts[0] if typing.get_origin(kind) in (typing.Union, types.UnionType) and len(parts) == 1 else kind
+    return next((words for amount, words in AMOUNTS if alone == amount), None)
+
+
+def _bounds(kind: Any, field: FieldInfo) -> Iterator[str]:
+    """Yields what a field's value must keep to, in words."""
+    if (words := _amount(kind)) is not None:
+        own = next((mark.le for mark in field.metadata if getattr(mark, "le", None) is not None), None)
+        yield f"{words.least} to {words.most if own is None else words.written(own)}"
+        return
+    yield from _asked_by(kind)
+    yield from _limits([field], _unit(kind))
+
+
+def _asked_by(kind: Any) -> Iterator[str]:
     """Yields what a type itself asks for, in words."""
-    for amount, words in AMOUNTS:
-        if kind == amount:
-            yield words.bounds
-            return
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        yield from _bounds(inner[0])
+        yield from _asked_by(inner[0])
         yield from _limits(inner[1:], _unit(inner[0]))
     elif origin in (typing.Union, types.UnionType):
         for part in inner:
-            yield from _bounds(part)
+            yield from _asked_by(part)
 
 
 def _limits(marks: Iterable[Any], unit: str) -> Iterator[str]:

@@ -11,11 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from danlu.domain.frameworks import FRAMEWORKS, Gang, Means, Member, describe_roles, framework_of, variables_of
+from danlu.client.submitting import spec_of
+from danlu.domain.frameworks import (
+    FRAMEWORKS,
+    Gang,
+    Means,
+    Member,
+    describe_roles,
+    framework_of,
+    meant_roles,
+    variables_of,
+)
 from danlu.domain.jobs import JobSpec
 from danlu.domain.roles import RoleSpec
 from danlu.domain.validation import invalid_spec
 from danlu.environments.catalogue import CATALOGUE
+from danlu.errors import InvalidSpec
 
 
 def spec(**fields: Any) -> JobSpec:
@@ -285,3 +296,25 @@ def test_ranks_are_a_permutation_whatever_the_order_of_the_roles(roles: dict[str
 def test_roles_in_words() -> None:
     assert describe_roles([("worker", 2), ("ps", 1)]) == "2 workers + 1 ps"
     assert describe_roles([("worker", 1), ("ps", 3)]) == "1 worker + 3 ps"
+
+
+@pytest.mark.parametrize(
+    ("fields", "meant"),
+    [
+        ({"roles": {"wroker": {"replicas": 2}}}, {"wroker": "worker"}),
+        ({"roles": {"launhcer": {}, "worker": {}}, "framework": "none"}, {"launhcer": "launcher"}),
+        ({"roles": {"learner": {}, "actor": {}, "worker": {}}}, {}),
+        ({"roles": {"worker": {}, "ps": {}}}, {}),
+        ({}, {}),
+    ],
+)
+def test_a_slip_in_a_role_is_found_where_any_name_is_right(fields: dict[str, Any], meant: dict[str, str]) -> None:
+    spec = JobSpec.model_validate({"command": "x", **fields})
+    assert meant_roles(spec.convention, spec.roles) == meant
+
+
+def test_a_role_that_is_given_as_a_field_leads_to_roles() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        spec_of({"command": "x", "worker": 2, "ps": {"cpu": 1}, "nodes": 3, "comand": "y"})
+    assert 'roles={"worker": {"replicas": 2}, "ps": {"cpu": 1}, "node": {"replicas": 3}}?' in caught.value.next_step
+    assert "did you mean command?" in caught.value.next_step

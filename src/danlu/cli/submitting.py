@@ -17,6 +17,7 @@ from danlu.cli.terminal import Messages
 from danlu.client import submitting
 from danlu.client.submitting import new_job_id
 from danlu.client.transport import Client
+from danlu.domain.frameworks import meant_roles
 from danlu.domain.jobs import Job, JobSpec, job_exit_code
 from danlu.domain.resources import format_bytes
 
@@ -28,7 +29,9 @@ QUIET_S: Final = 0.3
 
 
 def submit(client: Client, spec: JobSpec, messages: Messages) -> Job:
-    """Submits a new job and returns it."""
+    """Submits a new job and returns it. Says so where one of its roles looks like a slip."""
+    for role, meant in meant_roles(spec.convention, spec.roles).items():
+        messages.say(f"{role} is a role of your own, without a framework: did you mean {meant}?", "yellow")
     job_id = new_job_id()
     with telling_what_is_unknown(job_id, messages):
         return submitting.submit(client, spec, job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from danlu.api import RetryRequest
 from danlu.client.transport import Client
+from danlu.domain.frameworks import ROLES
 from danlu.domain.ids import RANDOM_BITS, make_id
 from danlu.domain.jobs import Job, JobSpec
 from danlu.domain.validation import invalid_spec
@@ -32,7 +34,11 @@ def spec_of(fields: Mapping[str, Any]) -> JobSpec:
     try:
         return JobSpec.model_validate(dict(fields))
     except ValidationError as error:
-        raise invalid_spec(error, JobSpec) from error
+        wrong = invalid_spec(error, JobSpec)
+        if stray := {name.replace("nodes", "node"): fields[name] for name in (*ROLES, "nodes") if name in fields}:
+            roles = {name: given if isinstance(given, dict) else {"replicas": given} for name, given in stray.items()}
+            wrong.next_step = f"did you mean roles={json.dumps(roles, default=str)}?   {wrong.next_step}".rstrip()
+        raise wrong from error
 
 
 def submit(client: Client, spec: JobSpec, job_id: str) -> Job:

@@ -10,13 +10,13 @@ own flags, ``RANK`` and the like as ``torch.distributed`` reads them; JAX's clus
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from danlu.domain import mpi
 from danlu.domain.roles import ALONE, MAX_RESTARTS, MAX_TASKS, RoleSpec
-from danlu.domain.validation import suggestion
+from danlu.domain.validation import nearest, suggestion
 
 LOCALHOST: Final = "127.0.0.1"
 """Where the tasks of one machine find each other."""
@@ -353,6 +353,10 @@ _TABLE = (
 )
 
 FRAMEWORKS: Final[Mapping[str, Framework]] = {framework.name: framework for framework in _TABLE}
+ROLES: Final = tuple(dict.fromkeys(role for framework in _TABLE for role in framework.roles))
+"""Every role that some framework knows."""
+SURELY: Final = 0.8
+"""How much alike a role's name is to one that was meant, where any name is right."""
 
 
 def framework_of(named: str | None, env: str, roles: Mapping[str, RoleSpec]) -> Framework:
@@ -430,6 +434,13 @@ def _check_role(framework: Framework, name: str, role: RoleSpec, *, beside: int,
         )
     if role.command is None and not has_command and not rule.command:
         raise ValueError(f"roles.{name}.command is missing, and the job has no command")
+
+
+def meant_roles(framework: Framework, roles: Iterable[str]) -> dict[str, str]:
+    """Returns role -> what was probably meant, where the framework takes any name."""
+    strange = [] if framework.roles else [name for name in roles if name not in ROLES]
+    found = {name: nearest(name, ROLES, cutoff=SURELY) for name in strange}
+    return {name: meant for name, meant in found.items() if meant is not None}
 
 
 def describe_roles(roles: Sequence[tuple[str, int]]) -> str:

@@ -50,9 +50,9 @@ SAID = {
 _MEANT = re.compile(r"(?:: )?(did you mean [^?]+\?)")
 
 
-def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """Returns the choice that ``word`` was probably meant to be, or None."""
-    found = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.55)
+def nearest(word: str, choices: Iterable[str], *, cutoff: float = 0.55) -> str | None:
+    """Returns the choice that ``word`` was probably meant to be, or None; ``cutoff``: from 0, nothing alike, to 1."""
+    found = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=cutoff)
     return found[0] if found else None
 
 

@@ -109,6 +109,22 @@ def test_why_it_waits_is_told(capfd):
     assert capfd.readouterr().err == "  a-1 waits: WaitingForResources: short of gpu   (more: danlu why a-1)\n"
 
 
+def test_a_limit_that_is_not_in_force_is_told_once(capfd):
+    class Unlimited(Platform):
+        def call(self, operation: str, *_: object, **__: object) -> Any:
+            if operation != "jobs.attempts":
+                return self.end
+            started = attempt(self.newest).model_copy(update={"started_at": 1, "limits": ("cpu", "user")})
+            return Page[Attempt](items=(started,))
+
+    asked = JobSpec.model_validate({"command": "x", "memory": "1GiB", "cpu": 1})
+    queued = job().model_copy(update={"spec": asked})
+    end = job(JobState.SUCCEEDED, exit_code=0, started_at=0, attempts=2).model_copy(update={"spec": asked})
+    platform = Unlimited([page("1 o. b\n"), page("2 o. c\n", 2)], [event("running", "Started")], end)
+    Following(platform, queued, Messages()).run()
+    assert capfd.readouterr().err.count("  memory: this machine sets no such limit: danlu doctor\n") == 1
+
+
 def test_json_is_one_object_and_nothing_else(capfd):
     end = job(JobState.SUCCEEDED, exit_code=0, started_at=0, attempts=1)
     assert conclude(Platform([page("1 o. out\n")], [], end), job(), Messages(quiet=True), "json", detach=False) == 0

@@ -96,7 +96,9 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
         out.labelled("attempts", _attempts(attempts, now))
         if len(attempts[-1].tasks) > 1:
             out.labelled("tasks", _tasks(attempts[-1]))
-        out.labelled("limits", ["; ".join(attempts[-1].limits) or "none are in force on this machine"])
+        missing = wording.not_in_force(job.spec, attempts[-1])
+        unlimited = [f"{missing}: asked for, but this machine sets no such limit: danlu doctor"] if missing else []
+        out.labelled("limits", ["; ".join(attempts[-1].limits) or "none are in force on this machine", *unlimited])
     out.labelled("kept", wording.not_kept(attempts[-SHOWN_ATTEMPTS:]) + _kept(artifacts))
     out.labelled("events", _events(list(about.events), now))
     out.labelled("next", _next(job, artifacts, measured=measured))

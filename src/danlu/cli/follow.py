@@ -24,6 +24,7 @@ from danlu.errors import DanluError
 if TYPE_CHECKING:
     from danlu.client.transport import Client
     from danlu.domain.events import Event
+    from danlu.domain.jobs import Attempt
     from danlu.domain.views import LogPage
 
 WAITING_PAGES: Final = 16
@@ -75,6 +76,7 @@ class Following:
         self._building = threading.Event()
         self._waits = ""
         self._told = 0
+        self._unlimited_told = False
         self._noticed = ""
         self._stopping = self._terminated = False
         self._stop_heard = threading.Event()
@@ -200,9 +202,15 @@ class Following:
         if not self._tell or (number is not None and number <= self._told):
             return
         page = self._client.call("jobs.attempts", {"job": self._job.id}, query=Paging(limit=1))
-        if not page.items or page.items[0].number <= self._told:
-            return
-        attempt = page.items[0]
+        for attempt in page.items:
+            if attempt.number > self._told:
+                self._announce(attempt)
+            missing = "" if self._unlimited_told else wording.not_in_force(self._job.spec, attempt)
+            if missing:
+                self._unlimited_told = True
+                self._messages.say(f"{missing}: this machine sets no such limit: danlu doctor", "yellow")
+
+    def _announce(self, attempt: Attempt) -> None:
         self._told = attempt.number
         parts = [f"{'queued → ' if attempt.number == 1 else ''}running on {wording.where(attempt)}"]
         if len(attempt.tasks) > 1:

@@ -125,6 +125,14 @@ def where(attempt: Attempt) -> str:
     )
 
 
+def not_in_force(spec: JobSpec, attempt: Attempt) -> str:
+    """Returns ``memory and cpu``: which limits were asked for that an attempt that has started does not have; or nothing."""
+    if attempt.started_at is None:
+        return ""
+    asked = {"memory": any(task.memory_bytes for task in spec.tasks), "cpu": any(task.cpu for task in spec.tasks)}
+    return " and ".join(name for name, wanted in asked.items() if wanted and name not in attempt.limits)
+
+
 def task_state(task: Task) -> str:
     """Returns how one task of an attempt is, or how it ended."""
     again = f", started again {count(task.restarts, 'time')}" if task.restarts else ""

@@ -107,10 +107,14 @@ def find(url: str | None = None, environ: Mapping[str, str] = os.environ) -> Con
     local = running(home)
     if local is not None and local.url == address:
         return Connection(address, _bootstrap_key(home), home)
-    raise NotAuthenticated(
-        f"there is no key for {address}",
-        next_step="set DANLU_TOKEN or DANLU_TOKEN_FILE, and DANLU_URL to the address it belongs to",
-    )
+    step = "set DANLU_TOKEN or DANLU_TOKEN_FILE, and DANLU_URL to the address it belongs to"
+    if is_loopback(address):
+        there = "no platform runs from" if local is None else f"{local.url} is the platform of"
+        step += (
+            f"\none of this machine has its key in its data folder, {KEY_FILE}: set DANLU_HOME to that folder"
+            f" ({there} {home})"
+        )
+    raise NotAuthenticated(f"there is no key for {address}", next_step=step)
 
 
 def require(url: str | None = None, environ: Mapping[str, str] = os.environ) -> Connection:

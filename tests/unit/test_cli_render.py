@@ -16,6 +16,7 @@ from danlu.cli.commands import COMMANDS, overview
 from danlu.cli.get import BY_NAME, Wanted
 from danlu.cli.lines import LogLines, Prefixes, Screen
 from danlu.cli.main import _flags_after_command, main
+from danlu.cli.metrics import _form
 from danlu.cli.options import one, pairs, several
 from danlu.cli.plot import draw
 from danlu.cli.retry import _set
@@ -178,6 +179,21 @@ def test_a_plot_has_its_size_and_its_corners():
     assert lines[0].startswith("1 ┤⠉")
     assert lines[4].startswith("0 ┤")
     assert lines[-1].split() == ["0", "3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("system/memory_bytes", 303_562_752.0, "289.5 MiB"),
+        ("system/gpu0_memory_bytes", float("nan"), "nan"),
+        ("system/gpu0_percent", 87.26, "87.3 %"),
+        ("system/cpu_cores", 1.5, "1.50"),
+        ("size_bytes", 303_562_752.0, "3.036e+08"),
+        ("loss", 0.01234567, "0.01235"),
+    ],
+)
+def test_what_the_platform_measured_has_units(name, value, text):
+    assert _form(name)(value) == text
 
 
 @given(st.lists(st.floats(), max_size=50), st.integers(10, 200), st.integers(1, 20))

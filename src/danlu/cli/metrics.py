@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
+from collections.abc import Callable
 from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
@@ -16,9 +18,11 @@ from danlu.cli.options import Common, Flag, Names, one
 from danlu.cli.plot import draw, number
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages, paint, width
+from danlu.domain.resources import format_bytes
 from danlu.domain.validation import suggestion
 from danlu.domain.views import Metrics, Series
 from danlu.errors import InvalidRequest, NotFound
+from danlu.runner.formats import SYSTEM
 
 HEIGHT: Final = 10
 MAX_WIDTH: Final = 120
@@ -77,7 +81,7 @@ def metrics(
 
 def _table(chosen: list[Series]) -> None:
     rows = [
-        [series.name, series.task, f"{series.count:,}", *map(_number, (series.last, series.smallest, series.largest))]
+        [series.name, series.task, f"{series.count:,}", *_written(series, series.last, series.smallest, series.largest)]
         for series in chosen
     ]
     out.table(["NAME", "TASK", "POINTS", "LAST", "SMALLEST", "LARGEST"], rows)
@@ -91,10 +95,12 @@ def _plot(chosen: list[Series], *, explicit: bool, messages: Messages) -> None:
             out.write("")
         steps = _steps(series)
         label = "step" if series.steps and series.steps[0] is not None else "point"
-        facts = f"last {_number(series.last)}   smallest {_number(series.smallest)}   largest {_number(series.largest)}"
-        title = paint(f"{series.name} {series.task}".rstrip(), "bold", sys.stdout)
-        out.write(f"{title}   {facts}   {wording.count(series.count, 'point')}, by {label}")
-        for line in draw(steps, series.values, width=columns, height=HEIGHT):
+        last, smallest, largest = _written(series, series.last, series.smallest, series.largest)
+        facts = f"last {last}   smallest {smallest}   largest {largest}"
+        name = f"{series.name} {series.task}".rstrip()
+        title = out.cut(f"{name}   {facts}   {wording.count(series.count, 'point')}, by {label}", out.room())
+        out.write(paint(title[: len(name)], "bold", sys.stdout) + title[len(name) :])
+        for line in draw(steps, series.values, width=columns, height=HEIGHT, written=_form(series.name)):
             head, bar, curve = line.partition("┤") if "┤" in line else line.partition("│")
             out.write(head + bar + paint(curve, STYLES[at % len(STYLES)], sys.stdout) if curve else line)
     if len(shown) < len(chosen):
@@ -109,8 +115,18 @@ def _steps(series: Series) -> list[float]:
     return [float(step) for step in series.steps if step is not None]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else number(value)
+def _form(name: str) -> Callable[[float], str]:
+    """Returns how a metric is written: what the platform measures as ``danlu top`` writes it, a program's own as a number."""
+    if not name.startswith(SYSTEM):
+        return number
+    if name.endswith("_bytes"):
+        return lambda value: format_bytes(round(value)) if math.isfinite(value) else number(value)
+    return "{:.1f} %".format if name.endswith("_percent") else "{:.2f}".format
+
+
+def _written(series: Series, *values: float | None) -> list[str]:
+    form = _form(series.name)
+    return ["-" if value is None else form(value) for value in values]
 
 
 def _csv(chosen: list[Series]) -> str:

@@ -83,9 +83,9 @@ def table_lines(
     return [_line(row, widths, gap, headers) for row in cells]
 
 
-def cut(text: str, most: int) -> str:
-    """Returns a text of at most so many columns; where something was taken away, it ends with a mark."""
-    if columns(text) <= most:
+def cut(text: str, most: int | None) -> str:
+    """Returns a text of at most so many columns, all of it for None; where something was taken away, it ends with a mark."""
+    if most is None or columns(text) <= most:
         return text
     kept, left = "", most - columns(CUT)
     for char in text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 _DOTS: Final = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
@@ -11,7 +11,18 @@ _BLANK: Final = 0x2800
 MIN_WIDTH: Final = 10
 
 
-def draw(xs: Sequence[float], ys: Sequence[float], *, width: int, height: int) -> list[str]:
+def number(value: float) -> str:
+    """Returns a number in at most about seven characters."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.4g}"
+
+
+def draw(
+    xs: Sequence[float], ys: Sequence[float], *, width: int, height: int, written: Callable[[float], str] = number
+) -> list[str]:
     """Returns lines: the curve of ``ys`` over ``xs`` with its largest and smallest value at the left and xs below.
 
     Values that are not finite leave a gap. Points need not be ordered: the curve follows their order.
@@ -21,11 +32,12 @@ def draw(xs: Sequence[float], ys: Sequence[float], *, width: int, height: int) -
         ys: as many.
         width: of everything, in characters.
         height: of the curve, in characters.
+        written: how a value is written.
     """
     finite = [y for y in ys if math.isfinite(y)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     left, right = (min(xs), max(xs)) if xs else (0.0, 0.0)
-    labels = [number(high), *[""] * (height - 2), number(low)] if height > 1 else [number(high)]
+    labels = [written(high), *[""] * (height - 2), written(low)] if height > 1 else [written(high)]
     margin = max(map(len, labels))
     columns = max(MIN_WIDTH, width - margin - 2)
     cells = _curve(xs, ys, (left, right, low, high), columns, height)
@@ -71,12 +83,3 @@ def _part(value: float, low: float, high: float) -> float:
     """Returns where between ``low`` (0) and ``high`` (1) a value lies; halves first, so that nothing overflows."""
     span = high / 2 - low / 2
     return min(1.0, max(0.0, (value / 2 - low / 2) / span)) if span > 0 else 0.5
-
-
-def number(value: float) -> str:
-    """Returns a number in at most about seven characters."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    return f"{value:.4g}"

@@ -183,7 +183,7 @@ def _gpu(gpu: GpuUse, *, known: bool) -> str:
     if not known or gpu.percent is None:
         return f"{gpu.index}"
     memory = "" if gpu.memory_bytes is None else f" {format_bytes(gpu.memory_bytes)}"
-    return f"{gpu.index}: {gpu.percent:.0f}%{memory}"
+    return f"{gpu.index}: {gpu.percent:.1f} %{memory}"
 
 
 def _waiting(job: Waiting, now: int) -> list[str]:

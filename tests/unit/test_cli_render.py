@@ -260,6 +260,23 @@ def test_every_commands_help_has_an_example(capsys):
         assert "Example: danlu " in text or "Commands:" in text, text
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_help_is_no_wider_than_the_terminal_and_says_the_same(width, capsys, monkeypatch):
+    def said(columns: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        texts = []
+        for words in (["run"], ["env"], ["metrics"], ["env", "build"], ["get"]):
+            assert main([*words, "--help"]) == 0
+            texts.append(capsys.readouterr().out)
+        return texts
+
+    texts = said(width)
+    usage = "Usage: danlu"
+    lines = [line for text in texts for line in text.splitlines() if not line.startswith(usage)]
+    assert max(map(len, lines)) <= min(width, 100)
+    assert [text.split() for text in texts] == [text.split() for text in said(100)]
+
+
 def danlu(words: list[str], home: Path) -> subprocess.CompletedProcess[str]:
     """Runs the command in a process of its own, with a data folder of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DANLU_")}

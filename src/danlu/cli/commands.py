@@ -72,13 +72,14 @@ def build() -> App:
     from cyclopts import App
 
     import danlu
+    from danlu.cli.help import Formatter
 
     app = App(
         name="danlu",
         help="Submit training code as it is, watch it, keep the result.",
         version=danlu.__version__,
         help_format="plaintext",
-        help_formatter="plain",
+        help_formatter=Formatter(),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )

@@ -11,7 +11,9 @@ say '1. The platform, on this machine'
 show danlu up
 
 say '2. A TensorFlow 1 program, unchanged (its environment is built once; this takes a minute)'
-(cd linear-regression-tf1 && show danlu run --env tensorflow-1 -- python linear_regression.py)
+echo 'The variable keeps what TensorFlow says of missing GPUs off the screen; nothing else hangs on it.'
+(cd linear-regression-tf1 &&
+	show danlu run --env tensorflow-1 --var TF_CPP_MIN_LOG_LEVEL=3 -- python linear_regression.py)
 
 say '3. A training on real digits, with checkpoints. We kill it in the middle: kill -9'
 field() { danlu get job "$1" -o json | python3 -c "import json,sys; print(json.load(sys.stdin)['$2'])"; }
@@ -58,7 +60,9 @@ printed "$gang" 'step *1[0-9][0-9][0-9] '
 say 'kill -9 of worker 1: the gang ends as one, and begins again from its newest checkpoint'
 show kill -9 "$(process_of "$gang" worker-1)"
 show danlu wait "$gang"
-show danlu logs "$gang" --task worker-0
+printf '%s$ danlu logs %s --task worker-0 2>/dev/null%s   (what it printed; TensorFlow writes its warnings to stderr)\n' \
+	"$bold" "$gang" "$plain"
+danlu logs "$gang" --task worker-0 2>/dev/null
 show danlu describe job "$gang"
 
 say 'Now you'

@@ -180,7 +180,7 @@ def _tell(model: type[BaseModel] | None, field: Described | None, place: str) ->
     rows = [
         [one.name, one.kind, one.default.replace("`", ""), one.description.replace("`", "")] for one in described(model)
     ]
-    out.table(["FIELD", "TYPE", "DEFAULT", "MEANING"], rows)
+    out.explained(["FIELD", "TYPE", "DEFAULT", "MEANING"], rows)
     deeper = next((one.name for one in described(model) if one.model is not None), next(iter(model.model_fields)))
     out.write("")
     out.write(f"more of one: danlu explain {place}.{deeper}")

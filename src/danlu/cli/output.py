@@ -27,6 +27,7 @@ SHORTENED: Final = ((TEXTS, 24), (NAMES, 10), (TEXTS, 12))
 """Which columns are shortened where a table is too wide, and down to what, one step after the other. Numbers, states, codes
 and ids are of no use in part.
 """
+LEAST_EXPLAINED: Final = 24
 
 
 def write(text: str) -> None:
@@ -65,6 +66,19 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, with_head: b
     cells = [[_cell(cell) for cell in row] for row in rows]
     for line in table_lines(headers, cells, with_head=with_head, most=room()):
         write(line)
+
+
+def explained(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Writes a table whose last column is what it is read for: on a terminal that goes on below itself."""
+    cells = [headers, *([_cell(cell) for cell in row] for row in rows)]
+    widths = [max(columns(row[at]) for row in cells) for at in range(len(headers))]
+    before = _total(widths[:-1], NARROW_GAP) + len(NARROW_GAP)
+    most = room(before)
+    for row in cells:
+        first, *more = wrapped(row[-1], None if most is None else max(most, LEAST_EXPLAINED))
+        write(_line([*row[:-1], first], widths, NARROW_GAP, headers))
+        for line in more:
+            write(" " * before + line)
 
 
 def table_lines(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from danlu.domain import mpi
-from danlu.runner import agent
+from danlu.runner import agent_wire
 
 SECRET = bytes(range(32))
 ADDRESSES = {"127.64.0.2": "127.64.0.2:20001", "127.64.0.1": "127.64.0.1:20000"}
@@ -60,7 +60,7 @@ def test_the_agent_reads_what_is_written_for_it(tmp_path: Path, monkeypatch: pyt
     file.write_text(mpi.agents(ADDRESSES, SECRET))
     file.chmod(0o600)
     monkeypatch.setenv(mpi.AGENTS, str(file))
-    assert agent.secrets() == (SECRET, ADDRESSES)
+    assert agent_wire.secrets() == (SECRET, ADDRESSES)
 
 
 def test_the_script_hands_its_arguments_on(tmp_path: Path) -> None:

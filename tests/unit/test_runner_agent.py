@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from danlu.runner import agent
+from danlu.runner import agent_client, agent_wire
 from tests.unit.test_sdk import PACKAGE, python38
 
 TIMEOUT_S = 30
@@ -151,11 +151,11 @@ def test_a_signal_reaches_the_command(worker: Worker) -> None:
 
 
 def test_the_options_of_ssh_are_left_out() -> None:
-    assert agent.destination(["-x", "-q", "-o", "BatchMode=yes", "-p22", "me@w1", "orted", "-mca", "a b"]) == (
+    assert agent_client.destination(["-x", "-q", "-o", "BatchMode=yes", "-p22", "me@w1", "orted", "-mca", "a b"]) == (
         "w1", "orted -mca a b",
     )  # fmt: skip
-    with pytest.raises(agent.Refused, match="usage: agent HOST COMMAND"):
-        agent.destination(["-x", "w1"])
+    with pytest.raises(agent_wire.Refused, match="usage: agent HOST COMMAND"):
+        agent_client.destination(["-x", "w1"])
 
 
 def test_where_no_name_is_to_be_had_that_is_said_and_open_mpi_4_still_works(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_killed_agent_ends_the_command_and_the_client(tmp_path: Path) -> None:
         assert client.stdout.readline() == b"ready\n"
         server.kill()
         _, err = client.communicate(timeout=TIMEOUT_S)
-    assert (client.returncode, err) == (agent.GONE, b"agent: the worker's agent is gone\n")
+    assert (client.returncode, err) == (agent_wire.GONE, b"agent: the worker's agent is gone\n")
     until(lambda: not marked(worker.mark), "the command outlived the agent")
 
 
@@ -224,9 +224,9 @@ def test_a_killed_agent_ends_the_command_and_the_client(tmp_path: Path) -> None:
 def test_a_stranger_runs_nothing(worker: Worker) -> None:
     worker.write("other", secrets.token_bytes(32))
     code, out, err = worker.run(HOST, "touch seen", env=worker.environment(DANLU_AGENTS=str(worker.folder / "other")))
-    assert (code, out, err) == (agent.GONE, "", "agent: it does not know this attempt's secret\n")
+    assert (code, out, err) == (agent_wire.GONE, "", "agent: it does not know this attempt's secret\n")
     with worker.connect() as sock:  # one that does not care for the server's proof
-        sock.sendall(agent.MAGIC + bytes(32))
+        sock.sendall(agent_wire.MAGIC + bytes(32))
         assert len(sock.recv(64, socket.MSG_WAITALL)) == 64
         sock.sendall(bytes(32))
         assert sock.recv(1) == b""
@@ -235,7 +235,7 @@ def test_a_stranger_runs_nothing(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 4, bytes(1000), agent.MAGIC[:-1] + b"x" + bytes(64)]
+    "said", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 4, bytes(1000), agent_wire.MAGIC[:-1] + b"x" + bytes(64)]
 )
 def test_another_protocol_is_refused(worker: Worker, said: bytes) -> None:
     with worker.connect() as sock:
@@ -251,8 +251,8 @@ def test_a_look_whether_it_listens_is_no_matter(worker: Worker) -> None:
     assert worker.log() == ""
 
 
-def shaken(worker: Worker, sock: socket.socket, address: str = "") -> agent.Wire:
-    return agent.shake(sock, worker.secret, address or worker.address, serving=False)
+def shaken(worker: Worker, sock: socket.socket, address: str = "") -> agent_wire.Wire:
+    return agent_wire.shake(sock, worker.secret, address or worker.address, serving=False)
 
 
 def refused(worker: Worker, sock: socket.socket, why: str) -> None:
@@ -264,7 +264,7 @@ def refused(worker: Worker, sock: socket.socket, why: str) -> None:
 
 
 def test_a_proof_for_another_worker_is_none(worker: Worker) -> None:
-    with worker.connect() as sock, pytest.raises(agent.Refused, match="does not know this attempt's secret"):
+    with worker.connect() as sock, pytest.raises(agent_wire.Refused, match="does not know this attempt's secret"):
         shaken(worker, sock, "127.64.0.2:1")
 
 
@@ -273,14 +273,14 @@ def test_what_was_overheard_cannot_be_said_again(worker: Worker) -> None:
     with worker.connect() as sock:
         real, wire_sock = sock, socket.socketpair()
         with wire_sock[0], wire_sock[1]:
-            hello = agent.MAGIC + os.urandom(32)
+            hello = agent_wire.MAGIC + os.urandom(32)
             real.sendall(hello)
             answer = real.recv(64, socket.MSG_WAITALL)
             said = hello + answer[:32] + worker.address.encode()
-            heard = [hello, agent.mac(worker.secret, b"client", said)]
+            heard = [hello, agent_wire.mac(worker.secret, b"client", said)]
             real.sendall(heard[1])
-            wire = agent.Wire(wire_sock[0], agent.mac(worker.secret, b"to server", said), b"")
-            wire.put(agent.COMMAND, b"echo x >> seen")
+            wire = agent_wire.Wire(wire_sock[0], agent_wire.mac(worker.secret, b"to server", said), b"")
+            wire.put(agent_wire.COMMAND, b"echo x >> seen")
             wire.flush()
             heard.append(wire_sock[1].recv(4096))
             real.sendall(heard[2])
@@ -297,16 +297,16 @@ def test_what_was_overheard_cannot_be_said_again(worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("frames", "why"),
     [
-        ([(agent.INPUT, b"x")], "a frame of kind 2 that is not due"),
-        ([(agent.EXIT, b"\0")], "a frame of kind 6 that is not due"),
-        ([(agent.COMMAND, b"sleep 1000"), (agent.COMMAND, b"true")], "a frame of kind 1 that is not due"),
+        ([(agent_wire.INPUT, b"x")], "a frame of kind 2 that is not due"),
+        ([(agent_wire.EXIT, b"\0")], "a frame of kind 6 that is not due"),
+        ([(agent_wire.COMMAND, b"sleep 1000"), (agent_wire.COMMAND, b"true")], "a frame of kind 1 that is not due"),
         (
-            [(agent.COMMAND, b"sleep 1000"), (agent.SIGNAL, bytes([signal.SIGSTOP]))],
+            [(agent_wire.COMMAND, b"sleep 1000"), (agent_wire.SIGNAL, bytes([signal.SIGSTOP]))],
             "a frame of kind 3 that is not due",
         ),
-        ([(agent.COMMAND, b"sleep 1000"), (agent.SIGNAL, b"")], "a frame of kind 3 that is not due"),
-        ([(agent.COMMAND, b"true\0true")], "a command with a zero byte"),
-        ([(agent.COMMAND, b"x" * (agent.MAX_FRAME_BYTES + 1))], "a frame of 131073 bytes"),
+        ([(agent_wire.COMMAND, b"sleep 1000"), (agent_wire.SIGNAL, b"")], "a frame of kind 3 that is not due"),
+        ([(agent_wire.COMMAND, b"true\0true")], "a command with a zero byte"),
+        ([(agent_wire.COMMAND, b"x" * (agent_wire.MAX_FRAME_BYTES + 1))], "a frame of 131073 bytes"),
     ],
 )
 def test_frames_that_are_not_due_end_the_session(worker: Worker, frames: list[tuple[int, bytes]], why: str) -> None:
@@ -324,9 +324,9 @@ def test_frames_that_are_not_due_end_the_session(worker: Worker, frames: list[tu
 def test_a_frame_changed_on_its_way_ends_the_session(worker: Worker, change: str) -> None:
     with worker.connect() as sock:
         wire = shaken(worker, sock)
-        wire.put(agent.COMMAND, b"cat > seen; sleep 1000")
+        wire.put(agent_wire.COMMAND, b"cat > seen; sleep 1000")
         first = bytes(wire.pending)
-        wire.put(agent.INPUT, b"aa")
+        wire.put(agent_wire.INPUT, b"aa")
         second = bytes(wire.pending)[len(first) :]
         sock.sendall(
             {"changed": first.replace(b"seen", b"sewn"), "swapped": second + first, "repeated": first + first}[change]
@@ -364,9 +364,9 @@ def test_a_server_without_the_secret_gets_no_command(worker: Worker) -> None:
                 sock.sendall(bytes(64))
                 heard += sock.recv(1000)
             _, err = client.communicate(timeout=TIMEOUT_S)
-    assert heard.startswith(agent.MAGIC)
-    assert len(heard) == len(agent.MAGIC) + 32
-    assert (client.returncode, err) == (agent.GONE, b"agent: it does not know this attempt's secret\n")
+    assert heard.startswith(agent_wire.MAGIC)
+    assert len(heard) == len(agent_wire.MAGIC) + 32
+    assert (client.returncode, err) == (agent_wire.GONE, b"agent: it does not know this attempt's secret\n")
 
 
 @pytest.mark.parametrize(
@@ -382,18 +382,18 @@ def test_a_secret_that_is_none_is_not_used(tmp_path: Path, change: Callable[[Wor
     worker = Worker(tmp_path, sys.executable)
     change(worker)
     code, _, err = worker.run(HOST, "true")
-    assert code == agent.GONE
+    assert code == agent_wire.GONE
     assert re.search(why, err)
     with worker.start() as server:
-        assert server.wait(TIMEOUT_S) == agent.GONE
+        assert server.wait(TIMEOUT_S) == agent_wire.GONE
     assert re.search(why, worker.log())
 
 
 def test_an_unknown_host_and_a_taken_port_are_named(tmp_path: Path) -> None:
     worker = Worker(tmp_path, sys.executable)
     code, _, err = worker.run("127.64.0.9", "true")
-    assert (code, err) == (agent.GONE, f"agent: there is no worker 127.64.0.9; there are: {HOST}\n")
+    assert (code, err) == (agent_wire.GONE, f"agent: there is no worker 127.64.0.9; there are: {HOST}\n")
     host, _, port = worker.address.rpartition(":")
     with socket.create_server((host, int(port))), worker.start() as server:
-        assert server.wait(TIMEOUT_S) == agent.GONE
+        assert server.wait(TIMEOUT_S) == agent_wire.GONE
     assert f"it cannot listen on DANLU_ADDRESS={worker.address}: [Errno 98] Address already in use" in worker.log()

@@ -16,8 +16,8 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Optional, Set
 
-from . import agent, processes
-from .agent import Refused, Wire
+from . import agent_wire, processes
+from .agent_wire import Refused, Wire
 
 MAX_SESSIONS, MAX_SAID, MAX_NAME = 64, 10, 63
 END_GRACE_S, LAST_WORDS_S = 2.0, 10.0
@@ -31,7 +31,7 @@ SAME_NAME = {"OMPI_MCA_btl": "self,tcp", "OMPI_MCA_coll_han_priority": "0"}
 
 def serve() -> int:
     """Serves sessions until this process is asked to end and they have ended; returns the exit code."""
-    secret, _ = agent.secrets()
+    secret, _ = agent_wire.secrets()
     address = os.environ.get("DANLU_ADDRESS", "")
     host, _, port = address.rpartition(":")
     try:
@@ -40,7 +40,7 @@ def serve() -> int:
         raise Refused("it cannot listen on DANLU_ADDRESS=%s: %s" % (address, error)) from None
     if host.startswith("127."):
         take_name(os.environ.get("DANLU_TASK", "worker"))
-    wake = agent.waking((signal.SIGCHLD, signal.SIGTERM))
+    wake = agent_wire.waking((signal.SIGCHLD, signal.SIGTERM))
     sessions: Set[int] = set()
     serving, refused = True, 0
     while serving or sessions:
@@ -108,9 +108,9 @@ def session(sock: socket.socket, secret: bytes, address: str, tell: bool) -> Non
     try:
         processes.become_subreaper()
         die_with(ctypes.CDLL(None), parent)
-        wake = agent.waking((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+        wake = agent_wire.waking((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         peer = "%s:%s" % sock.getpeername()[:2]
-        Session(agent.shake(sock, secret, address, True), wake).run()
+        Session(agent_wire.shake(sock, secret, address, True), wake).run()
     except Refused as error:
         code = REFUSED
         if tell:
@@ -127,7 +127,7 @@ def die_with(libc: Any, parent: int) -> None:
     """Has the kernel kill this process when its parent dies."""
     libc.prctl(processes.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        os._exit(agent.GONE)
+        os._exit(agent_wire.GONE)
 
 
 def shell() -> str:
@@ -182,7 +182,7 @@ class Session:
             Refused: the client does not keep to the protocol.
             EOFError, OSError: it is gone. Nothing of the command is left either way.
         """
-        until = time.monotonic() + agent.HANDSHAKE_TIMEOUT_S
+        until = time.monotonic() + agent_wire.HANDSHAKE_TIMEOUT_S
         try:
             while self.code < 0:
                 self.step(1.0)
@@ -193,14 +193,14 @@ class Session:
         for descriptor in list(self.outputs):
             while descriptor in self.outputs:
                 self.forward(descriptor)
-        self.wire.put(agent.EXIT, bytes([self.code]))
+        self.wire.put(agent_wire.EXIT, bytes([self.code]))
         self.wire.sock.settimeout(LAST_WORDS_S)
         self.wire.flush()
 
     def step(self, timeout_s: float) -> None:
         """Waits for something to happen, and does what follows."""
         poll = select.poll()
-        taking = len(self.input) < agent.MAX_PENDING_BYTES  # else the command does not read: the client waits too
+        taking = len(self.input) < agent_wire.MAX_PENDING_BYTES  # else the command does not read: the client waits too
         poll.register(
             self.wire.sock,
             select.POLLRDHUP | (select.POLLIN if taking else 0) | (select.POLLOUT if self.wire.pending else 0),
@@ -229,13 +229,13 @@ class Session:
 
     def obey(self, kind: int, payload: bytes) -> None:
         """Does what a frame of the client asks for."""
-        if kind == agent.COMMAND and not self.pid:
+        if kind == agent_wire.COMMAND and not self.pid:
             self.start(payload.decode("utf-8", "surrogateescape"))
-        elif kind == agent.INPUT and self.pid:
+        elif kind == agent_wire.INPUT and self.pid:
             if self.stdin is not None:
                 self.input += payload
                 self.input_ended = self.input_ended or not payload
-        elif kind == agent.SIGNAL and self.pid and len(payload) == 1 and payload[0] in agent.RELAYED:
+        elif kind == agent_wire.SIGNAL and self.pid and len(payload) == 1 and payload[0] in agent_wire.RELAYED:
             processes.send(payload[0])
         else:
             raise Refused("a frame of kind %d that is not due" % kind)
@@ -250,7 +250,7 @@ class Session:
         self.pid = os.fork()
         if self.pid == 0:
             execute(command, theirs, lambda: die_with(libc, parent))
-        self.stdin, self.outputs = pipes[0][1], {pipes[1][0]: agent.OUTPUT, pipes[2][0]: agent.ERROR}
+        self.stdin, self.outputs = pipes[0][1], {pipes[1][0]: agent_wire.OUTPUT, pipes[2][0]: agent_wire.ERROR}
         for descriptor in theirs:
             os.close(descriptor)
         for descriptor in (self.stdin, *self.outputs):
@@ -274,7 +274,7 @@ class Session:
     def forward(self, descriptor: int) -> None:
         """Sends on a piece of the command's output."""
         try:
-            data = os.read(descriptor, agent.PIECE_BYTES)
+            data = os.read(descriptor, agent_wire.PIECE_BYTES)
         except BlockingIOError:  # its writers are gone, but for one that was none of its processes
             data = b""
         if data:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -17,7 +16,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +24,8 @@ from danlu import __version__
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull
-from danlu.executors.base import Capabilities, Collected, Hint, LaunchOrder, Observation
+from danlu.executors.base import Capabilities, Hint, LaunchOrder, Observation
 from danlu.executors.local import (
-    beneath,
     cgroups,
     engines,
     entering,
@@ -44,13 +41,13 @@ from danlu.executors.local.images import ImageStore
 from danlu.executors.local.layers import CodeSource, Layers, can_mount
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
 from danlu.executors.local.orders import Folders, framework_files, order_file, order_text
+from danlu.executors.local.spools import LocalSpools
 from danlu.runner import formats
 
 LOG = logging.getLogger("danlu.executors")
 QUICK_SALVAGES: Final = 3
 SALVAGES: Final = 12
 SALVAGE_PAUSE_S: Final = 60.0
-NOTICES_BYTES: Final = 1 << 20
 PACKAGE: Final = Path(__file__).resolve().parents[2]
 
 
@@ -73,12 +70,12 @@ class LocalConfig:
     engines: engines.Machine = field(default_factory=engines.Machine)
 
 
-class LocalExecutor:
+class LocalExecutor(LocalSpools):
     """See Executor and Spools in executors/base.py."""
 
     def __init__(self, config: LocalConfig, *, code: CodeSource, hint: Hint) -> None:
+        super().__init__(config.home / "attempts")
         self.config = config
-        self.attempts = config.home / "attempts"
         shared = config.home / "cache" / "code"
         self._layers = Layers(shared, code, lambda: can_mount(shared / ".trial"))
         self.checkpoints = config.home / "checkpoints"
@@ -88,7 +85,6 @@ class LocalExecutor:
         self._hints = HintSocket(config.runtime / "hints.sock", hint)
         self._launching: set[str] = set()
         self._lock = threading.Lock()
-        self._seen: dict[str, Seen] = {}
         self._sdk = config.home / "sdk" / __version__
         engine, no_images = engines.detect(config.home, config.engines)
         self.images: ImageStore | None = None
@@ -243,62 +239,7 @@ class LocalExecutor:
         except TAMPERED:
             return False  # observe() will find out, and end it
 
-    # Spools
-
-    def pending(self, attempt_id: str, *, max_bytes: int) -> Iterable[Collected]:
-        """See Spools."""
-        folder = self._folder(attempt_id)
-        try:
-            order = self._seen.get(attempt_id, Seen(folder)).order()
-        except FileNotFoundError:
-            return
-        most = int(order["log_limit_bytes"]) + NOTICES_BYTES  # the index is the job's user's own
-        for task in [str(task["name"]) for task in order["tasks"]]:
-            try:
-                index = formats.parse_index(beneath.read(folder, task, "spool", "index", max_bytes=formats.INDEX_BYTES))
-                names = beneath.names(folder, task, "spool")
-            except FileNotFoundError:
-                continue
-            for stream, end in ((formats.LOG, min(index.log, most)), (formats.METRICS, min(index.metrics, most))):
-                starts = _starts(names, stream)
-                for start, following in itertools.pairwise([*starts, end]):
-                    at = max(start, self._collected(folder, task, stream))
-                    while at < min(following, end):  # not a byte further: what is collected may be gone by then
-                        size = min(max_bytes, following - at)
-                        name = formats.spool_name(stream, start)
-                        data = beneath.read(folder, task, "spool", name, max_bytes=size, offset=at - start)
-                        if not data:
-                            break
-                        yield Collected(attempt_id=attempt_id, task=task, stream=stream, offset=at, data=data)
-                        at += len(data)
-
-    def collected(self, piece: Collected, *, durably: Callable[[], None]) -> None:
-        """See Spools."""
-        folder, task, stream = self._folder(piece.attempt_id), piece.task, piece.stream
-        end = piece.offset + len(piece.data)
-        seen = self._seen.setdefault(piece.attempt_id, Seen(folder))
-        seen.collected[task, stream] = max(end, seen.collected.get((task, stream), 0))
-        starts = _starts(beneath.names(folder, task, "spool"), stream)
-        # a newer file exists: the runner writes to the ones before it no more
-        over = [start for start, following in itertools.pairwise(starts) if following <= end]
-        if over:
-            durably()
-        for start in over:
-            beneath.remove(folder, task, "spool", formats.spool_name(stream, start))
-
-    def outputs(self, attempt_id: str) -> Path | None:
-        """See Spools."""
-        folder = self._folder(attempt_id) / "outputs"
-        return folder if folder.is_dir() and not folder.is_symlink() else None
-
-    def _collected(self, folder: Path, task: str, stream: str) -> int:
-        seen = self._seen.get(folder.name)
-        return 0 if seen is None else seen.collected.get((task, stream), 0)
-
     # launching
-
-    def _folder(self, attempt_id: str) -> Path:
-        return self.attempts / folders.checked(attempt_id)
 
     def _uid(self, order: LaunchOrder) -> int | None:
         return self.config.uid_base + order.project_number if self._root else None
@@ -492,9 +433,3 @@ def _own_groups() -> str:
         return Path("/proc/self/cgroup").read_text()
     except OSError:
         return ""
-
-
-def _starts(names: list[str], stream: str) -> list[int]:
-    """Returns where the files of a stream begin, in order."""
-    found = [name.partition(".") for name in names]
-    return sorted(int(start) for head, _, start in found if head == stream and start.isdecimal())

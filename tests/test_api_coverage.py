@@ -36,7 +36,7 @@ def api(sqlite: Database, tmp_path: Path) -> Iterator[Api]:
 def test_every_route_is_an_operation(api: Api) -> None:
     sockets = [route for route in api.app.routes if isinstance(route, WebSocketRoute)]
     requests = [route for route in api.app.routes if not isinstance(route, WebSocketRoute)]
-    routes = {(method, route.path) for route in requests for method in route.methods or ()}
+    routes = {(method, route.path_format) for route in requests for method in route.methods or ()}
     documents = {("GET", "/v1/openapi.json"), ("HEAD", "/v1/openapi.json")}
     assert routes - documents == {(operation.method, operation.path) for operation in OPERATIONS}
     assert {route.path for route in sockets} == {operation.path for operation in SOCKETS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from danlu.database.records import ENVIRONMENTS
-from danlu.domain.environments import EnvironmentReason, EnvironmentState
+from danlu.domain.environments import EnvironmentReason, EnvironmentSource, EnvironmentState
 from danlu.environments.catalogue import CATALOGUE
 from tests.api.edge import Api
 from tests.factories import make_environment
@@ -87,6 +87,19 @@ def test_an_environment_of_a_live_job_is_not_given_up(api: Api) -> None:
     assert job["name"] in answer.json()["detail"]
     assert f"danlu stop {job['name']}" in answer.json()["next_step"]
     assert api.call("environments.show", environment=job["environment_id"]).json()["used_by"] == [job["name"]]
+
+
+def test_an_image_is_meant_by_its_whole_name_and_as_it_was_typed(api: Api) -> None:
+    name = "docker.io/library/python:3.12"
+    made = make_environment(name=name, source=EnvironmentSource(image=name), source_digest="1" * 64)
+    api.database.write(lambda tx: ENVIRONMENTS.add(tx, made))
+    for meant in (made.id, name, "python:3.12", "docker.io/python:3.12"):
+        shown = api.call("environments.show", environment=meant).json()
+        assert (shown["environment"]["id"], shown["folder"]) == (made.id, "")
+        assert api.call("environments.lock", environment=meant).status == 409
+    assert api.call("environments.show", environment="python").json()["environment"]["id"] != made.id
+    assert api.call("environments.get", environment="no/such/thing").status == 404
+    assert api.call("environments.remove", environment=name).json()["state"] == "removed"
 
 
 def test_never_built_is_nothing_to_remove(api: Api) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import EnvironmentFailed
-from danlu.executors.base import Phase
+from danlu.executors.base import Phase, StoredImage
 from tests.conftest import cannot_run
 from tests.process.containers import UID, ContainerBench, bench
 from tests.process.image_registry import BUSYBOX, Registry, missing, serving, small
@@ -183,6 +184,108 @@ def test_an_image_that_does_not_exist_is_refused(lab: ContainerBench, registry: 
         lab.pull(registry.name("none:1"))
     with pytest.raises(EnvironmentFailed, match="there is no image localhost/none:1 on this machine"):
         lab.pull("localhost/none:1")
+
+
+# images are docker's, of which some were brought by the platform
+
+
+def push(registry: Registry, name: str) -> str:
+    return registry.push(name, small(), Env=[f"NAME={name}"])
+
+
+def stored(image_id: str) -> StoredImage:
+    return StoredImage("docker", image_id)
+
+
+def remove(lab: ContainerBench, image_id: str) -> None:
+    lab.images.doom([stored(image_id)])()
+
+
+def test_an_image_that_was_brought_is_removed_with_all_its_names(made: ContainerBench, registry: Registry) -> None:
+    image = made.pull(push(registry, "brought:1"))
+    registry.tags["brought:2"] = registry.tags["brought:1"]
+    assert made.pull(registry.name("brought:2")) == image
+    assert stored(image.id) in made.images.stored()
+    remove(made, image.id)
+    assert made.images.find(image.id, 0) is None
+    assert stored(image.id) not in made.images.stored()
+    assert made.pull(push(registry, "brought:1")) == image
+    remove(made, image.id)
+
+
+def test_an_image_that_lost_its_name_to_a_newer_one_is_removed(made: ContainerBench, registry: Registry) -> None:
+    old = made.pull(push(registry, "moved:1"))
+    new = made.pull(registry.push("moved:1", small(), Env=["NEW=1"]))
+    remove(made, old.id)
+    assert (made.images.find(old.id, 0), made.images.find(new.id, 0)) == (None, new)
+    remove(made, new.id)
+
+
+def test_an_image_that_was_there_is_not_the_platforms(made: ContainerBench, daemon: Daemon, registry: Registry) -> None:
+    name = push(registry, "there:1")
+    daemon.ask("pull", name)
+    image = made.pull(name)
+    assert stored(image.id) not in made.images.stored()
+    daemon.ask("rmi", name)
+
+
+def test_an_image_that_the_user_has_named_stays_by_that_name(
+    made: ContainerBench, daemon: Daemon, registry: Registry
+) -> None:
+    name = push(registry, "shared:1")
+    image = made.pull(name)
+    daemon.ask("tag", name, "mine:1")
+    remove(made, image.id)
+    assert daemon.ask("image", "inspect", "--format", "{{.RepoTags}}", image.id).strip() == "[mine:1]"
+    assert stored(image.id) not in made.images.stored()
+    daemon.ask("rmi", "mine:1")
+
+
+def test_an_image_that_a_container_of_the_users_has_stays_until_that_is_gone(
+    made: ContainerBench, daemon: Daemon, registry: Registry
+) -> None:
+    name = push(registry, "held:1")
+    image = made.pull(name)
+    container = daemon.ask("create", name, "true").strip()
+    remove(made, image.id)
+    assert made.images.find(image.id, 0) == image
+    assert stored(image.id) in made.images.stored()
+    daemon.ask("rm", container)
+    remove(made, image.id)
+    assert made.images.find(image.id, 0) is None
+
+
+def test_an_image_in_which_an_attempt_runs_stays(made: ContainerBench, registry: Registry) -> None:
+    usual, made.image = made.image, made.pull(push(registry, "used:1"))
+    attempt, image_id = sh(made, HOLD), made.image.id
+    made.image = usual
+    made.printed(attempt, "up")
+    remove(made, image_id)
+    assert stored(image_id) in made.images.stored()
+    made.executor.stop(attempt, grace_s=0.0)
+    made.end(attempt)
+    remove(made, image_id)
+    assert stored(image_id) not in made.images.stored()
+
+
+def test_what_a_killed_server_had_begun_to_bring_is_known_to_be_its_own(
+    made: ContainerBench, daemon: Daemon, registry: Registry
+) -> None:
+    name = push(registry, "begun:1")
+    text = f"""
+import os, signal
+from pathlib import Path
+from danlu.executors.local.docker_images import DockerImages
+with DockerImages(Path({str(made.home / "images" / "docker.known")!r}), lambda *_: "").bringing({name!r}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    daemon.ask("pull", name)  # docker goes on with it
+    image = made.pull(name)
+    assert stored(image.id) in made.images.stored()
+    remove(made, image.id)
+    assert made.images.find(image.id, 0) is None
 
 
 @pytest.mark.parametrize("command", ["exec sleep 98765", "trap '' HUP TERM; sleep 98765 & wait; sleep 98765"])

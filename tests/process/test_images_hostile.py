@@ -62,7 +62,7 @@ def store(
 ) -> ImageStore:
     """Returns a store whose engine is a shell script."""
     made = Engine(engine, program(folder / engine, text), "5.0.0")
-    return ImageStore(folder / "images", folder / "c", made, uid_base=uid_base, server=server, group=group)
+    return ImageStore(folder, folder / "c", made, uid_base=uid_base, server=server, group=group)
 
 
 # what is left of an attempt

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.tasks import Tasks
@@ -15,7 +15,9 @@ from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ENVIRONMENTS, PROJECTS
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
+from danlu.domain.jobs import JobState
 from danlu.errors import DanluError, EnvironmentFailed, VersionConflict
+from danlu.executors.base import StoredImage
 from danlu.services.context import Clock, Hub
 from danlu.services.environments import BUILD_STREAM, BUILD_TASK, lock_key
 
@@ -24,13 +26,15 @@ AT_ONCE: Final = 3
 """Builds, and as many pulls."""
 OF_A_PROJECT: Final = 2
 """Of these: a pull may take an hour, and nobody can have all."""
-BUILD_THREADS: Final = 2 * AT_ONCE + 1
-"""What works at the same time at most, with the sweep."""
+SWEEPS: Final = ("sweep", "sweep-images")
+BUILD_THREADS: Final = 2 * AT_ONCE + len(SWEEPS)
+"""What works at the same time at most."""
 MAX_OPEN: Final = 10_000
 STAGES: Final = {"resolve": EnvironmentReason.RESOLUTION_FAILED, "pull": EnvironmentReason.PULL_FAILED}
 """Why a build failed, by the stage that it failed in; else it was the installation."""
 MAX_KNOWN: Final = 100_000
-SWEEP: Final = "sweep"
+LAUNCHED: Final = (JobState.ADMITTED, JobState.STARTING)
+"""The states of jobs that may be launched at this moment, with what their environment was just before."""
 
 
 class Built(Protocol):
@@ -60,11 +64,20 @@ class Builder(Protocol):
         """Keeps what only saves time within its limit."""
 
 
-class Puller(Protocol):
-    """Fetches container images for a project."""
+class Images(Protocol):
+    """Fetches container images for projects, and removes them."""
 
     def pull(self, reference: str, project_number: int, report: Callable[[str], None]) -> Any:
         """Returns what was fetched (see Built), or raises EnvironmentFailed."""
+
+    def store(self, project_number: int) -> str:
+        """Returns the name of the store that a project's images are in."""
+
+    def stored(self) -> frozenset[StoredImage]:
+        """Returns the images that are there and may be removed."""
+
+    def doom(self, images: Collection[StoredImage]) -> Callable[[], None]:
+        """Takes images, but for those that attempts run in; the returned function removes them, and must be called."""
 
 
 @dataclass(slots=True)
@@ -77,7 +90,7 @@ class EnvironmentsController:
     clock: Clock
     hub: Hub
     tasks: Tasks
-    images: Puller | None = None
+    images: Images | None = None
     _begun: dict[str, Environment] = field(default_factory=dict)
 
     def step(self) -> float:
@@ -102,15 +115,44 @@ class EnvironmentsController:
         return PERIOD_S
 
     def _sweep(self) -> None:
-        """Removes folders that no record wants and no live job uses.
+        """Removes folders and images that no record wants and no live job uses.
 
-        Not beside a build: what it has just finished is wanted by a record that is not stored yet. The folders are listed
-        before the records are read, and lose their names here, in the one thread that begins builds.
+        Not beside a build: what it has just finished is wanted by a record that is not stored yet. All is listed before the
+        records are read, and taken away here, in the one thread that begins builds.
         """
-        there = frozenset() if self.tasks.running() else self.builder.folders()
-        unwanted = self.database.read(lambda tx: _unwanted(tx, there)) if there else frozenset()
-        if unwanted:
-            self.tasks.start(SWEEP, self.builder.doom(unwanted))
+        if self.tasks.running():
+            return
+        folders, images = self.builder.folders(), frozenset[StoredImage]()
+        if self.images is not None:
+            images = self.images.stored()
+        if not folders and not images:
+            return
+        needed = self.database.read(lambda tx: self._needed(tx, with_images=bool(images)))
+        if needed is None:
+            return
+        if unwanted := folders - needed.folders:
+            self.tasks.start(SWEEPS[0], self.builder.doom(unwanted))
+        doomed = {one for one in images - needed.images if one.store not in needed.stores}
+        if doomed and self.images is not None:
+            self.tasks.start(SWEEPS[1], self.images.doom(doomed))
+
+    def _needed(self, tx: Transaction, *, with_images: bool) -> Needed | None:
+        """Returns what records want or live jobs use; None where that is not certain."""
+        known = ENVIRONMENTS.find(tx, limit=MAX_KNOWN)
+        if len(known) == MAX_KNOWN or any(one.state is EnvironmentState.BUILDING for one in known):
+            return None
+        used = queries.environments_in_use(tx)
+        wanted = [one for one in known if one.state is not EnvironmentState.REMOVED or one.id in used]
+        needed = Needed(frozenset(one.lock_digest or "" for one in wanted), frozenset(), frozenset())
+        if self.images is None or not with_images:
+            return needed
+        pulled = _of_kind(wanted, True)
+        stores = {p: self.images.store(PROJECTS.require(tx, p).number) for p in {one.project for one in pulled}}
+        launched = queries.environments_in_use(tx, LAUNCHED)
+        return needed._replace(
+            images=frozenset(StoredImage(stores[one.project], one.lock_digest or "") for one in pulled),
+            stores=frozenset(stores[one.project] for one in pulled if one.id in launched),
+        )
 
     def _build(self, environment: Environment) -> None:
         key = StreamKey(environment.project, environment.id, BUILD_TASK, BUILD_STREAM)
@@ -171,6 +213,18 @@ class EnvironmentsController:
         return self.database.write(work)
 
 
+class Needed(NamedTuple):
+    """What must stay: folders of environments, images, and all of some stores.
+
+    A job that is being launched may have read which image it gets before a newer one was pulled, and no attempt of it may
+    be seen yet: from its store nothing is removed until it runs.
+    """
+
+    folders: frozenset[str]
+    images: frozenset[StoredImage]
+    stores: frozenset[str]
+
+
 def _of_kind(environments: Iterable[Environment], pulled: bool) -> list[Environment]:
     return [one for one in environments if (one.source.image is not None) is pulled]
 
@@ -187,13 +241,3 @@ def _next(waiting: Collection[Environment], begun: Collection[Environment]) -> l
         chosen.append(first)
         at_work[first.project] += 1
     return chosen
-
-
-def _unwanted(tx: Transaction, there: frozenset[str]) -> frozenset[str]:
-    """Returns those of the digests that neither a record wants nor a live job uses; none where that is not certain."""
-    used = queries.environments_in_use(tx)
-    known = ENVIRONMENTS.find(tx, limit=MAX_KNOWN)
-    if len(known) == MAX_KNOWN or any(one.state is EnvironmentState.BUILDING for one in known):
-        return frozenset()
-    needed = {one.lock_digest for one in known if one.state is not EnvironmentState.REMOVED or one.id in used}
-    return there - needed

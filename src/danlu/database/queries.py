@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -110,11 +111,11 @@ def environment_uses(tx: Transaction, project: str) -> dict[str, EnvironmentUse]
     return {str(row[0]): EnvironmentUse(int(row[1]), int(row[2])) for row in rows}
 
 
-def environments_in_use(tx: Transaction) -> frozenset[str]:
-    """Returns the ids of the environments of live jobs, of all projects."""
+def environments_in_use(tx: Transaction, states: Collection[JobState] = LIVE_JOB_STATES) -> frozenset[str]:
+    """Returns the ids of the environments of jobs in these live states, of all projects."""
     jobs = tables.jobs.c
-    query = select(jobs.environment_id).where(tables.LIVE, jobs.environment_id.is_not(None)).distinct()
-    return frozenset(str(row[0]) for row in tx.connection.execute(query))
+    query = select(jobs.environment_id).where(tables.LIVE, jobs.state.in_(states), jobs.environment_id.is_not(None))
+    return frozenset(str(row[0]) for row in tx.connection.execute(query.distinct()))
 
 
 def job_counts(tx: Transaction, project: str | None = None) -> dict[str, int]:

@@ -191,7 +191,7 @@ class EnvironmentText(Value):
 
 
 class Pruned(Value):
-    """Environments that were given up, or would be; their folders are removed soon after."""
+    """Environments that were given up, or would be; their folders and images are removed soon after."""
 
     environments: tuple[Environment, ...]
     size_bytes: int = Field(description="of them all, as if each had its files alone: what they share is counted twice")

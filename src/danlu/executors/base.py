@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -75,6 +75,13 @@ class Observation(Value):
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
     resumed_from: Said | None = None
     message: Said = ""
+
+
+class StoredImage(NamedTuple):
+    """A container image that is kept for jobs: in which of the executor's stores, and its id."""
+
+    store: str
+    image_id: str
 
 
 class Executor(Protocol):

@@ -47,6 +47,8 @@ SPOOL_BYTES: Final = 2**20
 READ_BYTES: Final = 2**20
 UPLOADS_AT_ONCE: Final = 4
 RENAMED: Final = {"jobs.logs": "danlu.services.logs", "jobs.metrics": "danlu.services.metrics"}
+WITH_SLASHES: Final = "{environment}"
+"""The name in a path that may have slashes: an image's."""
 Endpoint = Callable[..., Awaitable[Response]]
 
 
@@ -218,13 +220,14 @@ def build(platform: Platform, uploads: Path, opener: Opener) -> tuple[FastAPI, E
         separate_input_output_schemas=False,
     )  # fmt: skip
     edge = Edge(platform, uploads, opener)
-    for operation in OPERATIONS:
+    # what ends with a name that may have slashes comes last: it matches the longer ones too
+    for operation in sorted(OPERATIONS, key=lambda one: one.path.endswith(WITH_SLASHES)):
         if operation.kind is Kind.SOCKET:  # beside it, the same as a request says what it is, after the same checks
             app.router.routes.append(WebSocketRoute(operation.path, edge.socket(operation), name=operation.id))
         app.add_api_route(
-            operation.path, edge.endpoint(operation), methods=[operation.method], name=operation.id,
-            operation_id=operation.id, summary=operation.summary, status_code=operation.status,
-            tags=[operation.id.partition(".")[0]], **_documented(operation),
+            operation.path.replace(WITH_SLASHES, "{environment:path}"), edge.endpoint(operation),
+            methods=[operation.method], name=operation.id, operation_id=operation.id, summary=operation.summary,
+            status_code=operation.status, tags=[operation.id.partition(".")[0]], **_documented(operation),
         )  # fmt: skip
     app.add_exception_handler(DanluError, _known)
     app.add_exception_handler(Exception, _unknown)

@@ -10,6 +10,7 @@ from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ENVIRONMENTS, JOBS
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
+from danlu.domain.images import full_reference
 from danlu.domain.jobs import LIVE_JOB_STATES
 from danlu.domain.validation import suggestion
 from danlu.domain.views import (
@@ -131,14 +132,19 @@ class Named(NamedTuple):
 
 
 def named(call: Call, name: str) -> Named:
-    """Returns what an id, a name of the catalogue or ``requirements-xxxxxxxx`` means in the project, or raises NotFound."""
+    """Returns what an id, a name of the catalogue, ``requirements-xxxxxxxx`` or an image means in the project.
+
+    Raises:
+        NotFound: it means nothing there.
+    """
     made = call.platform.database.read(
         lambda tx: ENVIRONMENTS.find(tx, project=call.project, descending=True, limit=MAX_LISTED)
     )
     entry = CATALOGUE.get(name)
     if entry is not None and not entry.buildable:
         raise NotFound(f"{name} is {entry.description}", next_step="all that can be built: danlu env ls")
-    found = next((one for one in made if name in (one.id, one.name)), None)
+    names = {name} if entry is not None else {name, _as_image(name)}
+    found = next((one for one in made if one.id == name or one.name in names), None)
     if found is not None:
         return Named(found.name, CATALOGUE.get(found.source.catalogue or ""), found)
     if entry is None:
@@ -148,6 +154,14 @@ def named(call: Call, name: str) -> Named:
             next_step=f"{near} all of them: danlu env ls".strip(),
         )
     return Named(name, entry, None)
+
+
+def _as_image(name: str) -> str:
+    """Returns the whole name of the image that a user may mean by ``name``."""
+    try:
+        return full_reference(name)
+    except ValueError:
+        return name
 
 
 def lock_key(project: str, environment_id: str, lock_digest: str) -> StreamKey:
@@ -196,7 +210,7 @@ def show(call: Call, environment: str) -> EnvironmentDetails:
     what = named(call, environment)
     env, entry = what.environment, what.entry
     locked = _lock_of(call, what)
-    ready = env is not None and env.state is EnvironmentState.READY
+    in_folder = env is not None and env.state is EnvironmentState.READY and env.source.image is None
 
     def read(tx: Transaction) -> tuple[tuple[str, ...], int | None]:
         if env is None:
@@ -217,7 +231,7 @@ def show(call: Call, environment: str) -> EnvironmentDetails:
         preload=() if entry is None else entry.preload,
         frameworks=() if entry is None else entry.frameworks,
         program="" if entry is None else smoke_text(entry),
-        folder=f"{call.platform.facts.home}/environments/{env.lock_digest}" if ready and env is not None else "",
+        folder=f"{call.platform.facts.home}/environments/{env.lock_digest}" if env is not None and in_folder else "",
         used_by=used_by,
         last_asked_at=last_asked_at,
     )
@@ -230,7 +244,7 @@ def _described(environment: Environment | None) -> str:
 
 
 def remove(call: Call, environment: str) -> Environment:
-    """Gives an environment up; its folder is removed soon after. Idempotent.
+    """Gives an environment up; its folder or its image is removed soon after. Idempotent.
 
     Raises:
         NotFound: it was never built.
@@ -244,10 +258,6 @@ def remove(call: Call, environment: str) -> Environment:
         newest = ENVIRONMENTS.require(tx, found.id)
         if newest.state is EnvironmentState.REMOVED:
             return newest
-        if newest.source.image is not None and not newest.in_vain:
-            raise Conflict(
-                f"{newest.name} is a container image, which podman or docker keeps", next_step="podman image rm"
-            )
         jobs = JOBS.find(tx, environment_id=newest.id, state=LIVE_JOB_STATES, limit=MAX_USERS)
         if jobs:
             names = ", ".join(job.name for job in jobs[:5]) + (" and more" if len(jobs) > 5 else "")
@@ -276,8 +286,7 @@ def prune(call: Call, body: PruneRequest) -> Pruned:
         for env in ENVIRONMENTS.find(tx, project=call.project, state=UNUSED_STATES, limit=MAX_LISTED):
             use = uses.get(env.id)
             asked_at = max(env.updated_at, 0 if use is None else use.last_asked_at)
-            kept = env.source.image is not None and not env.in_vain  # by podman or docker
-            if kept or (use is not None and use.live) or asked_at > before:
+            if (use is not None and use.live) or asked_at > before:
                 continue
             if body.dry_run:
                 found.append(env)

@@ -85,13 +85,18 @@ def runtime_name(attempt_id: str) -> str:
 
 def podman(engine: Engine, folder: Path, runtime: Path, *, shared: Path | None = None) -> list[str]:
     """Returns podman's program and options, for a store of its own in ``folder`` beside one that is only read."""
-    driver = next((o.partition("=")[2] for o in engine.options if o.startswith("--storage-driver=")), "overlay")
+    driver = storage_driver(engine)
     option = f"{driver}.ignore_chown_errors=true" if shared is None else f"{driver}.imagestore={shared / 'storage'}"
     return [
         engine.path, *engine.options, f"--storage-opt={option}", "--root", str(folder / "storage"),
         "--runroot", str(runtime / "s"), "--cgroup-manager=cgroupfs", "--events-backend=none",
         "--log-level=fatal",
     ]  # fmt: skip
+
+
+def storage_driver(engine: Engine) -> str:
+    """Returns how podman keeps layers, by the name that its folders of images begin with."""
+    return next((o.partition("=")[2] for o in engine.options if o.startswith("--storage-driver=")), "overlay")
 
 
 def environ(folder: Path, runtime: Path) -> dict[str, str]:

@@ -89,7 +89,7 @@ class LocalExecutor(LocalSpools):
         engine, no_images = engines.detect(config.home, config.engines)
         self.images: ImageStore | None = None
         if engine is not None:
-            base, places = config.uid_base if self._root else None, (config.home / "images", config.runtime / "c")
+            base, places = config.uid_base if self._root else None, (config.home, config.runtime / "c")
             group = None if self._tree is None else self._tree.group(f"{self._ours}/pulls")
             self.images = ImageStore(*places, engine, uid_base=base, server=config.engines.environ, group=group)
         bases = {} if self._tree is None else self._tree.bases
@@ -112,6 +112,8 @@ class LocalExecutor(LocalSpools):
         for leftover in self.attempts.glob(".*"):
             folders.remove(leftover)
         self._layers.start({folder.name for folder in self.attempts.iterdir()})
+        if self.images is not None:
+            self.images.start()
         self._install_sdk()
         self._hints.start()
 

@@ -3,56 +3,54 @@
 Who pulls is who runs: where the server is root, podman runs as the project's user even for that, so that no registry's bytes
 are ever parsed by root, and no project can use what another one's password has pulled. Only images under ``localhost/``,
 which somebody has built or loaded here with the server's user's own podman, are copied to whoever names them.
+
+::
+
+    images/UID          a project's podman: ``storage``, and ``auth.json`` where it has passwords
+    images/UID.known    what the server keeps of each image
+    images/UID.tmp      what podman writes while it fetches
+    images/*.gone       what is being removed; no store is ever found half removed
+    images/docker.known which of docker's images this platform has brought (see docker_images.py)
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import logging
 import os
 import re
-import signal
+import secrets
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from danlu.domain.images import Image, is_local
+from danlu.domain.images import IMAGE_ID, Image, is_local
 from danlu.domain.jobs import JobSpec
-from danlu.errors import DataDamaged, EnvironmentFailed, ExecutorUnavailable, LaunchRejected
-from danlu.executors.base import LaunchOrder
-from danlu.executors.local import beneath, engine_output, folders, leftovers, machine
+from danlu.errors import DanluError, DataDamaged, EnvironmentFailed, ExecutorUnavailable
+from danlu.executors.base import LaunchOrder, StoredImage
+from danlu.executors.local import beneath, engine_output, folders, leftovers, machine, orphan_layers
 from danlu.executors.local.cgroups import Group
-from danlu.executors.local.containers import (
-    RUNTIME_CHARACTERS,
-    Place,
-    container,
-    environ,
-    environment,
-    limits_in_force,
-    podman,
-    runtime_name,
-)
+from danlu.executors.local.containers import Place, container, environment, limits_in_force, storage_driver
+from danlu.executors.local.docker_images import DockerImages
 from danlu.executors.local.engine_output import Report
 from danlu.executors.local.engines import PATH, Engine
-from danlu.executors.local.observing import MAX_ORDER_BYTES
+from danlu.executors.local.observing import MAX_ORDER_BYTES, TAMPERED
 from danlu.executors.local.orders import Folders
-from danlu.executors.local.starting import LAUNCHER
+from danlu.executors.local.project_engine import ASK_TIMEOUT_S, DOCKER, ProjectEngine
 from danlu.runner.formats import write_atomically
 
-ASK_TIMEOUT_S: Final = 60.0
-PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
-HANDED_ON: Final = (
-    *PROXIES, "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "CONTAINERS_REGISTRIES_CONF", "REGISTRY_AUTH_FILE",
-)  # fmt: skip
-"""What of the server's environment a pull needs to reach its registry."""
-PULL_MEMORY_BYTES: Final = 2 << 30
-PULL_CPU_MILLI: Final = 2000
-PULL_PROCESSES: Final = 1024
+LOG: Final = logging.getLogger("danlu.executors")
+REMOVAL_TIMEOUT_S: Final = 600.0
+REMOVED_AT_ONCE: Final = 500
+MAX_IMAGES: Final = 10_000
+"""Of one store. Its folders are the project's own word: no more of their names are read."""
+GONE: Final = ".gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +68,13 @@ class ImageStore:
     """The images of each project below one folder; docker's are its daemon's own."""
 
     def __init__(
-        self, folder: Path, runtime: Path, engine: Engine, *, uid_base: int | None, server: Mapping[str, str],
+        self, home: Path, runtime: Path, engine: Engine, *, uid_base: int | None, server: Mapping[str, str],
         group: Group | None = None,
     ) -> None:  # fmt: skip
         """Makes nothing yet.
 
         Args:
-            folder: ``DANLU_HOME/images``.
+            home: ``DANLU_HOME``: images are in ``images``, attempts that use them in ``attempts``.
             runtime: a folder with a short path, for what podman keeps while it runs.
             engine: what to pull with.
             uid_base: a project's user is this plus its number; None: all is the server's own user's.
@@ -84,17 +82,27 @@ class ImageStore:
             group: below which each project's pulls get a control group; None: there are none here.
         """
         self.engine = engine
-        self._folder = folder
-        self._runtime = runtime
-        self._uid_base = uid_base
+        self._folder = home / "images"
+        self._attempts = home / "attempts"
+        self._own = ProjectEngine(self._folder, runtime, engine, uid_base=uid_base, server=server, group=group)
         self._server = server
-        self._group = group
-        self._locks: dict[int, threading.Lock] = {}
-        self._removals = leftovers.Removals(self._asked)
+        self._locks: dict[str, threading.Lock] = {}
+        self._removals = leftovers.Removals(self._own.asked)
+        self._docker = DockerImages(self._folder / f"{DOCKER}.known", self._own.asked)
+
+    def start(self) -> None:
+        """Has what a killed server left half removed or half fetched removed, beside: nobody waits for it."""
+        for left in self._folder.glob("*.tmp"):
+            self._aside(left)
+        threading.Thread(target=self._clear, name="images", daemon=True).start()
 
     def folder(self, project_number: int) -> Path:
         """Returns where a project's images are."""
-        return self._folder / str(os.geteuid() if self._uid_base is None else self._uid_base + project_number)
+        return self._own.folder(project_number)
+
+    def store(self, project_number: int) -> str:
+        """Returns the name of the store that has a project's images: several projects may share one."""
+        return self._own.store(project_number)
 
     def pull(self, reference: str, project_number: int, report: Report) -> Pulled:
         """Fetches an image unless the newest one is there. Idempotent.
@@ -109,9 +117,7 @@ class ImageStore:
         """
         begun = time.monotonic()
         try:
-            with self._locks.setdefault(
-                project_number, threading.Lock()
-            ):  # podman's processes of a store share one more
+            with self._lock(self.store(project_number)):  # podman's processes of a store share one more
                 found = self._pulled(reference, project_number, report)
         except OSError as error:
             raise EnvironmentFailed(f"image {reference} could not be fetched: {error}", stage="pull") from error
@@ -128,7 +134,7 @@ class ImageStore:
         if not any((self.folder(project_number) / "storage").glob(f"*-images/{image_id}")):
             return None
         try:
-            return Image.model_validate_json(self._record(image_id, project_number).read_bytes())
+            return Image.model_validate_json(self._record(image_id, self.store(project_number)).read_bytes())
         except (OSError, ValueError):
             return None  # it is pulled once more then, which writes it again
 
@@ -141,7 +147,8 @@ class ImageStore:
         if order.image is None:
             return
         number = order.project_number
-        place = Place(where, self.folder(number), self.runtime(where.attempt.name, number), machine.memory_bytes())
+        runtime = self._own.runtime(where.attempt.name, number)
+        place = Place(where, self.folder(number), runtime, machine.memory_bytes())
         for task, asked, written in zip(order.attempt.tasks, order.job.spec.tasks, content["tasks"], strict=True):
             written["env"] = environment(written["env"], asked, order.image)
             written["container"] = container(self.engine, order.image, asked, task, place)
@@ -175,50 +182,42 @@ class ImageStore:
             return grouped or leftovers.end_monitors(attempt)
         return self._removals.done(attempt.name)
 
-    def _asked(self, *words: str) -> str | None:
-        """Returns what the engine prints as the server's own user, or None where it fails."""
-        try:
-            done = subprocess.run(
-                [self.engine.path, *words], env={**self._server, "PATH": PATH}, cwd="/", stdin=subprocess.DEVNULL,
-                capture_output=True, text=True, errors="replace", timeout=ASK_TIMEOUT_S, check=False,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout if done.returncode == 0 else None
-
     # pulling
 
     def _pulled(self, reference: str, project_number: int, report: Report) -> Image:
-        try:
-            if self.engine.name == "podman":
-                self._prepare(project_number, report)
+        with self._own.at_work(project_number, report):
             if is_local(reference):
                 self._copy(reference, project_number, report)
+                found = self._inspect(reference, project_number)
+            elif self.engine.name == "docker":
+                with self._docker.bringing(reference) as brought:
+                    self._fetch(reference, project_number, report)
+                    found = self._inspect(reference, project_number)
+                    if found is not None:
+                        brought(found.id)
             else:
-                words = [self.engine.path] if self.engine.name == "docker" else self._podman(project_number)
-                pulling = self._start([*words, "pull", reference], project_number)
-                engine_output.tell(pulling, report, reference, lambda: self._end_group(project_number))
-            found = self._inspect(reference, project_number)
-        finally:
-            self._end_group(project_number)
-            self._end_pause(project_number)
+                self._fetch(reference, project_number, report)
+                found = self._inspect(reference, project_number)
         if found is None:
             raise self._missing(reference)
         if self.engine.name == "podman":
-            record = self._record(found.id, project_number)
+            record = self._record(found.id, self.store(project_number))
             record.parent.mkdir(mode=0o700, exist_ok=True)
             write_atomically(str(record), found.model_dump_json().encode())
         return found
 
-    def _record(self, image_id: str, project_number: int) -> Path:
+    def _fetch(self, reference: str, project_number: int, report: Report) -> None:
+        pulling = self._own.start(project_number, "pull", reference)
+        engine_output.tell(pulling, report, reference, lambda: self._own.end_group(project_number))
+
+    def _record(self, image_id: str, store: str) -> Path:
         """Returns where the server keeps what an image sets; asking podman would cost each launch a tenth of a second."""
-        return self._folder / f"{self.folder(project_number).name}.known" / f"{image_id}.json"
+        return self._folder / f"{store}.known" / f"{image_id}.json"
 
     def _inspect(self, image: str, project_number: int) -> Image | None:
         """Returns an image by name or id, as the engine tells it."""
-        words = [self.engine.path] if self.engine.name == "docker" else self._podman(project_number)
         try:
-            done = self._start([*words, "image", "inspect", image], project_number, stderr=subprocess.PIPE)
+            done = self._own.start(project_number, "image", "inspect", image, stderr=subprocess.PIPE)
             out, err = engine_output.answer(done, ASK_TIMEOUT_S)
         except OSError as error:
             raise ExecutorUnavailable(f"{self.engine.name} cannot be asked for image {image}: {error}") from error
@@ -234,119 +233,15 @@ class ImageStore:
             return None
         raise ExecutorUnavailable(f"{self.engine.name} cannot tell about image {image}: {said.strip()[-500:]}")
 
-    def _podman(self, project_number: int) -> list[str]:
-        return podman(self.engine, self.folder(project_number), self._short(project_number))
-
-    def _short(self, project_number: int) -> Path:
-        return self._runtime / f"p{self.folder(project_number).name}"
-
-    def _prepare(self, project_number: int, report: Report) -> None:
-        own = self.folder(project_number)
-        for folder in (own, self._short(project_number)):
-            self._give(folder, project_number)
-        group = self._pulls(project_number)
-        if group is not None:
-            self._end_group(project_number)  # of a server that was killed
-            group.create(memory_bytes=PULL_MEMORY_BYTES, cpu_milli=PULL_CPU_MILLI, processes=PULL_PROCESSES)
-        if self._uid_base is not None and any("@" in self._server.get(name, "") for name in PROXIES):
-            report("the proxy is asked without its user and password: this project's jobs could read them")
-
-    def _pulls(self, project_number: int) -> Group | None:
-        """Returns the control group of all that a project's pulls start; docker's daemon does them itself."""
-        if self._group is None or self.engine.name == "docker":
-            return None
-        return self._group.child(self.folder(project_number).name)
-
-    def _end_group(self, project_number: int) -> None:
-        group = self._pulls(project_number)
-        if group is not None:
-            group.kill()
-            group.remove()
-
-    def _give(self, folder: Path, project_number: int) -> None:
-        """Makes a folder, in one of the server's own, that is the project's user's, unless it is there."""
-        folder.parent.mkdir(mode=0o711, exist_ok=True)
-        folder.parent.chmod(0o711)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        # its parent is the server's, so that it is what was made here; one whose server was killed is given now
-        if self._uid_base is not None and folder.lstat().st_uid == os.geteuid():
-            uid = self._uid_base + project_number
-            os.chown(folder, uid, uid, follow_symlinks=False)
-
-    def runtime(self, attempt_id: str, project_number: int) -> Path:
-        """Returns an attempt's own runtime folder, which is made; docker needs none."""
-        folder = self._runtime / runtime_name(attempt_id)
-        if self.engine.name != "docker":
-            if len(str(folder)) + len("/9999/s") > RUNTIME_CHARACTERS:
-                raise LaunchRejected(
-                    f"podman needs a short path for what it keeps while it runs, and {folder} is too long"
-                )
-            self._give(folder, project_number)
-        return folder
-
     def forget(self, attempt_id: str) -> None:
         """Removes an attempt's runtime folder."""
         self._removals.forget(attempt_id)
-        folders.remove(self._runtime / runtime_name(attempt_id))
-
-    def _start(
-        self, words: Sequence[str], project_number: int, *, stderr: int = subprocess.STDOUT, stdin: Any = None
-    ) -> subprocess.Popen[bytes]:
-        if self.engine.name == "docker":
-            own: dict[str, str] = {**self._server, "PATH": PATH}
-        else:
-            folder = self.folder(project_number)
-            own = {
-                **self._handed_on(),
-                **self._passwords(folder),
-                **environ(folder, self._short(project_number)),
-                "TMPDIR": str(folder),
-            }
-            words = self._as_user(words, project_number)
-        return subprocess.Popen(
-            words, env=own, cwd="/", stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=subprocess.PIPE,
-            stderr=stderr, start_new_session=True,
-        )  # fmt: skip
-
-    def _handed_on(self) -> dict[str, str]:
-        """Returns what a pull is told: where it runs as a project's user, nothing that its jobs may not read in /proc."""
-        passed = {name: self._server[name] for name in HANDED_ON if name in self._server}
-        if self._uid_base is not None:
-            passed.pop("REGISTRY_AUTH_FILE", None)
-            for name in PROXIES:
-                if name in passed:
-                    scheme, found, rest = passed[name].rpartition("://")
-                    passed[name] = f"{scheme}{found}{rest.rpartition('@')[2]}"
-        return passed
-
-    def _as_user(self, words: Sequence[str], project_number: int) -> list[str]:
-        """Returns the command that runs ``words`` as the project's user, below folders that are closed to it too."""
-        needed, group = [self.folder(project_number), self._short(project_number)], self._pulls(project_number)
-        config = {
-            "uid": None if self._uid_base is None else self._uid_base + project_number, "words": [*words],
-            "needed": [{"path": str(path), "write": True} for path in needed],
-            "cgroup_procs": [] if group is None else [str(path) for path in group.procs()],
-        }  # fmt: skip
-        return [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(config)]
-
-    def _passwords(self, folder: Path) -> dict[str, str]:
-        """Returns where the registries' passwords are: the project's own; where all is one user's, also that user's."""
-        places = [folder / "auth.json"]
-        if self._uid_base is None:
-            home = Path(self._server.get("HOME", "/nonexistent"))
-            places += [
-                Path(self._server.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")) / "containers" / "auth.json",
-                home / ".config" / "containers" / "auth.json",
-                home / ".docker" / "config.json",
-            ]
-        found = next((place for place in places if place.is_file()), None)
-        return {} if found is None else {"REGISTRY_AUTH_FILE": str(found)}
+        self._own.forget(attempt_id)
 
     def _copy(self, reference: str, project_number: int, report: Report) -> None:
         """Copies an image from the store of the server's own user."""
         own = {**self._server, "PATH": PATH}
-        wanted = self._asked("image", "inspect", "--format", "{{.Id}}", reference)
+        wanted = self._own.asked("image", "inspect", "--format", "{{.Id}}", reference)
         if wanted is None:
             raise self._missing(reference)
         there = self._inspect(reference, project_number)
@@ -359,11 +254,10 @@ class ImageStore:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
-            load = [*self._podman(project_number), "load"]
-            loading = self._start(load, project_number, stdin=saving.stdout)
+            loading = self._own.start(project_number, "load", stdin=saving.stdout)
             if saving.stdout is not None:
                 saving.stdout.close()  # it is the other's now: should that one end, this one must notice
-            engine_output.tell(loading, report, reference, lambda: self._end_group(project_number))
+            engine_output.tell(loading, report, reference, lambda: self._own.end_group(project_number))
         finally:
             engine_output.kill(saving)
 
@@ -379,19 +273,110 @@ class ImageStore:
             stage="pull",
         )
 
-    def _end_pause(self, project_number: int) -> None:
-        """Ends the process that podman leaves behind to keep a user's namespace."""
+    # removing
+
+    def stored(self) -> frozenset[StoredImage]:
+        """Returns what is there that may be removed: all that the projects' podman has; of docker's what was brought here.
+
+        None where the folder may serve other platforms too.
+        """
+        if self._folder.is_symlink():
+            return frozenset()
         if self.engine.name == "docker":
-            return
-        folder = self.folder(project_number)
-        with contextlib.suppress(Exception):  # its number is the project's own word: it may be anything
-            pid = int(beneath.read(self._short(project_number), "libpod", "tmp", "pause.pid", max_bytes=32))
-            descriptor = os.pidfd_open(pid)
+            return frozenset(StoredImage(DOCKER, image_id) for image_id in self._docker.brought())
+        return frozenset(StoredImage(store, image_id) for store in self._own.stores() for image_id in self._kept(store))
+
+    def doom(self, images: Collection[StoredImage]) -> Callable[[], None]:
+        """Takes images that nobody wants, at once; the returned function then removes them, which takes long.
+
+        Pulls into their stores wait until that has been called. An image that a running attempt began with stays, and so
+        does what is in a store that is at work. What could not be removed is there still, to be taken again.
+        """
+        taken: dict[str, list[str]] = {}
+        for store, image_id in sorted({*images} - self._in_use(images)):
+            if store in taken or self._lock(store).acquire(blocking=False):
+                taken.setdefault(store, []).append(image_id)
+        return lambda: self._discard(taken)
+
+    def _lock(self, store: str) -> threading.Lock:
+        return self._locks.setdefault(store, threading.Lock())
+
+    def _in_use(self, images: Collection[StoredImage]) -> set[StoredImage]:
+        """Returns those that an attempt was launched with whose runner is alive, though its environment has a newer one.
+
+        Raises:
+            ExecutorUnavailable: that cannot be found out now.
+        """
+        used: set[StoredImage] = set()
+        try:
+            for attempt in self._attempts.iterdir():
+                if used != {*images} and not folders.lock_is_free(attempt):
+                    order = _order(attempt)
+                    used |= {one for one in images if one.image_id.encode() in order}
+        except FileNotFoundError:
+            return used
+        except OSError as error:
+            raise ExecutorUnavailable(f"which images are in use cannot be found out now: {error}") from error
+        return used
+
+    def _kept(self, store: str) -> set[str]:
+        """Returns the ids of a store's images, with those of which only a part is left."""
+        ids = {path.stem for path in (self._folder / f"{store}.known").glob("*.json")}
+        with contextlib.suppress(OSError):  # there is no such folder, or the project has put something in its place
+            folder = beneath.open_folder(self._folder / store, "storage", f"{storage_driver(self.engine)}-images")
             try:
-                if Path(f"/proc/{pid}").stat().st_uid == folder.stat().st_uid and pid != os.getpid():
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                with os.scandir(folder) as entries:
+                    ids |= {entry.name for entry in itertools.islice(entries, MAX_IMAGES)}
             finally:
-                os.close(descriptor)
+                os.close(folder)
+        return {image_id for image_id in ids if re.fullmatch(IMAGE_ID, image_id)}
+
+    def _discard(self, taken: Mapping[str, Sequence[str]]) -> None:
+        for store, image_ids in taken.items():
+            try:
+                if store == DOCKER:
+                    for image_id in image_ids:
+                        self._docker.remove(image_id)
+                else:
+                    self._remove(store, image_ids)
+            except (DanluError, OSError) as error:
+                LOG.warning("images of %s cannot be removed now, which is tried again: %s", store, error)
+            finally:
+                self._lock(store).release()
+        self._clear()
+
+    def _remove(self, store: str, image_ids: Sequence[str]) -> None:
+        """Removes images from a project's store; where none is to stay the whole of it, for which podman needs no room."""
+        said = b""
+        if self._kept(store) <= {*image_ids}:
+            self._aside(self._folder / store / "storage")
+        else:
+            number = self._own.number(store)
+            with self._own.at_work(number, lambda _: None):
+                self._mark_orphans(store)
+                removing = self._own.start(number, "image", "rm", "--force", *image_ids[:REMOVED_AT_ONCE])
+                said, _ = engine_output.answer(removing, REMOVAL_TIMEOUT_S)
+        for image_id in image_ids[:REMOVED_AT_ONCE]:
+            if any((self._folder / store / "storage").glob(f"*-images/{image_id}")):
+                words = said.decode(errors="replace").strip()[-500:]
+                LOG.warning("podman has not removed image %s of %s: %s", image_id[:12], store, words)
+            else:
+                self._record(image_id, store).unlink(missing_ok=True)
+
+    def _mark_orphans(self, store: str) -> None:
+        try:
+            orphan_layers.mark(self._folder / store, storage_driver(self.engine))
+        except TAMPERED as error:
+            LOG.warning("whether a killed removal has left layers in %s cannot be told: %s", store, error)
+
+    def _aside(self, folder: Path) -> None:
+        """Takes a folder out of use, at once."""
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(self._folder / f"{folder.name}-{secrets.token_hex(4)}{GONE}")
+
+    def _clear(self) -> None:
+        for gone in self._folder.glob(f"*{GONE}"):
+            folders.remove(gone)
 
 
 def _order(attempt: Path) -> bytes:

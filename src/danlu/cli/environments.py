@@ -241,7 +241,7 @@ def try_out(name: Name, /, *, output: Output = "table", common: Common | None = 
 
 @app.command(name="rm")
 def rm(name: Name, /, *, output: Output = "table", common: Common | None = None) -> int:
-    """Give an environment up that no live job uses. It is built again when a job asks for it.
+    """Give an environment or an image up that no live job uses. It is built or pulled again when a job asks for it.
 
     Example: danlu env rm requirements-1f2e3d4c
     """
@@ -262,7 +262,7 @@ def prune(
     output: Output = "table",
     common: Common | None = None,
 ) -> int:
-    """Give up the environments that no live job uses and none has asked for in a while.
+    """Give up the environments and images that no live job uses and none has asked for in a while.
 
     Example: danlu env prune --unused-for 7d --dry-run
     """

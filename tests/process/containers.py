@@ -59,10 +59,13 @@ class ContainerBench(LocalBench):
 
     def processes(self, attempt_id: str) -> dict[int, str]:
         """Returns what runs of an attempt, by its control groups or else its mark: each process and its command line."""
-        groups = [*Path("/sys/fs/cgroup").rglob(f"{attempt_id}/**/cgroup.procs")]
-        pids = {int(pid) for file in groups for pid in file.read_text().split()} or processes_with(attempt_id)
+        pids: set[int] = set()
+        for folder, _, _ in os.walk("/sys/fs/cgroup"):  # groups come and go meanwhile
+            if attempt_id in Path(folder).parts:
+                with contextlib.suppress(OSError):
+                    pids |= {int(pid) for pid in Path(folder, "cgroup.procs").read_text().split()}
         found = {}
-        for pid in pids:
+        for pid in pids or processes_with(attempt_id):
             with contextlib.suppress(FileNotFoundError):
                 found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
         return {pid: words for pid, words in found.items() if words}

@@ -40,7 +40,7 @@ from danlu.executors.local.containers import Place, container, environment, limi
 from danlu.executors.local.docker_images import DockerImages
 from danlu.executors.local.engine_output import Report
 from danlu.executors.local.engines import PATH, Engine
-from danlu.executors.local.observing import MAX_ORDER_BYTES, TAMPERED
+from danlu.executors.local.observing import MAX_ORDER_BYTES, TAMPERED, passing
 from danlu.executors.local.orders import Folders
 from danlu.executors.local.project_engine import ASK_TIMEOUT_S, DOCKER, ProjectEngine
 from danlu.runner.formats import write_atomically
@@ -308,15 +308,17 @@ class ImageStore:
             ExecutorUnavailable: that cannot be found out now.
         """
         used: set[StoredImage] = set()
-        try:
-            for attempt in self._attempts.iterdir():
-                if used != {*images} and not folders.lock_is_free(attempt):
-                    order = _order(attempt)
-                    used |= {one for one in images if one.image_id.encode() in order}
-        except FileNotFoundError:
-            return used
-        except OSError as error:
-            raise ExecutorUnavailable(f"which images are in use cannot be found out now: {error}") from error
+        attempts = self._attempts.iterdir() if self._attempts.exists() else ()
+        for attempt in attempts:
+            if used == {*images} or folders.lock_is_free(attempt):
+                continue
+            try:
+                order = beneath.read(attempt, "order.json", max_bytes=MAX_ORDER_BYTES, ours=True)
+            except (OSError, DataDamaged) as error:
+                if passing(error):
+                    raise ExecutorUnavailable(f"which image {attempt.name} uses cannot be told now: {error}") from error
+                continue  # the job has put something in its place, and harms itself alone
+            used |= {one for one in images if one.image_id.encode() in order}
         return used
 
     def _kept(self, store: str) -> set[str]:

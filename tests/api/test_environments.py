@@ -63,7 +63,7 @@ def test_what_is_given_up_is_gone_from_the_list_and_comes_again_when_asked_for(a
     assert (again["id"], again["state"], again["reason"]) == (made["id"], "wanted", "Requested")
 
 
-def test_an_image_that_could_not_be_had_is_given_up_and_one_that_is_there_stays(api: Api) -> None:
+def test_an_image_is_given_up_whether_it_could_be_had_or_not(api: Api) -> None:
     found = {}
     for name, digest in (("nope", None), ("there", "a" * 64)):
         source = {"image": f"docker.io/library/{name}:1"}
@@ -75,9 +75,9 @@ def test_an_image_that_could_not_be_had_is_given_up_and_one_that_is_there_stays(
         api.database.write(lambda tx, made=made: ENVIRONMENTS.add(tx, made))
         api.database.write(lambda tx, made=made, failed=failed: ENVIRONMENTS.put(tx, made, failed))
     pruned = api.call("environments.prune", data={"unused_for": "1s", "dry_run": True}).json()
-    assert [one["id"] for one in pruned["environments"]] == [found["nope"]]
-    assert api.call("environments.remove", environment=found["nope"]).json()["state"] == "removed"
-    assert api.call("environments.remove", environment=found["there"]).status == 409
+    assert {one["id"] for one in pruned["environments"]} == {*found.values()}
+    for environment in found.values():
+        assert api.call("environments.remove", environment=environment).json()["state"] == "removed"
 
 
 def test_an_environment_of_a_live_job_is_not_given_up(api: Api) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from danlu.blobs.streams import Streams
-from danlu.controllers.environments import EnvironmentsController
+from danlu.controllers.environments import KEPT_NS, EnvironmentsController
 from danlu.controllers.tasks import Tasks
 from danlu.database.engine import Database
 from danlu.database.records import ENVIRONMENTS, JOBS, PROJECTS
@@ -17,7 +17,7 @@ from danlu.domain.environments import EnvironmentReason, EnvironmentSource, Envi
 from danlu.domain.jobs import JobState
 from danlu.executors.base import StoredImage
 from danlu.services.context import Hub
-from tests.factories import Ids, make_environment, make_job, make_project
+from tests.factories import NOW, Ids, make_environment, make_job, make_project
 from tests.unit.test_environment_turns import Endless, Frozen
 
 S = EnvironmentState
@@ -106,3 +106,20 @@ def test_beside_a_pull_nothing_goes(sweep: Sweep) -> None:
     sweep.image("wanted", S.WANTED)
     assert sweep.left((0, "stray")) == {(0, "stray")}
     assert len(sweep.later) == 1
+
+
+def test_what_nobody_asks_for_in_a_long_time_is_given_up_and_goes(sweep: Sweep) -> None:
+    long_ago = NOW - KEPT_NS
+    ids = {}
+    for digest, at in (("old", long_ago), ("recent", long_ago + 1), ("asked", long_ago), ("live", long_ago)):
+        ids[digest] = sweep.image(digest, S.READY)
+        record = sweep.database.read(lambda tx, digest=digest: ENVIRONMENTS.require(tx, ids[digest]))
+        aged = record.model_copy(update={"updated_at": at, "version": 2})
+        sweep.database.write(lambda tx, old=record, new=aged: ENVIRONMENTS.put(tx, old, new))
+    for digest, state, at in (("asked", JobState.SUCCEEDED, NOW), ("live", JobState.QUEUED, long_ago)):
+        job = make_job(sweep.ids(), project="p0", state=state, environment_id=ids[digest], queued_at=at)
+        sweep.database.write(lambda tx, job=job: JOBS.add(tx, job))
+    every = [(0, digest) for digest in ids]
+    assert sweep.left(*every) == {(0, "recent"), (0, "asked"), (0, "live")}
+    gone = sweep.database.read(lambda tx: ENVIRONMENTS.require(tx, ids["old"]))
+    assert (gone.state, gone.reason) == (S.REMOVED, EnvironmentReason.UNUSED)

@@ -19,9 +19,13 @@ from danlu.domain.jobs import JobState
 from danlu.errors import DanluError, EnvironmentFailed, VersionConflict
 from danlu.executors.base import StoredImage
 from danlu.services.context import Clock, Hub
-from danlu.services.environments import BUILD_STREAM, BUILD_TASK, lock_key
+from danlu.services.environments import BUILD_STREAM, BUILD_TASK, give_up, lock_key, unused
 
 PERIOD_S: Final = 30.0
+KEPT_NS: Final = 90 * 86_400 * 1_000_000_000
+"""How long an environment is kept that no job asks for."""
+GIVEN_UP_EVERY_NS: Final = 3600 * 1_000_000_000
+MAX_PROJECTS: Final = 100_000
 AT_ONCE: Final = 3
 """Builds, and as many pulls."""
 OF_A_PROJECT: Final = 2
@@ -92,6 +96,7 @@ class EnvironmentsController:
     tasks: Tasks
     images: Images | None = None
     _begun: dict[str, Environment] = field(default_factory=dict)
+    _looked_at: int = 0
 
     def step(self) -> float:
         """Looks once."""
@@ -111,8 +116,19 @@ class EnvironmentsController:
                 building = self._store(environment, EnvironmentState.BUILDING, EnvironmentReason.BUILDING)
                 self._begun[building.id] = building
                 self.tasks.start(building.id, partial(self._build, building))
+        self._give_up()
         self._sweep()
         return PERIOD_S
+
+    def _give_up(self) -> None:
+        """Gives up what nobody has asked for in a long time: then it is swept. It is built again when it is asked for."""
+        now = self.clock.now()
+        if 0 <= now - self._looked_at < GIVEN_UP_EVERY_NS:
+            return
+        self._looked_at = now
+        for project in self.database.read(lambda tx: PROJECTS.find(tx, limit=MAX_PROJECTS)):
+            if self.database.read(partial(unused, project=project.id, before=now - KEPT_NS)):
+                self.database.write(partial(give_up, project=project.id, before=now - KEPT_NS, now=now))
 
     def _sweep(self) -> None:
         """Removes folders and images that no record wants and no live job uses.

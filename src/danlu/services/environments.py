@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import NamedTuple
 
 from danlu.api import EnvironmentRequest, OffsetQuery, PruneRequest
@@ -281,25 +282,34 @@ def prune(call: Call, body: PruneRequest) -> Pruned:
     before = now - int(body.unused_for * 1e9)
 
     def work(tx: Transaction) -> tuple[Environment, ...]:
-        uses = queries.environment_uses(tx, call.project)
-        found = []
-        for env in ENVIRONMENTS.find(tx, project=call.project, state=UNUSED_STATES, limit=MAX_LISTED):
-            use = uses.get(env.id)
-            asked_at = max(env.updated_at, 0 if use is None else use.last_asked_at)
-            if (use is not None and use.live) or asked_at > before:
-                continue
-            if body.dry_run:
-                found.append(env)
-                continue
-            gone = env.moved(EnvironmentState.REMOVED, now=now, reason=EnvironmentReason.UNUSED)
-            ENVIRONMENTS.put(tx, env, gone, actor=call.actor.id)
-            found.append(gone)
-        return tuple(found)
+        if body.dry_run:
+            return tuple(unused(tx, call.project, before))
+        return give_up(tx, call.project, before, now=now, actor=call.actor.id)
 
     database = call.platform.database
     found = database.read(work) if body.dry_run else database.write(work)
     call.platform.hub.notify("environments")
     return Pruned(environments=found, size_bytes=sum(env.size_bytes or 0 for env in found), dry_run=body.dry_run)
+
+
+def unused(tx: Transaction, project: str, before: int) -> builtins.list[Environment]:
+    """Returns a project's environments that no live job uses, and that none has asked for since ``before``, ns UTC."""
+    uses = queries.environment_uses(tx, project)
+
+    def asked_at(env: Environment) -> int:
+        return max(env.updated_at, uses[env.id].last_asked_at if env.id in uses else 0)
+
+    every = ENVIRONMENTS.find(tx, project=project, state=UNUSED_STATES, limit=MAX_LISTED)
+    return [env for env in every if not (env.id in uses and uses[env.id].live) and asked_at(env) <= before]
+
+
+def give_up(tx: Transaction, project: str, before: int, *, now: int, actor: str = "") -> tuple[Environment, ...]:
+    """Gives up what ``unused`` finds: it is removed, and built again should a job ask for it."""
+    gone = []
+    for env in unused(tx, project, before):
+        gone.append(env.moved(EnvironmentState.REMOVED, now=now, reason=EnvironmentReason.UNUSED))
+        ENVIRONMENTS.put(tx, env, gone[-1], actor=actor)
+    return tuple(gone)
 
 
 def legacy(_call: Call) -> Page[FrameworkOf2018]:

@@ -442,7 +442,9 @@ class World:
 
     def _attempt_is_right(self, job: Job, attempt: Attempt) -> None:
         end = self.executor.ends.get(attempt.id)
-        if end is not None and end.phase is Phase.ENDED and attempt.reason is not Reason.RUNNER_LOST:
+        # what was stopped before anybody saw it has nothing to remember
+        unseen = attempt.reason is Reason.RUNNER_LOST or (attempt.reason is Reason.STOPPED and not attempt.started_at)
+        if end is not None and end.phase is Phase.ENDED and not unseen:
             if attempt.tasks != end.tasks:
                 raise Broken(f"{attempt.id} ended as {end.tasks}, and is remembered as {attempt.tasks}")
             if (attempt.reason is Reason.MAX_TIME_EXCEEDED) and not end.timed_out:

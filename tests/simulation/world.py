@@ -200,6 +200,7 @@ class World:
         self.tasks: list[Callable[[], None]] = []
         self.log: list[str] = []
         self.restart()
+        self.controllers["nodes"].step()  # as a server does: the first submit must know what could ever fit
 
     def _project(self, tx: Transaction) -> None:
         now = self.clock.now()

@@ -29,6 +29,8 @@ SECOND: Final = 1_000_000_000
 SIGTERM, SIGKILL = 15, 9
 TO_END: Final = SECOND // 10
 """How long what hears SIGTERM takes to end."""
+HEARD_S, UNHEARD_S = 0.5, 5.0
+"""How long an attempt takes to begin, at most: long enough to be launched again where nobody heard that it was launched."""
 
 
 class Now(Protocol):
@@ -209,11 +211,12 @@ class SimulatedExecutor:
     def launch(self, order: LaunchOrder) -> None:
         """See Executor."""
         self._perhaps_unavailable()
-        if self.random.random() < self.faults.rejected:
-            raise LaunchRejected("the simulated executor refuses it")
+        unheard = self.random.random() < self.faults.unheard
         if order.attempt.id not in self.processes:
-            self._begin(order)
-        if self.random.random() < self.faults.unheard:
+            if self.random.random() < self.faults.rejected:
+                raise LaunchRejected("the simulated executor refuses it")
+            self._begin(order, within_s=UNHEARD_S if unheard else HEARD_S)
+        if unheard:
             self.processes[order.attempt.id].hidden = True
             raise ExecutorUnavailable("the answer was lost")
 
@@ -226,9 +229,9 @@ class SimulatedExecutor:
             if any(task.node == node for task in process.order.attempt.tasks) and (over is None or over > now):
                 process.lost_at = now
 
-    def _begin(self, order: LaunchOrder) -> None:
+    def _begin(self, order: LaunchOrder, *, within_s: float) -> None:
         now = self.clock.now()
-        begins_at = now + int(self.random.uniform(0.001, 0.5) * SECOND)
+        begins_at = now + int(self.random.uniform(0.001, within_s) * SECOND)
         scripts = {task.name: Script.of(task, begins_at) for task in order.job.spec.tasks}
         loses = next((task.name for task in order.job.spec.tasks if "lost" in task.argv), None)
         lost_at = None if loses is None else scripts[loses].ends_at or begins_at

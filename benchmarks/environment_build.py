@@ -8,7 +8,6 @@ own, filled before, so that no network is in the figure. The least possible is t
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import secrets
@@ -24,7 +23,7 @@ from uv import find_uv_bin
 
 from benchmarks.platform import Figure, Times, in_turns, platform, timed
 from danlu.api import EnvironmentRequest
-from danlu.client.connection import Connection
+from danlu.client.connection import require
 from danlu.client.transport import Client
 from danlu.environments.builder import Builder
 from danlu.environments.catalogue import CATALOGUE
@@ -88,7 +87,7 @@ def _again() -> Times:
     """Times asking the platform for an environment that is there, from the client's call to its answer."""
     with platform() as environ:
         home = Path(environ["DANLU_HOME"])
-        connection = _connection(home)
+        connection = require(environ={"DANLU_HOME": str(home)})
         with Client(connection) as client:
             body = EnvironmentRequest(env=NAME)
             asked = client.call("environments.build", body=body)
@@ -98,11 +97,6 @@ def _again() -> Times:
             if asked.state != "ready":
                 raise SystemExit(f"{NAME} was not built: {asked.message}")
             return Times(tuple(timed(lambda: client.call("environments.build", body=body)) for _ in range(AGAIN)))
-
-
-def _connection(home: Path) -> Connection:
-    token = (home / "keys" / "bootstrap").read_text().strip()
-    return Connection(url=json.loads((home / "platform.json").read_text())["url"], token=token, home=home)
 
 
 def _unchanged(folder: Path) -> Times:

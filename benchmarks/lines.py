@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 from benchmarks.platform import BIN, Figure, Times, platform, run, timed
-from danlu.client.connection import Connection
+from danlu.client.connection import require
 from danlu.client.transport import Client
 
 LINES = 1_000_000
@@ -20,15 +18,12 @@ PROGRAM = f"for n in range({LINES}): print('line', n)"
 def figures() -> list[Figure]:
     """Measures."""
     with platform() as environ, tempfile.TemporaryDirectory() as folder:
-        home = Path(environ["DANLU_HOME"])
-        url = json.loads((home / "platform.json").read_text())["url"]
-        token = (home / "keys" / "bootstrap").read_text().strip()
         run(["danlu", "run", "--no-code", "--", "python", "-c", "pass"], environ)
         answers: list[float] = []
         over = threading.Event()
 
         def ask() -> None:
-            with Client(Connection(url=url, token=token, home=home)) as client:
+            with Client(require(environ=environ)) as client:
                 while not over.wait(0.02):
                     answers.append(timed(lambda: client.call("platform.get")))
 

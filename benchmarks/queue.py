@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sqlite3
 import tempfile
@@ -11,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.platform import Figure, Times, platform, timed
-from danlu.client.connection import Connection
+from danlu.client.connection import require
 from danlu.client.transport import Client
 from danlu.domain.ids import make_id
 from danlu.domain.jobs import JobSpec
@@ -41,10 +40,7 @@ def durable_commit() -> Times:
 def figures() -> list[Figure]:
     """Measures."""
     with platform("--gpus", str(WAITING_GPUS)) as environ:
-        home = Path(environ["DANLU_HOME"])
-        token = (home / "keys" / "bootstrap").read_text().strip()
-        url = json.loads((home / "platform.json").read_text())["url"]
-        clients = [Client(Connection(url=url, token=token, home=home)) for _ in range(8)]
+        clients = [Client(require(environ=environ)) for _ in range(8)]
         submit(clients[0], gpu=WAITING_GPUS)  # it runs, and holds what the others wait for
         few = Times(tuple(timed(lambda: submit(clients[0], gpu=1)) for _ in range(TIMED)))
         began = time.perf_counter()

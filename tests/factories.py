@@ -6,15 +6,17 @@ import random
 from pathlib import Path
 from typing import Any
 
-from danlu.domain.actors import Token
+from danlu.domain.actors import Role
 from danlu.domain.artifacts import Artifact
 from danlu.domain.environments import Environment, EnvironmentSource
 from danlu.domain.ids import RANDOM_BITS, attempt_id, make_id
 from danlu.domain.jobs import Attempt, Job, JobSpec, Task
+from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import NODE_PROJECT, Gpu, Node, NodeCapacity
 from danlu.domain.projects import Project
 from danlu.domain.resources import Resources
 from danlu.domain.trees import Entry, address_of, encode
+from danlu.domain.users import PLATFORM, Member, User
 
 SECOND = 1_000_000_000
 NOW = 1_700_000_000 * SECOND
@@ -49,7 +51,7 @@ def make_job(job_id: str | None = None, *, now: int = NOW, **fields: Any) -> Job
             "spec": spec if isinstance(spec, JobSpec) else make_spec(**spec),
             "queued_at": now,
             "checkpoint_owner": job_id,
-            "created_by": "bootstrap",
+            "created_by": "admin",
             "created_at": now,
             "updated_at": now,
             **fields,
@@ -118,6 +120,33 @@ def make_project(name: str = "default", number: int = 0, *, now: int = NOW) -> P
     return Project(id=name, project=name, number=number, created_at=now, updated_at=now)
 
 
+def make_user(user_id: str | None = None, *, now: int = NOW, **fields: Any) -> User:
+    return User.model_validate(
+        {
+            "id": user_id or Ids()("u"), "project": PLATFORM, "name": "alice", "created_by": "admin",
+            "created_at": now, "updated_at": now, **fields,
+        }
+    )  # fmt: skip
+
+
+def make_member(
+    user: User, project: str = "default", role: Role = Role.DEVELOPER, *, member_id: str = "", now: int = NOW
+) -> Member:
+    return Member(
+        id=member_id or Ids()("m"), project=project, user=user.id, name=user.name, role=role, created_by="admin",
+        created_at=now, updated_at=now,
+    )  # fmt: skip
+
+
+def make_key(user: str, key_id: str | None = None, *, now: int = NOW, **fields: Any) -> AccessKey:
+    return AccessKey.model_validate(
+        {
+            "id": key_id or Ids()("k"), "project": PLATFORM, "user": user, "created_by": "admin", "created_at": now,
+            "updated_at": now, **fields,
+        }
+    )  # fmt: skip
+
+
 def make_token(token_id: str | None = None, *, now: int = NOW, **fields: Any) -> Token:
     return Token.model_validate(
         {
@@ -125,7 +154,7 @@ def make_token(token_id: str | None = None, *, now: int = NOW, **fields: Any) ->
             "project": "default",
             "name": "ci",
             "digest": "f" * 64,
-            "created_by": "bootstrap",
+            "created_by": "admin",
             "created_at": now,
             "updated_at": now,
             **fields,

@@ -14,16 +14,19 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from danlu.domain.actors import Token
+from danlu.domain.actors import Role, Standing
 from danlu.domain.artifacts import Artifact
 from danlu.domain.diagnosis import Diagnosis
 from danlu.domain.environments import PYTHON_PATTERN, Environment
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job, JobSpec, JobState
+from danlu.domain.keys import AccessKey, Token
+from danlu.domain.projects import Project
 from danlu.domain.records import Value
 from danlu.domain.resources import Seconds
 from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.domain.splices import Splice
+from danlu.domain.users import Member, User
 from danlu.domain.views import (
     EnvironmentDetails,
     EnvironmentEntry,
@@ -54,11 +57,26 @@ MAX_SPLICED_BYTES: Final = 64 * 2**20
 
 
 class Permission(StrEnum):
-    """Who may call an operation."""
+    """What an operation needs. All but ``self`` and ``administer`` are needed in the project that it is about."""
 
-    MEMBER = "member"
-    ADMINISTRATOR = "administrator"
+    READ = "read"
+    WRITE = "write"
+    MANAGE = "manage"
+    ADMINISTER = "administer"
+    SELF = "self"
     ATTEMPT = "attempt"
+
+
+_S = Standing
+GRANTS: Final[dict[Permission, frozenset[Standing]]] = {
+    Permission.READ: frozenset({_S.VIEWER, _S.DEVELOPER, _S.ADMIN, _S.ADMINISTRATOR}),
+    Permission.WRITE: frozenset({_S.DEVELOPER, _S.ADMIN, _S.ADMINISTRATOR}),
+    Permission.MANAGE: frozenset({_S.ADMIN, _S.ADMINISTRATOR}),
+    Permission.ADMINISTER: frozenset({_S.ADMINISTRATOR}),
+    Permission.SELF: frozenset({_S.USER, _S.ADMINISTRATOR}),
+    Permission.ATTEMPT: frozenset({_S.ATTEMPT}),
+}
+"""The policy: who has which permission. What is not here is refused."""
 
 
 class Kind(StrEnum):
@@ -85,10 +103,13 @@ class JobsQuery(Paging):
 
 
 class EventsQuery(Value):
-    """Which events: those after ``after``, oldest first."""
+    """Which events: those after ``after``, oldest first. Calls, which are who did what, only where they are asked for."""
 
     after: int = Field(default=0, ge=0)
-    object_id: str | None = Field(default=None, max_length=64)
+    object_id: str | None = Field(default=None, max_length=80)
+    kind: str | None = Field(default=None, max_length=32, description="job, attempt ...; call: for a project's admins")
+    actor: str | None = Field(default=None, max_length=80, description="who asked for it")
+    platform: bool = Field(default=False, description="the platform's own, instead of a project's: for administrators")
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
 
 
@@ -213,10 +234,64 @@ class PruneRequest(Value):
     dry_run: bool = Field(default=False, description="only say which")
 
 
+class ProjectRequest(Value):
+    """A project to make, or what to change of one."""
+
+
+class UserRequest(Value):
+    """A user to make."""
+
+    administrator: bool = Field(default=False, description="of the whole platform")
+
+
+class UserChange(Value):
+    """What to change of a user."""
+
+    administrator: bool
+
+
+class MemberRequest(Value):
+    """A user's role in the project."""
+
+    role: Role = Role.DEVELOPER
+
+
+class OwnerQuery(Paging):
+    """Whose."""
+
+    user: str | None = Field(
+        default=None, max_length=63, description="a user's name: for administrators; else one's own"
+    )
+
+
+class KeyRequest(Value):
+    """A new access key."""
+
+    name: str = Field(default="", max_length=63, description="what it is for")
+    valid_for: Seconds | None = Field(default=None, description="for example 90d; without it, until it is revoked")
+    user: str | None = Field(default=None, max_length=63, description="for this user: administrators only")
+
+
+class KeyMade(Value):
+    """An access key with its secret, which is shown only here."""
+
+    key: AccessKey
+    secret: str = Field(repr=False)
+
+
+class KeyExpiry(Value):
+    """From when on a key is refused."""
+
+    after: Seconds = Field(description="from now, for example 1d: so long the old and the new one work side by side")
+
+
 class TokenRequest(Value):
-    """A new bearer token."""
+    """A new bearer token of one's own."""
 
     name: str = Field(min_length=1, max_length=63)
+    project: str | None = Field(
+        default=None, max_length=63, description="good for this project only; without it, for all of one's projects"
+    )
     valid_for: Seconds | None = Field(default=None, description="for example 30d; without it, until it is revoked")
 
 
@@ -225,6 +300,23 @@ class TokenMade(Value):
 
     token: Token
     secret: str = Field(repr=False)
+
+
+class Membership(Value):
+    """A project, and the caller's role in it; none for an administrator who is no member."""
+
+    project: str
+    role: Role | None = None
+
+
+class Identity(Value):
+    """Who calls, as the platform sees it."""
+
+    name: str
+    administrator: bool = False
+    by: str = Field(description="the access key, the token or the attempt")
+    projects: tuple[Membership, ...] = ()
+    server_time: int = Field(description="ns UTC")
 
 
 class PlatformStop(Value):
@@ -250,7 +342,7 @@ class Operation:
     returns: Any
     body: Any = None
     query: type[Value] | None = None
-    permission: Permission = Permission.MEMBER
+    permission: Permission = Permission.READ
     kind: Kind = Kind.JSON
     status: int = 200
 
@@ -259,18 +351,20 @@ O = Operation  # noqa: E741 - one letter keeps the table readable
 OPERATIONS: Final[tuple[Operation, ...]] = (
     O("platform.get", "GET", "/v1/platform", "The platform's state", PlatformStatus),
     O("platform.doctor", "GET", "/v1/platform/doctor", "What the server sees of itself and its machine, and what is not well",
-      Diagnosis, query=DoctorQuery, permission=Permission.ADMINISTRATOR),
+      Diagnosis, query=DoctorQuery, permission=Permission.ADMINISTER),
     O("platform.stop", "POST", "/v1/platform/stop", "Stop the server; jobs go on unless asked otherwise", Accepted,
-      body=PlatformStop, permission=Permission.ADMINISTRATOR, status=202),
+      body=PlatformStop, permission=Permission.ADMINISTER, status=202),
     O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery),
     O("jobs.submit", "PUT", "/v1/jobs/{job}", "Submit a job under an id made by the client; twice is once", Job,
-      body=JobSpec, status=201),
+      body=JobSpec, status=201, permission=Permission.WRITE),
     O("jobs.get", "GET", "/v1/jobs/{job}", "One job, by id or name", Job),
     O("jobs.wait", "GET", "/v1/jobs/{job}/wait", "The job, as soon as it has ended, is in a state, or the time is over", Job,
       query=WaitQuery),
     O("jobs.why", "GET", "/v1/jobs/{job}/why", "Why the job is where it is", Why),
-    O("jobs.stop", "POST", "/v1/jobs/{job}/stop", "Stop the job", Job, body=StopRequest, status=202),
-    O("jobs.retry", "POST", "/v1/jobs/{job}/retry", "Run an ended job again", Job, body=RetryRequest, status=201),
+    O("jobs.stop", "POST", "/v1/jobs/{job}/stop", "Stop the job", Job, body=StopRequest, status=202,
+      permission=Permission.WRITE),
+    O("jobs.retry", "POST", "/v1/jobs/{job}/retry", "Run an ended job again", Job, body=RetryRequest, status=201,
+      permission=Permission.WRITE),
     O("jobs.attempts", "GET", "/v1/jobs/{job}/attempts", "The job's attempts, newest first", Page[Attempt], query=Paging),
     O("jobs.logs", "GET", "/v1/jobs/{job}/logs", "A part of the job's logs", LogPage, query=LogsQuery),
     O("jobs.logs_stream", "GET", "/v1/jobs/{job}/logs/stream", "The job's logs as they are written, until it has ended",
@@ -278,22 +372,25 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("jobs.metrics", "GET", "/v1/jobs/{job}/metrics", "The job's metrics", Metrics, query=MetricsQuery),
     O("jobs.artifacts", "GET", "/v1/jobs/{job}/artifacts", "What the job left, newest first", Page[Artifact], query=Paging),
     O("sessions.open", "GET", "/v1/jobs/{job}/session", "Run a command, or copy files, inside a running job", SessionEnd,
-      body=SessionRequest, query=SessionQuery, kind=Kind.SOCKET, status=101),
+      body=SessionRequest, query=SessionQuery, kind=Kind.SOCKET, status=101, permission=Permission.WRITE),
     O("artifacts.get", "GET", "/v1/artifacts/{artifact}", "One artifact", Artifact),
     O("blobs.missing", "POST", "/v1/blobs/missing", "Which of these blobs and trees the project does not have yet", Addresses,
-      body=AddressesAndTrees),
-    O("blobs.pack", "POST", "/v1/blobs", "Store many small blobs at once", Stored, body=bytes, status=201),
-    O("blobs.put", "PUT", "/v1/blobs/{address}", "Store one blob", Stored, body=bytes, status=201),
+      body=AddressesAndTrees, permission=Permission.WRITE),
+    O("blobs.pack", "POST", "/v1/blobs", "Store many small blobs at once", Stored, body=bytes, status=201,
+      permission=Permission.WRITE),
+    O("blobs.put", "PUT", "/v1/blobs/{address}", "Store one blob", Stored, body=bytes, status=201,
+      permission=Permission.WRITE),
     O("blobs.splice", "POST", "/v1/blobs/splices", "Store blobs that are others with a part replaced", Stored, body=Splices,
-      status=201),
-    O("blobs.received", "GET", "/v1/blobs/{address}/received", "How much of a blob has arrived in pieces", Received),
+      status=201, permission=Permission.WRITE),
+    O("blobs.received", "GET", "/v1/blobs/{address}/received", "How much of a blob has arrived in pieces", Received,
+      permission=Permission.WRITE),
     O("blobs.append", "PUT", "/v1/blobs/{address}/received", "Add a piece to a blob, which its last one completes", Received,
-      body=bytes, query=PieceQuery),
+      body=bytes, query=PieceQuery, permission=Permission.WRITE),
     O("blobs.get", "GET", "/v1/blobs/{address}", "One blob's bytes", bytes, kind=Kind.BYTES),
     O("environments.list", "GET", "/v1/environments", "The catalogue, and what was built from requirements",
       Page[EnvironmentEntry]),
     O("environments.build", "POST", "/v1/environments", "Build an environment unless it is there", Environment,
-      body=EnvironmentRequest, status=202),
+      body=EnvironmentRequest, status=202, permission=Permission.WRITE),
     O("environments.get", "GET", "/v1/environments/{environment}", "One environment", Environment),
     O("environments.log", "GET", "/v1/environments/{environment}/log", "What its build printed", TextPage,
       query=OffsetQuery),
@@ -305,21 +402,44 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("environments.dockerfile", "GET", "/v1/environments/{environment}/dockerfile", "The same as a recipe for an image",
       EnvironmentText),
     O("environments.remove", "DELETE", "/v1/environments/{environment}",
-      "Give an environment up that no live job uses; it is built again when a job asks for it", Environment),
+      "Give an environment up that no live job uses; it is built again when a job asks for it", Environment,
+      permission=Permission.WRITE),
     O("environments.prune", "POST", "/v1/environments/prune", "Give up the project's environments that nobody uses", Pruned,
-      body=PruneRequest),
+      body=PruneRequest, permission=Permission.WRITE),
     O("environments.legacy", "GET", "/v1/frameworks-of-2018", "How each of 2018's thirteen frameworks runs today",
       Page[FrameworkOf2018]),
     O("nodes.list", "GET", "/v1/nodes", "Machines, what they have and what is free", Page[NodeUse]),
     O("events.list", "GET", "/v1/events", "What happened, oldest first", Page[Event], query=EventsQuery),
     O("events.stream", "GET", "/v1/events/stream", "What happens, as it happens", Event, query=EventsQuery,
       kind=Kind.STREAM),
-    O("tokens.list", "GET", "/v1/tokens", "Bearer tokens of the project", Page[Token], query=Paging,
-      permission=Permission.ADMINISTRATOR),
-    O("tokens.make", "POST", "/v1/tokens", "Make a bearer token for the project", TokenMade, body=TokenRequest,
-      permission=Permission.ADMINISTRATOR, status=201),
-    O("tokens.revoke", "DELETE", "/v1/tokens/{token}", "Revoke a token, at once", Accepted,
-      permission=Permission.ADMINISTRATOR),
+    O("access.whoami", "GET", "/v1/whoami", "Who calls, and what of", Identity, permission=Permission.SELF),
+    O("projects.list", "GET", "/v1/projects", "The caller's projects", Page[Project], query=Paging,
+      permission=Permission.SELF),
+    O("projects.make", "PUT", "/v1/projects/{name}", "Make a project; twice is once", Project, body=ProjectRequest,
+      permission=Permission.ADMINISTER, status=201),
+    O("users.list", "GET", "/v1/users", "Everybody", Page[User], query=Paging, permission=Permission.ADMINISTER),
+    O("users.make", "PUT", "/v1/users/{user}", "Make a user; twice is once", User, body=UserRequest,
+      permission=Permission.ADMINISTER, status=201),
+    O("users.change", "PATCH", "/v1/users/{user}", "Make a user an administrator, or not any more", User, body=UserChange,
+      permission=Permission.ADMINISTER),
+    O("users.remove", "DELETE", "/v1/users/{user}",
+      "Take everything from a user: keys, tokens, memberships; jobs go on, and the name stays taken", User,
+      permission=Permission.ADMINISTER),
+    O("members.list", "GET", "/v1/members", "The project's members", Page[Member], query=Paging),
+    O("members.set", "PUT", "/v1/members/{user}", "Give a user a role in the project", Member, body=MemberRequest,
+      permission=Permission.MANAGE),
+    O("members.remove", "DELETE", "/v1/members/{user}", "Take a user out of the project, at once", Accepted,
+      permission=Permission.MANAGE),
+    O("keys.list", "GET", "/v1/keys", "One's access keys", Page[AccessKey], query=OwnerQuery, permission=Permission.SELF),
+    O("keys.make", "POST", "/v1/keys", "Make an access key", KeyMade, body=KeyRequest, permission=Permission.SELF,
+      status=201),
+    O("keys.expire", "POST", "/v1/keys/{key}/expire", "Let an access key end soon", AccessKey, body=KeyExpiry,
+      permission=Permission.SELF),
+    O("keys.revoke", "DELETE", "/v1/keys/{key}", "Revoke an access key, at once", Accepted, permission=Permission.SELF),
+    O("tokens.list", "GET", "/v1/tokens", "One's bearer tokens", Page[Token], query=OwnerQuery, permission=Permission.SELF),
+    O("tokens.make", "POST", "/v1/tokens", "Make a bearer token, for what cannot sign", TokenMade, body=TokenRequest,
+      permission=Permission.SELF, status=201),
+    O("tokens.revoke", "DELETE", "/v1/tokens/{token}", "Revoke a token, at once", Accepted, permission=Permission.SELF),
     O("attempts.append", "PUT", "/v1/attempts/{attempt}/streams/{task}/{stream}",
       "A runner ships a piece of a log or of metrics; the same piece twice is once", TextPage, body=bytes,
       query=OffsetQuery, permission=Permission.ATTEMPT),

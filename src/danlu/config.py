@@ -23,6 +23,7 @@ class Settings:
         gpus: declared GPUs, such as ``8`` or ``2:h100``; None: what the driver shows.
         database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
         ready_fd: where to say, in one JSON line, that the server is ready or why it is not.
+        new_master: go on though what another master key has sealed is lost.
         backup_every_s: time between two copies of a SQLite database.
         diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
     """
@@ -33,6 +34,7 @@ class Settings:
     gpus: str | None = None
     database_url: str | None = None
     ready_fd: int | None = None
+    new_master: bool = False
     backup_every_s: float = 86_400.0
     diagnose: str | None = None
 
@@ -71,6 +73,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     parser.add_argument(
         "--diagnose", choices=("all", "local"), help="print what is not well, as JSON; danlu doctor shows it"
     )
+    parser.add_argument("--new-master-key", action="store_true", help="go on with a new one: the old one is lost")
     found = parser.parse_args(list(arguments))
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
@@ -79,5 +82,6 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         gpus=found.gpus,
         database_url=environ.get("DANLU_DATABASE_URL") or None,
         ready_fd=found.ready_fd,
+        new_master=found.new_master_key,
         diagnose=found.diagnose,
     )

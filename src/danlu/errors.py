@@ -28,6 +28,7 @@
     │   └── LeasedPortTaken 422       a stranger listens on a port of it: it is tried with other ports
     ├── EnvironmentFailed 422         an environment could not be built; uv's own words are kept
     ├── DataDamaged 500               stored bytes are not what was stored
+    ├── VaultLocked 500               what was sealed cannot be opened: the master key is another one
     └── PlatformError                 the platform on this machine could not be started, found or reached
         ├── PortTaken
         ├── AlreadyRunning
@@ -221,6 +222,13 @@ class DataDamaged(DanluError):
     """Stored bytes are not what was stored."""
 
     status = 500
+
+
+class VaultLocked(DanluError):
+    """What was sealed cannot be opened: the master key is another one."""
+
+    status = 500
+    step = "restore the master key (keys/master of the data folder, or DANLU_MASTER_KEY_FILE); or seal the value anew"
 
 
 class PlatformError(DanluError):

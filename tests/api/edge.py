@@ -18,29 +18,52 @@ import httpx2
 from danlu.api import BY_ID, Operation
 from danlu.blobs.local import LocalBlobs
 from danlu.blobs.streams import StreamKey, Streams
+from danlu.client.credentials import Credentials
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import ARTIFACTS, ATTEMPTS, ENVIRONMENTS, JOBS, NODES, PROJECTS, TOKENS
+from danlu.database.records import (
+    ARTIFACTS,
+    ATTEMPTS,
+    ENVIRONMENTS,
+    JOBS,
+    KEYS,
+    MEMBERS,
+    NODES,
+    PROJECTS,
+    TOKENS,
+    USERS,
+)
+from danlu.domain.actors import Role
 from danlu.domain.ids import make_id
 from danlu.domain.jobs import AttemptState, Job, JobState, Reason
 from danlu.domain.sessions import SessionRequest
+from danlu.domain.signing import Message, lowered
 from danlu.domain.trees import Entry, address_of, encode
 from danlu.errors import NotRunning
 from danlu.server.app import build
 from danlu.server.auth import Gate
 from danlu.services.access import attempt_token, digest
 from danlu.services.context import Platform, PlatformFacts
+from danlu.services.vault import Vault
 from tests.factories import (
     NOW,
     make_artifact,
     make_attempt,
     make_environment,
     make_job,
+    make_key,
+    make_member,
     make_node,
     make_project,
     make_token,
+    make_user,
 )
 
-BOOTSTRAP = "danlu_bootstrap"
+ADMIN = "danlu_admin"
+MEMBERS_OF: dict[str, tuple[str, Role]] = {
+    "viewer": ("default", Role.VIEWER), "member": ("default", Role.DEVELOPER), "manager": ("default", Role.ADMIN),
+    "foreign": ("other", Role.ADMIN),
+}  # fmt: skip
+"""Whom a test can be, beside ``admin``, who administers the platform: the project and the role in it."""
 ATTEMPT_KEY = b"k" * 32
 FILE = b"print('hello')\n"
 STAY_S = 30.0
@@ -135,12 +158,13 @@ class Api:
         self.platform = Platform(
             database=self.database, blobs=LocalBlobs(self.folder / "blobs"), streams=Streams(self.folder / "blobs"),
             clock=SystemClock(), random_bits=secrets.randbits, facts=facts, attempt_key=ATTEMPT_KEY,
-            bootstrap_digest=digest(BOOTSTRAP), url="http://danlu",
+            vault=Vault(b"m" * 32, secrets.token_bytes), url="http://danlu",
         )  # fmt: skip
         self.opener = Runners()
         self.app, self.edge = build(self.platform, self.folder, self.opener)
         self.gate = Gate(self.app, self.platform, lambda: True)
-        self.tokens = {"bootstrap": BOOTSTRAP, "member": "danlu_member", "foreign": "danlu_foreign"}
+        self.tokens = {"admin": ADMIN, **{name: f"danlu_{name}" for name in MEMBERS_OF}}
+        self.keys: dict[str, Credentials] = {}
         self.database.write(self._fill)
         self.tokens["attempt"] = attempt_token(ATTEMPT_KEY, self.ids["attempt"])
         for blob in (FILE, self.node):
@@ -154,10 +178,22 @@ class Api:
         PROJECTS.add(tx, make_project("default", 0))
         PROJECTS.add(tx, make_project("other", 1))
         NODES.add(tx, make_node(cpu=4, gpu=2))
-        for name, project in (("member", "default"), ("foreign", "other")):
-            TOKENS.add(tx, make_token(self.new_id("t"), name=name, project=project, digest=digest(self.tokens[name])))
-        token = make_token(self.new_id("t"), digest="0" * 64)
+        for name in self.tokens:
+            user = make_user(self.new_id("u"), name=name, administrator=name == "admin")
+            USERS.add(tx, user)
+            bound = {"user": user.id, "project": "", "bound": False}
+            TOKENS.add(tx, make_token(self.new_id("t"), digest=digest(self.tokens[name]), **bound))
+            key = self.new_id("k")
+            self.keys[name] = Credentials(f"secret-of-{name}", key)
+            sealed = self.platform.vault.seal(self.keys[name].secret.encode(), key)
+            KEYS.add(tx, make_key(user.id, key, sealed=sealed))
+            if name in MEMBERS_OF:
+                MEMBERS.add(tx, make_member(user, *MEMBERS_OF[name], member_id=self.new_id("m")))
+        owner = next(iter(USERS.find(tx, name="member", limit=1)))
+        token = make_token(self.new_id("t"), user=owner.id, digest="0" * 64)
         TOKENS.add(tx, token)
+        key = make_key(owner.id, self.new_id("k"))
+        KEYS.add(tx, key)
         job = make_job(self.new_id("j"), name="train")
         JOBS.add(tx, job)
         admitted = job.moved(JobState.ADMITTED, now=NOW, reason=Reason.PLACED)
@@ -180,18 +216,19 @@ class Api:
         JOBS.put(tx, ended, ended.moved(JobState.CANCELLED, now=NOW, reason=Reason.STOPPED, ended_at=NOW))
         self.ids |= {
             "job": job.id, "ended": ended.id, "attempt": attempt.id, "artifact": artifact.id, "token": token.id,
-            "environment": environment.id, "address": address_of(FILE), "task": "main-0", "stream": "log",
+            "key": key.id, "user": "member", "name": "default", "environment": environment.id,
+            "address": address_of(FILE), "task": "main-0", "stream": "log",
         }  # fmt: skip
 
     @staticmethod
     def new_id(letter: str) -> str:
         return make_id(letter, time.time_ns(), secrets.randbits(82))
 
-    def send(self, method: str, path: str, *, actor: str | None = "bootstrap", data: Any = None,
-             headers: dict[str, str] | None = None) -> Answer:  # fmt: skip
-        """Sends a request as an actor (None: as a stranger)."""
+    def send(self, method: str, path: str, *, actor: str | None = "admin", data: Any = None,
+             headers: dict[str, str] | None = None, signed: bool = False) -> Answer:  # fmt: skip
+        """Sends a request as an actor (None: as a stranger), by its token or signed by its key."""
         sent = dict(headers or {})
-        if actor is not None:
+        if actor is not None and not signed:
             sent["Authorization"] = f"Bearer {self.tokens[actor]}"
         if isinstance(data, bytes):
             sent.setdefault("Content-Type", "application/octet-stream")
@@ -201,6 +238,11 @@ class Api:
             if data is not None:
                 sent.setdefault("Content-Type", "application/json")
 
+        if actor is not None and signed:
+            target, _, query = path.partition("?")
+            message = Message(method, "danlu", target, query, lowered(sent))
+            sent |= self.keys[actor].headers(message, content)
+
         async def go() -> Answer:
             transport = httpx2.ASGITransport(app=self.gate)
             async with httpx2.AsyncClient(transport=transport, base_url="http://danlu") as client:
@@ -209,7 +251,7 @@ class Api:
 
         return anyio.run(go)
 
-    def connect(self, path: str, *sent: bytes, actor: str | None = "bootstrap", stay: bool = False,
+    def connect(self, path: str, *sent: bytes, actor: str | None = "admin", stay: bool = False,
                 headers: dict[str, str] | None = None) -> Connected:  # fmt: skip
         """Opens a web socket as an actor, sends messages, and goes, or stays until it is closed; returns the answers."""
         target, _, query = path.partition("?")
@@ -250,12 +292,13 @@ class Api:
     def path(self, operation: Operation, **changed: str) -> str:
         return operation.path.format(**{**self.ids, **changed})
 
-    def call(self, operation_id: str, *, actor: str | None = "bootstrap", data: Any = None, query: str = "",
-             **ids: str) -> Answer:  # fmt: skip
+    def call(self, operation_id: str, *, actor: str | None = "admin", data: Any = None, query: str = "",
+             signed: bool = False, **ids: str) -> Answer:  # fmt: skip
         operation = BY_ID[operation_id]
-        return self.send(operation.method, self.path(operation, **ids) + query, actor=actor, data=data)
+        path = self.path(operation, **ids) + query
+        return self.send(operation.method, path, actor=actor, data=data, signed=signed)
 
-    def submit(self, actor: str = "bootstrap", **spec: Any) -> Answer:
+    def submit(self, actor: str = "admin", **spec: Any) -> Answer:
         return self.call(
             "jobs.submit", job=self.new_id("j"), actor=actor, data={"command": ["python", "train.py"], **spec}
         )
@@ -289,6 +332,12 @@ def bodies(api: Api) -> dict[str, Any]:
         "blobs.append": FILE,
         "environments.build": {"env": "python"},
         "environments.prune": {},
+        "projects.make": {},
+        "users.make": {},
+        "users.change": {"administrator": False},
+        "members.set": {"role": "developer"},
+        "keys.make": {},
+        "keys.expire": {"after": "1d"},
         "tokens.make": {"name": "ci"},
         "attempts.append": piece,
     }

@@ -13,7 +13,7 @@ from danlu.blobs.streams import StreamKey
 from danlu.client.logs import in_time
 from danlu.database.engine import Database
 from danlu.database.records import ATTEMPTS, JOBS
-from danlu.domain.actors import Actor, Role
+from danlu.domain.actors import Actor
 from danlu.domain.jobs import AttemptState, JobState, Reason
 from danlu.errors import NotFound
 from danlu.services import logs
@@ -29,7 +29,7 @@ class Gang:
 
     def __init__(self, api: Api, replicas: int = 3) -> None:
         self.api = api
-        self.call = Call(api.platform, Actor(id="bootstrap", role=Role.ADMINISTRATOR, project=None), "default")
+        self.call = Call(api.platform, Actor(id="k", name="admin", administrator=True), "default")
         roles = {"ps": {}, "worker": {"replicas": replicas}} if replicas == 3 else {"worker": {"replicas": replicas}}
         self.job = make_job(Ids(7)("j"), name="gang", spec={"roles": roles, "framework": "none"})
         names = [

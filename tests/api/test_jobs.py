@@ -260,7 +260,7 @@ def test_events_tell_what_happened_in_order(api: Api) -> None:
         ("queued", "PendingEvaluation"),
         ("queued", "DesiredStop"),
     ]
-    assert all(event["actor"] == "bootstrap" for event in found)
+    assert all(event["actor"] == "admin" for event in found)
     assert api.call("events.list", query=f"?after={found[-1]['seq']}").json()["items"] == []
 
 
@@ -294,7 +294,7 @@ def test_env_host_is_for_administrators_where_users_are_kept_apart(api: Api) -> 
     api.platform.facts = dataclasses.replace(api.platform.facts, separate_users=True)
     refused = api.submit(actor="member", **fields)
     assert (refused.status, refused.json()["code"]) == (422, "InvalidSpec")
-    assert api.submit(actor="bootstrap", **fields).status == 201
+    assert api.submit(actor="admin", **fields).status == 201
 
 
 def test_a_member_is_told_of_its_own_project_only(api: Api) -> None:

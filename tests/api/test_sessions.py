@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from danlu.api import EventsQuery
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
-from danlu.domain.actors import Actor, Role
+from danlu.domain.actors import Actor
 from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import AttemptState, JobState, Reason
 from danlu.domain.sessions import SessionRequest
@@ -101,11 +101,11 @@ def test_it_is_an_event_of_the_job_without_what_may_be_secret(api: Api) -> None:
     api.opener.says = EXIT
     session(api, EXEC)
     session(api, frames.REQUEST + b'{"verb": "read", "path": "logs/a.csv"}')
-    call = Call(api.platform, Actor(id="bootstrap", role=Role.ADMINISTRATOR, project=None), "default")
+    call = Call(api.platform, Actor(id="k", name="admin", administrator=True), "default")
     found = [e for e in events.list(call, EventsQuery(object_id=api.ids["job"])).items if e.reason == "SessionOpened"]
     assert [(e.message, e.actor, e.state) for e in found] == [
-        ("exec in main-0: python", "bootstrap", "running"),
-        ("files from main-0: logs/a.csv", "bootstrap", "running"),
+        ("exec in main-0: python", "admin", "running"),
+        ("files from main-0: logs/a.csv", "admin", "running"),
     ]
     assert "s3cret" not in str(found)
 

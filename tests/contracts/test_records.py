@@ -18,9 +18,12 @@ from danlu.database.records import (
     ATTEMPTS,
     ENVIRONMENTS,
     JOBS,
+    KEYS,
+    MEMBERS,
     NODES,
     PROJECTS,
     TOKENS,
+    USERS,
     Records,
 )
 from danlu.domain.environments import EnvironmentReason, EnvironmentState
@@ -44,10 +47,13 @@ from tests.factories import (
     make_attempt,
     make_environment,
     make_job,
+    make_key,
+    make_member,
     make_node,
     make_project,
     make_task,
     make_token,
+    make_user,
 )
 
 # every noun
@@ -68,7 +74,10 @@ from tests.factories import (
         ),
         (NODES, make_node(h100=4)),
         (PROJECTS, make_project()),
-        (TOKENS, make_token(expires_at=NOW)),
+        (USERS, make_user(administrator=True)),
+        (MEMBERS, make_member(make_user())),
+        (KEYS, make_key("u", sealed={"master": "m", "key": "k", "value": "v"}, last_used_at=NOW)),
+        (TOKENS, make_token(expires_at=NOW, bound=False)),
         (ENVIRONMENTS, make_environment(lock_digest="d" * 64, build_s=1.5, packages=3)),
         (ARTIFACTS, make_artifact(skipped=("a: socket",), size_bytes=2**60)),
     ],
@@ -90,7 +99,7 @@ def test_a_record_comes_back_as_it_was_stored(database: Database, records: Recor
 
 def test_every_noun_is_in_the_test_above() -> None:
     assert {records.model.KIND for records in ALL} == {
-        "job", "attempt", "node", "project", "token", "environment", "artifact",
+        "job", "attempt", "node", "project", "user", "member", "key", "token", "environment", "artifact",
     }  # fmt: skip
 
 
@@ -149,7 +158,7 @@ def test_every_specification_survives_the_round_trip(
 
 
 def events(database: Database, after: int = 0, **where: Any) -> list[Event]:
-    return database.read(lambda tx: queries.events_after(tx, after, limit=100, **where))
+    return database.read(lambda tx: queries.events_after(tx, after, queries.Chosen(**where), limit=100))
 
 
 def test_each_move_has_its_event_and_no_move_has_none(database: Database) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from danlu.api import LogsQuery, WaitQuery
-from danlu.client.connection import Connection
+from danlu.client.connection import KEY_FILE, Connection
+from danlu.client.credentials import bootstrap
 from danlu.client.transport import Client
 from danlu.domain.ids import make_id
 from danlu.domain.jobs import Job, JobSpec
@@ -89,8 +90,7 @@ class Server:
         return self.process.wait(START_TIMEOUT_S)
 
     def client(self) -> Client:
-        token = (self.home / "keys" / "bootstrap").read_text().strip()
-        return Client(Connection(url=self.url, token=token, home=self.home))
+        return Client(Connection(self.url, bootstrap(self.home / KEY_FILE), self.home))
 
     def submit(self, *command: str, job_id: str | None = None, **spec: Any) -> Job:
         fields = {"command": list(command), "env": "host", "interpreter": sys.executable, "cpu": 0.01, **spec}

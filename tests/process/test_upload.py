@@ -15,7 +15,8 @@ import pytest
 
 from danlu.api import MAX_PACK_BYTES
 from danlu.client import code
-from danlu.client.connection import Connection
+from danlu.client.connection import KEY_FILE, Connection
+from danlu.client.credentials import bootstrap
 from danlu.client.transport import PIECE_BYTES
 from danlu.domain.jobs import JobState
 from tests.process.platform import Server
@@ -30,13 +31,14 @@ SENDER = """
 import os, signal, sys
 from pathlib import Path
 from danlu.client import code
-from danlu.client.connection import Connection
+from danlu.client.connection import KEY_FILE, Connection
+from danlu.client.credentials import bootstrap
 from danlu.client.transport import Client
-url, token, folder, cache, least = sys.argv[1:]
+url, home, folder, cache, least = sys.argv[1:]
 def progress(done, total):
     if done >= int(least):
         os.kill(os.getpid(), signal.SIGKILL)
-with Client(Connection(url=url, token=token)) as client:
+with Client(Connection(url, bootstrap(Path(home) / KEY_FILE))) as client:
     code.send(client, Path(folder), cache=Path(cache), progress=progress)
 """
 
@@ -52,15 +54,11 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def token(server: Server) -> str:
-    return (server.home / "keys" / "bootstrap").read_text().strip()
-
-
 # in the middle of the large file, and in the middle of the small ones
 @pytest.mark.parametrize("at", [2 * PIECE_BYTES, LARGE_BYTES + MAX_PACK_BYTES])
 def test_a_client_that_is_killed_goes_on_where_it_was(server: Server, folder: Path, tmp_path: Path, at: int) -> None:
     cache = tmp_path / "cache"
-    words = [server.url, token(server), str(folder), str(cache), str(at)]
+    words = [server.url, str(server.home), str(folder), str(cache), str(at)]
     done = subprocess.run([sys.executable, "-c", SENDER, *words], check=False, timeout=120)
     assert done.returncode == -9
     with server.client() as client:
@@ -91,7 +89,7 @@ def test_a_server_that_is_killed_is_waited_for(server: Server, folder: Path, tmp
     with server.client() as client:
         here = client.connection
         client.relocate = lambda: (
-            Connection(url=server.url, token=token(server), home=server.home) if started.is_set() else here
+            Connection(server.url, bootstrap(server.home / KEY_FILE), server.home) if started.is_set() else here
         )
         sent = code.send(client, folder, cache=tmp_path / "cache", progress=progress)
         # what was on its way was lost, and that alone was sent twice

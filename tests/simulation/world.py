@@ -22,7 +22,7 @@ from danlu.controllers.tasks import Tasks
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
-from danlu.domain.actors import Actor, Role
+from danlu.domain.actors import Actor
 from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobSpec, JobState, Reason, TaskSpec
 from danlu.domain.nodes import Gpu, NodeCapacity
@@ -33,6 +33,7 @@ from danlu.executors.base import Phase
 from danlu.executors.simulated import Faults, SimulatedExecutor
 from danlu.services import environments, jobs
 from danlu.services.context import Call, Platform, PlatformFacts
+from danlu.services.vault import Vault
 
 T = TypeVar("T")
 START = 1_700_000_000_000_000_000
@@ -190,9 +191,10 @@ class World:
         facts = PlatformFacts(home="", started_at=START, isolation="", host_environment=True)
         self.platform = Platform(
             database=real, blobs=self.blobs, streams=self.streams, clock=self.clock,
-            random_bits=self.random.getrandbits, facts=facts, attempt_key=b"", bootstrap_digest="",
+            random_bits=self.random.getrandbits, facts=facts, attempt_key=b"",
+            vault=Vault(b"m" * 32, self.random.randbytes),
         )  # fmt: skip
-        self.call = Call(self.platform, Actor(id="user", role=Role.ADMINISTRATOR, project=None), "default")
+        self.call = Call(self.platform, Actor(id="k", name="user", administrator=True), "default")
         self.submitted: list[str] = []
         self.stopped: set[str] = set()
         self.gangs: dict[str, tuple[TaskSpec, ...]] = {}

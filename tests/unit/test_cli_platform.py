@@ -12,6 +12,7 @@ from danlu.cli.submitting import submit
 from danlu.cli.terminal import Messages
 from danlu.cli.wording import not_kept
 from danlu.client.connection import Connection, data_folder
+from danlu.client.credentials import Credentials
 from danlu.client.starting import once_free
 from danlu.config import default_home
 from danlu.domain.jobs import Attempt, JobSpec, Task
@@ -35,7 +36,7 @@ def test_the_data_folder(environ, folder):
 
 
 def test_a_start_is_repeated_until_an_older_server_has_ended(tmp_path):
-    wanted = Connection("http://127.0.0.1:7070", "key", tmp_path)
+    wanted = Connection("http://127.0.0.1:7070", Credentials("key"), tmp_path)
     answers: list[Connection | Exception] = [AlreadyRunning(), AlreadyRunning(), wanted]
 
     def attempt() -> Connection:

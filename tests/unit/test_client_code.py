@@ -15,6 +15,7 @@ from danlu.blobs.folders import scan
 from danlu.client import code
 from danlu.client.artifacts import fetch
 from danlu.client.connection import Connection
+from danlu.client.credentials import Credentials
 from danlu.client.missing import Tree
 from danlu.client.transport import PIECE_BYTES, Client
 from danlu.domain.artifacts import Artifact
@@ -35,7 +36,7 @@ def wire() -> Iterator[Wire]:
 
 @pytest.fixture
 def client(wire: Wire) -> Iterator[Client]:
-    with Client(Connection(wire.url, "secret"), project="p", patience_s=5) as made:
+    with Client(Connection(wire.url, Credentials("secret")), project="p", patience_s=5) as made:
         yield made
 
 

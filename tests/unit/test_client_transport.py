@@ -13,6 +13,7 @@ from danlu import __version__
 from danlu.api import EventsQuery, JobsQuery, LogsQuery, StopRequest
 from danlu.client import connection
 from danlu.client.connection import Connection
+from danlu.client.credentials import Credentials
 from danlu.client.requests import build
 from danlu.client.transport import Client
 from danlu.domain.jobs import Job, JobSpec
@@ -36,6 +37,8 @@ JOB = Job(
     checkpoint_owner=JOB_ID,
 )  # fmt: skip
 
+KEY = Credentials("secret", "k00000000000000000000000000")
+
 
 @pytest.fixture
 def wire() -> Iterator[Wire]:
@@ -46,7 +49,7 @@ def wire() -> Iterator[Wire]:
 
 @pytest.fixture
 def client(wire: Wire) -> Iterator[Client]:
-    with Client(Connection(wire.url, "secret"), project="p", patience_s=5) as made:
+    with Client(Connection(wire.url, Credentials("secret")), project="p", patience_s=5) as made:
         yield made
 
 
@@ -138,7 +141,7 @@ def test_a_broken_answer_is_asked_for_again(wire, client):
 
 
 def test_nobody_there_is_told_with_a_next_step():
-    with Client(Connection("http://127.0.0.1:9", "s"), patience_s=0) as client:
+    with Client(Connection("http://127.0.0.1:9", Credentials("s")), patience_s=0) as client:
         with pytest.raises(Unavailable, match="cannot be reached") as raised:
             client.call("jobs.list")
         assert "danlu status" in raised.value.next_step
@@ -146,8 +149,8 @@ def test_nobody_there_is_told_with_a_next_step():
 
 def test_a_platform_that_comes_back_elsewhere_is_found_again(wire):
     wire.answer = in_turn((200, Page[Job](items=()).model_dump_json().encode()))
-    elsewhere = Connection(wire.url, "other")
-    with Client(Connection("http://127.0.0.1:9", "s"), patience_s=5, relocate=lambda: elsewhere) as client:
+    elsewhere = Connection(wire.url, Credentials("other"))
+    with Client(Connection("http://127.0.0.1:9", Credentials("s")), patience_s=5, relocate=lambda: elsewhere) as client:
         assert client.call("jobs.list").items == ()
     assert wire.asked[0][2]["authorization"] == "Bearer other"
 
@@ -242,7 +245,7 @@ def test_what_was_sent_is_repeated_for_longer(wire, client):
 def test_the_key_of_a_server_that_has_ended_goes_to_nobody(wire, tmp_path):
     home = home_with(tmp_path, url=wire.url, start_time=1)  # another program has its port now
     wire.answer = in_turn((200, Page[Job](items=()).model_dump_json().encode()))
-    with Client(Connection(wire.url, "key", home), patience_s=0) as client:
+    with Client(Connection(wire.url, KEY, home), patience_s=0) as client:
         with pytest.raises(Unavailable, match="does not run there"):
             client.call("jobs.list")
         with pytest.raises(Unavailable, match="does not run there"):
@@ -297,7 +300,9 @@ def home_with(tmp_path: Path, **changes: object) -> Path:
         "boot_id": boot_id(),
     }
     (tmp_path / "keys").mkdir(exist_ok=True)
-    (tmp_path / "keys" / "bootstrap").write_text("key\n")
+    key = tmp_path / "keys" / "bootstrap"
+    key.touch(mode=0o600)
+    key.write_text(json.dumps({"access_key_id": KEY.key_id, "secret": KEY.secret}))
     (tmp_path / "platform.json").write_text(json.dumps({**facts, "version": "0", "home": str(tmp_path), **changes}))
     return tmp_path
 
@@ -305,10 +310,10 @@ def home_with(tmp_path: Path, **changes: object) -> Path:
 def test_the_platform_is_found_in_order(tmp_path):
     home = home_with(tmp_path)
     here = {"DANLU_HOME": str(home)}
-    assert connection.find(None, here) == Connection("http://127.0.0.1:7071", "key", home)
+    assert connection.find(None, here) == Connection("http://127.0.0.1:7071", KEY, home)
     named = {**here, "DANLU_URL": "http://h:1/", "DANLU_TOKEN": "t"}
-    assert connection.find(None, named) == Connection("http://h:1", "t")
-    assert connection.find("http://127.0.0.1:7071", named) == Connection("http://127.0.0.1:7071", "key", home)
+    assert connection.find(None, named) == Connection("http://h:1", Credentials("t"))
+    assert connection.find("http://127.0.0.1:7071", named) == Connection("http://127.0.0.1:7071", KEY, home)
     with pytest.raises(NotAuthenticated):  # the key of one platform is never sent to another
         connection.find("http://evil:1", named)
     with pytest.raises(PlatformError, match="address"):
@@ -318,7 +323,7 @@ def test_the_platform_is_found_in_order(tmp_path):
 def test_a_token_is_read_from_its_file(tmp_path):
     (tmp_path / "token").write_text("t\n")
     environ = {"DANLU_HOME": str(tmp_path), "DANLU_URL": "http://h", "DANLU_TOKEN_FILE": str(tmp_path / "token")}
-    assert connection.find(None, environ) == Connection("http://h", "t")
+    assert connection.find(None, environ) == Connection("http://h", Credentials("t"))
     (tmp_path / "token").write_text("a\nb")
     with pytest.raises(NotAuthenticated, match="one printable word"):
         connection.find(None, environ)

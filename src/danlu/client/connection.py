@@ -6,10 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from danlu.client.credentials import Credentials, bootstrap, given
 from danlu.config import default_home
 from danlu.errors import NotAuthenticated, PlatformError
 from danlu.runner.formats import boot_id, start_time
@@ -24,7 +25,7 @@ class Connection:
     """Where a platform is and the key to it. ``home`` is its data folder when it was found on this machine."""
 
     url: str
-    token: str = field(repr=False)
+    credentials: Credentials
     home: Path | None = None
 
 
@@ -86,11 +87,22 @@ def running(home: Path) -> Running | None:
     return found if found.alive() else None
 
 
+def local(home: Path) -> Connection | None:
+    """Returns the platform of a data folder, by its administrator's key; None: no server of it runs.
+
+    Raises:
+        NotAuthenticated: the key cannot be read.
+        PlatformError: a file of it cannot be read, or is damaged.
+    """
+    server = running(home)
+    return None if server is None else Connection(server.url, bootstrap(home / KEY_FILE), home)
+
+
 def find(url: str | None = None, environ: Mapping[str, str] = os.environ) -> Connection | None:
     """Returns the platform to talk to; None when none was named and none runs here.
 
-    ``url`` comes first, then DANLU_URL, then the platform on this machine. The key of DANLU_TOKEN is only ever sent to the
-    platform that DANLU_URL names, or to ``url`` where DANLU_URL is not set.
+    ``url`` comes first, then DANLU_URL, then the platform on this machine. A key of the environment is only
+    ever used for the platform that DANLU_URL names, or for ``url`` where DANLU_URL is not set.
 
     Raises:
         NotAuthenticated: there is no key for that address.
@@ -98,18 +110,16 @@ def find(url: str | None = None, environ: Mapping[str, str] = os.environ) -> Con
     """
     home, named = data_folder(environ), url or environ.get("DANLU_URL")
     if not named:
-        local = running(home)
-        return None if local is None else Connection(local.url, _bootstrap_key(home), home)
-    address = require_url(named)
-    given = environ.get("DANLU_URL")
-    if (token := _given_token(environ)) and (not given or require_url(given) == address):
-        return Connection(address, token)
-    local = running(home)
-    if local is not None and local.url == address:
-        return Connection(address, _bootstrap_key(home), home)
-    step = "set DANLU_TOKEN or DANLU_TOKEN_FILE, and DANLU_URL to the address it belongs to"
+        return local(home)
+    address, own = require_url(named), environ.get("DANLU_URL")
+    if (credentials := given(environ)) is not None and (not own or require_url(own) == address):
+        return Connection(address, credentials)
+    server = running(home)
+    if server is not None and server.url == address:
+        return local(home)
+    step = "danlu login; or set DANLU_URL, DANLU_ACCESS_KEY_ID and DANLU_SECRET_ACCESS_KEY"
     if is_loopback(address):
-        there = "no platform runs from" if local is None else f"{local.url} is the platform of"
+        there = "no platform runs from" if server is None else f"{server.url} is the platform of"
         step += (
             f"\none of this machine has its key in its data folder, {KEY_FILE}: set DANLU_HOME to that folder"
             f" ({there} {home})"
@@ -143,34 +153,13 @@ def require_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def authority(url: str) -> str:
+    """Returns what a request to an address has in its Host header: without a port where it is the scheme's own."""
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    return host if parts.port in (None, {"http": 80, "https": 443}[parts.scheme]) else f"{host}:{parts.port}"
+
+
 def is_loopback(url: str) -> bool:
     """Says whether an address is this machine's own, which no proxy can reach."""
     return urlsplit(url).hostname in LOOPBACK
-
-
-def _given_token(environ: Mapping[str, str]) -> str:
-    if token := environ.get("DANLU_TOKEN", "").strip():
-        return _sendable(token, "DANLU_TOKEN")
-    if not (name := environ.get("DANLU_TOKEN_FILE")):
-        return ""
-    try:
-        return _sendable(Path(name).expanduser().read_text().strip(), name)
-    except (OSError, UnicodeError) as error:
-        raise NotAuthenticated(f"the key in {name} (DANLU_TOKEN_FILE) cannot be read: {error}") from error
-
-
-def _bootstrap_key(home: Path) -> str:
-    file = home / KEY_FILE
-    try:
-        return _sendable(file.read_text().strip(), str(file))
-    except (OSError, UnicodeError) as error:
-        raise NotAuthenticated(
-            f"the key of the platform here cannot be read: {file}: {error}",
-            next_step="ask its owner for a token and set DANLU_URL and DANLU_TOKEN, or run your own with DANLU_HOME",
-        ) from error
-
-
-def _sendable(token: str, where: str) -> str:
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise NotAuthenticated(f"{where} holds no key: a key is one printable word")
-    return token

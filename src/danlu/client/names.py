@@ -11,7 +11,8 @@ import os
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
-from danlu.client.connection import find
+from danlu.client.connection import authority, find
+from danlu.domain.signing import Message, lowered
 from danlu.errors import DanluError
 
 TIMEOUT_S: Final = 1.0
@@ -39,9 +40,12 @@ def _items(path: str, query: dict[str, str], url: str | None, project: str | Non
     parts = urlsplit(found.url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
-    headers = {"Authorization": f"Bearer {found.token}", **({"Danlu-Project": project} if project else {})}
+    headers, words = {"Danlu-Project": project} if project else {}, urlencode(query)
+    message = Message("GET", authority(found.url), parts.path + path, words, lowered(headers))
     try:
-        connection.request("GET", f"{parts.path}{path}?{urlencode(query)}", headers=headers)
+        connection.request(
+            "GET", f"{parts.path}{path}?{words}", headers={**headers, **found.credentials.headers(message)}
+        )
         answer = connection.getresponse()
         return list(json.loads(answer.read(MAX_BYTES))["items"]) if answer.status == 200 else []
     finally:

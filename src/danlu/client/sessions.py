@@ -165,8 +165,8 @@ def _connect(client: Client, job: str, task: str | None, stack: contextlib.ExitS
     from websockets.exceptions import InvalidHandshake, InvalidStatus
     from websockets.sync.client import connect
 
-    url, headers = client.credentials()
     request = build("sessions.open", {"job": job}, query=SessionQuery(task=task))
+    url, headers = client.upgrade(request.target)
     scheme = "wss" if urlsplit(url).scheme == "https" else "ws"
     proxy: dict[str, Any] = {"proxy": None} if is_loopback(url) else {}
     try:

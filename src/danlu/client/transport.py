@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from danlu import __version__
 from danlu.api import PROJECT_HEADER, PieceQuery
-from danlu.client.connection import Connection, is_loopback, running
+from danlu.client.connection import Connection, authority, is_loopback, running
 from danlu.client.requests import VERSION_HEADER, build, failure, parse, require_path
+from danlu.domain.signing import Message, lowered
 from danlu.errors import Conflict, DanluError, PlatformError, TooManyRequests, Unavailable, from_problem
 
 if TYPE_CHECKING:
@@ -249,17 +250,20 @@ class Client:
         except (_Absent, httpx2.TransportError) as error:
             raise self._away(error) from error
 
-    def credentials(self) -> tuple[str, dict[str, str]]:
-        """Returns the address to connect to now and the headers that say who calls, for what is no plain request.
+    def upgrade(self, target: str) -> tuple[str, dict[str, str]]:
+        """Returns the address to connect to now and the headers that say who calls, for a web socket.
 
         Raises:
             Unavailable: the platform that was found on this machine does not run any more.
         """
         try:
-            url, http = self._reach()
+            url, _ = self._reach()
         except _Absent as error:
             raise self._away(error) from error
-        return url, {name: http.headers[name] for name in ("Authorization", PROJECT_HEADER) if name in http.headers}
+        path, _, query = target.partition("?")
+        headers = {PROJECT_HEADER: self.project} if self.project else {}
+        message = Message("GET", authority(url), path, query, lowered(headers))
+        return url, {**headers, **self.connection.credentials.headers(message, once=True)}
 
     def _reach(self) -> tuple[str, httpx2.Client]:
         """Returns the address to send to, and what sends the key that belongs to it.
@@ -361,11 +365,24 @@ def _sender(connection: Connection, project: str | None) -> httpx2.Client:
 
     import httpx2
 
+    class Proof(httpx2.Auth):
+        """Puts the proof of who calls on each request, as it is about to be sent."""
+
+        requires_request_body = True
+
+        def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
+            path, _, query = request.url.raw_path.decode("ascii").partition("?")
+            headers = tuple((name.lower(), value) for name, value in request.headers.items())
+            message = Message(request.method, request.headers["Host"], path, query, headers)
+            request.headers.update(connection.credentials.headers(message, request.content))
+            yield request
+
     plain = connection.url.startswith("http:")
-    headers = {"Authorization": f"Bearer {connection.token}", "User-Agent": f"danlu/{__version__}"}
+    headers = {"User-Agent": f"danlu/{__version__}"}
     if project:
         headers[PROJECT_HEADER] = project
     return httpx2.Client(
+        auth=Proof(),
         headers=headers,
         timeout=_timeout(READ_TIMEOUT_S),
         trust_env=not is_loopback(connection.url),  # a proxy cannot reach this machine's own address

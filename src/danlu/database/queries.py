@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from danlu.database import tables
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
-from danlu.domain.events import Event
+from danlu.domain.events import CALL, Event
 from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobSpec, JobState
 from danlu.domain.resources import Resources
 from danlu.domain.roles import RoleSpec, task_resources
@@ -149,9 +149,16 @@ def next_number(tx: Transaction, project: str, name: str) -> int:
     return int(tx.connection.execute(statement).scalar_one())
 
 
-def events_after(
-    tx: Transaction, seq: int, *, limit: int, project: str | None = None, object_id: str | None = None
-) -> list[Event]:
+class Chosen(NamedTuple):
+    """Which events: of a project, of a thing, of a kind, asked for by somebody. Calls only if their kind is named."""
+
+    project: str | None = None
+    object_id: str | None = None
+    kind: str | None = None
+    actor: str | None = None
+
+
+def events_after(tx: Transaction, seq: int, chosen: Chosen = Chosen(), *, limit: int) -> list[Event]:  # noqa: B008
     """Returns events after ``seq``, oldest first, none that a later commit could still come before.
 
     Numbers are given in the order of commits (see Transaction.events), so that a reader who remembers the last ``seq`` never
@@ -161,10 +168,14 @@ def events_after(
         return []
     events = tables.events
     query = select(events).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
-    if project is not None:
-        query = query.where(events.c.project == project)
-    if object_id is not None:
-        query = query.where(events.c.object_id == object_id)
+    told = events.c.body["kind"].as_string()
+    query = query.where(told != CALL if chosen.kind is None else told == chosen.kind)
+    if chosen.project is not None:
+        query = query.where(events.c.project == chosen.project)
+    if chosen.object_id is not None:
+        query = query.where(events.c.object_id == chosen.object_id)
+    if chosen.actor is not None:
+        query = query.where(events.c.body["actor"].as_string() == chosen.actor)
     return [
         Event.model_validate(
             {**row["body"], "seq": row["seq"], "project": row["project"], "object_id": row["object_id"]}

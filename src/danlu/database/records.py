@@ -12,14 +12,15 @@ from sqlalchemy.exc import IntegrityError
 
 from danlu.database import tables
 from danlu.database.engine import Transaction
-from danlu.domain.actors import Token
 from danlu.domain.artifacts import Artifact
 from danlu.domain.environments import Environment
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job
+from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import Node
 from danlu.domain.projects import Project
 from danlu.domain.records import Living, Record, storable
+from danlu.domain.users import Member, User
 from danlu.domain.views import Page
 from danlu.errors import Conflict, InvalidRequest, NameTaken, NotFound, VersionConflict
 
@@ -224,7 +225,10 @@ JOBS: Final = Records(Job, tables.jobs)
 ATTEMPTS: Final = Records(Attempt, tables.attempts)
 NODES: Final = Records(Node, tables.nodes)
 PROJECTS: Final = Records(Project, tables.projects)
+USERS: Final = Records(User, tables.users)
+MEMBERS: Final = Records(Member, tables.members)
+KEYS: Final = Records(AccessKey, tables.keys)
 TOKENS: Final = Records(Token, tables.tokens)
 ENVIRONMENTS: Final = Records(Environment, tables.environments)
 ARTIFACTS: Final = Records(Artifact, tables.artifacts)
-ALL: Final = (JOBS, ATTEMPTS, NODES, PROJECTS, TOKENS, ENVIRONMENTS, ARTIFACTS)
+ALL: Final = (JOBS, ATTEMPTS, NODES, PROJECTS, USERS, MEMBERS, KEYS, TOKENS, ENVIRONMENTS, ARTIFACTS)

@@ -80,7 +80,21 @@ Index("ix_attempts_uncollected", attempts.c.id, sqlite_where=UNCOLLECTED, postgr
 
 nodes: Final = _record("nodes")
 projects: Final = _record("projects", Column("number", Integer, nullable=False, unique=True))
-tokens: Final = _record("tokens", Column("digest", String(64), nullable=False, unique=True))
+users: Final = _record("users", Column("name", String(63), nullable=False, unique=True))
+members: Final = _record(
+    "members",
+    Column("user", String(27), nullable=False),
+    Column("name", String(63), nullable=False),
+    UniqueConstraint("project", "user"),
+    Index("ix_members_user", "user"),
+)
+keys: Final = _record("keys", Column("user", String(27), nullable=False), Index("ix_keys_user", "user"))
+tokens: Final = _record(
+    "tokens",
+    Column("user", String(27), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Index("ix_tokens_user", "user"),
+)
 environments: Final = _record(
     "environments",
     Column("source_digest", String(64), nullable=False),
@@ -106,6 +120,14 @@ events: Final = Table(
     Index("ix_events_project_seq", "project", "seq"),
     Index("ix_events_object_id_seq", "object_id", "seq"),
     sqlite_autoincrement=True,
+)
+nonces: Final = Table(
+    "nonces",
+    METADATA,
+    Column("key", String(27), primary_key=True),
+    Column("nonce", String(64), primary_key=True),
+    Column("until_s", BigInteger, nullable=False),
+    Index("ix_nonces_until_s", "until_s"),
 )
 counters: Final = Table(
     "counters",

@@ -1,42 +1,65 @@
-"""Who calls: every service takes an actor, and decides by its kind and project alone."""
+"""Who calls: every service takes an actor, and what it may do in a project follows from its role there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import ClassVar
 
 from pydantic import Field
 
-from danlu.domain.records import Record, Value
+from danlu.domain.records import Value
 
 
 class Role(StrEnum):
-    """What an actor may do."""
+    """What a member may do in a project: each role all that the one before it may."""
 
-    ADMINISTRATOR = "administrator"
-    MEMBER = "member"
+    VIEWER = "viewer"
+    DEVELOPER = "developer"
+    ADMIN = "admin"
+
+
+class Standing(StrEnum):
+    """What an actor is to a project: a member with a role, an attempt of it, the platform's administrator, or a user."""
+
+    USER = "user"
     ATTEMPT = "attempt"
+    VIEWER = "viewer"
+    DEVELOPER = "developer"
+    ADMIN = "admin"
+    ADMINISTRATOR = "administrator"
 
 
 class Actor(Value):
     """The caller of one request."""
 
-    id: str = Field(description="as it appears in events: bootstrap, a token's id, an attempt's id")
-    role: Role
-    project: str | None = Field(description="the only project it sees; None for all of them")
+    id: str = Field(description="of the access key or the token by which it calls, or of the attempt")
+    name: str = Field(description="as it appears in events: the user's name, or the attempt's id")
+    user: str = Field(default="", description="the user's id; empty for an attempt")
+    administrator: bool = Field(default=False, description="of the platform")
+    roles: Mapping[str, Role] = Field(default={}, description="the user's role in each project")
+    project: str | None = Field(
+        default=None, description="the only project in which it may act; None: in all of its user's"
+    )
     attempt_id: str | None = None
 
-    def sees(self, project: str) -> bool:
-        """Whether things of ``project`` exist for this actor."""
-        return self.project is None or self.project == project
+    def standing(self, project: str) -> Standing | None:
+        """Returns what it is to a project; None: for it there is no such project."""
+        if self.project is not None and self.project != project:
+            return None
+        if self.attempt_id is not None:
+            return Standing.ATTEMPT
+        if self.administrator:
+            return Standing.ADMINISTRATOR
+        role = self.roles.get(project)
+        return None if role is None else Standing(role)
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether it may act in every project."""
+        return self.administrator and self.project is None
 
-class Token(Record):
-    """A bearer token. Only its SHA-256 is stored; the secret is shown once, when it is made."""
-
-    KIND: ClassVar[str] = "token"
-
-    name: str = Field(min_length=1, max_length=63)
-    digest: str = Field(description="SHA-256 of the secret, hex")
-    created_by: str
-    expires_at: int | None = Field(default=None, description="ns UTC; None: never")
+    def default_project(self, default: str) -> str:
+        """Returns the project that is meant where none is named: its only one, else ``default``."""
+        if self.project is not None:
+            return self.project
+        return next(iter(self.roles)) if len(self.roles) == 1 and not self.administrator else default

@@ -30,18 +30,29 @@ from danlu.api import (
     PROJECT_HEADER,
     Kind,
     Operation,
+    Permission,
 )
-from danlu.domain.actors import Actor
+from danlu.domain.actors import Actor, Standing
 from danlu.domain.projects import DEFAULT_PROJECT
+from danlu.domain.signing import Claim
+from danlu.domain.users import PLATFORM
 from danlu.domain.validation import invalid_fields
 from danlu.domain.views import Problem
-from danlu.errors import DanluError, InternalError, InvalidRequest, NotFound, TooLarge, storage_full_is_an_error
-from danlu.server.auth import BINARY, problem
+from danlu.errors import (
+    DanluError,
+    InternalError,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    TooLarge,
+    storage_full_is_an_error,
+)
+from danlu.server.auth import BINARY, changes, problem
 from danlu.server.sessions import Opener, Sessions
 from danlu.server.streams import Streams
 from danlu.services import projects
 from danlu.services.access import authorize
-from danlu.services.context import Call, Platform
+from danlu.services.context import DONE, Call, Deed, Platform
 
 SPOOL_BYTES: Final = 2**20
 READ_BYTES: Final = 2**20
@@ -49,6 +60,7 @@ UPLOADS_AT_ONCE: Final = 4
 RENAMED: Final = {"jobs.logs": "danlu.services.logs", "jobs.metrics": "danlu.services.metrics"}
 WITH_SLASHES: Final = "{environment}"
 """The name in a path that may have slashes: an image's."""
+OF_NO_PROJECT: Final = frozenset({Permission.SELF, Permission.ADMINISTER})
 Endpoint = Callable[..., Awaitable[Response]]
 
 
@@ -81,13 +93,23 @@ class Edge:
             NotFound: there is no such project, or it is another's.
         """
         actor: Actor = request.state.actor
-        authorize(actor, operation.permission)
-        name = request.headers.get(PROJECT_HEADER) or actor.project or DEFAULT_PROJECT
-        known = name in self._projects
-        if not actor.sees(name) or not (known or await anyio.to_thread.run_sync(projects.exists, self.platform, name)):
-            raise NotFound(f"there is no project {name[:63]!r}")
-        self._projects.add(name)  # a project is never removed
-        return Call(self.platform, actor, name)
+        deed = _deed(request, operation)
+        if operation.permission in OF_NO_PROJECT:
+            call, standing = Call(self.platform, actor, PLATFORM, deed), _of_the_platform(actor)
+        else:
+            name = request.headers.get(PROJECT_HEADER) or actor.default_project(DEFAULT_PROJECT)
+            there = name in self._projects or await anyio.to_thread.run_sync(projects.exists, self.platform, name)
+            found = actor.standing(name)
+            if not there or found is None:
+                raise NotFound(f"there is no project {name[:63]!r}", next_step="yours: danlu project ls")
+            self._projects.add(name)  # a project is never removed
+            call, standing = Call(self.platform, actor, name, deed), found
+        try:
+            authorize(actor, standing, operation.permission)
+        except NotAllowed as error:
+            await anyio.to_thread.run_sync(call.settle, error.code())
+            raise
+        return call
 
     def endpoint(self, operation: Operation) -> Endpoint:
         """Returns the endpoint of an operation, with the signature that FastAPI reads."""
@@ -131,7 +153,12 @@ class Edge:
         adapter = None if operation.returns is bytes else TypeAdapter(operation.returns)
 
         def work(call: Call, arguments: dict[str, Any]) -> Any:
-            result = run(call, **arguments)
+            try:
+                result = run(call, **arguments)
+            except DanluError as error:
+                call.settle(error.code())
+                raise
+            call.settle(DONE)
             return result if adapter is None else adapter.dump_json(result)
 
         async def respond(call: Call, request: Request, arguments: dict[str, Any]) -> Response:
@@ -160,6 +187,23 @@ class Edge:
             return Response(job.model_dump_json(), media_type="application/json")
 
         return respond
+
+
+def _deed(request: HTTPConnection, operation: Operation) -> Deed | None:
+    """Returns what is to be stored of a request that may change something."""
+    if not changes(request.scope):
+        return None
+    signed: Claim | None = request.state.claim
+    nonce = None if signed is None else (signed.key_id, signed.nonce, signed.forgotten_at_s)
+    thing = "/".join(str(value) for value in request.path_params.values())
+    source = request.client.host if request.client is not None else ""
+    return Deed(operation.id, thing, source, request.state.request_id, nonce)
+
+
+def _of_the_platform(actor: Actor) -> Standing:
+    if actor.attempt_id is not None:
+        return Standing.ATTEMPT
+    return Standing.ADMINISTRATOR if actor.sees_all else Standing.USER
 
 
 @contextlib.asynccontextmanager

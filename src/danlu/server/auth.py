@@ -1,7 +1,12 @@
-"""The outermost layer: nobody gets past it without a valid token, but for the health checks. It also bounds every body."""
+"""The outermost layer: nobody gets past it without a valid signature or token, but for the health checks.
+
+It also bounds every body, and holds it against the digest that was signed.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -12,8 +17,10 @@ from starlette.responses import JSONResponse, PlainTextResponse
 
 from danlu import __version__
 from danlu.api import MAX_JSON_BYTES, OPEN_PATHS
+from danlu.domain.actors import Actor
+from danlu.domain.signing import SAFE_METHODS, BadSignature, Claim, Message, claim
 from danlu.errors import DanluError, NotAuthenticated, TooLarge, TooManyRequests
-from danlu.services.access import authenticate
+from danlu.services import access
 from danlu.services.context import Platform
 
 LOG: Final = logging.getLogger("danlu.server")
@@ -70,14 +77,32 @@ class Gate:
         if self._requests > MAX_REQUESTS:
             raise TooManyRequests(f"{MAX_REQUESTS} requests are being answered already")
         headers = Headers(scope=scope)
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not secret or not secret.isascii():
-            raise NotAuthenticated
-        actor = await anyio.to_thread.run_sync(authenticate, self._platform, secret.strip())
-        scope.setdefault("state", {}).update(actor=actor, request_id=request_id)
+        try:
+            actor, signed = await self._who(scope, headers)
+        except NotAuthenticated as error:
+            error.details["server_time"] = self._platform.clock.now()
+            raise
+        scope.setdefault("state", {}).update(actor=actor, request_id=request_id, claim=signed)
+        if signed is not None and scope["type"] == "http":
+            receive = _digested(receive, signed.digest)
         if scope["type"] == "websocket" or headers.get("content-type") == BINARY:
             return receive  # bounded message by message, or by who reads it
         return _bounded(receive, headers)
+
+    async def _who(self, scope: Scope, headers: Headers) -> tuple[Actor, Claim | None]:
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        if "signature" not in headers and "signature-input" not in headers:
+            if scheme.lower() != "bearer" or not secret or not secret.isascii():
+                raise NotAuthenticated
+            return await anyio.to_thread.run_sync(access.bearer, self._platform, secret.strip()), None
+        try:
+            if scheme:
+                raise BadSignature("a token beside a signature")
+            signed = claim(message(scope), once=changes(scope))
+        except BadSignature as error:
+            LOG.debug("a signature was refused: %s", error)
+            raise NotAuthenticated from error
+        return await anyio.to_thread.run_sync(access.signed, self._platform, signed), signed
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         try:
@@ -89,6 +114,39 @@ class Gate:
     def _health(self, path: str) -> PlainTextResponse:
         alive = path == "/livez" or self._ready()
         return PlainTextResponse("ok\n" if alive else "not ready\n", 200 if alive else 503)
+
+
+def changes(scope: Scope) -> bool:
+    """Says whether a request may change something, and so must not be done twice: a web socket may, as what is not safe."""
+    return scope["type"] == "websocket" or scope["method"] not in SAFE_METHODS
+
+
+def message(scope: Scope) -> Message:
+    """Returns a request as it is signed."""
+    headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+    hosts = [value for name, value in headers if name == "host"]
+    if len(hosts) != 1:
+        raise BadSignature(f"{len(hosts)} hosts")
+    return Message(
+        scope.get("method", "GET"), hosts[0], scope["raw_path"].decode("latin-1"),
+        scope["query_string"].decode("latin-1"), headers,
+    )  # fmt: skip
+
+
+def _digested(receive: Receive, digest: bytes | None) -> Receive:
+    """Returns ``receive``, which holds the body against its digest before its end is told; without one there is no body."""
+    found = hashlib.sha256()
+    expected = hashlib.sha256().digest() if digest is None else digest
+
+    async def digested() -> MutableMapping[str, Any]:
+        message = await receive()
+        if message["type"] == "http.request":
+            found.update(message.get("body", b""))
+            if not message.get("more_body", False) and not hmac.compare_digest(found.digest(), expected):
+                raise NotAuthenticated("the body is not what was signed")
+        return message
+
+    return digested
 
 
 def _stamped(send: Send, request_id: str) -> Send:

@@ -1,41 +1,128 @@
-"""The platform's keys: made once, kept in files that only its own user may read."""
+"""The platform's own keys: made once, kept in files that only its own user may read."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from danlu.domain.ids import is_id
 from danlu.errors import PlatformError
-from danlu.services.access import TOKEN_PREFIX
+from danlu.services.first_user import KEY_NAME
+from danlu.services.vault import KEY_BYTES
 
-BOOTSTRAP = "bootstrap"
+BOOTSTRAP = KEY_NAME
 ATTEMPTS = "attempts"
+MASTER = "master"
+MASTER_VARIABLE, MASTER_FILE_VARIABLE = "DANLU_MASTER_KEY", "DANLU_MASTER_KEY_FILE"
 
 
-def load(folder: Path) -> tuple[str, bytes]:
-    """Returns (the bootstrap administrator's token, the key of attempts' tokens); makes what is not there yet."""
+class Keys(NamedTuple):
+    """What the server keeps secret: the master key of its vault, and the key of attempts' tokens."""
+
+    master: bytes
+    attempts: bytes
+
+
+def load(folder: Path, environ: Mapping[str, str]) -> Keys:
+    """Returns the keys; makes what is not there yet.
+
+    The master key may come from elsewhere: ``DANLU_MASTER_KEY``, or the file that ``DANLU_MASTER_KEY_FILE`` names.
+
+    Raises:
+        PlatformError: a key cannot be read, is damaged, or others may read it.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    bootstrap = _key(folder / BOOTSTRAP, TOKEN_PREFIX + secrets.token_hex(32))
-    return bootstrap, bytes.fromhex(_key(folder / ATTEMPTS, secrets.token_hex(32)))
+    if text := environ.get(MASTER_VARIABLE):
+        master = _bytes(text, MASTER_VARIABLE)
+    elif name := environ.get(MASTER_FILE_VARIABLE):
+        master = _bytes(read(Path(name)), name)
+    else:
+        master = _own(folder / MASTER)
+    return Keys(master, _own(folder / ATTEMPTS))
 
 
-def _key(path: Path, fresh: str) -> str:
+def read(path: Path) -> str:
+    """Returns what a key's file holds.
+
+    Raises:
+        PlatformError: it cannot be read, or others may read it too.
+    """
     try:
-        text = path.read_text().strip()
+        with path.open() as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise PlatformError(
+                    f"the key {path} may be read by others: its mode is {mode:04o}",
+                    next_step=f"if nobody has: chmod 600 {path}; else replace what it protects",
+                )
+            return file.read().strip()
     except FileNotFoundError:
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w") as file:
-            file.write(fresh + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        return fresh
-    if len(text) < 64:
+        raise
+    except (OSError, UnicodeError) as error:
+        raise PlatformError(f"the key {path} cannot be read: {error}", next_step="restore it from a backup") from error
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a key's file: durable, whole, and its owner's alone."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def _own(path: Path) -> bytes:
+    try:
+        return _bytes(read(path), str(path))
+    except FileNotFoundError:
+        fresh = secrets.token_hex(KEY_BYTES)
+        write(path, fresh)
+        return bytes.fromhex(fresh)
+
+
+def _bytes(text: str, where: str) -> bytes:
+    try:
+        key = bytes.fromhex(text.strip())
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise PlatformError(
+            f"the key in {where} is damaged: it has to be {2 * KEY_BYTES} hexadecimal digits",
+            next_step="restore it from a backup",
+        )
+    return key
+
+
+def read_bootstrap(folder: Path) -> tuple[str, str] | None:
+    """Returns the first administrator's access key: (id, secret); None where the file is gone.
+
+    Raises:
+        PlatformError: the file is damaged, or others may read it.
+    """
+    path = folder / BOOTSTRAP
+    try:
+        raw = json.loads(read(path))
+        key_id, secret = str(raw["access_key_id"]), str(raw["secret"])
+        if not is_id(key_id, "k") or not secret:
+            raise ValueError(key_id)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
         raise PlatformError(
             f"the key {path} is damaged", next_step="restore it from a backup, or move it away for a new one"
-        )
-    path.chmod(0o600)
-    return text
+        ) from error
+    return key_id, secret
+
+
+def write_bootstrap(folder: Path, key: tuple[str, str]) -> None:
+    """Writes the first administrator's access key where the command line finds it."""
+    write(folder / BOOTSTRAP, json.dumps({"access_key_id": key[0], "secret": key[1]}))

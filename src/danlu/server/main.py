@@ -55,9 +55,11 @@ from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
 from danlu.server.log import RateLimit
 from danlu.server.sessions import MAX_MESSAGE_BYTES
+from danlu.services import first_user
 from danlu.services import platform as platform_service
-from danlu.services.access import attempt_token, digest
+from danlu.services.access import attempt_token
 from danlu.services.context import Hub, Platform, PlatformFacts
+from danlu.services.vault import Vault
 
 LOG: Final = logging.getLogger("danlu.server")
 LOOPS_END_S: Final = 10.0
@@ -176,8 +178,13 @@ def compose(settings: Settings) -> Composition:
     workers = (Workers("launch", 8), Workers("keep", 2), Workers("build", BUILD_THREADS))
     launching, keeping, building = (Tasks(some.spawn) for some in workers)
     gpus = None if settings.gpus is None else declared(settings.gpus)
-    bootstrap, attempt_key = keys.load(settings.home / "keys")
+    kept = keys.load(settings.home / "keys", os.environ)
+    vault = Vault(kept.master, secrets.token_bytes)
     database = open_database(settings, clock.now())
+    known = keys.read_bootstrap(settings.home / "keys")
+    fresh = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master)
+    if fresh is not None:
+        keys.write_bootstrap(settings.home / "keys", fresh)
     blobs, streams = LocalBlobs(settings.home / "blobs"), Streams(settings.home / "blobs")
     blobs.start()
 
@@ -208,10 +215,10 @@ def compose(settings: Settings) -> Composition:
     platform = Platform(
         diagnose=lambda built, index: diagnose(settings, builder, built, index=index),
         database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits, facts=facts,
-        attempt_key=attempt_key, bootstrap_digest=digest(bootstrap), hub=hub,
+        attempt_key=kept.attempts, vault=vault, hub=hub,
     )  # fmt: skip
     launches = Launches(
-        builder, lambda attempt: attempt_token(attempt_key, attempt), lambda: platform.url, executor.images
+        builder, lambda attempt: attempt_token(kept.attempts, attempt), lambda: platform.url, executor.images
     )
     nodes = NodesController(database, executor, clock, hub)
     nodes.step()  # the first submit must know what could ever fit

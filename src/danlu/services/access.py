@@ -1,25 +1,32 @@
-"""Who calls: bearer tokens become actors. Nothing here trusts an address, a header or a name."""
+"""Who calls: signatures and tokens become actors. Nothing here trusts an address, a header or a name."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import logging
+from typing import Final
 
-from danlu.api import Permission
-from danlu.database.records import ATTEMPTS, JOBS, TOKENS
-from danlu.domain.actors import Actor, Role
+from danlu.api import GRANTS, Identity, Membership, Permission
+from danlu.database.engine import Transaction
+from danlu.database.records import ATTEMPTS, JOBS, KEYS, MEMBERS, TOKENS, USERS
+from danlu.domain.actors import Actor, Standing
 from danlu.domain.ids import job_of_attempt
 from danlu.domain.jobs import AttemptState
-from danlu.errors import NotAllowed, NotAuthenticated, StaleAttempt
-from danlu.services.context import Platform
+from danlu.domain.keys import AccessKey
+from danlu.domain.signing import Claim
+from danlu.errors import NotAllowed, NotAuthenticated, StaleAttempt, VaultLocked, VersionConflict
+from danlu.services.context import Call, Platform
+from danlu.services.vault import DECOY
 
+LOG: Final = logging.getLogger("danlu.services")
+SECOND: Final = 1_000_000_000
+USE_NOTED_NS: Final = 3600 * SECOND
+"""When a key was last used is noted as often as this: a write for each request would cost more than the request."""
 TOKEN_PREFIX = "danlu_"  # noqa: S105 - lets secret scanners recognise a leaked token
 ATTEMPT_PREFIX = "danlu_attempt_"
-ROLES: dict[Permission, frozenset[Role]] = {
-    Permission.MEMBER: frozenset({Role.MEMBER, Role.ADMINISTRATOR}),
-    Permission.ADMINISTRATOR: frozenset({Role.ADMINISTRATOR}),
-    Permission.ATTEMPT: frozenset({Role.ATTEMPT}),
-}
+MAX_MEMBERSHIPS = 10_000
 
 
 def digest(secret: str) -> str:
@@ -33,7 +40,34 @@ def attempt_token(key: bytes, attempt_id: str) -> str:
     return f"{ATTEMPT_PREFIX}{attempt_id}_{mac}"
 
 
-def authenticate(platform: Platform, secret: str) -> Actor:
+def signed(platform: Platform, claim: Claim) -> Actor:
+    """Returns whose access key has signed.
+
+    Raises:
+        NotAuthenticated: nobody's that is valid now. The same error after the same work, whatever was wrong.
+    """
+    now = platform.clock.now()
+    key, actor = platform.database.read(lambda tx: _by_key(tx, claim.key_id, now))
+    sealed, of = (platform.vault.decoy, DECOY) if key is None or key.sealed is None else (key.sealed, key.id)
+    try:
+        proven = claim.proven(platform.vault.open(sealed, of))
+    except VaultLocked as error:
+        LOG.error("%s", error.message)
+        raise NotAuthenticated from error
+    if not (proven and claim.current(now // SECOND) and key is not None and actor is not None):
+        raise NotAuthenticated
+    if now - (key.last_used_at or 0) > USE_NOTED_NS:
+        _note_use(platform, key, now)
+    return actor
+
+
+def _note_use(platform: Platform, key: AccessKey, now: int) -> None:
+    used = key.evolved(now=now, last_used_at=now)
+    with contextlib.suppress(VersionConflict):  # another request has noted it, or it was revoked
+        platform.database.write(lambda tx: KEYS.put(tx, key, used))
+
+
+def bearer(platform: Platform, secret: str) -> Actor:
     """Returns who holds this token.
 
     Raises:
@@ -42,13 +76,38 @@ def authenticate(platform: Platform, secret: str) -> Actor:
     """
     if secret.startswith(ATTEMPT_PREFIX):
         return _attempt(platform, secret)
-    found = digest(secret)
-    if hmac.compare_digest(found, platform.bootstrap_digest):
-        return Actor(id="bootstrap", role=Role.ADMINISTRATOR, project=None)
-    tokens = platform.database.read(lambda tx: TOKENS.find(tx, digest=found, limit=1))
-    if not tokens or (tokens[0].expires_at is not None and tokens[0].expires_at <= platform.clock.now()):
+    now, found = platform.clock.now(), digest(secret)
+
+    def work(tx: Transaction) -> Actor | None:
+        token = next(iter(TOKENS.find(tx, digest=found, limit=1)), None)
+        if token is None or _over(token.expires_at, now):
+            return None
+        return _user(tx, token.user, token.id, token.project if token.bound else None)
+
+    actor = platform.database.read(work)
+    if actor is None:
         raise NotAuthenticated
-    return Actor(id=tokens[0].id, role=Role.MEMBER, project=tokens[0].project)
+    return actor
+
+
+def _by_key(tx: Transaction, key_id: str, now: int) -> tuple[AccessKey | None, Actor | None]:
+    key = KEYS.get(tx, key_id)
+    if key is None or _over(key.expires_at, now):
+        return None, None
+    return key, _user(tx, key.user, key.id, None)
+
+
+def _user(tx: Transaction, user_id: str, by: str, project: str | None) -> Actor | None:
+    user = USERS.get(tx, user_id)
+    if user is None or user.removed_at is not None:
+        return None
+    found = MEMBERS.find(tx, user=user.id, limit=MAX_MEMBERSHIPS)
+    roles = {member.project: member.role for member in found if project in (None, member.project)}
+    return Actor(id=by, name=user.name, user=user.id, administrator=user.administrator, roles=roles, project=project)
+
+
+def _over(expires_at: int | None, now: int) -> bool:
+    return expires_at is not None and expires_at <= now
 
 
 def _attempt(platform: Platform, secret: str) -> Actor:
@@ -65,10 +124,20 @@ def _attempt(platform: Platform, secret: str) -> Actor:
         raise NotAuthenticated
     if job.attempts != number or (attempt.state is AttemptState.ENDED and attempt.collected):
         raise StaleAttempt(f"attempt {attempt_id} is over; the job's current attempt is {job.attempts}")
-    return Actor(id=attempt_id, role=Role.ATTEMPT, project=attempt.project, attempt_id=attempt_id)
+    return Actor(id=attempt_id, name=attempt_id, project=attempt.project, attempt_id=attempt_id)
 
 
-def authorize(actor: Actor, permission: Permission) -> None:
-    """Raises NotAllowed unless the actor's role has the permission. What no rule allows is refused."""
-    if actor.role not in ROLES.get(permission, frozenset()):
-        raise NotAllowed(f"{actor.id} is {actor.role}; this needs {permission}")
+def authorize(actor: Actor, standing: Standing, permission: Permission) -> None:
+    """Raises NotAllowed unless a standing has the permission. What no rule allows is refused."""
+    if standing not in GRANTS.get(permission, frozenset()):
+        raise NotAllowed(f"{actor.name} is {standing} here; this is for {' or '.join(sorted(GRANTS[permission]))}")
+
+
+def whoami(call: Call) -> Identity:
+    """Returns who calls, and the role in each project."""
+    actor = call.actor
+    seen = [name for name in sorted(actor.roles) if actor.standing(name) is not None]
+    return Identity(
+        name=actor.name, administrator=actor.administrator, by=actor.id, server_time=call.platform.clock.now(),
+        projects=tuple(Membership(project=name, role=actor.roles[name]) for name in seen),
+    )  # fmt: skip

@@ -26,11 +26,12 @@ def append(call: Call, attempt: str, task: str, stream: str, query: OffsetQuery,
         Conflict: the piece begins past the end of what is there.
     """
     if call.actor.attempt_id != attempt:
-        raise NotAllowed(f"{call.actor.id} may only write its own streams")
+        raise NotAllowed(f"{call.actor.name} may only write its own streams")
     if stream not in (LOG, METRICS) or not re.fullmatch(r"[a-z][a-z0-9]{0,30}-\d{1,6}", task):
         raise InvalidRequest(f"{task}/{stream} is not a stream: a task and log or metrics")
     if len(body) > MAX_PIECE_BYTES:
         raise InvalidRequest(f"a piece has at most {MAX_PIECE_BYTES} bytes; this one has {len(body)}")
+    call.begin()
     record = call.platform.database.read(lambda tx: ATTEMPTS.require(tx, attempt))
     if all(known.name != task for known in record.tasks):
         raise InvalidRequest(f"attempt {attempt} has no task {task}")

@@ -27,6 +27,7 @@ MAX_TOLD: Final = 100
 
 def missing(call: Call, body: AddressesAndTrees) -> Addresses:
     """Returns which of these blobs, and what of these trees, the project does not have yet."""
+    call.begin()
     blobs = call.platform.blobs
     found = dict.fromkeys(blobs.missing(call.project, body.addresses))
     found.update(dict.fromkeys(blobs.absent(call.project, *body.trees, most=MAX_ADDRESSES - len(found))))
@@ -35,6 +36,7 @@ def missing(call: Call, body: AddressesAndTrees) -> Addresses:
 
 def pack(call: Call, body: bytes) -> Stored:
     """Stores the blobs of a pack; all of them are durable when it returns."""
+    call.begin()
     if len(body) > MAX_PACK_BYTES:
         raise TooLarge(f"a pack has at most {MAX_PACK_BYTES} bytes; this one has {len(body)}")
     count, size = call.platform.blobs.put_many(call.project, unpack(body))
@@ -43,6 +45,7 @@ def pack(call: Call, body: bytes) -> Stored:
 
 def splice(call: Call, body: Splices) -> Stored:
     """Stores blobs made of others of the project; all of them are durable when it returns."""
+    call.begin()
     blobs, total = call.platform.blobs, 0
     bases: dict[str, bytes] = {}
 
@@ -68,6 +71,7 @@ def splice(call: Call, body: Splices) -> Stored:
 
 def put(call: Call, address: str, body: BinaryIO) -> Stored:
     """Stores one blob."""
+    call.begin()
     return Stored(blobs=1, size_bytes=call.platform.blobs.put(call.project, address, body))
 
 
@@ -78,6 +82,7 @@ def received(call: Call, address: str) -> Received:
 
 def append(call: Call, address: str, query: PieceQuery, body: bytes) -> Received:
     """Adds a piece to a blob, which is stored with its last one."""
+    call.begin()
     size = query.offset + len(body) if query.size_bytes is None else query.size_bytes
     blobs, piece = call.platform.blobs, io.BytesIO(body)
     return Received(size_bytes=blobs.append(call.project, address, piece, offset=query.offset, size=size))

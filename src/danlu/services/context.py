@@ -6,15 +6,22 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from danlu.blobs.base import Blobs
 from danlu.blobs.streams import Streams
-from danlu.database.engine import Database
+from danlu.database import nonces
+from danlu.database.engine import Database, Transaction
+from danlu.database.records import add_event
 from danlu.domain.actors import Actor
 from danlu.domain.diagnosis import Check
 from danlu.domain.environments import Environment
+from danlu.domain.events import CALL, Event
 from danlu.domain.ids import make_id
+from danlu.services.vault import Vault
+
+T = TypeVar("T")
+DONE = "done"
 
 
 class Clock(Protocol):
@@ -91,7 +98,7 @@ class Platform:
     random_bits: Callable[[int], int]
     facts: PlatformFacts
     attempt_key: bytes
-    bootstrap_digest: str
+    vault: Vault
     hub: Hub = field(default_factory=Hub)
     url: str = ""
     diagnose: Callable[[Sequence[Environment], bool], tuple[Check, ...]] = lambda _built, _index: ()
@@ -102,10 +109,75 @@ class Platform:
         return make_id(letter, self.clock.now(), self.random_bits(82))
 
 
+@dataclass(slots=True)
+class Deed:
+    """A request that changes something: it is stored who did it, and, if it is signed, that it was done.
+
+    Both are stored in the first transaction of the change, or in one of their own where there is none.
+
+    Attributes:
+        operation: its id.
+        thing: to what it was done, as its path names it; may be empty.
+        source: the address that it came from.
+        nonce: (access key, nonce, until when it is to be remembered in s UTC); None where it is not signed.
+    """
+
+    operation: str
+    thing: str
+    source: str
+    request_id: str
+    nonce: tuple[str, str, int] | None = None
+    stored: bool = False
+
+    def store(self, tx: Transaction, call: Call, outcome: str) -> None:
+        """Stores it.
+
+        Raises:
+            NotAuthenticated: a request of this nonce was done before.
+        """
+        if self.nonce is not None:
+            nonces.take(tx, *self.nonce)
+        event = Event(
+            at=call.platform.clock.now(), project=call.project, kind=CALL, object_id=self.thing[:80], state=outcome,
+            reason=self.operation, actor=call.actor.name, source=self.source, request_id=self.request_id,
+        )  # fmt: skip
+        add_event(tx, event)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request: who calls, for which project, on which platform."""
+    """One request: who calls, for which project, on which platform; and what it does, if it changes something."""
 
     platform: Platform
     actor: Actor
     project: str
+    deed: Deed | None = None
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Runs ``work`` as Database.write does, with the deed in the same transaction unless it is stored already.
+
+        Raises:
+            NotAuthenticated: it was done before.
+        """
+        deed = self.deed
+        if deed is None or deed.stored:
+            return self.platform.database.write(work)
+
+        def both(tx: Transaction) -> T:
+            deed.store(tx, self, DONE)
+            return work(tx)
+
+        result = self.platform.database.write(both)
+        deed.stored = True
+        return result
+
+    def begin(self) -> None:
+        """Stores the deed before what is no transaction and cannot be undone."""
+        self.settle(DONE)
+
+    def settle(self, outcome: str) -> None:
+        """Stores the deed unless that was done already: it changed nothing in the database, or failed."""
+        if self.deed is not None and not self.deed.stored:
+            deed = self.deed
+            self.platform.database.write(lambda tx: deed.store(tx, self, outcome))
+            deed.stored = True

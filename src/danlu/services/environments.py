@@ -88,13 +88,13 @@ def ensure(tx: Transaction, call: Call, what: Wanted, *, now: int, newest: bool 
             created_at=now,
             updated_at=now,
         )
-        ENVIRONMENTS.add(tx, made, actor=call.actor.id)
+        ENVIRONMENTS.add(tx, made, actor=call.actor.name)
         return made
     over = (EnvironmentState.FAILED, EnvironmentState.REMOVED)
     if known[0].state not in over and not (newest and known[0].state is EnvironmentState.READY):
         return known[0]
     again = known[0].moved(EnvironmentState.WANTED, now=now, reason=EnvironmentReason.REQUESTED)
-    ENVIRONMENTS.put(tx, known[0], again, actor=call.actor.id)
+    ENVIRONMENTS.put(tx, known[0], again, actor=call.actor.name)
     return again
 
 
@@ -104,7 +104,7 @@ def build(call: Call, body: EnvironmentRequest) -> Environment:
     if body.image is not None:
         need_images(call)
     what, newest = wanted(body.env, body.requirements, body.python, body.image), body.image is not None
-    made = platform.database.write(lambda tx: ensure(tx, call, what, now=platform.clock.now(), newest=newest))
+    made = call.write(lambda tx: ensure(tx, call, what, now=platform.clock.now(), newest=newest))
     platform.hub.notify("environments")
     return made
 
@@ -268,10 +268,10 @@ def remove(call: Call, environment: str) -> Environment:
         if newest.state is EnvironmentState.BUILDING:
             raise Conflict(f"{newest.name} is {newest.state}", next_step="wait until that has ended: danlu env ls")
         gone = newest.moved(EnvironmentState.REMOVED, now=call.platform.clock.now(), reason=EnvironmentReason.REMOVED)
-        ENVIRONMENTS.put(tx, newest, gone, actor=call.actor.id)
+        ENVIRONMENTS.put(tx, newest, gone, actor=call.actor.name)
         return gone
 
-    gone = call.platform.database.write(work)
+    gone = call.write(work)
     call.platform.hub.notify("environments")
     return gone
 
@@ -284,10 +284,9 @@ def prune(call: Call, body: PruneRequest) -> Pruned:
     def work(tx: Transaction) -> tuple[Environment, ...]:
         if body.dry_run:
             return tuple(unused(tx, call.project, before))
-        return give_up(tx, call.project, before, now=now, actor=call.actor.id)
+        return give_up(tx, call.project, before, now=now, actor=call.actor.name)
 
-    database = call.platform.database
-    found = database.read(work) if body.dry_run else database.write(work)
+    found = call.platform.database.read(work) if body.dry_run else call.write(work)
     call.platform.hub.notify("environments")
     return Pruned(environments=found, size_bytes=sum(env.size_bytes or 0 for env in found), dry_run=body.dry_run)
 

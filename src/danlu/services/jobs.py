@@ -12,7 +12,6 @@ from danlu.api import JobsQuery, Paging, RetryRequest, StopRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, NODES
-from danlu.domain.actors import Role
 from danlu.domain.artifacts import Artifact
 from danlu.domain.commands import name_from_command
 from danlu.domain.environments import HOST
@@ -91,14 +90,14 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
             queued_at=now,
             checkpoint_owner=retried.checkpoint_owner if retried else job_id,
             retry_of=retried.id if retried else None,
-            created_by=call.actor.id,
+            created_by=call.actor.name,
             created_at=now,
             updated_at=now,
         )
-        JOBS.add(tx, job, actor=call.actor.id)
+        JOBS.add(tx, job, actor=call.actor.name)
         return job
 
-    job = platform.database.write(work)
+    job = call.write(work)
     platform.hub.notify("jobs")
     platform.hub.notify("environments")
     return job
@@ -106,7 +105,7 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
 
 def _may_use_host(call: Call) -> bool:
     facts = call.platform.facts
-    return facts.host_environment and (not facts.separate_users or call.actor.role is Role.ADMINISTRATOR)
+    return facts.host_environment and (not facts.separate_users or call.actor.administrator)
 
 
 def _same(call: Call, known: Job, spec: JobSpec) -> Job:
@@ -202,10 +201,10 @@ def ask_to_stop(call: Call, job_id: str, grace_s: float | None) -> Job:
         if not job.live or (job.desired is Desired.STOP and grace_s in (None, job.stop_grace_s)):
             return job
         new = job.evolved(now=platform.clock.now(), desired=Desired.STOP, stop_grace_s=grace_s or job.stop_grace_s)
-        JOBS.put(tx, job, new, actor=call.actor.id)
+        JOBS.put(tx, job, new, actor=call.actor.name)
         return new
 
-    job = platform.database.write(work)
+    job = call.write(work)
     platform.hub.notify("jobs")
     return job
 

@@ -19,7 +19,7 @@ MAX_ENVIRONMENTS = 500
 
 def get(call: Call) -> PlatformStatus:
     """Returns the platform's state; a member is told of its own project's jobs, and not where the data lies."""
-    platform, project = call.platform, call.actor.project
+    platform, project = call.platform, None if call.actor.sees_all else call.project
     return PlatformStatus(
         version=__version__,
         url=platform.url,
@@ -48,6 +48,7 @@ def stop(call: Call, body: PlatformStop) -> Accepted:
 
     Idempotent.
     """
+    call.begin()
     platform = call.platform
     if body.jobs:
         while live := platform.database.read(_running):

@@ -1,11 +1,47 @@
-"""Projects: which there are."""
+"""Projects: which there are, and new ones."""
 
 from __future__ import annotations
 
+import builtins
+
+from danlu.api import Paging, ProjectRequest
+from danlu.database import queries
+from danlu.database.engine import Transaction
 from danlu.database.records import PROJECTS
-from danlu.services.context import Platform
+from danlu.domain.projects import Project
+from danlu.domain.views import Page
+from danlu.services.context import Call, Platform
+from danlu.services.users import require_name
 
 
 def exists(platform: Platform, name: str) -> bool:
     """Says whether there is a project of that name."""
     return platform.database.read(lambda tx: PROJECTS.get(tx, name)) is not None
+
+
+def list(call: Call, query: Paging) -> Page[Project]:
+    """Returns the projects in which the caller may act, by name backwards."""
+    actor = call.actor
+    seen: dict[str, builtins.list[str]] = {}
+    if not actor.sees_all:
+        names = sorted(actor.roles) if actor.project is None else [actor.project]
+        seen = {"id": [name for name in names if actor.standing(name) is not None]}
+    return call.platform.database.read(lambda tx: PROJECTS.page(tx, limit=query.limit, cursor=query.cursor, **seen))
+
+
+def make(call: Call, name: str, body: ProjectRequest) -> Project:
+    """Makes a project, unless it is there: its first members are added by administrators."""
+    del body
+    require_name(name, "a project")
+    now = call.platform.clock.now()
+
+    def work(tx: Transaction) -> Project:
+        known = PROJECTS.get(tx, name)
+        if known is not None:
+            return known
+        number = queries.next_number(tx, "", "projects")
+        made = Project(id=name, project=name, number=number, created_at=now, updated_at=now)
+        PROJECTS.add(tx, made, actor=call.actor.name)
+        return made
+
+    return call.write(work)

@@ -86,7 +86,7 @@ def record(call: Call, place: Place, request: SessionRequest) -> None:
     now = call.platform.clock.now()
     event = Event(
         at=now, project=place.job.project, kind=Job.KIND, object_id=place.job.id, state=str(place.job.state),
-        previous=str(place.job.state), reason=OPENED, message=request.shown(place.task), actor=call.actor.id,
+        previous=str(place.job.state), reason=OPENED, message=request.shown(place.task), actor=call.actor.name,
     )  # fmt: skip
-    call.platform.database.write(lambda tx: add_event(tx, event))
+    call.write(lambda tx: add_event(tx, event))
     call.platform.hub.notify("events")

@@ -1,45 +1,63 @@
-"""Bearer tokens of a project: made, listed, revoked."""
+"""Bearer tokens: made, listed, revoked. For browsers and other programs that cannot sign."""
 
 from __future__ import annotations
 
 import builtins
 
-from danlu.api import Accepted, Paging, TokenMade, TokenRequest
+from danlu.api import Accepted, OwnerQuery, TokenMade, TokenRequest
 from danlu.database.engine import Transaction
 from danlu.database.records import TOKENS
-from danlu.domain.actors import Token
+from danlu.domain.keys import Token
+from danlu.domain.users import PLATFORM
 from danlu.domain.views import Page
-from danlu.errors import NotFound
+from danlu.errors import Conflict, NotFound
+from danlu.services import projects
 from danlu.services.access import TOKEN_PREFIX, digest
 from danlu.services.context import Call
+from danlu.services.keys import SECOND, owner
 
 SECRET_BITS = 256
+MAX_TOKENS = 100
 
 
 def make(call: Call, body: TokenRequest) -> TokenMade:
-    """Makes a token. Its secret is in the answer and nowhere else."""
-    platform = call.platform
+    """Makes a token of the caller's own. Its secret is in the answer and nowhere else.
+
+    Raises:
+        NotFound: there is no such project, or the caller is no member of it.
+        Conflict: the caller has as many as one may have.
+    """
+    platform, now = call.platform, call.platform.clock.now()
+    if body.project is not None and (
+        call.actor.standing(body.project) is None or not projects.exists(platform, body.project)
+    ):
+        raise NotFound(f"there is no project {body.project!r}")
     secret = f"{TOKEN_PREFIX}{platform.random_bits(SECRET_BITS):064x}"
-    now = platform.clock.now()
-    token = Token(
-        id=platform.new_id("t"),
-        project=call.project,
-        name=body.name,
-        digest=digest(secret),
-        created_by=call.actor.id,
-        created_at=now,
-        updated_at=now,
-        expires_at=None if body.valid_for is None else now + int(body.valid_for * 1_000_000_000),
-    )
-    platform.database.write(lambda tx: TOKENS.add(tx, token, actor=call.actor.id))
-    return TokenMade(token=_shown(token), secret=secret)
+    token_id = platform.new_id("t")
+
+    def work(tx: Transaction) -> Token:
+        user = owner(tx, call, None)
+        if TOKENS.count(tx, user=user.id) >= MAX_TOKENS:
+            raise Conflict(f"{user.name} has {MAX_TOKENS} tokens already", next_step="revoke one: danlu token rm TOKEN")
+        token = Token(
+            id=token_id, project=body.project or PLATFORM, user=user.id, name=body.name, digest=digest(secret),
+            bound=body.project is not None, created_by=call.actor.name, created_at=now, updated_at=now,
+            expires_at=None if body.valid_for is None else now + int(body.valid_for * SECOND),
+        )  # fmt: skip
+        TOKENS.add(tx, token, actor=call.actor.name)
+        return token
+
+    return TokenMade(token=_shown(call.write(work)), secret=secret)
 
 
-def list(call: Call, query: Paging) -> Page[Token]:
-    """Returns the project's tokens, newest first."""
-    page = call.platform.database.read(
-        lambda tx: TOKENS.page(tx, limit=query.limit, cursor=query.cursor, project=call.project)
-    )
+def list(call: Call, query: OwnerQuery) -> Page[Token]:
+    """Returns a user's tokens without their secrets, newest first."""
+
+    def work(tx: Transaction) -> Page[Token]:
+        user = owner(tx, call, query.user)
+        return TOKENS.page(tx, limit=query.limit, cursor=query.cursor, user=user.id)
+
+    page = call.platform.database.read(work)
     shown: builtins.list[Token] = [_shown(token) for token in page.items]
     return Page[Token](items=tuple(shown), next_cursor=page.next_cursor)
 
@@ -49,11 +67,12 @@ def revoke(call: Call, token: str) -> Accepted:
 
     def work(tx: Transaction) -> None:
         found = TOKENS.get(tx, token)
-        if found is None or found.project != call.project:
-            raise NotFound(f"there is no token {token}")
+        own = found is not None and (call.actor.administrator or found.user == call.actor.user)
+        if found is None or not own or call.actor.project is not None:
+            raise NotFound(f"there is no token {token[:40]!r}", next_step="yours: danlu token ls")
         TOKENS.remove(tx, found)
 
-    call.platform.database.write(work)
+    call.write(work)
     return Accepted(message=f"token {token} is revoked")
 
 

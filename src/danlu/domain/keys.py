@@ -1,0 +1,46 @@
+"""What proves who calls: access keys, which sign, and tokens, which are shown. And values that only the platform can read."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from danlu.domain.records import Ns, Record, Value
+
+
+class Sealed(Value):
+    """A value encrypted with a key of its own, which is encrypted with the platform's master key: all in base64.
+
+    AES-256-GCM (NIST SP 800-38D) both times, bound to the record whose value it is; each text begins with its 96-bit nonce.
+    """
+
+    master: str = Field(description="which master key: the first 16 hexadecimal digits of its SHA-256")
+    key: str = Field(repr=False)
+    value: str = Field(repr=False)
+
+
+class AccessKey(Record):
+    """A user's access key: its id is public, its secret signs. The secret is shown once, when it is made."""
+
+    KIND: ClassVar[str] = "key"
+
+    user: str = Field(description="the user's id")
+    name: str = Field(default="", max_length=63, description="what it is for")
+    sealed: Sealed | None = Field(default=None, repr=False, description="its secret; not shown")
+    created_by: str
+    expires_at: Ns | None = Field(default=None, description="None: never")
+    last_used_at: Ns | None = Field(default=None, description="to the hour")
+
+
+class Token(Record):
+    """A user's bearer token. Only its SHA-256 is stored; the secret is shown once, when it is made."""
+
+    KIND: ClassVar[str] = "token"
+
+    user: str = Field(default="", description="the user's id")
+    name: str = Field(min_length=1, max_length=63)
+    digest: str = Field(description="SHA-256 of the secret, hex; not shown")
+    bound: bool = Field(default=True, description="to its project; else it is good for all of the user's")
+    created_by: str
+    expires_at: Ns | None = Field(default=None, description="None: never")

@@ -160,7 +160,7 @@ def claim(message: Message, *, once: bool) -> Claim:
 
     Args:
         message: as it arrived.
-        once: it must not be done twice: it needs a nonce, and a digest of its body even if that is empty.
+        once: it must not be done twice: it needs a nonce. What is not safe needs a digest of its body, even of an empty one.
 
     Raises:
         BadSignature: it is not signed, or covers less than what is acted on.
@@ -180,7 +180,7 @@ def claim(message: Message, *, once: bool) -> Claim:
     key_id, nonce = parameters.pop("keyid", ""), parameters.pop("nonce", "")
     if parameters or not key_id or (nonce and not _NONCE.fullmatch(nonce)) or (once and not nonce):
         raise BadSignature("a parameter is missing, or too many are there")
-    digest = _digest(message, once=once)
+    digest = _digest(message)
     return Claim(
         key_id, created_s, expires_s, nonce, base(message, components, given), base64.b64decode(signature[2]), digest
     )
@@ -211,9 +211,9 @@ def _seconds(parameters: dict[str, str], name: str) -> int:
     return int(text)
 
 
-def _digest(message: Message, *, once: bool) -> bytes | None:
+def _digest(message: Message) -> bytes | None:
     values = message.values("content-digest")
-    if not values and not once and message.method in SAFE_METHODS:
+    if not values and message.method in SAFE_METHODS:
         return None
     found = _DIGEST.fullmatch(values[0]) if len(values) == 1 else None
     if found is None:

@@ -15,6 +15,7 @@ from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import NODE_PROJECT, Gpu, Node, NodeCapacity
 from danlu.domain.projects import Project
 from danlu.domain.resources import Resources
+from danlu.domain.secrets import Secret
 from danlu.domain.trees import Entry, address_of, encode
 from danlu.domain.users import PLATFORM, Member, User
 
@@ -160,6 +161,15 @@ def make_token(token_id: str | None = None, *, now: int = NOW, **fields: Any) ->
             **fields,
         }
     )
+
+
+def make_secret(secret_id: str | None = None, *, now: int = NOW, **fields: Any) -> Secret:
+    return Secret.model_validate(
+        {
+            "id": secret_id or Ids()("s"), "project": "default", "name": "HF_TOKEN", "created_by": "admin",
+            "created_at": now, "updated_at": now, **fields,
+        }
+    )  # fmt: skip
 
 
 def make_artifact(artifact_id: str | None = None, *, now: int = NOW, **fields: Any) -> Artifact:

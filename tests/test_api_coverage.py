@@ -40,7 +40,7 @@ ALL_PROJECTS = {"platform.get", "nodes.list", "environments.legacy", "members.se
 OF_THE_PROJECT = {
     "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "blobs.received", "blobs.append",
     "environments.list", "environments.build", "environments.prune", "events.list", "events.stream", "top.get",
-    "members.list",
+    "members.list", "secrets.list", "secrets.set",
 }  # fmt: skip
 """What names nothing that exists: for a foreign member it is about the foreign project."""
 
@@ -144,7 +144,7 @@ def test_what_is_anothers_is_as_what_is_not_there(api: Api, operation: Operation
     """Nobody learns from an answer that a thing of another project exists."""
     if "{" not in operation.path or operation.permission in (Permission.ADMINISTER, Permission.ATTEMPT):
         return
-    if operation.id in {"jobs.submit", "blobs.put", "blobs.append", "blobs.received", "members.set"}:
+    if operation.id in {"jobs.submit", "blobs.put", "blobs.append", "blobs.received", "members.set", "secrets.set"}:
         return  # these name what is to be made
 
     def told(**ids: str) -> tuple[int, str]:
@@ -157,7 +157,7 @@ def test_what_is_anothers_is_as_what_is_not_there(api: Api, operation: Operation
 
     name = operation.path.split("{")[1].split("}")[0]
     missing = {"job": api.new_id("j"), "environment": api.new_id("e"), "artifact": api.new_id("a"), "key": api.new_id("k"),
-               "token": api.new_id("t"), "address": address_of(b"nowhere"), "user": "nobody"}  # fmt: skip
+               "token": api.new_id("t"), "address": address_of(b"nowhere"), "user": "nobody", "secret": "NOTHING"}  # fmt: skip
     theirs, none = told(), told(**{name: missing[name]})
     if name == "user":
         assert theirs[0] == none[0] == 404

@@ -24,6 +24,7 @@ from danlu.domain.keys import AccessKey, Token
 from danlu.domain.projects import Project
 from danlu.domain.records import Value
 from danlu.domain.resources import Seconds
+from danlu.domain.secrets import Secret, SecretRequest
 from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.domain.splices import Splice
 from danlu.domain.users import Member, User
@@ -440,6 +441,12 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("tokens.make", "POST", "/v1/tokens", "Make a bearer token, for what cannot sign", TokenMade, body=TokenRequest,
       permission=Permission.SELF, status=201),
     O("tokens.revoke", "DELETE", "/v1/tokens/{token}", "Revoke a token, at once", Accepted, permission=Permission.SELF),
+    O("secrets.list", "GET", "/v1/secrets", "The project's secrets: their names, never their values", Page[Secret],
+      query=Paging),
+    O("secrets.set", "PUT", "/v1/secrets/{secret}", "Give a secret a value, instead of the one before", Secret,
+      body=SecretRequest, permission=Permission.WRITE),
+    O("secrets.remove", "DELETE", "/v1/secrets/{secret}", "Remove a secret; what runs keeps what it began with", Accepted,
+      permission=Permission.WRITE),
     O("attempts.append", "PUT", "/v1/attempts/{attempt}/streams/{task}/{stream}",
       "A runner ships a piece of a log or of metrics; the same piece twice is once", TextPage, body=bytes,
       query=OffsetQuery, permission=Permission.ATTEMPT),

@@ -25,7 +25,8 @@
     │   └── DatabaseUnavailable 503
     ├── StorageFull 507
     ├── LaunchRejected 422            an attempt could not be started; its reason goes to the user
-    │   └── LeasedPortTaken 422       a stranger listens on a port of it: it is tried with other ports
+    │   ├── LeasedPortTaken 422       a stranger listens on a port of it: it is tried with other ports
+    │   └── SecretUnavailable 422     a secret that it needs is gone, or cannot be opened
     ├── EnvironmentFailed 422         an environment could not be built; uv's own words are kept
     ├── DataDamaged 500               stored bytes are not what was stored
     ├── VaultLocked 500               what was sealed cannot be opened: the master key is another one
@@ -210,6 +211,10 @@ class LaunchRejected(DanluError):
 
 class LeasedPortTaken(LaunchRejected):
     """A port that was leased to the attempt is taken by another program."""
+
+
+class SecretUnavailable(LaunchRejected):
+    """A secret that the attempt needs is gone, or cannot be opened."""
 
 
 class EnvironmentFailed(DanluError):

@@ -29,6 +29,7 @@ from danlu.database.records import (
     MEMBERS,
     NODES,
     PROJECTS,
+    SECRETS,
     TOKENS,
     USERS,
 )
@@ -54,6 +55,7 @@ from tests.factories import (
     make_member,
     make_node,
     make_project,
+    make_secret,
     make_token,
     make_user,
 )
@@ -194,6 +196,8 @@ class Api:
         TOKENS.add(tx, token)
         key = make_key(owner.id, self.new_id("k"))
         KEYS.add(tx, key)
+        secret = self.new_id("s")
+        SECRETS.add(tx, make_secret(secret, name="HF_TOKEN", sealed=self.platform.vault.seal(b"hf_0123456789", secret)))
         job = make_job(self.new_id("j"), name="train")
         JOBS.add(tx, job)
         admitted = job.moved(JobState.ADMITTED, now=NOW, reason=Reason.PLACED)
@@ -217,7 +221,7 @@ class Api:
         self.ids |= {
             "job": job.id, "ended": ended.id, "attempt": attempt.id, "artifact": artifact.id, "token": token.id,
             "key": key.id, "user": "member", "name": "default", "environment": environment.id,
-            "address": address_of(FILE), "task": "main-0", "stream": "log",
+            "address": address_of(FILE), "task": "main-0", "stream": "log", "secret": "HF_TOKEN",
         }  # fmt: skip
 
     @staticmethod
@@ -339,5 +343,6 @@ def bodies(api: Api) -> dict[str, Any]:
         "keys.make": {},
         "keys.expire": {"after": "1d"},
         "tokens.make": {"name": "ci"},
+        "secrets.set": {"value": "hf_another_one"},
         "attempts.append": piece,
     }

@@ -15,6 +15,7 @@ from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
 from danlu.domain.images import Image
 from danlu.domain.jobs import Attempt, AttemptState, Job, JobState, Reason
+from danlu.domain.secrets import HandedSecret
 from danlu.errors import (
     DanluError,
     DataDamaged,
@@ -23,6 +24,7 @@ from danlu.errors import (
     LaunchRejected,
     LeasedPortTaken,
     NotFound,
+    SecretUnavailable,
     StorageFull,
     VersionConflict,
 )
@@ -35,6 +37,7 @@ IDLE_PERIOD_S: Final = 30.0
 MESSAGE_CHARACTERS: Final = 1000
 STORAGE_TRIALS: Final = 10
 UNKNOWN_GRACE_S: Final = 30.0
+REJECTIONS: Final = {LeasedPortTaken: Reason.PORT_TAKEN, SecretUnavailable: Reason.SECRET_UNAVAILABLE}
 
 
 class Interpreters(Protocol):
@@ -62,6 +65,7 @@ class Launches:
     token: Callable[[str], str]
     url: Callable[[], str]
     images: Images | None = None
+    secrets: Callable[[Job], tuple[HandedSecret, ...]] = lambda _job: ()
 
 
 @dataclass(slots=True)
@@ -136,8 +140,8 @@ class AttemptsController:
             self.executor.launch(self._order(job, attempt))
             self._trials.over(attempt.id)
         except (LaunchRejected, NotFound, InvalidRequest, DataDamaged) as error:
-            taken = isinstance(error, LeasedPortTaken)
-            self._reject(job, attempt, Reason.PORT_TAKEN if taken else Reason.LAUNCH_REJECTED, error.message)
+            reason = next((why for kind, why in REJECTIONS.items() if isinstance(error, kind)), Reason.LAUNCH_REJECTED)
+            self._reject(job, attempt, reason, error.message)
         except Exception as error:
             failures, wait_s = self._trials.failed(attempt.id, self.clock.now())
             known = isinstance(error, DanluError)
@@ -182,7 +186,7 @@ class AttemptsController:
             interpreter = self.launches.interpreters.host(job.spec.interpreter)
         return LaunchOrder(
             job=job, attempt=attempt, interpreter=interpreter, image=image, project_number=project.number,
-            url=self.launches.url(), token=self.launches.token(attempt.id),
+            url=self.launches.url(), token=self.launches.token(attempt.id), secrets=self.launches.secrets(job),
         )  # fmt: skip
 
     def _rebuild(self, environment: Environment) -> NoReturn:

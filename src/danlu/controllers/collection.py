@@ -23,6 +23,7 @@ from danlu.errors import DanluError
 from danlu.executors.base import Executor, Spools
 from danlu.runner.formats import LOG as LOG_STREAM
 from danlu.runner.formats import METRICS as METRICS_STREAM
+from danlu.services import secrets
 from danlu.services.context import Clock, Hub
 
 LOG: Final = logging.getLogger("danlu.controllers")
@@ -132,6 +133,7 @@ class CollectionController:
             if found is not None and (found.count or found.skipped):
                 ARTIFACTS.add(tx, self._artifact(attempt, found, now))
             ATTEMPTS.put(tx, newest, newest.evolved(now=now, collected=True, kept=""))
+            secrets.forget_replaced(tx, attempt.project)
 
         self.database.write(work)
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import case, func, literal_column, select
+from sqlalchemy import case, delete, func, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
@@ -136,6 +136,26 @@ def uncollected_attempts(tx: Transaction, limit: int) -> list[Attempt]:
     """Returns attempts whose logs or results are not all kept yet, by id."""
     query = select(tables.attempts).where(tables.UNCOLLECTED).order_by(tables.attempts.c.id).limit(limit)
     return [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
+
+
+def secret_names(tx: Transaction, project: str) -> list[str]:
+    """Returns the names of a project's secrets, in their order."""
+    secrets = tables.secrets.c
+    query = select(secrets.name).where(secrets.project == project, tables.CURRENT).order_by(secrets.name)
+    return [str(name) for (name,) in tx.connection.execute(query)]
+
+
+def has_replaced_secrets(tx: Transaction, project: str) -> bool:
+    """Says whether older values of a project's secrets are kept."""
+    secrets = tables.secrets.c
+    query = select(secrets.id).where(secrets.project == project, secrets.replaced_at.is_not(None)).limit(1)
+    return tx.connection.execute(query).first() is not None
+
+
+def delete_replaced_secrets(tx: Transaction, project: str, before: int) -> None:
+    """Deletes the values of a project's secrets that were replaced before a time (ns UTC)."""
+    secrets = tables.secrets.c
+    tx.connection.execute(delete(tables.secrets).where(secrets.project == project, secrets.replaced_at < before))
 
 
 def next_number(tx: Transaction, project: str, name: str) -> int:

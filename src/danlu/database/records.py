@@ -20,6 +20,7 @@ from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import Node
 from danlu.domain.projects import Project
 from danlu.domain.records import Living, Record, storable
+from danlu.domain.secrets import Secret
 from danlu.domain.users import Member, User
 from danlu.domain.views import Page
 from danlu.errors import Conflict, InvalidRequest, NameTaken, NotFound, VersionConflict
@@ -229,6 +230,7 @@ USERS: Final = Records(User, tables.users)
 MEMBERS: Final = Records(Member, tables.members)
 KEYS: Final = Records(AccessKey, tables.keys)
 TOKENS: Final = Records(Token, tables.tokens)
+SECRETS: Final = Records(Secret, tables.secrets)
 ENVIRONMENTS: Final = Records(Environment, tables.environments)
 ARTIFACTS: Final = Records(Artifact, tables.artifacts)
-ALL: Final = (JOBS, ATTEMPTS, NODES, PROJECTS, USERS, MEMBERS, KEYS, TOKENS, ENVIRONMENTS, ARTIFACTS)
+ALL: Final = (JOBS, ATTEMPTS, NODES, PROJECTS, USERS, MEMBERS, KEYS, TOKENS, SECRETS, ENVIRONMENTS, ARTIFACTS)

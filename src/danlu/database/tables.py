@@ -95,6 +95,17 @@ tokens: Final = _record(
     Column("digest", String(64), nullable=False, unique=True),
     Index("ix_tokens_user", "user"),
 )
+CURRENT: Final = text("replaced_at IS NULL")
+secrets: Final = _record(
+    "secrets",
+    Column("name", String(63), nullable=False),
+    Column("replaced_at", BigInteger),
+    Index("ix_secrets_project_name", "project", "name"),
+)
+Index(
+    "uq_secrets_current_name", secrets.c.project, secrets.c.name, unique=True,
+    sqlite_where=CURRENT, postgresql_where=CURRENT,
+)  # fmt: skip
 environments: Final = _record(
     "environments",
     Column("source_digest", String(64), nullable=False),

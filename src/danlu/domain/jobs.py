@@ -19,6 +19,7 @@ from danlu.domain.images import full_reference
 from danlu.domain.records import Living, Ns, Said, Text, Value
 from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds, format_bytes
 from danlu.domain.roles import ALONE, MAX_STARTED_BYTES, RoleName, RoleSpec, task_resources
+from danlu.domain.secrets import MAX_SECRETS_OF_A_JOB, SecretUses, check_variables
 from danlu.domain.trees import ADDRESS_PATTERN
 from danlu.domain.validation import suggestion
 
@@ -76,6 +77,7 @@ class Reason(StrEnum):
     MAX_TIME_EXCEEDED = "MaxTimeExceeded"
     ENVIRONMENT_FAILED = "EnvironmentFailed"
     LAUNCH_REJECTED = "LaunchRejected"
+    SECRET_UNAVAILABLE = "SecretUnavailable"  # noqa: S105 - a reason
     # why an attempt is repeated
     ATTEMPT_FAILED = "AttemptFailed"
     RUNNER_LOST = "RunnerLost"
@@ -88,8 +90,11 @@ LOST: Final = frozenset({Reason.RUNNER_LOST, Reason.NODE_LOST, Reason.PREEMPTED,
 """An attempt that ended so is repeated outside the user's retry budget."""
 
 NEVER_RETRIED: Final = frozenset(
-    {Reason.COMMAND_NOT_FOUND, Reason.MAX_TIME_EXCEEDED, Reason.LAUNCH_REJECTED, Reason.STOPPED, Reason.COMPLETED}
-)
+    {
+        Reason.COMMAND_NOT_FOUND, Reason.MAX_TIME_EXCEEDED, Reason.LAUNCH_REJECTED, Reason.SECRET_UNAVAILABLE,
+        Reason.STOPPED, Reason.COMPLETED,
+    }
+)  # fmt: skip
 """The next attempt would end the same way."""
 
 
@@ -168,6 +173,11 @@ class JobSpec(Value):
         description="environment variables of the command",
         examples=[{"LR": "0.1"}],
     )
+    secrets: SecretUses = Field(
+        default_factory=dict, max_length=MAX_SECRETS_OF_A_JOB,
+        description="the project's secrets that it needs: [HF_TOKEN], or variable: secret, or {secret: NAME, file: true}",
+        examples=[{"HF_TOKEN": {"secret": "huggingface"}}],
+    )  # fmt: skip
     cpu: Cores | None = Field(
         default=None, description="cores, for example 2 or 0.5, and no more; left out: it counts as 1 and has no limit"
     )
@@ -227,6 +237,7 @@ class JobSpec(Value):
                 )
         else:
             check_alone(self.framework, has_command=self.command is not None)
+        check_variables(self.secrets, self.variables, *(role.variables for role in self.roles.values()))
         if self.gpu_kind is not None and not any(shape.gpus for shape in self.shapes):
             raise ValueError("gpu_kind is set but gpu is 0")
         return self

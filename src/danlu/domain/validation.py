@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from danlu.domain.environments import PYTHON_PATTERN
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.roles import ROLE_PATTERN
+from danlu.domain.secrets import SECRET_PATTERN
 from danlu.domain.trees import ADDRESS_PATTERN
 from danlu.errors import InvalidSpec
 
@@ -20,6 +21,7 @@ PATTERNS = {
     NAME_PATTERN: "a name has at most 63 lower-case letters, digits and -, and a letter or digit at both ends",
     PYTHON_PATTERN: "write a Python version with two numbers, for example 3.11",
     ADDRESS_PATTERN: "an address is sha256: and 64 hex digits",
+    SECRET_PATTERN: "a secret's name has at most 63 letters, digits and _, and begins with no digit",
     ROLE_PATTERN: "a role's name has at most 31 lower-case letters and digits, a letter first",
 }
 """In words, what a field's pattern asks for."""
@@ -90,7 +92,8 @@ def _one(problem: Any, model: type[BaseModel]) -> tuple[str, str, str]:
         return field, f"{field} is missing", ""
     said, hint = _words(problem)
     shown = repr(problem["input"])
-    value = f" (it is {shown[:80]})" if problem["type"] != "value_error" and field else ""
+    told = problem["type"] != "value_error" and not model.model_config.get("hide_input_in_errors")
+    value = f" (it is {shown[:80]})" if told and field else ""
     return field, f"{field}: {said}{value}" if field else said, hint
 
 

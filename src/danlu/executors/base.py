@@ -20,6 +20,7 @@ from danlu.domain.images import Image
 from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.records import Ns, Said, Value
+from danlu.domain.secrets import HandedSecret
 from danlu.domain.sessions import SessionRequest
 
 
@@ -48,6 +49,9 @@ class LaunchOrder(Value):
     project_number: int = Field(ge=0, description="picks the user id where the server is root")
     url: str = Field(description="the platform's address, for the SDK inside the job")
     token: str = Field(repr=False, description="the attempt's own token; never in argv, logs or the database")
+    secrets: tuple[HandedSecret, ...] = Field(
+        default=(), repr=False, description="handed on through memory: never in argv, a file on a disk, or a log"
+    )
 
 
 class Phase(StrEnum):

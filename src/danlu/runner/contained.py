@@ -57,7 +57,8 @@ def command(container: Dict[str, Any], argv: List[str], env: Dict[str, str]) -> 
         ValueError: a variable's value can be given to the engine in no way that keeps it to itself.
         OSError: the file for such values cannot be written.
     """
-    filed = {name: value for name, value in env.items() if IN_A_FILE.fullmatch(name)}
+    secret = [name for name in container.get("secret", ()) if ENGINES_OWN.fullmatch(name)]
+    filed = {name: value for name, value in env.items() if IN_A_FILE.fullmatch(name) or name in secret}
     passed = {name: value for name, value in env.items() if not ENGINES_OWN.fullmatch(name)}
     said = [name for name in env if name not in filed]
     flags = ["--env=%s" % name if name in passed else "--env=%s=%s" % (name, env[name]) for name in said]
@@ -74,8 +75,8 @@ def _write_variables(path: str, variables: Dict[str, str]) -> None:
     for name, value in variables.items():
         if "\n" in value or "\r" in value or len(os.fsencode(value)) > MAX_FILE_VALUE_BYTES:
             raise ValueError(
-                "variable %s has a line break or more than %d bytes, and %s* cannot be given to a container so: "
-                "give it another name" % (name, MAX_FILE_VALUE_BYTES, name.lstrip("_").partition("_")[0])
+                "variable %s has a line break or more than %d bytes, and one of this name, which the engine might take for "
+                "its own, cannot be given to a container so: give it another name" % (name, MAX_FILE_VALUE_BYTES)
             )
     lines = "".join("%s=%s\n" % pair for pair in variables.items())
     formats.write_atomically(path, os.fsencode(lines))

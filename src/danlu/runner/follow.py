@@ -19,6 +19,7 @@ import zlib
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from . import formats, printed
+from .redaction import NOTHING, Redaction
 
 READ_BYTES = 1 << 20
 LONG_LINE_BYTES = 1 << 16
@@ -69,10 +70,10 @@ class _Output:
 
 
 class Follower:
-    """Follows one task's files in ``folder`` (``stdout``, ``stderr``, ``metrics``, ``spool/``)."""
+    """Follows one task's files in ``folder`` (``stdout``, ``stderr``, ``metrics``, ``spool/``); hides secrets in them."""
 
-    def __init__(self, folder: str, limit_bytes: int, parse_metrics: bool) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, limit_bytes: int, parse_metrics: bool, redaction: Redaction = NOTHING) -> None:
+        self.folder, self.redaction = folder, redaction
         self.spool = os.path.join(folder, "spool")
         os.makedirs(self.spool, mode=0o700, exist_ok=True)
         self.limit_bytes, self.parse_metrics = limit_bytes, parse_metrics
@@ -167,13 +168,15 @@ class Follower:
 
     def notice(self, text: str) -> None:
         """Puts a line of the runner's own into the log, with the next step."""
-        self._notices.append(text.encode())
+        self._notices.append(self.redaction.of(text.encode()))
 
     def last_lines(self) -> str:
         """Returns the last lines of stderr, or of stdout where there is nothing else: at most 10, at most 2,000 bytes."""
         for output in reversed(self.outputs):
             end = os.fstat(output.descriptor).st_size
-            data = os.pread(output.descriptor, LAST_BYTES, max(0, end - LAST_BYTES)).replace(b"\0", b"")
+            size_bytes = LAST_BYTES + self.redaction.longest  # what is cut at its beginning would not be known
+            data = os.pread(output.descriptor, size_bytes, max(0, end - size_bytes))
+            data = self.redaction.of(data)[-LAST_BYTES:].replace(b"\0", b"")
             lines = [shown(line).decode(errors="replace").rstrip() for line in data.split(b"\n")]
             kept = [line for line in lines if line][-LAST_LINES:]
             if kept:
@@ -234,6 +237,8 @@ class Follower:
         self, output: _Output, data: bytes, now: int, final: bool, log: List[_Records], points: List[bytes]
     ) -> None:
         end = data.rfind(b"\n") + 1
+        begun_at = self.redaction.begun_at(data[end:])
+        data = self.redaction.of(data)
         if end:
             whole = data[:end]
             self._whole_lines(output, whole, now, log)
@@ -246,11 +251,14 @@ class Follower:
         if len(rest) > FOLD_BYTES and (overwritten := rest.rstrip(b"\r").rfind(b"\r")) > 0:
             rest = rest[overwritten:]  # a progress bar without a newline: what was overwritten is not kept
             output.offset += overwritten
+            begun_at -= overwritten
         if final and len(data) < READ_BYTES:
             if rest:
                 self._line(output, now, rest, log, own_newline=True)
                 output.offset += len(rest)
-        elif len(rest) > LONG_LINE_BYTES:
+            return
+        rest = rest[:begun_at]  # what may be the beginning of a secret waits for the rest of it
+        if len(rest) > LONG_LINE_BYTES:
             output.offset += len(rest) - len(self._pieces(output, now, rest, log))
             output.rest_since = 0
         elif rest:

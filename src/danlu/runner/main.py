@@ -19,6 +19,7 @@ from typing import Any, Dict, FrozenSet, List, Optional
 
 from . import contained, formats, gang, ports, processes
 from .checkpoints import Seals
+from .handed import Handed
 from .session import Sessions
 from .tasks import Task
 from .usage import Sampler
@@ -42,10 +43,11 @@ class Runner:
     Args:
         folder: the attempt's.
         groups: for each task, the descriptors with which its process joins its control groups.
+        handed: its secrets.
     """
 
-    def __init__(self, folder: str, groups: Dict[str, List[int]]) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, groups: Dict[str, List[int]], handed: Handed) -> None:
+        self.folder, self.handed = folder, handed
         with open(os.path.join(folder, "order.json"), "rb") as file:
             self.order: Dict[str, Any] = json.loads(file.read().decode())
             self.server = os.fstat(file.fileno()).st_uid
@@ -53,7 +55,9 @@ class Runner:
             os.path.join(folder, "status"), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         self.seals = Seals(self.order["checkpoint_dir"])
-        self.tasks = [Task(folder, self.order, spec, groups.get(spec["name"], ())) for spec in self.order["tasks"]]
+        self.tasks = [
+            Task(folder, self.order, spec, handed, groups.get(spec["name"], ())) for spec in self.order["tasks"]
+        ]
         self.stopping_until: Optional[float] = None
         self.stopped = self.timed_out = self.unsure = False
         self.lost = ""
@@ -126,6 +130,11 @@ class Runner:
         self.resume_from = settled.newest
         self.sessions = Sessions(self.folder, self.server, self.tasks)
         self.look_for_stop()
+        try:
+            self.handed.write()
+        except OSError as error:
+            for task in self.tasks:
+                self.never(task, "the files of its secrets cannot be written: %s" % error, None)
         self.start_waiting()
         self.loop(wake_read, deadline)
         self.finish()
@@ -177,6 +186,7 @@ class Runner:
 
     def never(self, task: Task, error: str, code: Optional[int]) -> None:
         """Records that a task could not be started; the others would wait for it in vain. Without a code it is our fault."""
+        error = self.handed.redaction.text(error)
         task.follower.notice(error)
         task.over(failed=True)
         if code is None and not self.lost:
@@ -351,6 +361,7 @@ class Runner:
                 time.sleep(0.01)
             processes.kill_all()
         processes.reap()
+        self.handed.remove()
         for task in self.tasks:
             contained.remove(task.spec.get("container"))
         # what a program leaves that ended by itself, in good order or because it was asked to, is as it wanted it
@@ -381,10 +392,12 @@ class Runner:
         self.say("ended", stopped=False, timed_out=False, lost=True, message="the runner was lost")
 
 
-def run(folder: str, salvage: bool = False, groups: Optional[Dict[str, List[int]]] = None) -> int:
+def run(
+    folder: str, salvage: bool = False, groups: Optional[Dict[str, List[int]]] = None, handed: Optional[Handed] = None
+) -> int:
     """Runs (or salvages) the attempt in ``folder``; returns 0, or 3 where that is done or being done already.
 
-    ``groups``: see Runner.
+    ``groups`` and ``handed``: see Runner.
     """
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _locked(lock):
@@ -395,7 +408,7 @@ def run(folder: str, salvage: bool = False, groups: Optional[Dict[str, List[int]
         return ALREADY
     if not salvage and events:
         return ALREADY  # another runner was here and died: only salvage may follow
-    runner = Runner(folder, groups or {})
+    runner = Runner(folder, groups or {}, handed or Handed())
     if salvage:
         runner.salvage()
     else:

@@ -11,6 +11,7 @@ from . import contained, formats, ports, processes
 from .counters import Counters
 from .follow import Follower, size
 from .gang import Member
+from .handed import Handed
 
 AFTER_TIMEOUT_S = 120.0
 RESTART_PAUSE_S = 1.0
@@ -21,14 +22,24 @@ class Task:
     """One process of the attempt, started again by itself where that was agreed."""
 
     def __init__(
-        self, folder: str, order: Dict[str, Any], spec: Dict[str, Any], cgroup_procs: Sequence[int] = ()
+        self,
+        folder: str,
+        order: Dict[str, Any],
+        spec: Dict[str, Any],
+        handed: Handed,
+        cgroup_procs: Sequence[int] = (),
     ) -> None:
         self.cgroup_procs = cgroup_procs
         self.name, self.spec = str(spec["name"]), spec
         self.order = order
         self.folder = os.path.join(folder, self.name)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self.follower = Follower(self.folder, int(order["log_limit_bytes"]), bool(order.get("parse_metrics")))
+        self.handed = handed
+        if spec.get("container"):
+            spec["container"]["secret"] = handed.names
+        self.follower = Follower(
+            self.folder, int(order["log_limit_bytes"]), bool(order.get("parse_metrics")), handed.redaction
+        )
         self.counters = Counters(spec.get("counters"))
         self.world_size = int(order.get("world_size", len(order["tasks"])))
         self.env: Dict[str, str] = {}
@@ -71,6 +82,7 @@ class Task:
         devices = ",".join(str(device) for device in spec.get("devices", []))
         env = {
             **formats.environment(self.order, spec),
+            **self.handed.environment(),
             "DANLU_TASK": self.name,
             "DANLU_ROLE": str(spec["role"]),
             "DANLU_INDEX": str(spec["index"]),
@@ -144,6 +156,7 @@ class Task:
         error = ""
         if self.spec.get("container") and ended.exit_code != 0:
             error, by_engine = contained.refused(self.folder)
+            error = self.handed.redaction.text(error)  # an engine quotes what it was given
             oom = oom or by_engine
         if oom and not error:
             limit = self.counters.memory_limit_bytes()

@@ -57,6 +57,7 @@ from danlu.server.log import RateLimit
 from danlu.server.sessions import MAX_MESSAGE_BYTES
 from danlu.services import first_user
 from danlu.services import platform as platform_service
+from danlu.services import secrets as project_secrets
 from danlu.services.access import attempt_token
 from danlu.services.context import Hub, Platform, PlatformFacts
 from danlu.services.vault import Vault
@@ -201,6 +202,7 @@ def compose(settings: Settings) -> Composition:
         ),
         code=Code(blobs),
         hint=hint,
+        secrets=lambda attempt: project_secrets.printable(database, vault, attempt),
     )
     executor.start()
     database.write(lambda tx: _first_project(tx, clock.now()))
@@ -218,7 +220,11 @@ def compose(settings: Settings) -> Composition:
         attempt_key=kept.attempts, vault=vault, hub=hub,
     )  # fmt: skip
     launches = Launches(
-        builder, lambda attempt: attempt_token(kept.attempts, attempt), lambda: platform.url, executor.images
+        builder,
+        lambda attempt: attempt_token(kept.attempts, attempt),
+        lambda: platform.url,
+        executor.images,
+        lambda job: project_secrets.handed(database, vault, job),
     )
     nodes = NodesController(database, executor, clock, hub)
     nodes.step()  # the first submit must know what could ever fit

@@ -22,7 +22,7 @@ from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
 from danlu.scheduler.cycle import Shape, asks_all, shortage
 from danlu.scheduler.sizing import never_fits
-from danlu.services import blobs, environments, nodes
+from danlu.services import blobs, environments, nodes, secrets
 from danlu.services.context import Call
 
 AHEAD = 20
@@ -78,6 +78,7 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
         if known is not None:
             return _same(call, known, spec)
         _check_fits(tx, spec)
+        secrets.require(tx, call.project, spec)
         environment = None if what is None else environments.ensure(tx, call, what, now=now)
         name = spec.name or (retried.name if retried else None) or _made_up_name(tx, call.project, spec)
         job = Job(

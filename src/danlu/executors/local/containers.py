@@ -53,7 +53,7 @@ def container(engine: Engine, image: Image, asked: TaskSpec, task: Task, place: 
         LaunchRejected: its GPUs cannot be handed into one here.
     """
     flags = [*_common(engine, asked, task, place), f"--label={LABEL}={place.where.attempt.name}"]
-    env_file = str(place.where.attempt / task.name / ENV_FILE)
+    env_file = str((place.where.memory or place.where.attempt / task.name) / f"{task.name}.{ENV_FILE}")
     if engine.name == "docker":
         name = f"danlu-{place.where.attempt.name}-{task.name}"
         program = [engine.path, "run", f"--name={name}", "--log-driver=none", *_docker_limits(engine, asked)]
@@ -114,9 +114,8 @@ def _common(engine: Engine, asked: TaskSpec, task: Task, place: Place) -> list[s
         place.where.checkpoints,
         folder / task.name / "metrics",
     ]
-    mounts = [_mount(path) for path in writable] + [
-        _mount(path, "readonly") for path in (folder / "token", place.where.sdk)
-    ]
+    readable = [path for path in (folder / "token", place.where.sdk, place.where.memory) if path is not None]
+    mounts = [_mount(path) for path in writable] + [_mount(path, "readonly") for path in readable]
     return [
         *engine.flags, "--pull=never", "--network=host", "--uts=host", f"--user={engine.user}", "--cap-drop=all",
         "--security-opt=no-new-privileges", "--security-opt=label=disable", "--entrypoint=", f"--shm-size={shm_bytes}b",

@@ -11,11 +11,11 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from typing import Any, Final
 from danlu import __version__
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.sessions import SessionRequest
-from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull
+from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull, VaultLocked
 from danlu.executors.base import Capabilities, Hint, LaunchOrder, Observation
 from danlu.executors.local import (
     cgroups,
@@ -31,6 +31,7 @@ from danlu.executors.local import (
     entering,
     folders,
     machine,
+    memory,
     ports,
     starting,
     sweep,
@@ -73,15 +74,24 @@ class LocalConfig:
 class LocalExecutor(LocalSpools):
     """See Executor and Spools in executors/base.py."""
 
-    def __init__(self, config: LocalConfig, *, code: CodeSource, hint: Hint) -> None:
+    def __init__(
+        self,
+        config: LocalConfig,
+        *,
+        code: CodeSource,
+        hint: Hint,
+        secrets: Callable[[str], Sequence[str]] = lambda _id: (),
+    ) -> None:
+        """Opens nothing yet; ``secrets`` returns the values that an attempt's output may hold, for when its runner died."""
         super().__init__(config.home / "attempts")
-        self.config = config
+        self.config, self._secrets = config, secrets
         shared = config.home / "cache" / "code"
         self._layers = Layers(shared, code, lambda: can_mount(shared / ".trial"))
         self.checkpoints = config.home / "checkpoints"
         self._root = os.geteuid() == 0
-        self._tree = cgroups.detect(Path("/sys/fs/cgroup"), _own_groups())
+        self._tree = cgroups.detect(Path("/sys/fs/cgroup"), cgroups.own())
         self._ours = hashlib.sha256(str(config.home.resolve()).encode()).hexdigest()[:8]
+        self._memory = memory.Memory((config.runtime / "secrets", memory.SHARED / f"danlu-{self._ours}"))
         self._hints = HintSocket(config.runtime / "hints.sock", hint)
         self._launching: set[str] = set()
         self._lock = threading.Lock()
@@ -114,7 +124,8 @@ class LocalExecutor(LocalSpools):
         self._layers.start({folder.name for folder in self.attempts.iterdir()})
         if self.images is not None:
             self.images.start()
-        self._install_sdk()
+        folders.install_sdk(PACKAGE, self._sdk)
+        self._memory.start({folder.name for folder in self.attempts.iterdir()})
         self._hints.start()
 
     def close(self) -> None:
@@ -262,6 +273,7 @@ class LocalExecutor(LocalSpools):
             (unfinished / name).mkdir(mode=0o700)
         checkpoint = self.checkpoints / order.job.checkpoint_owner
         checkpoint.mkdir(mode=0o700, exist_ok=True)
+        where = Folders(folder, checkpoint, self._sdk, self._memory.folder(order))
         if order.job.spec.code is not None:
             try:
                 self._layers.lay_out(order, self._uid(order), unfinished)
@@ -272,7 +284,7 @@ class LocalExecutor(LocalSpools):
         if order.image is not None:
             if self.images is None:
                 raise LaunchRejected(f"this machine runs no container images: {self.capabilities.no_images}")
-            self.images.contain(content, order, Folders(folder, checkpoint, self._sdk))
+            self.images.contain(content, order, where)
         content["hint_socket"] = str(self._hints.path)
         content["grouped"] = group is not None
         if group is not None:
@@ -306,7 +318,7 @@ class LocalExecutor(LocalSpools):
             roots=[*map(str, roots)],
             limits=list(limits),
             checkpoint=checkpoint,
-            salvage=False,
+            given=self._memory.make(order, self._uid(order)),
         )
         if "error" in answer:
             self._clean(folder.name)
@@ -333,10 +345,10 @@ class LocalExecutor(LocalSpools):
         roots: list[str],
         limits: list[str],
         checkpoint: Path | None,
-        salvage: bool,
+        given: memory.Given,
     ) -> dict[str, Any]:
-        group = self._group(folder.name)
-        writable = [str(folder), str(self.config.runtime)] + ([] if checkpoint is None else [str(checkpoint)])
+        group, salvage = self._group(folder.name), checkpoint is None
+        writable = [str(path) for path in (folder, self.config.runtime, checkpoint, given.folder) if path is not None]
         readable = [str(self._sdk), sys.base_prefix, *roots]
         config = {
             "folder": str(folder), "uid": uid, "sdk": str(self._sdk), "limits": limits, "salvage": salvage,
@@ -344,6 +356,8 @@ class LocalExecutor(LocalSpools):
             "cgroup_procs": [] if group is None else group.runner_procs(),
             "task_procs": {} if group is None or salvage else group.task_procs(),
             "needed": [{"path": p, "write": True} for p in writable] + [{"path": p, "write": False} for p in readable],
+            # the configuration goes through a pipe, and the launcher becomes the runner: nothing of it is written
+            "secrets": [secret.model_dump() for secret in given.secrets], "secret_folder": str(given.folder or ""),
         }  # fmt: skip
         return starting.ask(config, folder.name)
 
@@ -385,7 +399,13 @@ class LocalExecutor(LocalSpools):
             return seen.unreadable("its runner was killed, and what it wrote could not be saved: its folder is kept")
         if time.monotonic() >= seen.salvage_at:
             uid = folder.stat().st_uid if self._root else None
-            answer = self._run_launcher(folder, uid, roots=[], limits=[], checkpoint=None, salvage=True)
+            try:
+                given = memory.to_redact(self._secrets(folder.name))
+            except VaultLocked as error:
+                return seen.unreadable(
+                    f"its runner was killed, and what it wrote last is not kept: no secret in it could be hidden; {error.message}"
+                )
+            answer = self._run_launcher(folder, uid, roots=[], limits=[], checkpoint=None, given=given)
             if "pid" not in answer:
                 raise ExecutorUnavailable(f"what {folder.name} wrote cannot be saved now: {answer.get('error')}")
             # until it holds the lock, the next look would take it for what is left and kill it
@@ -396,7 +416,8 @@ class LocalExecutor(LocalSpools):
         return seen.running("its runner was killed; what it wrote is being saved")
 
     def _clean(self, attempt_id: str) -> bool:
-        """Kills whatever is left of an attempt; returns whether nothing is."""
+        """Kills whatever is left of an attempt, and removes its secrets; returns whether nothing is left."""
+        self._memory.remove(attempt_id)
         folder = self.attempts / attempt_id  # which may be a stranger's name, as it was found there
         group = self._group(attempt_id)
         grouped = group is not None and group.exists()
@@ -411,27 +432,3 @@ class LocalExecutor(LocalSpools):
         if self._tree is None:
             return None
         return AttemptGroups(self._tree, f"{self._ours}/{attempt_id}")
-
-    def _install_sdk(self) -> None:
-        """Copies what jobs may import (danlu.log and the runner) to a folder that holds nothing else."""
-        target = self._sdk / "danlu"
-        fresh = self._sdk.with_name(f".{self._sdk.name}.{os.getpid()}")
-        folders.remove(fresh)
-        (fresh / "danlu" / "runner").mkdir(parents=True)
-        shutil.copyfile(PACKAGE / "__init__.py", fresh / "danlu" / "__init__.py")
-        for source in sorted((PACKAGE / "runner").glob("*.py")):
-            shutil.copyfile(source, fresh / "danlu" / "runner" / source.name)
-        for path in [fresh.parent, fresh, *fresh.rglob("*")]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        if target.exists() and folders.same(target, fresh / "danlu"):
-            folders.remove(fresh)
-            return
-        folders.remove(self._sdk)
-        fresh.rename(self._sdk)
-
-
-def _own_groups() -> str:
-    try:
-        return Path("/proc/self/cgroup").read_text()
-    except OSError:
-        return ""

@@ -81,6 +81,12 @@ def lock_is_free(folder: Path) -> bool:
         os.close(descriptor)
 
 
+def spool_starts(names: list[str], stream: str) -> list[int]:
+    """Returns where the files of a stream begin, in order."""
+    found = [name.partition(".") for name in names]
+    return sorted(int(start) for head, _, start in found if head == stream and start.isdecimal())
+
+
 def give(folder: Path, uid: int) -> None:
     """Makes a tree the job's user's own; ``order.json`` stays the server's, which believes it later."""
     for base, names, files in os.walk(folder):
@@ -98,6 +104,24 @@ def same(one: Path, other: Path) -> bool:
         return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.py")}
 
     return content(one) == content(other)
+
+
+def install_sdk(package: Path, sdk: Path) -> None:
+    """Copies what jobs may import (danlu.log and the runner) to a folder that holds nothing else."""
+    target = sdk / "danlu"
+    fresh = sdk.with_name(f".{sdk.name}.{os.getpid()}")
+    remove(fresh)
+    (fresh / "danlu" / "runner").mkdir(parents=True)
+    shutil.copyfile(package / "__init__.py", fresh / "danlu" / "__init__.py")
+    for source in sorted((package / "runner").glob("*.py")):
+        shutil.copyfile(source, fresh / "danlu" / "runner" / source.name)
+    for path in [fresh.parent, fresh, *fresh.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    if target.exists() and same(target, fresh / "danlu"):
+        remove(fresh)
+        return
+    remove(sdk)
+    fresh.rename(sdk)
 
 
 def remove(folder: Path) -> None:

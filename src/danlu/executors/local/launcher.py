@@ -278,6 +278,7 @@ def main() -> int:
         return _try(answer, config["trial"])
     sys.path.insert(0, config["sdk"])
     from danlu.runner import main as runner  # imported before the user changes: later the path may be closed
+    from danlu.runner.handed import Handed
 
     os.setsid()
     if os.fork():
@@ -297,7 +298,8 @@ def main() -> int:
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
     _answer(answer, {"limits": force, "pid": os.getpid()})
-    return runner.run(config["folder"], salvage=config["salvage"], groups=groups)
+    handed = Handed(config["secrets"], config["secret_folder"])
+    return runner.run(config["folder"], salvage=config["salvage"], groups=groups, handed=handed)
 
 
 def _try(answer: int, paths: dict[str, str]) -> int:

@@ -24,11 +24,12 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where an attempt's things are: its own folder, the job's checkpoints, what jobs may import of Danlu."""
+    """Where an attempt's things are: its own folder, the job's checkpoints, what jobs may import of Danlu, its secrets."""
 
     attempt: Path
     checkpoints: Path
     sdk: Path
+    memory: Path | None = None
 
 
 def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from danlu.blobs.code import Code
 from danlu.blobs.local import LocalBlobs
 from danlu.domain.environments import Interpreter
 from danlu.domain.jobs import Task
+from danlu.domain.secrets import HandedSecret
 from danlu.executors.base import Executor, LaunchOrder, Observation, Phase, Spools
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.simulated import SimulatedExecutor
@@ -45,7 +46,7 @@ class Bench:
     """no two runs share an attempt's id: control groups outlive a test's folder"""
 
     def order(self, *words: str, number: int = 1, job_id: str | None = None, task: dict[str, Any] | None = None,
-              **spec: Any) -> LaunchOrder:  # fmt: skip
+              handed: tuple[HandedSecret, ...] = (), **spec: Any) -> LaunchOrder:  # fmt: skip
         job = make_job(job_id or self.ids(), now=time.time_ns(), spec={"command": list(words), **spec})
         tasks = tuple(
             Task.model_validate(
@@ -59,7 +60,7 @@ class Bench:
         attempt = make_attempt(job, number, tasks=tasks)
         return LaunchOrder(
             job=job, attempt=attempt, interpreter=self.interpreter(), project_number=0, url="http://127.0.0.1:1",
-            token="danlu_attempt_secret",
+            token="danlu_attempt_secret", secrets=handed,
         )  # fmt: skip
 
     def interpreter(self) -> Interpreter | None:
@@ -112,6 +113,9 @@ class Bench:
 
 
 class LocalBench(Bench):
+    to_redact: tuple[str, ...] = ()
+    """what may be in the output of an attempt whose runner was killed"""
+
     def __init__(self, home: Path) -> None:
         self.home = home
         self.runtime = home / "run"
@@ -121,8 +125,9 @@ class LocalBench(Bench):
 
     def _open(self) -> LocalExecutor:
         executor = LocalExecutor(
-            LocalConfig(self.home, self.runtime), code=Code(LocalBlobs(self.home / "blobs")), hint=self.hints.set
-        )
+            LocalConfig(self.home, self.runtime), code=Code(LocalBlobs(self.home / "blobs")), hint=self.hints.set,
+            secrets=lambda _attempt: self.to_redact,
+        )  # fmt: skip
         executor.start()
         return executor
 

@@ -157,7 +157,7 @@ def test_what_is_anothers_is_as_what_is_not_there(api: Api, operation: Operation
 
     name = operation.path.split("{")[1].split("}")[0]
     missing = {"job": api.new_id("j"), "environment": api.new_id("e"), "artifact": api.new_id("a"), "key": api.new_id("k"),
-               "token": api.new_id("t"), "address": address_of(b"nowhere"), "user": "nobody", "secret": "NOTHING"}  # fmt: skip
+               "token": api.new_id("t"), "address": address_of(b"nowhere"), "user": "nobody", "secret": "NONE"}  # fmt: skip
     theirs, none = told(), told(**{name: missing[name]})
     if name == "user":
         assert theirs[0] == none[0] == 404

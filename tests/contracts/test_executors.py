@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from danlu.domain.secrets import HandedSecret
 from danlu.executors.base import Phase
 from tests.executors import Bench, benches
 
@@ -217,3 +218,19 @@ def test_a_gang_is_stopped_as_one(bench: Bench) -> None:
     seen = bench.end(attempt_id)
     assert seen.stopped
     assert [(task.signal, task.stopped) for task in seen.tasks] == [(15, True)] * 3
+
+
+HANDED = (
+    HandedSecret(variable="HF_TOKEN", value="hf_0123456789"),
+    HandedSecret(variable="DEPLOY_KEY", value="BEGIN KEY\nAAAABBBBCCCC\n", file=True),
+)
+
+
+def test_an_order_with_secrets_tells_none(bench: Bench) -> None:
+    order = bench.order(*bench.program(lines=("ran",)), handed=HANDED)
+    assert not any(secret in repr(order) for secret in ("hf_0123456789", "AAAABBBB"))
+    bench.executor.launch(order)
+    seen = bench.end(order.attempt.id)
+    assert [task.exit_code for task in seen.tasks] == [0]
+    assert bench.log(order.attempt.id) == "ran"
+    bench.executor.forget(order.attempt.id)

@@ -45,11 +45,12 @@ COMMANDS: Final = (
     C("nodes", "nodes:nodes", "Platform", "machines, what they have and what is free", "[FLAGS]"),
     C("env", "environments:app", "Platform", "ready-made environments: ls, show, build, lock, export ...",
       "ls|show|build|test|lock|export|rm|prune [NAME] [FLAGS]"),
+    C("secret", "secrets:app", "Platform", "values that jobs get and nobody reads: ls, set, rm", "ls|set|rm [NAME] [FLAGS]"),
     C("api", "api:api", "Platform", "send a request of your own", "METHOD PATH [FLAGS]"),
     C("completion", "completion:completion", "Platform", "completion for bash, zsh or fish", "bash|zsh|fish"),
 )  # fmt: skip
 BY_NAME: Final = {command.name: command for command in COMMANDS}
-NESTED: Final = frozenset({"artifacts", "env"})
+NESTED: Final = frozenset({"artifacts", "env", "secret"})
 
 
 def overview() -> str:

@@ -88,6 +88,8 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
         out.labelled("git", wording.git(job.spec.git))
     if job.spec.variables:
         out.labelled("variables", [f"{name}={shlex.quote(value)}" for name, value in job.spec.variables.items()])
+    if job.spec.secrets:
+        out.labelled("secrets", [wording.secrets(job.spec)])
     if job.spec.labels:
         out.labelled("labels", [f"{name}={value}" for name, value in job.spec.labels.items()])
     if job.retry_of:

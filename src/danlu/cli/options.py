@@ -104,6 +104,14 @@ class Asked:
     gpu: Annotated[int | None, Parameter(help="whole GPUs")] = None
     gpu_kind: Annotated[str | None, Parameter(help="e.g. h100")] = None
     var: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE, a variable of the command; repeatable"), Words] = ()
+    secret: Annotated[
+        tuple[str, ...],
+        Parameter(help="NAME or VARIABLE=NAME, a secret as a variable: danlu secret ls; repeatable"),
+        Words,
+    ] = ()
+    secret_file: Annotated[
+        tuple[str, ...], Parameter(help="NAME or VARIABLE=NAME, the variable holds the path of a file with it"), Words
+    ] = ()
     label: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE; repeatable"), Words] = ()
     priority: Annotated[int | None, Parameter(help="a higher one starts earlier")] = None
     retries: Annotated[int | None, Parameter(help="how often a failed attempt is repeated")] = None
@@ -134,6 +142,7 @@ class Asked:
             "parse_metrics": self.metrics,
             "requirements": None if self.requirements is None else read_requirements(self.requirements),
             "variables": pairs("--var", self.var) or None,
+            "secrets": {**secret_uses(self.secret), **secret_uses(self.secret_file, file=True)} or None,
             "labels": pairs("--label", self.label) or None,
             "retry": None if self.retries is None else {"attempts": self.retries + 1},
             "interpreter": own_interpreter() if self.env == "host" else None,
@@ -149,6 +158,7 @@ FLAGS: Final = {
     "roles": "--role",
     "requirements": "--requirements",
     "variables": "--var",
+    "secrets": "--secret",
     "labels": "--label",
     "retry.attempts": "--retries",
     "parse_metrics": "--metrics",
@@ -174,6 +184,12 @@ def pairs(flag: str, words: Sequence[str]) -> dict[str, str]:
             raise InvalidRequest(f"{flag} {word!r} is not KEY=VALUE", next_step=f"write for example {flag} LR=0.1")
         found[key] = value
     return found
+
+
+def secret_uses(words: Sequence[str], *, file: bool = False) -> dict[str, dict[str, Any]]:
+    """Returns ``NAME`` and ``VARIABLE=NAME`` words as a job's secrets; a later one wins."""
+    halves = [word.partition("=") for word in words]
+    return {variable: {"secret": name if equals else variable, "file": file} for variable, equals, name in halves}
 
 
 def own_interpreter() -> str:

@@ -215,3 +215,12 @@ def again(job: Job) -> str:
         change = " --requirements FILE" if job.spec.requirements is not None else ""
         change = " --image IMAGE" if job.spec.image is not None else change
     return f"danlu retry {job.name}{change}"
+
+
+def secrets(spec: JobSpec) -> str:
+    """Returns the names of the secrets that a job has, and where they are in it."""
+    words = []
+    for variable, use in spec.secrets.items():
+        name = variable if use.secret == variable else f"{variable} (of {use.secret})"
+        words.append(f"{name} as a file" if use.file else name)
+    return ", ".join(words)

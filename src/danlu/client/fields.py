@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,6 +22,7 @@ class JobFields(TypedDict, total=False):
     requirements: str | Path
     python: str
     variables: Mapping[str, str]
+    secrets: Sequence[str] | Mapping[str, str | Mapping[str, str | bool]]
     cpu: float | str
     memory: int | str
     gpu: int

@@ -78,6 +78,10 @@ def changed(old: JobSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("variables", "labels"):
         if name in fields:
             changes[name] = {**getattr(old, name), **fields[name]}
+    if "secrets" in fields:
+        given = fields["secrets"]
+        uses = given if isinstance(given, Mapping) else {name: name for name in given}
+        changes["secrets"] = {**{name: use.model_dump() for name, use in old.secrets.items()}, **uses}
     if "roles" in fields:
         known = {name: role.model_dump(mode="json", exclude_defaults=True) for name, role in old.roles.items()}
         changes["roles"] = known | {name: {**known.get(name, {}), **role} for name, role in fields["roles"].items()}

@@ -54,6 +54,7 @@ class _Output:
         self.shown = b""
         self.progress_at = 0
         self.punched = 0
+        self.waiting = 0  # bytes at its end that may be the beginning of a secret
         self.emptied = False  # and said so
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self.tail = self.before(offset)
@@ -226,10 +227,13 @@ class Follower:
         # the unfinished end of a line stays in the raw file and is read again: the index never points into a line
         # unless a piece of it was written as such
         begin = output.offset
-        data = os.pread(output.descriptor, READ_BYTES, begin)
+        known = min(begin, self.redaction.longest)  # a piece may have ended within a secret
+        data = os.pread(output.descriptor, READ_BYTES + known, begin - known)
+        hidden, data = self.redaction.of(data)[known:], data[known:]
+        output.waiting = len(data) - self.redaction.begun_at(data)
         if len(data) == READ_BYTES:
             self.behind = True
-        self._take_data(output, data, now, final, log, points)
+        self._take_data(output, hidden, now, final, log, points)
         taken = data[max(0, output.offset - begin - TAIL_BYTES) : output.offset - begin]
         output.tail = (output.tail + taken)[-TAIL_BYTES:]
 
@@ -237,8 +241,6 @@ class Follower:
         self, output: _Output, data: bytes, now: int, final: bool, log: List[_Records], points: List[bytes]
     ) -> None:
         end = data.rfind(b"\n") + 1
-        begun_at = self.redaction.begun_at(data[end:])
-        data = self.redaction.of(data)
         if end:
             whole = data[:end]
             self._whole_lines(output, whole, now, log)
@@ -251,13 +253,12 @@ class Follower:
         if len(rest) > FOLD_BYTES and (overwritten := rest.rstrip(b"\r").rfind(b"\r")) > 0:
             rest = rest[overwritten:]  # a progress bar without a newline: what was overwritten is not kept
             output.offset += overwritten
-            begun_at -= overwritten
         if final and len(data) < READ_BYTES:
             if rest:
                 self._line(output, now, rest, log, own_newline=True)
                 output.offset += len(rest)
             return
-        rest = rest[:begun_at]  # what may be the beginning of a secret waits for the rest of it
+        rest = rest[: len(rest) - output.waiting]
         if len(rest) > LONG_LINE_BYTES:
             output.offset += len(rest) - len(self._pieces(output, now, rest, log))
             output.rest_since = 0
@@ -440,7 +441,9 @@ class Follower:
         """Gives the disk back what the spools hold; best effort, since not every file system can."""
         for output in self.outputs:
             if output.offset - output.punched >= PUNCH_BYTES:
-                output.punched = _punch(output.descriptor, output.punched, output.offset - KEPT_BYTES)
+                output.punched = _punch(
+                    output.descriptor, output.punched, output.offset - KEPT_BYTES - self.redaction.longest
+                )
         if self.index.raw_metrics - self._punched_metrics >= PUNCH_BYTES:
             self._punched_metrics = _punch(self.metrics, self._punched_metrics, self.index.raw_metrics)
 

@@ -145,6 +145,13 @@ def secret_names(tx: Transaction, project: str) -> list[str]:
     return [str(name) for (name,) in tx.connection.execute(query)]
 
 
+def secrets_sealed_by_others(tx: Transaction, master: str) -> int:
+    """Returns how many secrets of all projects another master key has sealed than this one."""
+    sealed_by = tables.secrets.c.body[("sealed", "master")].as_string()
+    query = select(func.count()).select_from(tables.secrets).where(tables.CURRENT, sealed_by != master)
+    return int(tx.connection.execute(query).scalar_one())
+
+
 def has_replaced_secrets(tx: Transaction, project: str) -> bool:
     """Says whether older values of a project's secrets are kept."""
     secrets = tables.secrets.c

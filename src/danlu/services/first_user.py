@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 
+from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import KEYS, USERS
 from danlu.domain.ids import RANDOM_BITS, make_id
@@ -37,11 +38,13 @@ def settle(
         PlatformError: the master key is not the one that what is stored was sealed with.
     """
     foreign = database.read(lambda tx: _sealed_by_others(tx, vault))
-    if foreign and not new_master:
+    secrets_too = database.read(lambda tx: queries.secrets_sealed_by_others(tx, vault.name))
+    if (foreign or secrets_too) and not new_master:
         raise PlatformError(
-            f"the master key is {vault.name}, but {foreign} access keys were sealed by another one",
+            f"the master key is {vault.name}, but {foreign} access keys and {secrets_too} secrets were sealed by another one",
             next_step="restore keys/master of the data folder, or name it: DANLU_MASTER_KEY_FILE=FILE. If it is lost: "
-            "danlu up --new-master-key, after which those keys are refused and everybody needs new ones",
+            "danlu up --new-master-key, after which those keys are refused and everybody needs new ones, and each secret "
+            "has to be set again",
         )
     if known is not None and database.read(lambda tx: _is_settled(tx, vault, known[0])):
         return None

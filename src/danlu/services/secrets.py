@@ -16,7 +16,7 @@ from danlu.database.records import ATTEMPTS, JOBS, SECRETS
 from danlu.domain.ids import job_of_attempt
 from danlu.domain.jobs import LIVE_JOB_STATES, Job, JobSpec
 from danlu.domain.secrets import SECRET_PATTERN, HandedSecret, Secret, SecretRequest
-from danlu.domain.validation import PATTERNS, suggestion
+from danlu.domain.validation import PATTERNS, nearest
 from danlu.domain.views import Page
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NotFound, SecretUnavailable, VaultLocked
 from danlu.services.context import Call
@@ -194,7 +194,9 @@ def _live(tx: Transaction, project: str) -> builtins.list[Job]:
 
 
 def _unknown(tx: Transaction, project: str, name: str) -> NotFound:
-    near = suggestion(name, queries.secret_names(tx, project))
+    known = {one.lower(): one for one in queries.secret_names(tx, project)}
+    meant = nearest(name, known)
+    near = "" if meant is None else f"did you mean {known[meant]}?"
     return NotFound(
         f"there is no secret {name[:63]!r} in project {project}",
         next_step=f"{near}   all of them: danlu secret ls   a new one: danlu secret set NAME".strip(),

@@ -403,7 +403,8 @@ class LocalExecutor(LocalSpools):
                 given = memory.to_redact(self._secrets(folder.name))
             except VaultLocked as error:
                 return seen.unreadable(
-                    f"its runner was killed, and its last output is not kept: no secret in it can be hidden, as {error.message}"
+                    "its runner was killed, and its last output is not kept, as its secrets cannot be hidden: "
+                    + error.message
                 )
             answer = self._run_launcher(folder, uid, roots=[], limits=[], checkpoint=None, given=given)
             if "pid" not in answer:

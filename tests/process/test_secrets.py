@@ -210,5 +210,5 @@ def test_what_is_wrong_is_told_without_the_value(shared: Server, given: str, wor
     done = danlu(shared, *words, given=given, expect=2)
     assert said in done.stderr
     assert "xxxxxxxx" not in done.stderr
-    assert json.loads(danlu(shared, "secret", "ls", "-o", "json").stdout or "[]") == []
+    assert json.loads(danlu(shared, "secret", "ls", "-o", "json").stdout)["items"] == []
     assert not processes_with("--file /nowhere")

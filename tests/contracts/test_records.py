@@ -22,6 +22,7 @@ from danlu.database.records import (
     MEMBERS,
     NODES,
     PROJECTS,
+    SECRETS,
     TOKENS,
     USERS,
     Records,
@@ -51,6 +52,7 @@ from tests.factories import (
     make_member,
     make_node,
     make_project,
+    make_secret,
     make_task,
     make_token,
     make_user,
@@ -78,6 +80,7 @@ from tests.factories import (
         (MEMBERS, make_member(make_user())),
         (KEYS, make_key("u", sealed={"master": "m", "key": "k", "value": "v"}, last_used_at=NOW)),
         (TOKENS, make_token(expires_at=NOW, bound=False)),
+        (SECRETS, make_secret(sealed={"master": "m", "key": "k", "value": "v"}, replaced_at=NOW)),
         (ENVIRONMENTS, make_environment(lock_digest="d" * 64, build_s=1.5, packages=3)),
         (ARTIFACTS, make_artifact(skipped=("a: socket",), size_bytes=2**60)),
     ],
@@ -99,7 +102,8 @@ def test_a_record_comes_back_as_it_was_stored(database: Database, records: Recor
 
 def test_every_noun_is_in_the_test_above() -> None:
     assert {records.model.KIND for records in ALL} == {
-        "job", "attempt", "node", "project", "user", "member", "key", "token", "environment", "artifact",
+        "job", "attempt", "node", "project", "user", "member", "key", "token", "secret", "environment",
+        "artifact",
     }  # fmt: skip
 
 
@@ -429,3 +433,30 @@ def test_an_environment_is_one_per_project_and_source(database: Database) -> Non
     building = first.moved(EnvironmentState.BUILDING, now=NOW, reason=EnvironmentReason.BUILDING)
     database.write(lambda tx: ENVIRONMENTS.put(tx, first, building))
     assert database.read(lambda tx: ENVIRONMENTS.find(tx, state="building", limit=9)) == [building]
+
+
+# secrets
+
+
+def test_a_secrets_name_has_one_value_now_and_older_ones(database: Database) -> None:
+    ids, sealed = Ids(7), {"master": "ours", "key": "k", "value": "v"}
+    for n in range(3):
+        old = make_secret(ids("s"), name="A", replaced_at=NOW + n, sealed={**sealed, "master": "lost"})
+        database.write(lambda tx, old=old: SECRETS.add(tx, old))
+    for name, project, master in (("A", "default", "ours"), ("b", "default", "theirs"), ("A", "other", "ours")):
+        new = make_secret(ids("s"), name=name, project=project, sealed={**sealed, "master": master})
+        database.write(lambda tx, new=new: SECRETS.add(tx, new))
+    with pytest.raises(Conflict):
+        database.write(lambda tx: SECRETS.add(tx, make_secret(ids("s"), name="A")))
+
+    def known(tx: Transaction) -> tuple[list[str], int, bool, bool]:
+        return (
+            queries.secret_names(tx, "default"), queries.secrets_sealed_by_others(tx, "ours"),
+            queries.has_replaced_secrets(tx, "default"), queries.has_replaced_secrets(tx, "other"),
+        )  # fmt: skip
+
+    assert database.read(known) == (["A", "b"], 1, True, False)
+    database.write(lambda tx: queries.delete_replaced_secrets(tx, "default", NOW + 2))
+    assert database.read(lambda tx: SECRETS.count(tx, project="default")) == 3
+    database.write(lambda tx: queries.delete_replaced_secrets(tx, "default", 2**63 - 1))
+    assert database.read(known) == (["A", "b"], 1, False, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from danlu.domain.images import Image
+from danlu.domain.secrets import HandedSecret
 from danlu.errors import EnvironmentFailed
 from danlu.executors.base import Phase
 from danlu.runner import formats, processes
@@ -375,3 +377,36 @@ def test_a_container_that_podman_cannot_start_says_so(made: ContainerBench) -> N
 def test_the_registry_helper_counts_as_one(registry: Registry) -> None:
     assert image_registry.digest(b"") == "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert registry.asked
+
+
+# secrets
+
+
+SECRETS = (
+    HandedSecret(variable="TOKEN", value="canary-AbCdEfGh"),
+    HandedSecret(variable="GOFLAGS", value="canary-IjKlMnOp"),
+    HandedSecret(variable="KEY", value="canary-QrStUvWx\n", file=True),
+)
+
+
+def test_secrets_reach_a_container_and_no_command_line(made: ContainerBench) -> None:
+    attempt = sh(
+        made, 'echo "$TOKEN $GOFLAGS"; cat "$KEY"; echo up; while [ ! -e go ]; do sleep 0.1; done', handed=SECRETS
+    )
+    made.printed(attempt, "up")
+    lines = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                lines.append((process / "cmdline").read_bytes())
+    assert not any(b"canary-" in line for line in lines)
+    hidden = "*" * 15
+    assert made.log(attempt).splitlines()[:2] == [f"{hidden} {hidden}", hidden]
+    (made.home / "attempts" / attempt / "work" / "go").touch()
+    assert made.end(attempt).tasks[0].exit_code == 0
+    base = made.executor._memory.base
+    assert base is not None
+    assert list(base.iterdir()) == []
+    made.executor.forget(attempt)
+    files = [path for path in made.home.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not any(b"canary-" in path.read_bytes() for path in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,28 @@ def test_no_value_is_in_the_command_line_but_what_would_turn_the_engine(tmp_path
     assert (file.read_text(), file.stat().st_mode & 0o777) == ("CONTAINERS_CONF=/c\n", 0o600)
     assert words[-3:] == ["ab", "train", "--env"]
     assert environ == {"SECRET": "s3cret\nline", "HOME": "/engine", "PATH": "/bin"}
+
+
+def test_a_secret_is_in_no_command_line_whatever_it_is_called(tmp_path: Path) -> None:
+    file = tmp_path / "main-0.env"
+    env = {"GOFLAGS": "s3cret", "TOKEN": "s3cret", "HOME": "/work"}
+    container = {
+        "env_file": str(file), "engine": "docker", "run": ["docker", "run"], "image": "ab", "environ": {},
+        "secret": ["GOFLAGS", "TOKEN"],
+    }  # fmt: skip
+    words, environ = contained.command(container, ["train"], env)
+    assert words == ["docker", "run", "--env=TOKEN", "--env=HOME=/work", f"--env-file={file}", "ab", "train"]
+    assert (file.read_text(), environ) == ("GOFLAGS=s3cret\n", {"TOKEN": "s3cret"})
+    with pytest.raises(ValueError, match="GOFLAGS has a line break"):
+        contained.command(container, ["train"], {**env, "GOFLAGS": "two\nlines"})
+
+
+def test_secrets_in_memory_are_shown_to_the_container(tmp_path: Path) -> None:
+    asked = JobSpec(command="train", image="python").tasks[0]
+    place = dataclasses.replace(PLACE, where=dataclasses.replace(WHERE, memory=Path("/m/a")))
+    made = containers.container(PODMAN, IMAGE, asked, Task(node="n", resources=asked.resources), place)
+    assert "--mount=type=bind,source=/m/a,target=/m/a,readonly" in made["run"]
+    assert made["env_file"] == "/m/a/main-0.env"
 
 
 def test_a_session_enters_the_container(tmp_path: Path) -> None:

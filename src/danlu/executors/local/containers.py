@@ -53,7 +53,8 @@ def container(engine: Engine, image: Image, asked: TaskSpec, task: Task, place: 
         LaunchRejected: its GPUs cannot be handed into one here.
     """
     flags = [*_common(engine, asked, task, place), f"--label={LABEL}={place.where.attempt.name}"]
-    env_file = str((place.where.memory or place.where.attempt / task.name) / f"{task.name}.{ENV_FILE}")
+    in_memory = place.where.memory
+    env_file = str(in_memory / f"{task.name}.env" if in_memory else place.where.attempt / task.name / ENV_FILE)
     if engine.name == "docker":
         name = f"danlu-{place.where.attempt.name}-{task.name}"
         program = [engine.path, "run", f"--name={name}", "--log-driver=none", *_docker_limits(engine, asked)]

@@ -71,7 +71,7 @@ PRINTS = (
 
 
 def test_a_secret_is_found_nowhere(server: Server) -> None:
-    """In no file of the platform, no log, no command line, no answer; but in what the process itself writes, until it ends."""
+    """In no file, log, command line or answer of the platform; but in what the process itself writes, until it ends."""
     told = [danlu(server, "secret", "set", "TOKEN", given=CANARY + "\n")]
     (server.home.parent / "key").write_text(KEY)
     told.append(danlu(server, "secret", "set", "deploy_key", "--file", str(server.home.parent / "key")))
@@ -84,9 +84,9 @@ def test_a_secret_is_found_nowhere(server: Server) -> None:
     )  # fmt: skip
     attempt = f"{job.id}-1"
     until(lambda: "held" in danlu(server, "logs", "prints").stdout, TIMEOUT_S, "it prints")
-    words = (CANARY.encode(), *(line.encode() for line in KEY.splitlines()))
+    hidden_words = (CANARY.encode(), *(line.encode() for line in KEY.splitlines()))
     raw = {f"home/attempts/{attempt}/main-0/{name}" for name in ("stdout", "stderr")}
-    assert where(server, *words) <= raw
+    assert where(server, *hidden_words) <= raw
     assert in_command_lines(CANARY) == []
     inside = danlu(
         server, "exec", "prints", "--", "/bin/sh", "-c", 'echo "$TOKEN"; cat "$KEY"; touch $DANLU_OUTPUT_DIR/go'
@@ -98,18 +98,13 @@ def test_a_secret_is_found_nowhere(server: Server) -> None:
     hidden = "*" * len(CANARY)
     for line in (f"out {hidden}", f"err {hidden}", hidden, "*" * 28, f"TOKEN={hidden}", f"it failed with {hidden}"):
         assert line in "".join(lines) if line == hidden else line in lines
-    for words_of_danlu in (
-        ["describe", "prints"],
-        ["get", "events"],
-        ["logs", "prints"],
-        ["describe", "prints", "-o", "json"],
-    ):
-        told.append(danlu(server, *words_of_danlu))
+    looks = (["describe", "prints"], ["get", "events"], ["logs", "prints"], ["describe", "prints", "-o", "json"])
+    told += [danlu(server, *words) for words in looks]
     assert not any(CANARY in done.stdout + done.stderr or "AAAAB3" in done.stdout for done in told)
     assert "secrets" in told[-4].stdout
     assert "KEY (of deploy_key) as a file" in told[-4].stdout
     until(lambda: not (server.home / "attempts" / attempt).exists(), TIMEOUT_S, "its folder is removed")
-    assert where(server, *words) == set()
+    assert where(server, *hidden_words) == set()
     with server.client() as client:
         document = client.raw("GET", "/v1/openapi.json", None)
         with document as (_, pieces):
@@ -118,10 +113,8 @@ def test_a_secret_is_found_nowhere(server: Server) -> None:
 
 def test_a_killed_runner_and_another_server_keep_none(server: Server) -> None:
     danlu(server, "secret", "set", "TOKEN", given=CANARY)
-    job = server.submit(
-        "/bin/sh", "-c", 'echo "$TOKEN"; while [ ! -e $DANLU_OUTPUT_DIR/go ]; do sleep 0.1; done; echo "$TOKEN $DANLU_ATTEMPT"',
-        secrets=["TOKEN"],
-    )  # fmt: skip
+    script = 'echo "$TOKEN"; while [ ! -e $DANLU_OUTPUT_DIR/go ]; do sleep 0.1; done; echo "$TOKEN $DANLU_ATTEMPT"'
+    job = server.submit("/bin/sh", "-c", script, secrets=["TOKEN"])
     attempt = f"{job.id}-1"
     until(lambda: any(e["event"] == "started" for e in server.events(attempt)), TIMEOUT_S, "it starts")
     server.kill()

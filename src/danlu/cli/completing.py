@@ -28,7 +28,7 @@ LIVE_ONLY: Final = frozenset({"stop", "attach", "exec", "cp"})
 ENDED_ONLY: Final = frozenset({"retry"})
 OF_FLAGS: Final = {
     "--env": "envs", "--file": "files", "--code": "folders", "--to": "folders", "--state": "states",
-    "--framework": "frameworks", "--node": "nodes",
+    "--framework": "frameworks", "--node": "nodes", "--secret": "secrets", "--secret-file": "secrets",
 }  # fmt: skip
 """What the values of flags are whose type does not tell it."""
 OF_WORDS: Final = {"COMMAND": "programs", "FILE": "files", "METHOD": "methods", "NAME": "names", "LOCAL": "files"}
@@ -160,6 +160,8 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
     if place and kind == "LOCAL" and ":" not in place[0]:
         kind = "JOB:PATH"  # the other way round
     kind = OF_WORDS.get(kind, kind)
+    if kind == "names" and command.startswith("secret "):
+        kind = "secrets"
     if kind == "names":  # of the kind that is named before; else environments
         kind = next(
             (what for what in ("jobs", "nodes", "envs") if place and place[0].rstrip("s") == what.rstrip("s")), ""
@@ -173,7 +175,7 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
         return Answer("beginnings", [(f"{name}:", state) for name, state in named("jobs").words])
     if "JOB" in kind or kind == "jobs":
         return named("jobs")
-    if kind in ("envs", "nodes"):
+    if kind in ("envs", "nodes", "secrets"):
         return named(kind)
     if kind == "states":
         from danlu.domain.jobs import JobState

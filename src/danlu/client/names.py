@@ -19,15 +19,15 @@ TIMEOUT_S: Final = 1.0
 """Of connecting, and of each wait for bytes: a platform that hangs completes nothing."""
 MAX_BYTES: Final = 8 * 2**20
 LISTED: Final = 500
-PATHS: Final = {"jobs": "/v1/jobs", "envs": "/v1/environments", "nodes": "/v1/nodes"}
+PATHS: Final = {"jobs": "/v1/jobs", "envs": "/v1/environments", "nodes": "/v1/nodes", "secrets": "/v1/secrets"}
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
 def names(kind: str, *, url: str | None = None, project: str | None = None) -> list[tuple[str, str]]:
-    """Returns (name, what to say beside it) of jobs, envs or nodes, newest first; none where they cannot be had at once."""
+    """Returns (name, what to say beside it) of jobs, envs, nodes or secrets, newest first; none where that takes too long."""
     try:
         project = project or os.environ.get("DANLU_PROJECT")
-        items = _items(PATHS[kind], {"limit": str(LISTED)} if kind == "jobs" else {}, url, project)
+        items = _items(PATHS[kind], {"limit": str(LISTED)} if kind in ("jobs", "secrets") else {}, url, project)
         return list(dict(reversed([_name(kind, item) for item in items])).items())[::-1]
     except (DanluError, OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):
         return []  # no platform, no key, no answer in time: then there is nothing to complete, and nothing to say
@@ -57,4 +57,6 @@ def _name(kind: str, item: dict[str, Any]) -> tuple[str, str]:
         return str(item["name"]), str(item["state"])
     if kind == "envs":
         return str(item["name"]), str(item["description"])
+    if kind == "secrets":
+        return str(item["name"]), f"set by {item['created_by']}"
     return str(item["node"]["id"]), ""

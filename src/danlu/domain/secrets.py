@@ -98,6 +98,8 @@ SecretUses = Annotated[
 class HandedSecret(Value):
     """A secret's value on its way to an attempt. It exists in memory only."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     variable: SecretName
     value: str = Field(repr=False)
     file: bool = False

@@ -88,10 +88,9 @@ def test_a_secret_is_found_nowhere(server: Server) -> None:
     raw = {f"home/attempts/{attempt}/main-0/{name}" for name in ("stdout", "stderr")}
     assert where(server, *hidden_words) <= raw
     assert in_command_lines(CANARY) == []
-    inside = danlu(
-        server, "exec", "prints", "--", "/bin/sh", "-c", 'echo "$TOKEN"; cat "$KEY"; touch $DANLU_OUTPUT_DIR/go'
-    )
+    inside = danlu(server, "exec", "prints", "--", "/bin/sh", "-c", 'echo "$TOKEN"; cat "$KEY"')
     assert inside.stdout == f"{CANARY}\n{KEY}", "who looks into a job sees what it sees"
+    (server.home / "attempts" / attempt / "outputs" / "go").touch()
     ended = server.wait(job.id)
     assert (ended.state, ended.reason, ended.exit_code) == (JobState.FAILED, Reason.PROCESS_FAILED, 7)
     lines = server.lines(job.id, 1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from danlu.blobs.local import LocalBlobs
 from danlu.domain.images import Image
+from danlu.domain.secrets import HandedSecret
 from danlu.executors.base import LaunchOrder
 from danlu.executors.local import containers
 from danlu.executors.local.engines import Machine
@@ -106,3 +107,33 @@ def bench(registry: Registry, **machine: Any) -> Iterator[ContainerBench]:
         made.close()
     finally:
         shutil.rmtree(outer, ignore_errors=True)
+
+
+SECRETS = (
+    HandedSecret(variable="TOKEN", value="canary-AbCdEfGh"),
+    HandedSecret(variable="GOFLAGS", value="canary-IjKlMnOp"),
+    HandedSecret(variable="KEY", value="canary-QrStUvWx\n", file=True),
+)
+
+
+def keeps_secrets(lab: ContainerBench) -> None:
+    """Runs a container with secrets, and looks where they are: in it, in no command line, and afterwards in no file."""
+    text = 'echo "$TOKEN $GOFLAGS"; cat "$KEY"; echo up; while [ ! -e go ]; do sleep 0.1; done'
+    attempt = lab.launch("sh", "-c", text, handed=SECRETS)
+    lab.printed(attempt, "up")
+    lines = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                lines.append((process / "cmdline").read_bytes())
+    assert not any(b"canary-" in line for line in lines)
+    hidden = "*" * 15
+    assert {f"{hidden} {hidden}", hidden} <= {*lab.log(attempt).splitlines()}
+    (lab.home / "attempts" / attempt / "work" / "go").touch()
+    assert lab.end(attempt).tasks[0].exit_code == 0
+    base = lab.executor._memory.base
+    assert base is not None
+    assert list(base.iterdir()) == []
+    lab.executor.forget(attempt)
+    files = [path for path in lab.home.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not any(b"canary-" in path.read_bytes() for path in files)

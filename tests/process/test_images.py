@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -12,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from danlu.domain.images import Image
-from danlu.domain.secrets import HandedSecret
 from danlu.errors import EnvironmentFailed
 from danlu.executors.base import Phase
 from danlu.runner import formats, processes
 from tests.conftest import cannot_run
 from tests.process import image_registry
-from tests.process.containers import UID, ContainerBench, bench
+from tests.process.containers import UID, ContainerBench, bench, keeps_secrets
 from tests.process.image_registry import BUSYBOX, Registry, serving, small, with_python
 from tests.process.platform import processes_with
 from tests.process.test_local_group_escape import links
@@ -382,31 +380,5 @@ def test_the_registry_helper_counts_as_one(registry: Registry) -> None:
 # secrets
 
 
-SECRETS = (
-    HandedSecret(variable="TOKEN", value="canary-AbCdEfGh"),
-    HandedSecret(variable="GOFLAGS", value="canary-IjKlMnOp"),
-    HandedSecret(variable="KEY", value="canary-QrStUvWx\n", file=True),
-)
-
-
 def test_secrets_reach_a_container_and_no_command_line(made: ContainerBench) -> None:
-    attempt = sh(
-        made, 'echo "$TOKEN $GOFLAGS"; cat "$KEY"; echo up; while [ ! -e go ]; do sleep 0.1; done', handed=SECRETS
-    )
-    made.printed(attempt, "up")
-    lines = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            with contextlib.suppress(OSError):
-                lines.append((process / "cmdline").read_bytes())
-    assert not any(b"canary-" in line for line in lines)
-    hidden = "*" * 15
-    assert made.log(attempt).splitlines()[:2] == [f"{hidden} {hidden}", hidden]
-    (made.home / "attempts" / attempt / "work" / "go").touch()
-    assert made.end(attempt).tasks[0].exit_code == 0
-    base = made.executor._memory.base
-    assert base is not None
-    assert list(base.iterdir()) == []
-    made.executor.forget(attempt)
-    files = [path for path in made.home.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert not any(b"canary-" in path.read_bytes() for path in files)
+    keeps_secrets(made)

@@ -18,7 +18,7 @@ from danlu.domain.sessions import SessionRequest
 from danlu.errors import EnvironmentFailed
 from danlu.executors.base import Phase, StoredImage
 from tests.conftest import cannot_run
-from tests.process.containers import UID, ContainerBench, bench
+from tests.process.containers import UID, ContainerBench, bench, keeps_secrets
 from tests.process.image_registry import BUSYBOX, Registry, missing, serving, small
 from tests.process.platform import processes_with, until
 
@@ -140,6 +140,10 @@ def test_no_variable_of_a_user_is_in_a_command_line(made: ContainerBench) -> Non
     made.printed(attempt, "up")
     assert "DOCKER_PASSWORD=s3cret '#\" " in made.log(attempt).splitlines()
     assert not [words for words in made.processes(attempt).values() if "s3cret" in words]
+
+
+def test_secrets_reach_a_container_and_no_command_line(made: ContainerBench) -> None:
+    keeps_secrets(made)
 
 
 def test_a_command_that_the_image_lacks_is_named(made: ContainerBench) -> None:

@@ -131,6 +131,7 @@ class LocalExecutor(LocalSpools):
     def close(self) -> None:
         """Stops listening; attempts go on."""
         self._hints.close()
+        self._memory.close()
 
     # Executor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -45,6 +46,12 @@ class Memory:
             for folder in self.base.iterdir():
                 if folder.name not in attempts:
                     folders.remove(folder)
+
+    def close(self) -> None:
+        """Removes what the folders are in, unless an attempt goes on that has one."""
+        if self.base is not None:
+            with contextlib.suppress(OSError):
+                self.base.rmdir()
 
     def folder(self, order: LaunchOrder) -> Path | None:
         """Returns where an attempt's folder is; None where it needs none.

@@ -67,7 +67,7 @@ class Message:
 
     def values(self, name: str) -> list[str]:
         """Returns a header's values."""
-        return [value.strip() for key, value in self.headers if key == name]
+        return [value.strip(" \t") for key, value in self.headers if key == name]
 
     def required(self) -> frozenset[str]:
         """Returns the components that a signature has to cover."""
@@ -160,41 +160,46 @@ def claim(message: Message, *, once: bool) -> Claim:
 
     Args:
         message: as it arrived.
-        once: it must not be done twice: it needs a nonce. What is not safe needs a digest of its body, even of an empty one.
+        once: it must not be done twice: it needs a nonce, and a digest of its body even if that is empty.
 
     Raises:
         BadSignature: it is not signed, or covers less than what is acted on.
     """
     label, components, given, parameters = _input(message)
+    seconds, texts = parameters
     signature = _SIGNATURE.fullmatch(_only(message, "signature"))
     if signature is None or signature[1] != label:
         raise BadSignature("the signature is not that of the input")
     missing = message.required() - {*components}
     if missing or len(set(components)) != len(components):
         raise BadSignature(f"not covered: {sorted(missing)}")
-    created_s, expires_s = _seconds(parameters, "created"), _seconds(parameters, "expires")
-    if parameters.pop("alg", ALGORITHM) != ALGORITHM or parameters.pop("tag", "") != TAG:
+    if seconds.keys() != {"created", "expires"}:
+        raise BadSignature(f"of created and expires there is {sorted(seconds)}")
+    created_s, expires_s = seconds["created"], seconds["expires"]
+    if texts.pop("alg", ALGORITHM) != ALGORITHM or texts.pop("tag", "") != TAG:
         raise BadSignature("another algorithm or tag")
     if not created_s <= expires_s <= created_s + EXPIRES_S:
         raise BadSignature("it lives too long")
-    key_id, nonce = parameters.pop("keyid", ""), parameters.pop("nonce", "")
-    if parameters or not key_id or (nonce and not _NONCE.fullmatch(nonce)) or (once and not nonce):
+    key_id, nonce = texts.pop("keyid", ""), texts.pop("nonce", "")
+    if texts or not key_id or (nonce and not _NONCE.fullmatch(nonce)) or (once and not nonce):
         raise BadSignature("a parameter is missing, or too many are there")
-    digest = _digest(message)
+    digest = _digest(message, once=once)
     return Claim(
         key_id, created_s, expires_s, nonce, base(message, components, given), base64.b64decode(signature[2]), digest
     )
 
 
-def _input(message: Message) -> tuple[str, list[str], str, dict[str, str]]:
+def _input(message: Message) -> tuple[str, list[str], str, tuple[dict[str, int], dict[str, str]]]:
+    """Returns the label, the components, what stands for both in the base, and the parameters: numbers and texts."""
     found = _INPUT.fullmatch(_only(message, "signature-input"))
     if found is None:
         raise BadSignature("the signature's input is not one that is understood")
-    pairs = [(name, number or text) for name, number, text in _PARAMETER.findall(found[4])]
-    parameters = dict(pairs)
-    if len(parameters) != len(pairs):
+    pairs = _PARAMETER.findall(found[4])
+    seconds = {name: int(number) for name, number, _ in pairs if number}
+    texts = {name: text for name, number, text in pairs if not number}
+    if len(seconds) + len(texts) != len(pairs) or seconds.keys() & texts.keys():
         raise BadSignature("a parameter is there twice")
-    return found[1], found[3][1:-1].split('" "'), found[2], parameters
+    return found[1], found[3][1:-1].split('" "'), found[2], (seconds, texts)
 
 
 def _only(message: Message, name: str) -> str:
@@ -204,16 +209,9 @@ def _only(message: Message, name: str) -> str:
     return values[0]
 
 
-def _seconds(parameters: dict[str, str], name: str) -> int:
-    text = parameters.pop(name, "")
-    if not text.isdigit():
-        raise BadSignature(f"{name} is not there")
-    return int(text)
-
-
-def _digest(message: Message) -> bytes | None:
+def _digest(message: Message, *, once: bool) -> bytes | None:
     values = message.values("content-digest")
-    if not values and message.method in SAFE_METHODS:
+    if not values and not once and message.method in SAFE_METHODS:
         return None
     found = _DIGEST.fullmatch(values[0]) if len(values) == 1 else None
     if found is None:

@@ -17,6 +17,7 @@
     │   ├── VersionConflict 409       somebody else changed it first
     │   ├── IllegalMove 409           the state machine has no such move
     │   └── StaleAttempt 409          a newer attempt took over
+    ├── TooSlow 408
     ├── TooLarge 413
     ├── TooManyRequests 429
     ├── InternalError 500
@@ -160,6 +161,12 @@ class IllegalMove(Conflict):
 
 class StaleAttempt(Conflict):
     """This attempt is not the job's current one."""
+
+
+class TooSlow(DanluError):
+    """The request's body came too slowly."""
+
+    status = 408
 
 
 class TooLarge(DanluError):

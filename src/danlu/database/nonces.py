@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
 from danlu.database import tables
@@ -28,7 +28,4 @@ def forget(tx: Transaction, now_s: int) -> int:
     """Forgets some of the nonces whose requests are refused for their age by now; returns how many."""
     nonces = tables.nonces
     old = select(nonces.c.key, nonces.c.nonce).where(nonces.c.until_s < now_s).limit(SWEPT_AT_ONCE)
-    rows = tx.connection.execute(old).all()
-    for key, nonce in rows:
-        tx.connection.execute(delete(nonces).where(nonces.c.key == key, nonces.c.nonce == nonce))
-    return len(rows)
+    return tx.connection.execute(delete(nonces).where(tuple_(nonces.c.key, nonces.c.nonce).in_(old))).rowcount

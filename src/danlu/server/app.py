@@ -10,6 +10,7 @@ import tempfile
 import typing
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
@@ -32,7 +33,7 @@ from danlu.api import (
     Operation,
     Permission,
 )
-from danlu.domain.actors import Actor, Standing
+from danlu.domain.actors import Actor
 from danlu.domain.projects import DEFAULT_PROJECT
 from danlu.domain.signing import Claim
 from danlu.domain.users import PLATFORM
@@ -43,15 +44,16 @@ from danlu.errors import (
     InternalError,
     InvalidRequest,
     NotAllowed,
+    NotAuthenticated,
     NotFound,
     TooLarge,
     storage_full_is_an_error,
 )
-from danlu.server.auth import BINARY, changes, problem
+from danlu.server.auth import BINARY, changes, problem, refusal
+from danlu.server.limits import Limits
 from danlu.server.sessions import Opener, Sessions
-from danlu.server.streams import Streams
-from danlu.services import projects
-from danlu.services.access import authorize
+from danlu.server.streams import CHECK_S, Streams
+from danlu.services import access, projects
 from danlu.services.context import DONE, Call, Deed, Platform
 
 SPOOL_BYTES: Final = 2**20
@@ -61,6 +63,7 @@ RENAMED: Final = {"jobs.logs": "danlu.services.logs", "jobs.metrics": "danlu.ser
 WITH_SLASHES: Final = "{environment}"
 """The name in a path that may have slashes: an image's."""
 OF_NO_PROJECT: Final = frozenset({Permission.SELF, Permission.ADMINISTER})
+NO_OTHER: Final = Limits()
 Endpoint = Callable[..., Awaitable[Response]]
 
 
@@ -77,9 +80,9 @@ def service(operation: Operation) -> Callable[..., Any]:
 class Edge:
     """Makes endpoints and answers by them."""
 
-    def __init__(self, platform: Platform, uploads: Path, opener: Opener) -> None:
+    def __init__(self, platform: Platform, uploads: Path, opener: Opener, limits: Limits) -> None:
         self.platform = platform
-        self.streams = Streams(platform.hub)
+        self.streams = Streams(platform.hub, limits)
         self.sessions = Sessions(opener)
         self._uploads = uploads
         self._upload_turns = asyncio.Semaphore(UPLOADS_AT_ONCE)
@@ -91,23 +94,28 @@ class Edge:
         Raises:
             NotAllowed: the actor may not.
             NotFound: there is no such project, or it is another's.
+            NotAuthenticated: it has lost its key, token or user while its body came.
         """
-        actor: Actor = request.state.actor
+        state = request.state
+        actor: Actor = state.actor
+        if asyncio.get_running_loop().time() - state.let_in_at > CHECK_S:  # its body took long: much may have changed
+            actor = state.actor = await anyio.to_thread.run_sync(access.again, self.platform, actor)
+            state.let_in_at = asyncio.get_running_loop().time()
         deed = _deed(request, operation)
         if operation.permission in OF_NO_PROJECT:
-            call, standing = Call(self.platform, actor, PLATFORM, deed), _of_the_platform(actor)
+            call = Call(self.platform, actor, PLATFORM, deed)
         else:
             name = request.headers.get(PROJECT_HEADER) or actor.default_project(DEFAULT_PROJECT)
-            there = name in self._projects or await anyio.to_thread.run_sync(projects.exists, self.platform, name)
-            found = actor.standing(name)
-            if not there or found is None:
-                raise NotFound(f"there is no project {name[:63]!r}", next_step="yours: danlu project ls")
-            self._projects.add(name)  # a project is never removed
-            call, standing = Call(self.platform, actor, name, deed), found
+            if name not in self._projects and await anyio.to_thread.run_sync(projects.exists, self.platform, name):
+                self._projects.add(name)  # a project is never removed
+            call = Call(self.platform, actor, name, deed)
         try:
-            authorize(actor, standing, operation.permission)
-        except NotAllowed as error:
-            await anyio.to_thread.run_sync(call.settle, error.code())
+            if call.project != PLATFORM and call.project not in self._projects:
+                raise access.no_project(call.project)
+            access.permitted(call, operation.permission)
+        except DanluError as error:
+            refused = call if isinstance(error, NotAllowed) else replace(call, project=PLATFORM)
+            await anyio.to_thread.run_sync(refused.settle, error.code())
             raise
         return call
 
@@ -119,6 +127,8 @@ class Edge:
 
         async def endpoint(request: Request, **arguments: Any) -> Response:
             call = await self.call(request, operation)
+            if operation.body is None and changes(request.scope):
+                await request.body()  # is not wanted, but is held against its digest
             arguments.pop("project_header", None)
             return await respond(call, request, arguments)
 
@@ -130,7 +140,11 @@ class Edge:
 
         async def endpoint(socket: WebSocket) -> None:
             call = await self.call(socket, operation)
-            await self.sessions.open(call, socket)
+            try:
+                await self.sessions.open(call, socket)
+            except DanluError as error:
+                await anyio.to_thread.run_sync(call.settle, error.code())
+                raise
 
         return endpoint
 
@@ -155,8 +169,8 @@ class Edge:
         def work(call: Call, arguments: dict[str, Any]) -> Any:
             try:
                 result = run(call, **arguments)
-            except DanluError as error:
-                call.settle(error.code())
+            except Exception as error:
+                call.settle(error.code() if isinstance(error, DanluError) else InternalError.code())
                 raise
             call.settle(DONE)
             return result if adapter is None else adapter.dump_json(result)
@@ -166,6 +180,7 @@ class Edge:
                 limit = MAX_BLOB_BYTES if wants_file else MAX_PACK_BYTES
                 # a turn is taken once the body is here: who sends slowly keeps nobody waiting
                 async with _received(request, limit, self._uploads) as file, self._upload_turns:
+                    call = await self.call(request, operation)  # once more, where that took long
                     body = file if wants_file else await anyio.to_thread.run_sync(file.read)
                     result = await anyio.to_thread.run_sync(work, call, {**arguments, "body": body})
             else:
@@ -188,6 +203,28 @@ class Edge:
 
         return respond
 
+    async def known(self, request: HTTPConnection, error: Exception) -> Response:
+        """Answers with an error of ours."""
+        assert isinstance(error, DanluError)  # noqa: S101 - it is registered for this class alone
+        told = refusal(self.platform) if isinstance(error, NotAuthenticated) else error
+        return problem(told, request.state.request_id)
+
+    async def http(self, request: Request, error: Exception) -> Response:
+        """Answers with an error of the framework's; one of ours that it met while it read the body is ours again."""
+        assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this class alone
+        if isinstance(error.__cause__, DanluError):
+            return await self.known(request, error.__cause__)
+        path = request.url.path
+        if error.status_code in (404, 405):
+            found: Any = NotFound(
+                f"there is no {request.method} {path[:200]}", next_step="all operations: GET /v1/openapi.json"
+            )
+            if error.status_code == 405:
+                found.status = 405
+        else:
+            found = InvalidRequest(str(error.detail))
+        return problem(found, request.state.request_id)
+
 
 def _deed(request: HTTPConnection, operation: Operation) -> Deed | None:
     """Returns what is to be stored of a request that may change something."""
@@ -198,12 +235,6 @@ def _deed(request: HTTPConnection, operation: Operation) -> Deed | None:
     thing = "/".join(str(value) for value in request.path_params.values())
     source = request.client.host if request.client is not None else ""
     return Deed(operation.id, thing, source, request.state.request_id, nonce)
-
-
-def _of_the_platform(actor: Actor) -> Standing:
-    if actor.attempt_id is not None:
-        return Standing.ATTEMPT
-    return Standing.ADMINISTRATOR if actor.sees_all else Standing.USER
 
 
 @contextlib.asynccontextmanager
@@ -257,13 +288,13 @@ async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
         file.close()
 
 
-def build(platform: Platform, uploads: Path, opener: Opener) -> tuple[FastAPI, Edge]:
+def build(platform: Platform, uploads: Path, opener: Opener, limits: Limits = NO_OTHER) -> tuple[FastAPI, Edge]:
     """Returns the application and its edge. It must stand behind auth.Gate, which says who calls."""
     app = FastAPI(
         title="Danlu", version=__version__, openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,
         separate_input_output_schemas=False,
     )  # fmt: skip
-    edge = Edge(platform, uploads, opener)
+    edge = Edge(platform, uploads, opener, limits)
     # what ends with a name that may have slashes comes last: it matches the longer ones too
     for operation in sorted(OPERATIONS, key=lambda one: one.path.endswith(WITH_SLASHES)):
         if operation.kind is Kind.SOCKET:  # beside it, the same as a request says what it is, after the same checks
@@ -273,10 +304,10 @@ def build(platform: Platform, uploads: Path, opener: Opener) -> tuple[FastAPI, E
             methods=[operation.method], name=operation.id, operation_id=operation.id, summary=operation.summary,
             status_code=operation.status, tags=[operation.id.partition(".")[0]], **_documented(operation),
         )  # fmt: skip
-    app.add_exception_handler(DanluError, _known)
+    app.add_exception_handler(DanluError, edge.known)
     app.add_exception_handler(Exception, _unknown)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(HTTPException, edge.http)
     return app, edge
 
 
@@ -297,11 +328,6 @@ def _documented(operation: Operation) -> dict[str, Any]:
         content = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
         found["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
     return found
-
-
-async def _known(request: HTTPConnection, error: Exception) -> Response:
-    assert isinstance(error, DanluError)  # noqa: S101 - it is registered for this class alone
-    return problem(error, request.state.request_id)
 
 
 async def _unknown(request: Request, _error: Exception) -> Response:
@@ -325,17 +351,3 @@ async def _invalid(request: Request, error: Exception) -> Response:
     else:
         found = invalid_fields([{**one, "loc": one["loc"][1:]} for one in problems], model)
     return problem(typing.cast(Any, found), request.state.request_id)
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this class alone
-    path = request.url.path
-    if error.status_code in (404, 405):
-        found: Any = NotFound(
-            f"there is no {request.method} {path[:200]}", next_step="all operations: GET /v1/openapi.json"
-        )
-        if error.status_code == 405:
-            found.status = 405
-    else:
-        found = InvalidRequest(str(error.detail))
-    return problem(found, request.state.request_id)

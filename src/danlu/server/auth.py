@@ -1,14 +1,17 @@
 """The outermost layer: nobody gets past it without a valid signature or token, but for the health checks.
 
-It also bounds every body, and holds it against the digest that was signed.
+It also bounds every body, in length and time, holds it against the digest that was signed, and bounds what one caller takes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any, Final
 
 import anyio.to_thread
@@ -19,12 +22,16 @@ from danlu import __version__
 from danlu.api import MAX_JSON_BYTES, OPEN_PATHS
 from danlu.domain.actors import Actor
 from danlu.domain.signing import SAFE_METHODS, BadSignature, Claim, Message, claim
-from danlu.errors import DanluError, NotAuthenticated, TooLarge, TooManyRequests
+from danlu.errors import DanluError, NotAuthenticated, TooLarge, TooManyRequests, TooSlow
+from danlu.server.limits import Limits, Rates, Turns, too_fast, who
 from danlu.services import access
 from danlu.services.context import Platform
 
 LOG: Final = logging.getLogger("danlu.server")
 MAX_REQUESTS: Final = 512
+SUSPECTS_AT_ONCE: Final = 1
+MAX_SUSPECTS: Final = 64
+NOTHING: Final = hashlib.sha256().digest()
 BINARY: Final = "application/octet-stream"
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -38,17 +45,32 @@ def problem(error: DanluError, request_id: str) -> JSONResponse:
     if error.status == NotAuthenticated.status:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, TooManyRequests) or error.status == 503:
-        headers["Retry-After"] = "1"
+        headers["Retry-After"] = str(error.details.get("retry_after_s", 1))
     body = {**error.to_problem(), "request_id": request_id}
     return JSONResponse(body, error.status, headers, media_type="application/problem+json")
+
+
+def refusal(platform: Platform) -> NotAuthenticated:
+    """Returns what whoever is not known is answered: the same, whatever was wrong; and the time, should it be a clock."""
+    return NotAuthenticated(server_time=platform.clock.now())
 
 
 class Gate:
     """Lets a request through with its actor in ``scope["state"]``; answers every other one itself."""
 
-    def __init__(self, app: App, platform: Platform, ready: Callable[[], bool]) -> None:
-        self._app, self._platform, self._ready = app, platform, ready
+    def __init__(
+        self,
+        app: App,
+        platform: Platform,
+        ready: Callable[[], bool],
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+    ) -> None:
+        self._app, self._platform, self._ready, self._limits = app, platform, ready, limits
         self._requests = 0
+        self._rates = Rates(limits.requests_per_s, limits.burst_requests)
+        self._failures = Rates(limits.failures_per_s, math.ceil(10 * limits.failures_per_s))
+        self._turns = Turns(limits.requests, "requests of yours are being answered")
+        self._suspects, self._suspected = asyncio.Semaphore(SUSPECTS_AT_ONCE), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -64,45 +86,72 @@ class Gate:
         self._requests += 1
         send = _stamped(send, request_id)
         try:
-            receive = await self._let_in(scope, receive, request_id)
+            receive, actor = await self._let_in(scope, receive, request_id)
+            with self._turns.one(who(actor)):
+                await self._pass_on(scope, receive, send, request_id)
+        except NotAuthenticated as error:
+            LOG.debug("request %s is refused: %s", request_id, error.__cause__ or error)
+            await problem(refusal(self._platform), request_id)(scope, receive, send)
         except DanluError as error:
             await problem(error, request_id)(scope, receive, send)
-        else:
-            await self._pass_on(scope, receive, send, request_id)
         finally:
             self._requests -= 1
 
-    async def _let_in(self, scope: Scope, receive: Receive, request_id: str) -> Receive:
-        """Says in the scope who calls, and returns the bounded body; raises for whom it does not know."""
+    async def _let_in(self, scope: Scope, receive: Receive, request_id: str) -> tuple[Receive, Actor]:
+        """Says in the scope who calls, and returns the bounded body and who that is; raises for whom it does not know."""
         if self._requests > MAX_REQUESTS:
             raise TooManyRequests(f"{MAX_REQUESTS} requests are being answered already")
         headers = Headers(scope=scope)
-        try:
-            actor, signed = await self._who(scope, headers)
-        except NotAuthenticated as error:
-            error.details["server_time"] = self._platform.clock.now()
-            raise
-        scope.setdefault("state", {}).update(actor=actor, request_id=request_id, claim=signed)
-        if signed is not None and scope["type"] == "http":
+        loop = asyncio.get_running_loop()
+        actor, signed = await self._who(scope, headers, loop.time)
+        if wait_s := self._rates.take(who(actor), loop.time()):
+            raise too_fast(self._limits, wait_s)
+        scope.setdefault("state", {}).update(actor=actor, request_id=request_id, claim=signed, let_in_at=loop.time())
+        if scope["type"] == "websocket" or not _has_body(headers):
+            return receive, actor  # a web socket's messages are bounded by who reads them
+        receive = _paced(receive, self._limits, loop.time)
+        if signed is not None:
             receive = _digested(receive, signed.digest)
-        if scope["type"] == "websocket" or headers.get("content-type") == BINARY:
-            return receive  # bounded message by message, or by who reads it
-        return _bounded(receive, headers)
+        # what is raw is bounded by who reads it
+        return (receive if headers.get("content-type") == BINARY else _bounded(receive, headers)), actor
 
-    async def _who(self, scope: Scope, headers: Headers) -> tuple[Actor, Claim | None]:
+    async def _who(self, scope: Scope, headers: Headers, time_s: Callable[[], float]) -> tuple[Actor, Claim | None]:
+        """Returns who calls. Where an address has given wrong proofs, looking at one more waits for its turn."""
+        look = self._looked_at(scope, headers)
+        address = str((scope.get("client") or ("",))[0])
+        try:
+            if not self._failures.empty(address, time_s()):
+                return await anyio.to_thread.run_sync(look[0]), look[1]
+            if self._suspected >= MAX_SUSPECTS:
+                raise TooManyRequests("too many wrong proofs came from this address")
+            self._suspected += 1
+            try:
+                async with self._suspects:
+                    return await anyio.to_thread.run_sync(look[0]), look[1]
+            finally:
+                self._suspected -= 1
+        except NotAuthenticated:
+            self._failures.take(address, time_s())
+            raise
+
+    def _looked_at(self, scope: Scope, headers: Headers) -> tuple[Callable[[], Actor], Claim | None]:
+        """Returns how to find out who calls, and what the request claims; raises where it proves nothing at all."""
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         if "signature" not in headers and "signature-input" not in headers:
             if scheme.lower() != "bearer" or not secret or not secret.isascii():
                 raise NotAuthenticated
-            return await anyio.to_thread.run_sync(access.bearer, self._platform, secret.strip()), None
+            return partial(access.bearer, self._platform, secret.strip()), None
         try:
             if scheme:
                 raise BadSignature("a token beside a signature")
             signed = claim(message(scope), once=changes(scope))
+            if _has_body(headers) and signed.digest in (None, NOTHING):
+                raise BadSignature("a body that was not signed")
+            if not _has_body(headers) and signed.digest not in (None, NOTHING):
+                raise BadSignature("the body that was signed is not there")
         except BadSignature as error:
-            LOG.debug("a signature was refused: %s", error)
             raise NotAuthenticated from error
-        return await anyio.to_thread.run_sync(access.signed, self._platform, signed), signed
+        return partial(access.signed, self._platform, signed), signed
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         try:
@@ -133,10 +182,36 @@ def message(scope: Scope) -> Message:
     )  # fmt: skip
 
 
-def _digested(receive: Receive, digest: bytes | None) -> Receive:
-    """Returns ``receive``, which holds the body against its digest before its end is told; without one there is no body."""
-    found = hashlib.sha256()
-    expected = hashlib.sha256().digest() if digest is None else digest
+def _has_body(headers: Headers) -> bool:
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+def _paced(receive: Receive, limits: Limits, time_s: Callable[[], float]) -> Receive:
+    """Returns ``receive``, which waits for a body only as long as it comes."""
+    began_s, total, over = time_s(), 0, False
+
+    async def paced() -> MutableMapping[str, Any]:
+        nonlocal total, over
+        if over:  # what follows is that the client has gone
+            return await receive()
+        try:
+            async with asyncio.timeout(limits.body_silence_s):
+                message = await receive()
+        except TimeoutError:
+            raise TooSlow(f"nothing of the body came for {limits.body_silence_s:g} s") from None
+        total += len(message.get("body", b""))
+        over = not message.get("more_body", False)
+        took_s = time_s() - began_s
+        if not over and took_s > limits.body_silence_s and total < took_s * limits.body_bytes_per_s:
+            raise TooSlow(f"{total} bytes of the body came in {took_s:.0f} s")
+        return message
+
+    return paced
+
+
+def _digested(receive: Receive, expected: bytes | None) -> Receive:
+    """Returns ``receive``, which holds the body against its digest before its end is told."""
+    found, expected = hashlib.sha256(), expected or NOTHING
 
     async def digested() -> MutableMapping[str, Any]:
         message = await receive()

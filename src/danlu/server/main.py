@@ -32,6 +32,7 @@ from danlu.controllers.collection import CollectionController
 from danlu.controllers.environments import BUILD_THREADS, EnvironmentsController
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
+from danlu.controllers.nonces import NoncesController
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.tasks import Tasks
 from danlu.database import migrations, sqlite_file
@@ -236,6 +237,7 @@ def compose(settings: Settings) -> Composition:
             database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),
         ("environments", EnvironmentsController(
             database, builder, streams, clock, hub, building, executor.images).step, "environments"),
+        ("nonces", NoncesController(database, clock).step, "nonces"),
     ]  # fmt: skip
     if settings.database_url is None:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))

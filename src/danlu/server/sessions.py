@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from danlu.api import SessionQuery
+from danlu.api import Permission, SessionQuery
 from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.domain.validation import invalid_spec
 from danlu.errors import (
@@ -36,6 +36,7 @@ from danlu.errors import (
     UpgradeRequired,
 )
 from danlu.runner import frames
+from danlu.server.streams import CHECK_S, Watch
 from danlu.services import sessions
 from danlu.services.context import Call
 
@@ -49,7 +50,6 @@ MAX_MESSAGE_BYTES: Final = frames.REQUEST_BYTES + 1
 REQUEST_TIMEOUT_S: Final = 10.0
 IDLE_S: Final = 4 * 3600.0
 """A session through which nothing has passed for so long is ended."""
-LOOK_S: Final = 30.0
 GONE: Final = (OSError, WebSocketDisconnect)
 """What sending to a client raises that has gone."""
 
@@ -126,7 +126,7 @@ class Sessions:
             stream.close()
             raise
         try:
-            await self._relay(_Bridge(client, reader, writer, place))
+            await self._relay(_Bridge(client, reader, writer, place), Watch(call, Permission.WRITE))
         finally:
             writer.transport.abort()  # which ends what runs; what it has not read yet must not be waited for
         with contextlib.suppress(RuntimeError, *GONE):  # it may have closed it itself
@@ -137,17 +137,18 @@ class Sessions:
             self._opener.open_session, place.attempt_id, place.task, request, limiter=self._opening
         )
 
-    async def _relay(self, bridge: _Bridge) -> None:
-        """Lets bytes pass until one side has ended."""
+    async def _relay(self, bridge: _Bridge, watch: Watch) -> None:
+        """Lets bytes pass until one side has ended, or who opened it may not any more."""
         ways = [asyncio.create_task(bridge.down()), asyncio.create_task(bridge.up())]
         try:
             while True:
                 done, _ = await asyncio.wait(
-                    ways, timeout=min(LOOK_S, self._idle_s), return_when=asyncio.FIRST_COMPLETED
+                    ways, timeout=min(CHECK_S, self._idle_s), return_when=asyncio.FIRST_COMPLETED
                 )
                 if done:
                     done.pop().result()
                     return
+                await watch.call()
                 if bridge.quiet_s() > self._idle_s:
                     raise Conflict(f"nothing has passed for {self._idle_s / 3600:g} h: the session was ended")
         finally:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 import anyio.to_thread
 from starlette.responses import StreamingResponse
 
-from danlu.api import EventsQuery, LogsQuery, WaitQuery
+from danlu.api import EventsQuery, LogsQuery, Permission, WaitQuery
 from danlu.domain.jobs import Job, reached
 from danlu.domain.views import LogPage
-from danlu.errors import TooManyRequests
-from danlu.services import events, jobs, logs
+from danlu.errors import DanluError, TooManyRequests
+from danlu.server.limits import Limits, Turns, who
+from danlu.services import access, events, jobs, logs
 from danlu.services.context import Call, Hub
 
 MAX_STREAMS: Final = 256
 KEEP_ALIVE_S: Final = 15.0
 KEEP_ALIVE: Final = b": keep-alive\n\n"
-LOOK_AGAIN_S: Final = 5.0
+CHECK_S: Final = 2.0
+"""How often it is looked again, without a hint: at what is answered, and whether who is answered may still have it."""
 MAX_DIGITS: Final = 19
 PAUSE_S: Final = 0.03
 EVENTS_AT_ONCE: Final = 200
@@ -59,12 +62,33 @@ class Waiter:
         self._event.clear()
 
 
+class Watch:
+    """Looks now and then whether a call that goes on may still be made."""
+
+    def __init__(self, call: Call, permission: Permission) -> None:
+        self._call, self._permission = call, permission
+        self._looked_at = asyncio.get_running_loop().time()
+
+    async def call(self) -> Call:
+        """Returns the call as its actor may make it now.
+
+        Raises:
+            DanluError: as a new request would be refused with.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at >= CHECK_S:
+            self._call = await anyio.to_thread.run_sync(access.renewed, self._call, self._permission)
+            self._looked_at = now
+        return self._call
+
+
 class Streams:
     """The open streams of one server. ``end`` ends them all, so that a server can stop."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, limits: Limits) -> None:
         self._hub = hub
         self._open = 0
+        self._turns = Turns(limits.streams, "streams of yours are open")
         self._ending = False
 
     def end(self) -> None:
@@ -73,17 +97,21 @@ class Streams:
         for topic in ("logs", "events", "jobs"):
             self._hub.notify(topic)
 
-    def _answer(self, pieces: AsyncIterator[bytes]) -> StreamingResponse:
+    def _answer(self, call: Call, pieces: AsyncIterator[bytes]) -> StreamingResponse:
         if self._open >= MAX_STREAMS:
             raise TooManyRequests(f"{MAX_STREAMS} streams are open already")
+        self._turns.require(who(call.actor))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._counted(pieces), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(self._counted(call, pieces), media_type="text/event-stream", headers=headers)
 
-    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _counted(self, call: Call, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self._open += 1
         try:
-            async for piece in pieces:
-                yield piece
+            with self._turns.one(who(call.actor)):
+                async for piece in pieces:
+                    yield piece
+        except DanluError as error:
+            yield _told(error)
         finally:
             self._open -= 1
 
@@ -93,14 +121,15 @@ class Streams:
             query = query.model_copy(update={"cursor": last_id})
         # the first page now: an unknown job or a wrong cursor is an error, not a stream that breaks off
         page = await anyio.to_thread.run_sync(logs.read, call, job, query)
-        return self._answer(self._logs(call, job, query, page))
+        return self._answer(call, self._logs(call, job, query, page))
 
     async def _logs(self, call: Call, job: str, query: LogsQuery, first: LogPage) -> AsyncIterator[bytes]:
-        waiter = Waiter(self._hub, frozenset({"logs", "jobs"}))
+        waiter, watch = Waiter(self._hub, frozenset({"logs", "jobs"})), Watch(call, Permission.READ)
         spoke_at = waiter.now()
         with waiter.listening():
             page: LogPage | None = first
             while not self._ending:
+                call = await watch.call()
                 if page is None:
                     page = await anyio.to_thread.run_sync(logs.read, call, job, query)
                 moved = page.cursor != query.cursor
@@ -113,7 +142,7 @@ class Streams:
                 if page.chunks:
                     await asyncio.sleep(PAUSE_S)  # many small hints become one answer
                 elif not moved:
-                    await waiter.wait(LOOK_AGAIN_S)
+                    await waiter.wait(CHECK_S)
                     if waiter.now() - spoke_at >= KEEP_ALIVE_S:
                         spoke_at = waiter.now()
                         yield KEEP_ALIVE
@@ -123,15 +152,15 @@ class Streams:
         """Answers events after the cursor, for ever."""
         if last_id and last_id.isascii() and last_id.isdigit() and len(last_id) < MAX_DIGITS:
             query = query.model_copy(update={"after": int(last_id)})
-        return self._answer(self._events(call, query))
+        return self._answer(call, self._events(call, query))
 
     async def _events(self, call: Call, query: EventsQuery) -> AsyncIterator[bytes]:
-        waiter = Waiter(self._hub, frozenset({"events", "jobs"}))
+        waiter, watch = Waiter(self._hub, frozenset({"events", "jobs"})), Watch(call, Permission.READ)
         query = query.model_copy(update={"limit": EVENTS_AT_ONCE})
         spoke_at = waiter.now()
         with waiter.listening():
             while not self._ending:
-                page = await anyio.to_thread.run_sync(events.list, call, query)
+                page = await anyio.to_thread.run_sync(events.list, await watch.call(), query)
                 for event in page.items:
                     yield _event(str(event.seq), event.model_dump_json())
                 if page.items:
@@ -139,23 +168,28 @@ class Streams:
                     spoke_at = waiter.now()
                     await asyncio.sleep(PAUSE_S)
                     continue
-                await waiter.wait(LOOK_AGAIN_S)
+                await waiter.wait(CHECK_S)
                 if waiter.now() - spoke_at >= KEEP_ALIVE_S:
                     spoke_at = waiter.now()
                     yield KEEP_ALIVE
 
     async def wait(self, call: Call, job: str, query: WaitQuery) -> Job:
         """Returns the job as soon as it has ended or is in the wanted state, or as it is when the time is over."""
-        waiter = Waiter(self._hub, frozenset({"jobs"}))
+        waiter, watch = Waiter(self._hub, frozenset({"jobs"})), Watch(call, Permission.READ)
         loop = asyncio.get_running_loop()
         until = loop.time() + query.timeout_s
         with waiter.listening():
             while True:
-                found = await anyio.to_thread.run_sync(jobs.get, call, job)
+                found = await anyio.to_thread.run_sync(jobs.get, await watch.call(), job)
                 left = until - loop.time()
                 if not found.live or reached(found, query.state) or left <= 0 or self._ending:
                     return found
-                await waiter.wait(min(left, LOOK_AGAIN_S))
+                await waiter.wait(min(left, CHECK_S))
+
+
+def _told(error: DanluError) -> bytes:
+    """Returns the last event of a stream that ends with an error."""
+    return f"event: error\ndata: {json.dumps(error.to_problem())}\n\n".encode()
 
 
 def _event(event_id: str, data: str) -> bytes:

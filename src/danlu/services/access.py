@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import hmac
 import logging
+from dataclasses import replace
 from typing import Final
 
 from danlu.api import GRANTS, Identity, Membership, Permission
@@ -16,7 +17,8 @@ from danlu.domain.ids import job_of_attempt
 from danlu.domain.jobs import AttemptState
 from danlu.domain.keys import AccessKey
 from danlu.domain.signing import Claim
-from danlu.errors import NotAllowed, NotAuthenticated, StaleAttempt, VaultLocked, VersionConflict
+from danlu.domain.users import PLATFORM
+from danlu.errors import NotAllowed, NotAuthenticated, NotFound, StaleAttempt, VaultLocked, VersionConflict
 from danlu.services.context import Call, Platform
 from danlu.services.vault import DECOY
 
@@ -44,17 +46,25 @@ def signed(platform: Platform, claim: Claim) -> Actor:
     """Returns whose access key has signed.
 
     Raises:
-        NotAuthenticated: nobody's that is valid now. The same error after the same work, whatever was wrong.
+        NotAuthenticated: nobody's that is valid now. Nothing is looked up before the proof but the key, and where there is
+            none, another one is opened in its place: the same error after the same work, whatever was wrong.
     """
     now = platform.clock.now()
-    key, actor = platform.database.read(lambda tx: _by_key(tx, claim.key_id, now))
-    sealed, of = (platform.vault.decoy, DECOY) if key is None or key.sealed is None else (key.sealed, key.id)
-    try:
+
+    def work(tx: Transaction) -> tuple[AccessKey | None, Actor | None]:
+        key = KEYS.get(tx, claim.key_id)
+        sealed, of = (platform.vault.decoy, DECOY) if key is None or key.sealed is None else (key.sealed, key.id)
         proven = claim.proven(platform.vault.open(sealed, of))
+        if not (proven and claim.current(now // SECOND)) or key is None or _over(key.expires_at, now):
+            return None, None
+        return key, _user(tx, key.user, key.id, None)
+
+    try:
+        key, actor = platform.database.read(work)
     except VaultLocked as error:
         LOG.error("%s", error.message)
         raise NotAuthenticated from error
-    if not (proven and claim.current(now // SECOND) and key is not None and actor is not None):
+    if key is None or actor is None:
         raise NotAuthenticated
     if now - (key.last_used_at or 0) > USE_NOTED_NS:
         _note_use(platform, key, now)
@@ -90,13 +100,6 @@ def bearer(platform: Platform, secret: str) -> Actor:
     return actor
 
 
-def _by_key(tx: Transaction, key_id: str, now: int) -> tuple[AccessKey | None, Actor | None]:
-    key = KEYS.get(tx, key_id)
-    if key is None or _over(key.expires_at, now):
-        return None, None
-    return key, _user(tx, key.user, key.id, None)
-
-
 def _user(tx: Transaction, user_id: str, by: str, project: str | None) -> Actor | None:
     user = USERS.get(tx, user_id)
     if user is None or user.removed_at is not None:
@@ -114,17 +117,81 @@ def _attempt(platform: Platform, secret: str) -> Actor:
     attempt_id = secret.removeprefix(ATTEMPT_PREFIX).rpartition("_")[0]
     if not hmac.compare_digest(secret.encode(), attempt_token(platform.attempt_key, attempt_id).encode()):
         raise NotAuthenticated
+    found = _of_attempt(platform, attempt_id)
+    if found is None:
+        raise NotAuthenticated
+    return found
+
+
+def _of_attempt(platform: Platform, attempt_id: str) -> Actor | None:
     try:
         job_id, number = job_of_attempt(attempt_id)
     except ValueError:
-        raise NotAuthenticated from None
+        return None
     attempt = platform.database.read(lambda tx: ATTEMPTS.get(tx, attempt_id))
     job = platform.database.read(lambda tx: JOBS.get(tx, job_id))
     if attempt is None or job is None:
-        raise NotAuthenticated
+        return None
     if job.attempts != number or (attempt.state is AttemptState.ENDED and attempt.collected):
         raise StaleAttempt(f"attempt {attempt_id} is over; the job's current attempt is {job.attempts}")
     return Actor(id=attempt_id, name=attempt_id, project=attempt.project, attempt_id=attempt_id)
+
+
+def again(platform: Platform, actor: Actor) -> Actor:
+    """Returns who an actor is by now: what it has proven may have been taken from it since.
+
+    Raises:
+        NotAuthenticated: its key or token, or its user, is not valid any more.
+        StaleAttempt: it is an attempt that has ended.
+    """
+    now = platform.clock.now()
+
+    def work(tx: Transaction) -> Actor | None:
+        key = KEYS.get(tx, actor.id)
+        proof = key or TOKENS.get(tx, actor.id)
+        if proof is None or _over(proof.expires_at, now):
+            return None
+        return _user(tx, proof.user, proof.id, actor.project)
+
+    found = platform.database.read(work) if actor.attempt_id is None else _of_attempt(platform, actor.attempt_id)
+    if found is None:
+        raise NotAuthenticated
+    return found
+
+
+def permitted(call: Call, permission: Permission) -> None:
+    """Raises unless who calls may do this here.
+
+    Raises:
+        NotFound: there is no such project, or it is another's.
+        NotAllowed: the actor's standing there does not allow it.
+    """
+    standing = _of_the_platform(call.actor) if call.project == PLATFORM else call.actor.standing(call.project)
+    if standing is None:
+        raise no_project(call.project)
+    authorize(call.actor, standing, permission)
+
+
+def no_project(name: str) -> NotFound:
+    """Returns what is said of a project that is not there, and of another's."""
+    return NotFound(f"there is no project {name[:63]!r}", next_step="yours: danlu project ls")
+
+
+def renewed(call: Call, permission: Permission) -> Call:
+    """Returns a call that goes on for long as the same one made now.
+
+    Raises:
+        DanluError: as a new request would be refused with.
+    """
+    found = replace(call, actor=again(call.platform, call.actor))
+    permitted(found, permission)
+    return found
+
+
+def _of_the_platform(actor: Actor) -> Standing:
+    if actor.attempt_id is not None:
+        return Standing.ATTEMPT
+    return Standing.ADMINISTRATOR if actor.sees_all else Standing.USER
 
 
 def authorize(actor: Actor, standing: Standing, permission: Permission) -> None:

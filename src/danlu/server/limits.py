@@ -1,0 +1,112 @@
+"""What one caller may take: so many requests a second, so many at the same time, so many streams; and how slow it may be."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from danlu.domain.actors import Actor
+from danlu.errors import TooManyRequests
+
+MAX_KNOWN: Final = 10_000
+"""Of how many callers it is kept how much they have left; who has it all need not be known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one user, or one attempt of a job, may take, over all of its keys and tokens.
+
+    Attributes:
+        requests_per_s: on average.
+        burst_requests: at once, after a pause.
+        requests: that are being answered at the same time, streams and sessions among them.
+        streams: that are open at the same time.
+        failures_per_s: of an address whose proofs are wrong; what is over that has to wait for its turn.
+        body_silence_s: how long nothing of a body may come, and after which the next limit holds.
+        body_bytes_per_s: the slowest that a body may come on average.
+    """
+
+    requests_per_s: float = 500.0
+    burst_requests: int = 1000
+    requests: int = 128
+    streams: int = 64
+    failures_per_s: float = 5.0
+    body_silence_s: float = 30.0
+    body_bytes_per_s: float = 256.0
+
+
+def who(actor: Actor) -> str:
+    """Returns whose limits an actor's requests count against."""
+    return actor.user or actor.id
+
+
+class Rates:
+    """Token buckets, one for each caller: ``burst`` at once, ``per_s`` on average."""
+
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._per_s, self._burst = per_s, float(burst)
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def take(self, name: str, now_s: float) -> float:
+        """Takes one, if there is one; returns 0, or after how many seconds there is."""
+        left = self._now(name, now_s)
+        if left < 1.0:
+            self._left[name] = left, now_s
+            return (1.0 - left) / self._per_s
+        if name not in self._left and len(self._left) >= MAX_KNOWN:
+            self._forget(now_s)
+        self._left[name] = left - 1.0, now_s
+        return 0.0
+
+    def empty(self, name: str, now_s: float) -> bool:
+        """Says whether there is none to take."""
+        return self._now(name, now_s) < 1.0
+
+    def _now(self, name: str, now_s: float) -> float:
+        left, at = self._left.get(name, (self._burst, now_s))
+        return min(self._burst, left + (now_s - at) * self._per_s)
+
+    def _forget(self, now_s: float) -> None:
+        """Forgets who has it all; then, if those were few, the half that was known first."""
+        self._left = {name: one for name, one in self._left.items() if self._now(name, now_s) < self._burst}
+        for name in [*self._left][: max(0, len(self._left) - MAX_KNOWN // 2)]:
+            del self._left[name]
+
+
+class Turns:
+    """How many of something each caller has at the same time."""
+
+    def __init__(self, most: int, what: str) -> None:
+        self._most, self._what = most, what
+        self._taken: Counter[str] = Counter()
+
+    def require(self, name: str) -> None:
+        """Raises TooManyRequests unless a caller may have one more."""
+        if self._taken[name] >= self._most:
+            raise TooManyRequests(
+                f"{self._most} {self._what} already", next_step="end some of them, or wait a moment; then repeat"
+            )
+
+    @contextlib.contextmanager
+    def one(self, name: str) -> Iterator[None]:
+        """Has one more while the block runs; raises TooManyRequests where that is one too many."""
+        self.require(name)
+        self._taken[name] += 1
+        try:
+            yield
+        finally:
+            self._taken[name] -= 1
+            if not self._taken[name]:
+                del self._taken[name]
+
+
+def too_fast(limits: Limits, wait_s: float) -> TooManyRequests:
+    """Returns what who asks too often is answered."""
+    return TooManyRequests(
+        f"one user may send {limits.requests_per_s:g} requests a second, {limits.burst_requests} at once",
+        next_step=f"repeat it after {wait_s:.3g} s", retry_after_s=math.ceil(wait_s),
+    )  # fmt: skip

@@ -38,10 +38,10 @@ class Credentials:
         """
         if not self.key_id:
             return {"Authorization": f"Bearer {self.secret}"}
-        unsafe = message.method not in SAFE_METHODS
-        digest = {"Content-Digest": content_digest(body)} if unsafe or body else {}
+        once = once or message.method not in SAFE_METHODS
+        digest = {"Content-Digest": content_digest(body)} if once or body else {}
         whole = (*message.headers, *((name.lower(), value) for name, value in digest.items()))
-        nonce = base64.b64encode(secrets.token_bytes(NONCE_BYTES)).decode() if unsafe or once else ""
+        nonce = base64.b64encode(secrets.token_bytes(NONCE_BYTES)).decode() if once else ""
         signed = sign(
             Message(message.method, message.authority, message.path, message.query, whole),
             self.key_id, self.secret.encode(), created_s=int(time.time()), nonce=nonce,

@@ -56,7 +56,7 @@ def test_every_example_is_tested() -> None:
         "mxnet-kvstore",
         "torchrun",
     }
-    assert set(EXAMPLES) == alone | gangs  # in this file, and in test_distributed.py
+    assert set(EXAMPLES) == alone | gangs | {"signing"}  # here, in test_distributed.py and in test_signing.py
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -51,6 +52,19 @@ def wire() -> Iterator[Wire]:
 def client(wire: Wire) -> Iterator[Client]:
     with Client(Connection(wire.url, Credentials("secret")), project="p", patience_s=5) as made:
         yield made
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "said"),
+    [(3600, "is 1 h ahead"), (-3 * 86_400, "is 3 days behind"), (420, "is 7 min ahead"), (200, ""), (-200, "")],
+)
+def test_who_is_refused_for_the_clock_is_told(wire: Wire, ahead_s: int, said: str):
+    told = problem(NotAuthenticated(server_time=time.time_ns() - ahead_s * 10**9))
+    wire.answer = in_turn((401, told))
+    with Client(Connection(wire.url, KEY)) as client, pytest.raises(NotAuthenticated) as caught:
+        client.call("platform.get")
+    assert (f"this machine's clock {said}" in caught.value.message) is bool(said)
+    assert ("set the clock right" in caught.value.next_step) is bool(said)
 
 
 def test_a_request_is_built_purely():

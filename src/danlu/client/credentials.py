@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from danlu.domain.signing import NONCE_BYTES, SAFE_METHODS, Message, content_digest, sign
-from danlu.errors import NotAuthenticated
+from danlu.domain.signing import NONCE_BYTES, SAFE_METHODS, SKEW_S, Message, content_digest, sign
+from danlu.errors import DanluError, NotAuthenticated
 
 KEY_ID_VARIABLE: Final = "DANLU_ACCESS_KEY_ID"
 SECRET_VARIABLE: Final = "DANLU_SECRET_ACCESS_KEY"  # noqa: S105 - the name of a variable
+UNITS: Final = ((86_400, "days"), (3600, "h"), (60, "min"))
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "DANLU_TOKEN", "DANLU_TOKEN_FILE"
 
 
@@ -47,6 +48,17 @@ class Credentials:
             self.key_id, self.secret.encode(), created_s=int(time.time()), nonce=nonce,
         )  # fmt: skip
         return {**digest, **signed}
+
+
+def compare_clocks(error: DanluError, now_ns: int) -> None:
+    """Says in a refusal that the clocks differ too much for any signature, if they do and the server has told its time."""
+    theirs = error.details.get("server_time")
+    if not isinstance(theirs, int) or abs(ahead_s := (now_ns - theirs) / 1e9) <= SKEW_S:
+        return
+    far, unit = next((abs(ahead_s) / size, unit) for size, unit in UNITS if abs(ahead_s) >= size)
+    error.message += f"; this machine's clock is {far:.3g} {unit} {'ahead' if ahead_s > 0 else 'behind'}"
+    error.next_step = f"set the clock right, here or there: they may differ by {SKEW_S} s\n{error.next_step}".strip()
+    error.args = (error.message,)
 
 
 def given(environ: Mapping[str, str]) -> Credentials | None:

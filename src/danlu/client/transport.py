@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 from danlu import __version__
 from danlu.api import PROJECT_HEADER, PieceQuery
 from danlu.client.connection import Connection, authority, is_loopback, running
+from danlu.client.credentials import compare_clocks
 from danlu.client.requests import VERSION_HEADER, build, failure, parse, require_path
 from danlu.domain.signing import Message, lowered
 from danlu.errors import Conflict, DanluError, PlatformError, TooManyRequests, Unavailable, from_problem
@@ -398,7 +399,9 @@ def _check(answer: httpx2.Response, url: str) -> None:
         raise PlatformError(
             f"{url} redirects to {answer.headers.get('location', '?')[:200]}", next_step="use that address"
         )
-    raise failure(answer.status_code, answer.content, url, version=answer.headers.get(VERSION_HEADER, ""))
+    error = failure(answer.status_code, answer.content, url, version=answer.headers.get(VERSION_HEADER, ""))
+    compare_clocks(error, time.time_ns())
+    raise error
 
 
 def _timeout(read_s: float) -> Any:

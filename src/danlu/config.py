@@ -24,6 +24,8 @@ class Settings:
         database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
         ready_fd: where to say, in one JSON line, that the server is ready or why it is not.
         new_master: go on though what another master key has sealed is lost.
+        user_requests_per_s: how many requests one user may send, over all keys and tokens, on average.
+        user_burst_requests: and at once, after a pause.
         backup_every_s: time between two copies of a SQLite database.
         diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
     """
@@ -35,6 +37,8 @@ class Settings:
     database_url: str | None = None
     ready_fd: int | None = None
     new_master: bool = False
+    user_requests_per_s: float = 500.0
+    user_burst_requests: int = 1000
     backup_every_s: float = 86_400.0
     diagnose: str | None = None
 
@@ -74,6 +78,12 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         "--diagnose", choices=("all", "local"), help="print what is not well, as JSON; danlu doctor shows it"
     )
     parser.add_argument("--new-master-key", action="store_true", help="go on with a new one: the old one is lost")
+    parser.add_argument(
+        "--user-requests-per-s",
+        type=float,
+        default=500.0,
+        help="what one user may send on average; twice as many at once",
+    )
     found = parser.parse_args(list(arguments))
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
@@ -82,6 +92,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         gpus=found.gpus,
         database_url=environ.get("DANLU_DATABASE_URL") or None,
         ready_fd=found.ready_fd,
+        user_requests_per_s=max(1.0, found.user_requests_per_s),
+        user_burst_requests=max(1, round(2 * found.user_requests_per_s)),
         new_master=found.new_master_key,
         diagnose=found.diagnose,
     )

@@ -177,7 +177,8 @@ class Edge:
 
         async def respond(call: Call, request: Request, arguments: dict[str, Any]) -> Response:
             if operation.body is bytes:
-                limit = MAX_BLOB_BYTES if wants_file else MAX_PACK_BYTES
+                whole = wants_file and "content-encoding" not in request.headers  # what is inflated is much from little
+                limit = MAX_BLOB_BYTES if whole else MAX_PACK_BYTES
                 # a turn is taken once the body is here: who sends slowly keeps nobody waiting
                 async with _received(request, limit, self._uploads) as file, self._upload_turns:
                     call = await self.call(request, operation)  # once more, where that took long

@@ -54,6 +54,8 @@ from danlu.server import app as edge
 from danlu.server import diagnosis, keys
 from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
+from danlu.server.connections import Quiet, counted
+from danlu.server.limits import Limits
 from danlu.server.log import RateLimit
 from danlu.server.sessions import MAX_MESSAGE_BYTES
 from danlu.services import first_user
@@ -299,7 +301,8 @@ def serve(composition: Composition, listening: socket.socket) -> None:
     platform.url = f"http://{host}:{port}"
     uploads = settings.home / "cache" / "uploads"
     uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
-    application, bound = edge.build(platform, uploads, composition.executor)
+    limits = Limits(requests_per_s=settings.user_requests_per_s, burst_requests=settings.user_burst_requests)
+    application, bound = edge.build(platform, uploads, composition.executor, limits)
     facts = {
         "url": platform.url, "pid": os.getpid(), "start_time": formats.start_time(os.getpid()),
         "boot_id": formats.boot_id(), "version": __version__, "home": str(settings.home),
@@ -312,9 +315,9 @@ def serve(composition: Composition, listening: socket.socket) -> None:
         LOG.info("danlu %s serves %s at %s", __version__, settings.home, platform.url)
 
     config = uvicorn.Config(
-        Gate(application, platform, lambda: server.started), log_config=None, access_log=False, lifespan="off",
+        Gate(application, platform, lambda: server.started, limits), log_config=None, access_log=False, lifespan="off",
         # h11 bounds a request's head, which httptools does not: a stranger can send one
-        http="h11", h11_max_incomplete_event_size=MAX_HEAD_BYTES, limit_concurrency=MAX_CONNECTIONS,
+        http=counted(Quiet()), h11_max_incomplete_event_size=MAX_HEAD_BYTES, limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=GRACEFUL_S, server_header=False, proxy_headers=False,
         ws="websockets-sansio", ws_max_size=MAX_MESSAGE_BYTES, ws_per_message_deflate=False,
     )  # fmt: skip

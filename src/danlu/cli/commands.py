@@ -45,12 +45,18 @@ COMMANDS: Final = (
     C("nodes", "nodes:nodes", "Platform", "machines, what they have and what is free", "[FLAGS]"),
     C("env", "environments:app", "Platform", "ready-made environments: ls, show, build, lock, export ...",
       "ls|show|build|test|lock|export|rm|prune [NAME] [FLAGS]"),
-    C("secret", "secrets:app", "Platform", "values that jobs get and nobody reads: ls, set, rm", "ls|set|rm [NAME] [FLAGS]"),
+    C("whoami", "whoami:whoami", "Access", "who you are here, and your role in each project", "[FLAGS]"),
+    C("project", "projects:app", "Access", "projects: ls, create", "ls|create [NAME] [FLAGS]"),
+    C("user", "users:app", "Access", "users of the platform: ls, create, set, rm", "ls|create|set|rm [NAME] [FLAGS]"),
+    C("member", "members:app", "Access", "who may do what in a project: ls, add, rm", "ls|add|rm [USER] [FLAGS]"),
+    C("key", "keys:app", "Access", "access keys: ls, create, rotate, rm", "ls|create|rotate|rm [KEY] [FLAGS]"),
+    C("token", "tokens:app", "Access", "tokens for what cannot sign: ls, create, rm", "ls|create|rm [TOKEN] [FLAGS]"),
+    C("secret", "secrets:app", "Access", "values that jobs get and nobody reads: ls, set, rm", "ls|set|rm [NAME] [FLAGS]"),
     C("api", "api:api", "Platform", "send a request of your own", "METHOD PATH [FLAGS]"),
     C("completion", "completion:completion", "Platform", "completion for bash, zsh or fish", "bash|zsh|fish"),
 )  # fmt: skip
 BY_NAME: Final = {command.name: command for command in COMMANDS}
-NESTED: Final = frozenset({"artifacts", "env", "secret"})
+NESTED: Final = frozenset({"artifacts", "env", "project", "user", "member", "key", "token", "secret"})
 
 
 def overview() -> str:

@@ -16,6 +16,7 @@ from danlu.cli.options import Common, Flag, Output
 from danlu.cli.output import Format
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.terminal import Messages
+from danlu.client.lists import listed
 from danlu.client.transport import Client
 from danlu.domain.environments import Environment
 from danlu.domain.events import Event
@@ -26,7 +27,6 @@ from danlu.domain.views import EnvironmentEntry, NodeUse
 from danlu.errors import InvalidRequest, NotFound
 
 WATCH_S: Final = 1.0
-PAGE: Final = 500
 LISTS: Final = {"node": "nodes", "environment": "envs"}
 Row = list[str]
 
@@ -151,15 +151,7 @@ def _jobs(client: Client, wanted: Wanted) -> tuple[list[Job], bool]:
     if wanted.names:
         return [client.call("jobs.get", {"job": name}) for name in wanted.names], False
     state = None if wanted.state is None else JobState(wanted.state)
-    jobs: list[Job] = []
-    cursor = None
-    while True:
-        size = min(PAGE, wanted.limit - len(jobs)) if wanted.limit else PAGE
-        page = client.call("jobs.list", query=JobsQuery(state=state, limit=size, cursor=cursor))
-        jobs += page.items
-        cursor = page.next_cursor
-        if cursor is None or (wanted.limit and len(jobs) >= wanted.limit):
-            return jobs, cursor is not None
+    return listed(client, "jobs.list", JobsQuery(state=state), wanted.limit)
 
 
 def _job_row(job: Job, now: int) -> Row:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, validators
 
 from danlu.cli.output import Format
 from danlu.client.submitting import read_requirements
@@ -29,6 +29,7 @@ Output = Annotated[
     Format,
     Parameter(name=("--output", "-o"), help="table, wide, json, yaml or name", show_choices=False, show_default=False),
 ]
+Limit = Annotated[int, Parameter(help="at most so many, the newest; 0 for all", validator=validators.Number(gte=0))]
 
 
 @Parameter(name="*", group=EVERYWHERE)

@@ -46,6 +46,14 @@ def record(item: BaseModel, form: Format) -> None:
     structured(item.model_dump(mode="json"), form)
 
 
+def made(item: BaseModel, name: str, form: Format) -> None:
+    """Writes what was made, changed or removed: the record, or what it is called."""
+    if form in ("json", "yaml"):
+        record(item, form)
+    else:
+        write(name)
+
+
 def structured(value: Any, form: Format) -> None:
     """Writes JSON-able data as JSON or YAML."""
     if form == "yaml":

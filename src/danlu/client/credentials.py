@@ -103,6 +103,35 @@ def bootstrap(file: Path) -> Credentials:
         ) from error
 
 
+def write_bootstrap(file: Path, credentials: Credentials) -> None:
+    """Replaces the administrator's key of a platform of this machine.
+
+    Raises:
+        NotAuthenticated: it cannot be written.
+    """
+    write_private(file, json.dumps({"access_key_id": credentials.key_id, "secret": credentials.secret}) + "\n")
+
+
+def write_private(file: Path, text: str) -> None:
+    """Writes a file that only its owner may read: durable, whole or not at all.
+
+    Raises:
+        NotAuthenticated: it cannot be written.
+    """
+    unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+        unfinished.replace(file)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise NotAuthenticated(f"the key cannot be stored in {file}: {error.strerror or error}") from error
+
+
 def private(file: Path) -> str:
     """Returns what a file holds that only its owner may read.
 

@@ -12,11 +12,12 @@ from typing import Any, Final, Self, Unpack
 
 from pydantic import ValidationError
 
-from danlu.api import MAX_PAGE, JobsQuery
+from danlu.api import JobsQuery
 from danlu.client import submitting
 from danlu.client.connection import data_folder, find, require
 from danlu.client.fields import JobFields
 from danlu.client.jobs import Job, completed, sent
+from danlu.client.lists import listed
 from danlu.client.opening import open_client
 from danlu.client.transport import Client
 from danlu.domain.validation import invalid_spec
@@ -77,19 +78,12 @@ class Platform:
 
     def jobs(self, *, state: str | None = None, limit: int = 100) -> list[Job]:
         """Returns jobs, newest first: all, or those in one state; at most ``limit``, 0 for all."""
-        found: list[Job] = []
-        cursor = None
-        while True:
-            size = min(MAX_PAGE, limit - len(found)) if limit else MAX_PAGE
-            try:
-                query = JobsQuery.model_validate({"state": state, "limit": size, "cursor": cursor})
-            except ValidationError as error:
-                raise invalid_spec(error, JobsQuery) from error
-            page = self._client.call("jobs.list", query=query)
-            found += [Job(self._client, record) for record in page.items]
-            cursor = page.next_cursor
-            if cursor is None or (limit and len(found) >= limit):
-                return found
+        try:
+            query = JobsQuery.model_validate({"state": state})
+        except ValidationError as error:
+            raise invalid_spec(error, JobsQuery) from error
+        records, _ = listed(self._client, "jobs.list", query, limit)
+        return [Job(self._client, record) for record in records]
 
 
 def connect(url: str | None = None, *, project: str | None = None, start: bool = False) -> Platform:

@@ -1,0 +1,173 @@
+"""``danlu key``: access keys, by which the command line and programs sign."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, TypeVar
+
+from cyclopts import App, Parameter
+from pydantic import BaseModel, ValidationError
+
+from danlu.api import KeyExpiry, KeyMade, KeyRequest, OwnerQuery
+from danlu.cli import output as out
+from danlu.cli import wording
+from danlu.cli.get import Kind, Wanted, show
+from danlu.cli.options import Common, Limit, Output
+from danlu.cli.output import Format
+from danlu.cli.session import connect
+from danlu.cli.terminal import Messages
+from danlu.client import rotating
+from danlu.client.lists import listed
+from danlu.domain.keys import AccessKey
+from danlu.domain.validation import invalid_spec
+from danlu.errors import InvalidRequest
+
+Model = TypeVar("Model", bound=BaseModel)
+app = App(name="key", help="Access keys: an id, and a secret that signs.", help_format="plaintext")
+
+
+def request(model: type[Model], fields: dict[str, Any]) -> Model:
+    """Returns a request of the fields that were given.
+
+    Raises:
+        InvalidSpec: a value cannot be so.
+    """
+    try:
+        return model.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        raise invalid_spec(error, model) from error
+
+
+def no_names(form: Format, also: str = "") -> None:
+    """Raises InvalidRequest where a secret that is shown only once would be lost."""
+    if form == "name":
+        raise InvalidRequest(
+            "-o name would lose the secret, which is shown only once", next_step=f"use -o json   {also}".strip()
+        )
+
+
+def tell_secret(messages: Messages, made: KeyMade, url: str, user: str) -> None:
+    """Prints a new key, and how to use it."""
+    out.labelled("user", [user])
+    out.labelled("key id", [made.key.id])
+    out.labelled("secret", [made.secret])
+    messages.say("the secret is shown only now; it is asked for by:")
+    messages.say(f"danlu login {url} --key-id {made.key.id}")
+
+
+def expiry(at: int | None, now: int) -> str:
+    """Returns in how long something ends."""
+    if at is None:
+        return "never"
+    return "ended" if at <= now else f"in {wording.duration((at - now) / wording.SECOND_NS)}"
+
+
+def _row(key: AccessKey, now: int) -> list[str]:
+    used = "never" if key.last_used_at is None else f"{wording.age(key.last_used_at, now)} ago"
+    return [
+        key.id, key.name or "-", wording.age(key.created_at, now), used, expiry(key.expires_at, now), key.created_by
+    ]  # fmt: skip
+
+
+def _keys(user: str | None) -> Kind:
+    query = OwnerQuery(user=user)
+    return Kind(
+        "access keys", (), ("KEY", "NAME", "AGE", "USED", "ENDS"), ("MADE BY",),
+        lambda client, wanted: listed(client, "keys.list", query, wanted.limit), _row, lambda key: f"key/{key.id}",
+    )  # fmt: skip
+
+
+@app.command(name="ls")
+def ls(
+    *,
+    user: Annotated[str | None, Parameter(help="of this user: for administrators")] = None,
+    limit: Limit = 100,
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """List your access keys; their secrets are shown nowhere.
+
+    Example: danlu key ls
+    """
+    messages = Messages()
+    with connect(common, messages) as client:
+        return show(client, _keys(user), Wanted(limit=limit), output, messages)
+
+
+@app.command(name="create")
+def create(
+    *,
+    name: Annotated[str | None, Parameter(help="what it is for")] = None,
+    valid_for: Annotated[str | None, Parameter(help="for example 90d; without it, until it is revoked")] = None,
+    user: Annotated[str | None, Parameter(help="for this user: administrators only")] = None,
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """Make an access key, whose secret is printed this once.
+
+    Example: danlu key create --name ci --valid-for 90d
+    """
+    no_names(output)
+    body = request(KeyRequest, {"name": name, "valid_for": valid_for, "user": user})
+    messages = Messages(quiet=output in ("json", "yaml"))
+    with connect(common, messages) as client:
+        made: KeyMade = client.call("keys.make", body=body)
+        whose = user or client.call("access.whoami").name
+        if output in ("json", "yaml"):
+            out.record(made, output)
+        else:
+            tell_secret(messages, made, client.url, whose)
+    return 0
+
+
+@app.command(name="rm")
+def rm(
+    key: Annotated[str, Parameter(help="its id: danlu key ls")],
+    /,
+    *,
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """Revoke an access key, at once.
+
+    Example: danlu key rm k1f2e3d4c5b6a7f8e9d0c1b2a3f
+    """
+    messages = Messages(quiet=output in ("json", "yaml"))
+    with connect(common, messages) as client:
+        gone = client.call("keys.revoke", {"key": key})
+    out.made(gone, f"key/{key}", output)
+    messages.say(gone.message)
+    return 0
+
+
+@app.command(name="rotate")
+def rotate(
+    *,
+    overlap: Annotated[str, Parameter(help="so long the old key still works")] = "1d",
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """Replace the access key by which you call with a new one; the old one ends after the overlap.
+
+    Where the key lies in a profile, or is the one of this machine's platform, the new one is stored there. Elsewhere it is
+    printed, this once.
+
+    Example: danlu key rotate --overlap 7d
+    """
+    no_names(output)
+    after = request(KeyExpiry, {"after": overlap})
+    messages = Messages(quiet=output in ("json", "yaml"))
+    with connect(common, messages) as client:
+        whose, old, url = client.call("access.whoami").name, client.connection.credentials.key_id, client.url
+        made, where = rotating.rotate(client, after)
+    if output in ("json", "yaml"):
+        shown = {"key": made.key.model_dump(mode="json")} if where else made.model_dump(mode="json")
+        out.structured({**shown, "stored": where or None}, output)
+    elif where:
+        out.write(f"key/{made.key.id}")
+        messages.say(f"the new key is stored in {where}")
+    else:
+        tell_secret(messages, made, url, whose)
+    ends = expiry(time.time_ns() + int(after.after * wording.SECOND_NS), time.time_ns())
+    messages.say(f"the old key {old} ends {ends}")
+    return 0

@@ -1,0 +1,29 @@
+"""``danlu whoami``."""
+
+from __future__ import annotations
+
+from danlu.api import Identity
+from danlu.cli import output as out
+from danlu.cli.options import Common, Output
+from danlu.cli.session import connect
+from danlu.cli.terminal import Messages
+
+
+def whoami(*, output: Output = "table", common: Common | None = None) -> int:
+    """Show who you are for the platform, by which key, and your role in each project.
+
+    Example: danlu whoami
+    """
+    with connect(common, Messages()) as client:
+        found: Identity = client.call("access.whoami")
+        url = client.url
+    if output in ("json", "yaml"):
+        out.structured({**found.model_dump(mode="json"), "url": url}, output)
+    elif output == "name":
+        out.write(f"user/{found.name}")
+    else:
+        out.write(f"{found.name} at {url}" + ("   administrator of the platform" if found.administrator else ""))
+        out.labelled("by", [found.by])
+        mine = [f"{one.project}: {one.role or 'no member'}" for one in found.projects]
+        out.labelled("projects", mine or ["all" if found.administrator else "none yet: an admin adds you"])
+    return 0

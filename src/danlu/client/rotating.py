@@ -1,0 +1,44 @@
+"""Replaces the access key by which a client calls, without a gap."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from danlu.api import KeyExpiry, KeyMade, KeyRequest, OwnerQuery
+from danlu.client.connection import KEY_FILE
+from danlu.client.credentials import Credentials, write_bootstrap
+from danlu.client.lists import listed
+from danlu.client.transport import Client
+from danlu.errors import InvalidRequest
+
+
+def rotate(client: Client, after: KeyExpiry) -> tuple[KeyMade, str]:
+    """Makes a new key, stores it where the old one came from, and lets the old one end.
+
+    The new key is proven before the old one's end is asked for: whatever breaks in between, one of them works.
+
+    Returns:
+        the new key, and where it is stored; "" where only the caller can do so.
+
+    Raises:
+        InvalidRequest: the client shows a token.
+    """
+    connection = client.connection
+    old = connection.credentials.key_id
+    if not old:
+        raise InvalidRequest(
+            "you call by a token, not by an access key", next_step="make a new one: danlu token create NAME"
+        )
+    keys, _ = listed(client, "keys.list", OwnerQuery(), 0)
+    name = next((key.name for key in keys if key.id == old), "")
+    made: KeyMade = client.call("keys.make", body=KeyRequest(name=name))
+    fresh = Credentials(made.secret, made.key.id)
+    with Client(replace(connection, credentials=fresh), project=client.project) as tried:
+        tried.call("access.whoami")
+    where = ""
+    if connection.home is not None:
+        file = connection.home / KEY_FILE
+        write_bootstrap(file, fresh)
+        where = str(file)
+    client.call("keys.expire", {"key": old}, body=after)
+    return made, where

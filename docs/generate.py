@@ -76,11 +76,17 @@ COMMAND_LINE: Final[Mapping[str, str]] = {
     "DANLU_HOME": "the data folder of the platform on this machine; for root `/var/lib/danlu`, else "
     "`$XDG_DATA_HOME/danlu` or `~/.local/share/danlu`",
     "DANLU_URL": "the platform's address, instead of the one on this machine",
-    "DANLU_TOKEN": "the key for DANLU_URL",
+    "DANLU_ACCESS_KEY_ID": "the access key for DANLU_URL",
+    "DANLU_SECRET_ACCESS_KEY": "its secret",
+    "DANLU_TOKEN": "a token for DANLU_URL, instead of an access key",
     "DANLU_TOKEN_FILE": "a file that holds it, where DANLU_TOKEN is not set",
+    "DANLU_FINGERPRINT": "sha256:... of the only certificate that is accepted of DANLU_URL; else authorities decide",
+    "DANLU_PROFILE": "the platform, by the name that `danlu login` gave it; `local`: the one on this machine. What is typed "
+    "comes first, then DANLU_URL, DANLU_PROFILE, DANLU_HOME, and then the current profile",
     "DANLU_PROJECT": "the project; `default` when left out",
     "DANLU_DEBUG": "1: errors come with a traceback",
     "NO_COLOR": "anything: no colours",
+    "XDG_CONFIG_HOME": "where `danlu/config.toml` keeps the profiles of `danlu login`; `~/.config` when left out",
     "XDG_CACHE_HOME": "where the client keeps what only saves time; `~/.cache` when left out",
     "VIRTUAL_ENV": "`--env host` means the Python in it; then CONDA_PREFIX, then PATH",
 }

@@ -32,6 +32,7 @@
     ├── DataDamaged 500               stored bytes are not what was stored
     ├── VaultLocked 500               what was sealed cannot be opened: the master key is another one
     └── PlatformError                 the platform on this machine could not be started, found or reached
+        ├── NotTrusted            its certificate is not the one that was pinned, and no authority vouches for it
         ├── PortTaken
         ├── AlreadyRunning
         ├── DatabaseDamaged
@@ -247,6 +248,10 @@ class PlatformError(DanluError):
     """The platform on this machine could not be started, found or reached."""
 
     status = 503
+
+
+class NotTrusted(PlatformError):
+    """The server's certificate is not trusted."""
 
 
 class PortTaken(PlatformError):

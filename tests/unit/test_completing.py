@@ -34,11 +34,11 @@ def test_a_line_of_bash_as_words(line: str, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "mode", "found"),
     [
-        (["lo"], "words", ["logs"]),
+        (["att"], "words", ["attach"]),
         (["--u"], "words", ["--url"]),
-        (["--url", "x", "lo"], "words", ["logs"]),
+        (["--url", "x", "att"], "words", ["attach"]),
         (["--url", "x"], "words", []),
-        (["help", "lo"], "words", ["logs"]),
+        (["help", "att"], "words", ["attach"]),
         (["nothing", ""], "words", []),
         (["artifacts", ""], "words", ["get", "ls"]),
         (["run", "--gpu-"], "words", ["--gpu-kind"]),

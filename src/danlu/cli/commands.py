@@ -45,6 +45,9 @@ COMMANDS: Final = (
     C("nodes", "nodes:nodes", "Platform", "machines, what they have and what is free", "[FLAGS]"),
     C("env", "environments:app", "Platform", "ready-made environments: ls, show, build, lock, export ...",
       "ls|show|build|test|lock|export|rm|prune [NAME] [FLAGS]"),
+    C("login", "login:login", "Access", "use a platform elsewhere from now on", "URL [FLAGS]"),
+    C("logout", "login:logout", "Access", "forget a platform and its key", "[FLAGS]"),
+    C("profile", "profiles:app", "Access", "the platforms that you logged in to: ls, use", "ls|use [PROFILE] [FLAGS]"),
     C("whoami", "whoami:whoami", "Access", "who you are here, and your role in each project", "[FLAGS]"),
     C("project", "projects:app", "Access", "projects: ls, create", "ls|create [NAME] [FLAGS]"),
     C("user", "users:app", "Access", "users of the platform: ls, create, set, rm", "ls|create|set|rm [NAME] [FLAGS]"),
@@ -56,7 +59,7 @@ COMMANDS: Final = (
     C("completion", "completion:completion", "Platform", "completion for bash, zsh or fish", "bash|zsh|fish"),
 )  # fmt: skip
 BY_NAME: Final = {command.name: command for command in COMMANDS}
-NESTED: Final = frozenset({"artifacts", "env", "project", "user", "member", "key", "token", "secret"})
+NESTED: Final = frozenset({"artifacts", "env", "profile", "project", "user", "member", "key", "token", "secret"})
 
 
 def overview() -> str:
@@ -67,7 +70,7 @@ def overview() -> str:
         lines += [f"  {command.name:<11} {command.summary}" for command in COMMANDS if command.group == group]
     lines += [
         "",
-        "Every command takes --url and --project; its own flags: danlu COMMAND --help",
+        "Every command takes --url, --profile, --project; its own: danlu COMMAND --help",
         "",
         "Begin with:  danlu run -- python train.py",
     ]

@@ -23,7 +23,7 @@ from danlu.client.names import ENDED, names
 
 ASK: Final = "__complete"
 FILE: Final = "completion.json"
-GLOBAL: Final = ("--url", "--project")
+GLOBAL: Final = ("--url", "--profile", "--project")
 LIVE_ONLY: Final = frozenset({"stop", "attach", "exec", "cp"})
 ENDED_ONLY: Final = frozenset({"retry"})
 OF_FLAGS: Final = {
@@ -84,7 +84,10 @@ def complete(words: list[str], commands: dict[str, Any]) -> Answer:
     if given == "help":
         return _matching([(command.name, command.summary) for command in COMMANDS], current)
     if not given:
-        flags = [("--url", "the platform's address"), ("--project", "the project"), ("--help", ""), ("--version", "")]
+        flags = [
+            ("--url", "the platform's address"), ("--profile", "a platform that you logged in to"),
+            ("--project", "the project"), ("--help", ""), ("--version", ""),
+        ]  # fmt: skip
         if rest and rest[-1] in GLOBAL:
             return Answer("words")
         words_ = [(command.name, command.summary) for command in COMMANDS]
@@ -148,10 +151,10 @@ def _kind_of(words: list[str], place: list[str]) -> str:
 
 
 def _values(kind: str, command: str, place: list[str], current: str, rest: list[str]) -> Answer:
-    url, project = _given(rest, "--url"), _given(rest, "--project")
+    url, profile, project = (_given(rest, flag) for flag in GLOBAL)
 
     def named(what: str) -> Answer:
-        found = names(what, url=url, project=project)
+        found = names(what, url=url, profile=profile, project=project)
         if what == "jobs":
             found = [(name, state) for name, state in found if _wanted(command, state)]
         head = current[: current.index("/") + 1] if "/" in current else ""

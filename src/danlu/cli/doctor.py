@@ -36,7 +36,7 @@ def doctor(
     messages.status("looking")
     common = common or Common()
     found: list[Check] = []
-    for check in checks(common.url, common.project, index=index):
+    for check in checks(common.url, common.project, index=index, profile=common.profile):
         found.append(check)
         if output in ("table", "wide"):
             messages.clear()

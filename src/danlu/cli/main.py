@@ -31,9 +31,9 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _flags_after_command(words: list[str]) -> list[str]:
-    """Moves ``--url`` and ``--project`` from before the command to behind its name, where every command knows them."""
+    """Moves what every command knows, such as ``--url``, from before the command to behind its name."""
     at = 0
-    while at < len(words) and words[at].partition("=")[0] in ("--url", "--project"):
+    while at < len(words) and words[at].partition("=")[0] in ("--url", "--profile", "--project"):
         at += 1 if "=" in words[at] else 2
     if at >= len(words) or words[at] not in BY_NAME:
         return words

@@ -38,6 +38,7 @@ class Common:
     """Which platform and which project."""
 
     url: Annotated[str | None, Parameter(help="the platform's address, instead of DANLU_URL or the one here")] = None
+    profile: Annotated[str | None, Parameter(help="a platform that you logged in to; local: the one here")] = None
     project: Annotated[str | None, Parameter(help="the project, instead of DANLU_PROJECT or default")] = None
 
 

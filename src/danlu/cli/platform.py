@@ -15,7 +15,8 @@ from danlu.cli import output as out
 from danlu.cli.options import Common, Flag, Output
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
-from danlu.client.connection import Connection, data_folder, find, running
+from danlu.client import profiles
+from danlu.client.connection import Connection, data_folder, find, local, running
 from danlu.client.transport import Client
 from danlu.domain.resources import format_bytes, format_cpu
 from danlu.domain.views import NodeUse, PlatformStatus
@@ -61,6 +62,8 @@ def up(
     messages.clear()
     out.write(found.url)
     messages.say(f"danlu is ready after {time.monotonic() - begun:.2f} s, with its data in {home}")
+    if (elsewhere := profiles.read(profiles.file_of()).current) != profiles.LOCAL and not os.environ.get("DANLU_HOME"):
+        messages.say(f"commands go to profile {elsewhere}; to this one: danlu profile use local", "yellow")
     messages.say("run something:  danlu run -- python train.py      stop it:  danlu down")
     return exits.OK
 
@@ -77,7 +80,7 @@ def down(
     from danlu.client.starting import await_end
 
     messages = Messages()
-    connection = find((common or Common()).url)
+    connection = _here_or_named(common or Common())
     if connection is None:
         messages.say(f"danlu is not running here ({data_folder()})")
         return exits.OK
@@ -97,6 +100,12 @@ def down(
     return exits.OK
 
 
+def _here_or_named(common: Common) -> Connection | None:
+    """Returns the platform that is named, else the one here: whoever uses another by its profile does not mean to end it."""
+    named = common.url or common.profile or os.environ.get("DANLU_URL") or os.environ.get(profiles.PROFILE_VARIABLE)
+    return find(common.url, profile=common.profile) if named else local(data_folder())
+
+
 def _live_jobs(client: Client) -> int:
     status: PlatformStatus = client.call("platform.get")
     return sum(number for state, number in status.jobs.items() if state not in ("succeeded", "failed", "cancelled"))
@@ -107,7 +116,8 @@ def status(*, output: Output = "table", common: Common | None = None) -> int:
 
     Example: danlu status -o json
     """
-    connection = find((common or Common()).url)
+    common = common or Common()
+    connection = find(common.url, profile=common.profile)
     structured = output in ("json", "yaml")
     if connection is None:
         if structured:

@@ -80,8 +80,6 @@ def create(
     return 0
 
 
-
-
 @app.command(name="rm")
 def rm(
     token: Annotated[str, Parameter(help="its id: danlu token ls")],

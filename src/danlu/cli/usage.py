@@ -13,7 +13,7 @@ from danlu.cli.commands import BY_NAME, NESTED
 from danlu.domain.validation import suggestion
 from danlu.errors import InvalidRequest
 
-GLOBAL: Final = ("--url", "--project", "--help", "--version")
+GLOBAL: Final = ("--url", "--profile", "--project", "--help", "--version")
 KINDS: Final[dict[Any, str]] = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 

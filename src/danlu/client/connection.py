@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from danlu.client import certificates, profiles
 from danlu.client.credentials import Credentials, bootstrap, given
 from danlu.config import default_home
-from danlu.errors import NotAuthenticated, PlatformError
+from danlu.errors import InvalidRequest, NotAuthenticated, PlatformError
 from danlu.runner.formats import boot_id, start_time
 
 PLATFORM_FILE = "platform.json"
@@ -22,11 +23,21 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where a platform is and the key to it. ``home`` is its data folder when it was found on this machine."""
+    """Where a platform is and the key to it.
+
+    Attributes:
+        home: its data folder, when it was found on this machine.
+        fingerprint: of the only certificate that is accepted; empty: any that an authority vouches for.
+        profile: the profile by which it was found, if by one.
+        project: the profile's; may be empty.
+    """
 
     url: str
     credentials: Credentials
     home: Path | None = None
+    fingerprint: str = ""
+    profile: str = ""
+    project: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +109,50 @@ def local(home: Path) -> Connection | None:
     return None if server is None else Connection(server.url, bootstrap(home / KEY_FILE), home)
 
 
-def find(url: str | None = None, environ: Mapping[str, str] = os.environ) -> Connection | None:
+def find(
+    url: str | None = None, environ: Mapping[str, str] = os.environ, *, profile: str | None = None
+) -> Connection | None:
     """Returns the platform to talk to; None when none was named and none runs here.
 
-    ``url`` comes first, then DANLU_URL, then the platform on this machine. A key of the environment is only
-    ever used for the platform that DANLU_URL names, or for ``url`` where DANLU_URL is not set.
+    What is typed comes before the environment, and that before what is stored: ``url`` or ``profile``, DANLU_URL,
+    DANLU_PROFILE, DANLU_HOME, the current profile, the platform of this machine. A key is only ever used for the platform
+    that it was given for: the environment's for DANLU_URL, or for ``url`` where DANLU_URL is not set; a profile's for its
+    own address.
 
     Raises:
-        NotAuthenticated: there is no key for that address.
+        InvalidRequest: both are given, or there is no such profile.
+        NotAuthenticated: there is no key for that address, or others may read it.
         PlatformError: the address is not one, or a file cannot be read.
     """
-    home, named = data_folder(environ), url or environ.get("DANLU_URL")
-    if not named:
+    if url and profile:
+        raise InvalidRequest(f"--url {url} and --profile {profile} may be two platforms", next_step="name one of them")
+    home, named = data_folder(environ), url or (None if profile else environ.get("DANLU_URL"))
+    if named:
+        return _at(require_url(named), home, environ)
+    chosen = profile or environ.get(profiles.PROFILE_VARIABLE)
+    if not chosen and environ.get("DANLU_HOME"):
         return local(home)
-    address, own = require_url(named), environ.get("DANLU_URL")
+    file = profiles.file_of(environ)
+    if chosen == profiles.LOCAL:
+        return local(home)
+    known = profiles.read(file)
+    chosen = chosen or known.current
+    return local(home) if chosen == profiles.LOCAL else _by_profile(chosen, known.require(chosen, file))
+
+
+def _at(address: str, home: Path, environ: Mapping[str, str]) -> Connection:
+    """Returns the platform of an address, by the key that there is for it."""
+    own = environ.get("DANLU_URL")
     if (credentials := given(environ)) is not None and (not own or require_url(own) == address):
-        return Connection(address, credentials)
+        pinned = environ.get(certificates.FINGERPRINT_VARIABLE, "")
+        return Connection(address, credentials, fingerprint=certificates.parsed(pinned) if pinned else "")
     server = running(home)
-    if server is not None and server.url == address:
-        return local(home)
-    step = "danlu login; or set DANLU_URL, DANLU_ACCESS_KEY_ID and DANLU_SECRET_ACCESS_KEY"
+    if server is not None and server.url == address and (here := local(home)) is not None:
+        return here
+    known = profiles.read(profiles.file_of(environ))
+    if name := known.of(address):
+        return _by_profile(name, known.by_name[name])
+    step = f"danlu login {address}; or set DANLU_URL, DANLU_ACCESS_KEY_ID and DANLU_SECRET_ACCESS_KEY"
     if is_loopback(address):
         there = "no platform runs from" if server is None else f"{server.url} is the platform of"
         step += (
@@ -127,15 +162,27 @@ def find(url: str | None = None, environ: Mapping[str, str] = os.environ) -> Con
     raise NotAuthenticated(f"there is no key for {address}", next_step=step)
 
 
-def require(url: str | None = None, environ: Mapping[str, str] = os.environ) -> Connection:
+def _by_profile(name: str, profile: profiles.Profile) -> Connection:
+    return Connection(
+        require_url(profile.url), profile.credentials, fingerprint=profile.fingerprint, profile=name,
+        project=profile.project,
+    )  # fmt: skip
+
+
+def require(
+    url: str | None = None, environ: Mapping[str, str] = os.environ, *, profile: str | None = None
+) -> Connection:
     """Returns the platform to talk to, as ``find`` does.
 
     Raises:
         PlatformError: none was named and none runs here.
     """
-    found = find(url, environ)
+    found = find(url, environ, profile=profile)
     if found is None:
-        raise PlatformError(f"danlu is not running here ({data_folder(environ)})", next_step="start it: danlu up")
+        raise PlatformError(
+            f"danlu is not running here ({data_folder(environ)})",
+            next_step="start it: danlu up   elsewhere: danlu login",
+        )
     return found
 
 

@@ -30,13 +30,18 @@ SLOW_S: Final = 0.5
 
 
 def checks(
-    url: str | None, project: str | None, *, index: bool, environ: Mapping[str, str] = os.environ
+    url: str | None,
+    project: str | None,
+    *,
+    index: bool,
+    profile: str | None = None,
+    environ: Mapping[str, str] = os.environ,
 ) -> Iterator[Check]:
     """Yields all that can be seen from here, the server's own view among it; where none runs, this machine's."""
     yield ok("danlu", f"{__version__}, Python {platform.python_version()} at {sys.executable}")
     yield from key_file(environ)
     try:
-        found = find(url, environ)
+        found = find(url, environ, profile=profile)
     except DanluError as error:
         yield fail("platform", error.message, error.next_step)
         return

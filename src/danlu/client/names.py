@@ -11,7 +11,8 @@ import os
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
-from danlu.client.connection import authority, find
+from danlu.client import certificates
+from danlu.client.connection import Connection, authority, find
 from danlu.domain.signing import Message, lowered
 from danlu.errors import DanluError
 
@@ -23,23 +24,31 @@ PATHS: Final = {"jobs": "/v1/jobs", "envs": "/v1/environments", "nodes": "/v1/no
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
-def names(kind: str, *, url: str | None = None, project: str | None = None) -> list[tuple[str, str]]:
+def names(
+    kind: str, *, url: str | None = None, profile: str | None = None, project: str | None = None
+) -> list[tuple[str, str]]:
     """Returns (name, what to say beside it) of jobs, envs, nodes or secrets, newest first; none where that takes too long."""
     try:
-        project = project or os.environ.get("DANLU_PROJECT")
-        items = _items(PATHS[kind], {"limit": str(LISTED)} if kind in ("jobs", "secrets") else {}, url, project)
+        found = find(url, profile=profile)
+        if found is None:
+            return []
+        project = project or os.environ.get("DANLU_PROJECT") or found.project
+        items = _items(found, PATHS[kind], {"limit": str(LISTED)} if kind in ("jobs", "secrets") else {}, project)
         return list(dict(reversed([_name(kind, item) for item in items])).items())[::-1]
     except (DanluError, OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):
         return []  # no platform, no key, no answer in time: then there is nothing to complete, and nothing to say
 
 
-def _items(path: str, query: dict[str, str], url: str | None, project: str | None) -> list[Any]:
-    found = find(url)
-    if found is None:
-        return []
+def _items(found: Connection, path: str, query: dict[str, str], project: str) -> list[Any]:
     parts = urlsplit(found.url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+    host = parts.hostname or ""
+    if parts.scheme == "https":
+        secured = certificates.context(found.fingerprint)
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, parts.port, timeout=TIMEOUT_S, context=secured
+        )
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
     headers, words = {"Danlu-Project": project} if project else {}, urlencode(query)
     message = Message("GET", authority(found.url), parts.path + path, words, lowered(headers))
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from danlu.api import KeyExpiry, KeyMade, KeyRequest, OwnerQuery
+from danlu.client import profiles
 from danlu.client.connection import KEY_FILE
 from danlu.client.credentials import Credentials, write_bootstrap
 from danlu.client.lists import listed
@@ -30,8 +31,8 @@ def rotate(client: Client, after: KeyExpiry) -> tuple[KeyMade, str]:
             "you call by a token, not by an access key", next_step="make a new one: danlu token create NAME"
         )
     keys, _ = listed(client, "keys.list", OwnerQuery(), 0)
-    name = next((key.name for key in keys if key.id == old), "")
-    made: KeyMade = client.call("keys.make", body=KeyRequest(name=name))
+    label = next((key.name for key in keys if key.id == old), "")
+    made: KeyMade = client.call("keys.make", body=KeyRequest(name=label))
     fresh = Credentials(made.secret, made.key.id)
     with Client(replace(connection, credentials=fresh), project=client.project) as tried:
         tried.call("access.whoami")
@@ -40,5 +41,11 @@ def rotate(client: Client, after: KeyExpiry) -> tuple[KeyMade, str]:
         file = connection.home / KEY_FILE
         write_bootstrap(file, fresh)
         where = str(file)
+    elif connection.profile:
+        file, name = profiles.file_of(), connection.profile
+        known = profiles.read(file)
+        stored = replace(known.require(name, file), secret=fresh.secret, key_id=fresh.key_id)
+        profiles.write(file, replace(known, by_name={**known.by_name, name: stored}))
+        where = f"profile {name}"
     client.call("keys.expire", {"key": old}, body=after)
     return made, where

@@ -23,7 +23,10 @@ from danlu.client.transport import Client
 from danlu.domain.validation import invalid_spec
 
 LOG: Final = logging.getLogger("danlu")
-VARIABLES: Final = ("DANLU_HOME", "DANLU_URL", "DANLU_TOKEN", "DANLU_TOKEN_FILE", "DANLU_PROJECT")
+VARIABLES: Final = (
+    "DANLU_HOME", "DANLU_URL", "DANLU_PROFILE", "DANLU_PROJECT", "DANLU_TOKEN", "DANLU_TOKEN_FILE", "XDG_CONFIG_HOME",
+    "DANLU_ACCESS_KEY_ID", "DANLU_SECRET_ACCESS_KEY", "DANLU_FINGERPRINT",
+)  # fmt: skip
 
 
 class Platform:
@@ -86,24 +89,28 @@ class Platform:
         return [Job(self._client, record) for record in records]
 
 
-def connect(url: str | None = None, *, project: str | None = None, start: bool = False) -> Platform:
+def connect(
+    url: str | None = None, *, profile: str | None = None, project: str | None = None, start: bool = False
+) -> Platform:
     """Returns a platform.
 
     Args:
-        url: its address; left out: DANLU_URL, else the platform of this machine (DANLU_HOME). The key is DANLU_TOKEN's or the
-            machine's own.
-        project: left out: DANLU_PROJECT, else ``default``.
+        url: its address; left out: DANLU_URL, DANLU_PROFILE, DANLU_HOME, the profile that danlu login or danlu profile use
+            made the current one, else the platform of this machine. The key is the one that was given for that address.
+        profile: one of danlu login's, instead; ``local`` is the platform of this machine.
+        project: left out: DANLU_PROJECT, the profile's, else ``default``.
         start: start the platform of this machine where none is named and none runs.
 
     Raises:
         PlatformError: none is named and none runs here.
         NotAuthenticated: there is no key for it.
     """
-    if start and find(url) is None:
+    if start and find(url, profile=profile) is None:
         from danlu.client.starting import start as start_here
 
         start_here(data_folder())
-    return Platform(open_client(require(url), url=url, project=project, notice=LOG.warning))
+    found = require(url, profile=profile)
+    return Platform(open_client(found, url=url, profile=profile, project=project, notice=LOG.warning))
 
 
 def run(command: str | Sequence[str], *, code: str | Path | None = ".", **fields: Unpack[JobFields]) -> Job:

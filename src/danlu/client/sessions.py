@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from danlu import __version__
 from danlu.api import SessionQuery
+from danlu.client import certificates
 from danlu.client.connection import is_loopback
 from danlu.client.requests import VERSION_HEADER, build, failure
 from danlu.client.transport import Client
@@ -169,6 +170,8 @@ def _connect(client: Client, job: str, task: str | None, stack: contextlib.ExitS
     url, headers = client.upgrade(request.target)
     scheme = "wss" if urlsplit(url).scheme == "https" else "ws"
     proxy: dict[str, Any] = {"proxy": None} if is_loopback(url) else {}
+    if scheme == "wss":
+        proxy["ssl"] = certificates.context(client.connection.fingerprint)
     try:
         opened: ClientConnection = stack.enter_context(connect(
             f"{scheme}{url[url.index(':') :]}{request.target}",
@@ -184,4 +187,6 @@ def _connect(client: Client, job: str, task: str | None, stack: contextlib.ExitS
             answer.status_code, bytes(answer.body or b""), url, version=answer.headers.get(VERSION_HEADER, "")
         ) from error
     except (OSError, InvalidHandshake, EOFError) as error:
+        if (refused := certificates.refusal(error, url)) is not None:
+            raise refused from error
         raise Unavailable(f"the platform at {url} cannot be reached: {error}") from error

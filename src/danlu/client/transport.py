@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from danlu import __version__
 from danlu.api import PROJECT_HEADER, PieceQuery
+from danlu.client import certificates
 from danlu.client.connection import Connection, authority, is_loopback, running
 from danlu.client.credentials import compare_clocks
 from danlu.client.requests import VERSION_HEADER, build, failure, parse, require_path
@@ -305,6 +306,8 @@ class Client:
                 waiting.pause(error)
 
     def _away(self, error: Exception, *, sent: bool = False) -> DanluError:
+        if (refused := certificates.refusal(error, self.url)) is not None:
+            return refused
         if not isinstance(error, DanluError):
             error = Unavailable(
                 f"the platform at {self.url} cannot be reached: {str(error) or type(error).__name__}",
@@ -347,6 +350,8 @@ class _Waiting:
 
     def pause(self, error: Exception) -> None:
         """Waits a little, or raises once the patience is at its end."""
+        if (refused := certificates.refusal(error, self._client.url)) is not None:
+            raise refused from error  # it will not become another one by waiting
         now = time.monotonic()
         if self._since is None:
             self._since = now
@@ -387,7 +392,8 @@ def _sender(connection: Connection, project: str | None) -> httpx2.Client:
         headers=headers,
         timeout=_timeout(READ_TIMEOUT_S),
         trust_env=not is_loopback(connection.url),  # a proxy cannot reach this machine's own address
-        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else True,  # loading authorities takes 20 ms
+        # loading authorities takes 20 ms
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else certificates.context(connection.fingerprint),
     )
 
 

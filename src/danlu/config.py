@@ -18,7 +18,11 @@ class Settings:
 
     Attributes:
         home: the data folder (``DANLU_HOME``).
-        host: the address to listen on: loopback, as keys travel in the clear.
+        host: the address to listen on; another one than loopback needs TLS.
+        tls_cert: a certificate in PEM, with its chain; with ``tls_key``.
+        tls_key: its key.
+        self_signed: serve with a certificate made here.
+        insecure_http: serve others without TLS.
         port: None: the first free one from 7070 on.
         gpus: declared GPUs, such as ``8`` or ``2:h100``; None: what the driver shows.
         database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
@@ -32,6 +36,10 @@ class Settings:
 
     home: Path
     host: str = "127.0.0.1"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    self_signed: bool = False
+    insecure_http: bool = False
     port: int | None = None
     gpus: str | None = None
     database_url: str | None = None
@@ -72,6 +80,11 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     parser = argparse.ArgumentParser(prog="danlu.server", description="The Danlu server; usually started by: danlu up")
     parser.add_argument("--home", type=Path, help="the data folder")
     parser.add_argument("--port", type=int, help=f"the port; without it the first free one from {DEFAULT_PORT} on")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; beyond loopback, TLS is needed")
+    parser.add_argument("--tls-cert", type=Path, help="a certificate in PEM, with its chain")
+    parser.add_argument("--tls-key", type=Path, help="its key in PEM, which only its owner may read")
+    parser.add_argument("--tls", choices=("self-signed",), help="a certificate made here, which danlu login pins")
+    parser.add_argument("--insecure-http", action="store_true", help="serve other machines without TLS")
     parser.add_argument("--gpus", help="declare GPUs: 8, or 2:h100,1:a100; without it the driver is asked")
     parser.add_argument("--ready-fd", type=int, help="file descriptor to say one JSON line to, once ready")
     parser.add_argument(
@@ -88,6 +101,11 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
         home=home,
+        host=found.host,
+        tls_cert=found.tls_cert,
+        tls_key=found.tls_key,
+        self_signed=found.tls == "self-signed",
+        insecure_http=found.insecure_http,
         port=found.port,
         gpus=found.gpus,
         database_url=environ.get("DANLU_DATABASE_URL") or None,

@@ -63,7 +63,8 @@ def login(
     out.write(f"profile/{name}")
     messages.say(f"you are {who.name} at {address}; commands go there from now on")
     mine = ", ".join(f"{one.project} ({one.role})" for one in who.projects)
-    messages.say(f"projects: {mine}" if mine else "no project yet: an administrator adds you with danlu member add")
+    none = "all projects" if who.administrator else "no project yet: an administrator adds you with danlu member add"
+    messages.say(f"projects: {mine}" if mine else none)
     messages.say("back to the platform of this machine: danlu profile use local")
     for variable in ("DANLU_URL", profiles.PROFILE_VARIABLE, "DANLU_HOME"):
         if os.environ.get(variable):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Annotated, Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from danlu.api import PlatformStop
 from danlu.cli import exits, wording
@@ -16,7 +18,7 @@ from danlu.cli.options import Common, Flag, Output
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
 from danlu.client import profiles
-from danlu.client.connection import Connection, data_folder, find, local, running
+from danlu.client.connection import Connection, Running, data_folder, find, local, running
 from danlu.client.transport import Client
 from danlu.domain.resources import format_bytes, format_cpu
 from danlu.domain.views import NodeUse, PlatformStatus
@@ -27,6 +29,32 @@ JOBS_TIMEOUT_S: Final = 3700.0
 MAX_PORT: Final = 65_535
 
 
+@Parameter(name="*", group=Group("Other machines", sort_key=1))
+@dataclass(frozen=True)
+class Doors:
+    """Who may reach the platform, and how it proves that it is the one."""
+
+    host: Annotated[str | None, Parameter(help="the address to listen on; 0.0.0.0: all. Needs one of the others")] = (
+        None
+    )
+    tls_cert: Annotated[Path | None, Parameter(help="a certificate in PEM, with its chain")] = None
+    tls_key: Annotated[Path | None, Parameter(help="its key, which only its owner may read")] = None
+    tls: Annotated[
+        Literal["self-signed"] | None,
+        Parameter(help="self-signed: a certificate made here, which danlu login pins", show_choices=False),
+    ] = None
+    insecure_http: Annotated[bool, Parameter(help="no TLS: everything can be read on the way"), Flag] = False
+
+    def flags(self) -> list[str]:
+        """Returns the server's flags."""
+        given = {
+            "--host": self.host, "--tls-cert": self.tls_cert and self.tls_cert.expanduser().absolute(),
+            "--tls-key": self.tls_key and self.tls_key.expanduser().absolute(), "--tls": self.tls,
+        }  # fmt: skip
+        words = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+        return words + ["--insecure-http"] * self.insecure_http
+
+
 def up(
     *,
     foreground: Annotated[
@@ -34,12 +62,17 @@ def up(
     ] = False,
     port: Annotated[int | None, Parameter(help="the port; the first free one from 7070 when left out")] = None,
     gpus: Annotated[int | None, Parameter(help="declare so many GPUs where the driver finds none")] = None,
+    new_master_key: Annotated[
+        bool, Parameter(help="go on though the master key is lost: everybody needs a new access key"), Flag
+    ] = False,
+    doors: Doors | None = None,
 ) -> int:
     """Start the platform on this machine; return when it is ready.
 
-    Its data lies in DANLU_HOME; each DANLU_HOME is a platform of its own, and several can run side by side.
+    Its data lies in DANLU_HOME; each DANLU_HOME is a platform of its own, and several can run side by side. Only this machine
+    reaches it, unless --host says otherwise.
 
-    Example: danlu up --gpus 8
+    Example: danlu up --host 0.0.0.0 --tls self-signed
     """
     from danlu.client import starting
 
@@ -47,25 +80,40 @@ def up(
         raise InvalidRequest(f"--port {port} is not a port: 1 to {MAX_PORT}, or 0 for any free one")
     if gpus is not None and not 0 <= gpus <= 1024:
         raise InvalidRequest(f"--gpus {gpus} is not from 0 to 1024")
+    flags = [*([] if port is None else ["--port", str(port)]), *([] if gpus is None else ["--gpus", str(gpus)])]
+    flags += ["--new-master-key"] * new_master_key + (doors or Doors()).flags()
     home, messages = data_folder(), Messages()
     if foreground:
-        os.execv(sys.executable, starting.server_command(home, port=port, gpus=gpus))  # noqa: S606 - no shell is meant
+        os.execv(sys.executable, starting.server_command(home, flags))  # noqa: S606 - no shell is meant
     begun = time.monotonic()
     if (already := running(home)) is not None:
         out.write(already.url)
         messages.say(f"danlu runs here already, with its data in {home}")
-        if port is not None or gpus is not None:
+        _tell_others(already, messages)
+        if flags:
             messages.say("to give it other flags: danlu down, then danlu up; jobs go on meanwhile", "yellow")
         return exits.OK
     messages.status("danlu starts")
-    found = starting.start(home, port=port, gpus=gpus)
+    found = starting.start(home, flags)
     messages.clear()
     out.write(found.url)
     messages.say(f"danlu is ready after {time.monotonic() - begun:.2f} s, with its data in {home}")
+    if (server := running(home)) is not None:
+        _tell_others(server, messages)
     if (elsewhere := profiles.read(profiles.file_of()).current) != profiles.LOCAL and not os.environ.get("DANLU_HOME"):
         messages.say(f"commands go to profile {elsewhere}; to this one: danlu profile use local", "yellow")
     messages.say("run something:  danlu run -- python train.py      stop it:  danlu down")
     return exits.OK
+
+
+def _tell_others(server: Running, messages: Messages) -> None:
+    """Says how other machines reach it."""
+    if server.public_url:
+        messages.say(f"from other machines:  danlu login {server.public_url}")
+    if server.fingerprint:
+        messages.say(f"its certificate:      {server.fingerprint}")
+    for warning in server.warnings:
+        messages.say(warning, "yellow")
 
 
 def down(
@@ -150,6 +198,9 @@ def _table(found: PlatformStatus, connection: Connection, took_ms: float) -> Non
         *(("node", _node(use)) for use in found.nodes),
         *(("warning", warning) for warning in found.warnings),
     ]
+    here = None if connection.home is None else running(connection.home)
+    if here is not None and here.public_url:
+        rows.insert(1, ("others", " ".join([here.public_url, here.fingerprint]).strip()))
     for label, text in rows:
         out.labelled(label, [text])
 

@@ -42,13 +42,23 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A live server on this machine, as its ``platform.json`` tells."""
+    """A live server on this machine, as its ``platform.json`` tells.
+
+    Attributes:
+        url: for this machine.
+        public_url: for others; empty: they cannot reach it.
+        fingerprint: of the certificate that others are shown; empty: none.
+        warnings: of its certificate.
+    """
 
     url: str
     pid: int
     start_time: int | None
     boot_id: str
     home: Path
+    public_url: str = ""
+    fingerprint: str = ""
+    warnings: tuple[str, ...] = ()
 
     def alive(self) -> bool:
         """Whether that very process still lives: same boot, same pid, same start. Always true outside Linux."""
@@ -86,6 +96,9 @@ def running(home: Path) -> Running | None:
             start_time=None if raw.get("start_time") is None else int(raw["start_time"]),
             boot_id=str(raw.get("boot_id", "")),
             home=home,
+            public_url=str(raw.get("public_url", "")),
+            fingerprint=str(raw.get("fingerprint", "")),
+            warnings=tuple(map(str, raw.get("warnings", ()))),
         )
     except (FileNotFoundError, NotADirectoryError):
         return None

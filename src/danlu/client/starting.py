@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,12 @@ TAIL_LINES = 15
 _started: list[subprocess.Popen[bytes]] = []  # kept, so that a server is not reported as a forgotten child
 
 
-def server_command(home: Path, *, port: int | None = None, gpus: int | None = None) -> list[str]:
+def server_command(home: Path, flags: Sequence[str] = ()) -> list[str]:
     """Returns the words that run the server. ``-P``: what lies in the present folder is never imported."""
-    words = [sys.executable, "-P", "-m", "danlu.server", "--home", str(home)]
-    words += [] if port is None else ["--port", str(port)]
-    return words + ([] if gpus is None else ["--gpus", str(gpus)])
+    return [sys.executable, "-P", "-m", "danlu.server", "--home", str(home), *flags]
 
 
-def start(home: Path, *, port: int | None = None, gpus: int | None = None) -> Connection:
+def start(home: Path, flags: Sequence[str] = ()) -> Connection:
     """Starts the platform of a data folder, detached, and returns once it answers.
 
     Of several that start it at the same time one does, and the others use that one. An older one that is just ending is
@@ -43,7 +41,7 @@ def start(home: Path, *, port: int | None = None, gpus: int | None = None) -> Co
     Raises:
         PlatformError: it did not start; the message holds the end of its log.
     """
-    return once_free(home, lambda: _start_once(home, port, gpus))
+    return once_free(home, lambda: _start_once(home, flags))
 
 
 def once_free(
@@ -65,7 +63,7 @@ def once_free(
                 raise
 
 
-def _start_once(home: Path, port: int | None, gpus: int | None) -> Connection:
+def _start_once(home: Path, flags: Sequence[str]) -> Connection:
     if not hasattr(os, "fork"):
         raise PlatformError(
             "the platform runs on Linux only", next_step="use one elsewhere: set DANLU_URL and DANLU_TOKEN"
@@ -85,7 +83,7 @@ def _start_once(home: Path, port: int | None, gpus: int | None) -> Connection:
     ready, report = os.pipe()
     try:
         process = subprocess.Popen(
-            [*server_command(home, port=port, gpus=gpus), "--ready-fd", str(report)],
+            [*server_command(home, flags), "--ready-fd", str(report)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

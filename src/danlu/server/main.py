@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import datetime
 import fcntl
 import json
 import logging
@@ -18,7 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import uvicorn
 
@@ -44,18 +46,20 @@ from danlu.domain.projects import DEFAULT_PROJECT, Project
 from danlu.environments import diagnosis as environments_diagnosis
 from danlu.environments.builder import Builder
 from danlu.environments.uv_command import Uv
-from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken
+from danlu.errors import AlreadyRunning, DanluError, PlatformError
 from danlu.executors.local import diagnosis as machine_diagnosis
 from danlu.executors.local.engines import machine as engine_machine
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.local.gpus import declared
 from danlu.runner import formats
 from danlu.server import app as edge
-from danlu.server import diagnosis, keys
+from danlu.server import diagnosis, keys, tls
 from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
 from danlu.server.connections import Quiet, counted
 from danlu.server.limits import Limits
+from danlu.server.listening import Listening, resolve
+from danlu.server.listening import listen as sockets
 from danlu.server.log import RateLimit
 from danlu.server.sessions import MAX_MESSAGE_BYTES
 from danlu.services import first_user
@@ -72,7 +76,6 @@ COLLECT_S: Final = 60.0
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 1024
 MAX_DESCRIPTORS: Final = 65_536
-BACKLOG: Final = 512
 
 
 class Workers:
@@ -118,6 +121,13 @@ class Composition:
             self.platform.database.close()
 
 
+class Doors(NamedTuple):
+    """What a server listens on, and its certificate, where it has one."""
+
+    listening: Listening
+    certificate: tls.Certificate | None
+
+
 def take_lock(home: Path) -> int:
     """Takes the data folder's lock until the process ends, and returns its descriptor.
 
@@ -138,30 +148,22 @@ def take_lock(home: Path) -> int:
     return descriptor
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Returns a listening socket on the port that was asked for, else on the first free one.
+def listen(settings: Settings) -> Doors:
+    """Returns what the server listens on, and what it proves itself by.
 
     Raises:
-        PortTaken: there is none.
+        InvalidRequest: what is sent would leave the machine in the clear.
+        PortTaken: no port is free.
+        PlatformError: the address or the certificate cannot be used.
     """
+    address = resolve(settings.host)
+    wanted = tls.Wanted(settings.tls_cert, settings.tls_key, settings.self_signed, settings.insecure_http)
+    tls.require_choice(settings.host, address.loopback, wanted)
+    folder = settings.home / "keys"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = tls.certificate(folder, settings.host, wanted, datetime.datetime.now(datetime.UTC))
     ports = [settings.port] if settings.port is not None else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
-    for port in ports:
-        # named as TCP: only then does asyncio turn off Nagle's delay, which costs 40 ms an answer
-        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((settings.host, port))
-            listening.listen(BACKLOG)
-        except OSError as error:
-            listening.close()
-            if settings.port is not None:
-                raise PortTaken(
-                    f"port {port} of {settings.host} cannot be used: {error.strerror}",
-                    next_step="name another one: danlu up --port N, or none for the first free one",
-                ) from error
-            continue
-        return listening
-    raise PortTaken(f"no port from {ports[0]} to {ports[-1]} is free", next_step="name one: danlu up --port N")
+    return Doors(sockets(address, ports, asked=settings.port is not None, tls=found is not None), found)
 
 
 def open_database(settings: Settings, now: int) -> Database:
@@ -279,14 +281,29 @@ def _back_up(settings: Settings, clock: SystemClock) -> float:
 class Server(uvicorn.Server):
     """uvicorn, which says when it listens and ends streams before it ends."""
 
-    def __init__(self, config: uvicorn.Config, *, ready: Callable[[], None], ending: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        inner: socket.socket | None,
+        *,
+        ready: Callable[[], None],
+        ending: Callable[[], None],
+    ) -> None:
         super().__init__(config)
-        self._ready, self._ending = ready, ending
+        self._inner, self._ready, self._ending = inner, ready, ending
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
+        """See uvicorn. This machine's own commands and jobs need no TLS: what they send does not leave it."""
         await super().startup(sockets)
+        if self._inner is not None:
+            loop = asyncio.get_running_loop()
+            self.servers.append(await loop.create_server(self._protocol, sock=self._inner))
         self._ready()
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
@@ -294,25 +311,27 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(composition: Composition, listening: socket.socket) -> None:
+def serve(composition: Composition, doors: Doors) -> None:
     """Serves until a signal or ``danlu down`` ends it."""
-    settings, platform = composition.settings, composition.platform
-    host, port = listening.getsockname()[:2]
-    platform.url = f"http://{host}:{port}"
+    settings, platform, certificate = composition.settings, composition.platform, doors.certificate
+    platform.url = doors.listening.url
+    public_url = doors.listening.public_url(settings.host, "http" if certificate is None else "https")
     uploads = settings.home / "cache" / "uploads"
     uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
     limits = Limits(requests_per_s=settings.user_requests_per_s, burst_requests=settings.user_burst_requests)
     application, bound = edge.build(platform, uploads, composition.executor, limits)
     facts = {
         "url": platform.url, "pid": os.getpid(), "start_time": formats.start_time(os.getpid()),
-        "boot_id": formats.boot_id(), "version": __version__, "home": str(settings.home),
+        "boot_id": formats.boot_id(), "version": __version__, "home": str(settings.home), "public_url": public_url,
+        "fingerprint": "" if certificate is None else certificate.fingerprint,
+        "warnings": [] if certificate is None else list(certificate.warnings),
     }  # fmt: skip
     described = settings.home / "platform.json"
 
     def ready() -> None:
         formats.write_atomically(str(described), json.dumps(facts).encode())
         say(settings.ready_fd, {"ready": True, "url": platform.url})
-        LOG.info("danlu %s serves %s at %s", __version__, settings.home, platform.url)
+        LOG.info("danlu %s serves %s at %s %s", __version__, settings.home, platform.url, public_url)
 
     config = uvicorn.Config(
         Gate(application, platform, lambda: server.started, limits), log_config=None, access_log=False, lifespan="off",
@@ -320,8 +339,10 @@ def serve(composition: Composition, listening: socket.socket) -> None:
         http=counted(Quiet()), h11_max_incomplete_event_size=MAX_HEAD_BYTES, limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=GRACEFUL_S, server_header=False, proxy_headers=False,
         ws="websockets-sansio", ws_max_size=MAX_MESSAGE_BYTES, ws_per_message_deflate=False,
+        ssl_certfile=None if certificate is None else certificate.file,
+        ssl_keyfile=None if certificate is None else certificate.key, ssl_ciphers=tls.CIPHERS,
     )  # fmt: skip
-    server = Server(config, ready=ready, ending=bound.streams.end)
+    server = Server(config, doors.listening.inner, ready=ready, ending=bound.streams.end)
 
     def stop(jobs_first: bool) -> None:
         def wait_and_end() -> None:
@@ -340,7 +361,7 @@ def serve(composition: Composition, listening: socket.socket) -> None:
     for loop in composition.loops:
         loop.start()
     try:
-        server.run(sockets=[listening])
+        server.run(sockets=[doors.listening.outer])
     finally:
         described.unlink(missing_ok=True)
 
@@ -390,7 +411,9 @@ def main() -> int:
         allow_many_files()
         prepare_home(settings)
         take_lock(settings.home)
-        listening = listen(settings)
+        doors = listen(settings)
+        for warning in () if doors.certificate is None else doors.certificate.warnings:
+            LOG.warning("%s", warning)
         composition = compose(settings)
     except DanluError as error:
         LOG.error("%s %s", error.message, error.next_step)
@@ -402,7 +425,7 @@ def main() -> int:
         say(settings.ready_fd, {"error": failed.to_problem()})
         return 1
     try:
-        serve(composition, listening)
+        serve(composition, doors)
     finally:
         composition.close()
     # threads that are still building or copying end here, with the process and its lock: as after a kill, the next

@@ -41,7 +41,13 @@ def load(folder: Path, environ: Mapping[str, str]) -> Keys:
     if text := environ.get(MASTER_VARIABLE):
         master = _bytes(text, MASTER_VARIABLE)
     elif name := environ.get(MASTER_FILE_VARIABLE):
-        master = _bytes(read(Path(name)), name)
+        try:
+            master = _bytes(read(Path(name)), name)
+        except FileNotFoundError as error:
+            raise PlatformError(
+                f"there is no master key {name} ({MASTER_FILE_VARIABLE})",
+                next_step="restore it, or name the right file",
+            ) from error
     else:
         master = _own(folder / MASTER)
     return Keys(master, _own(folder / ATTEMPTS))

@@ -46,6 +46,8 @@ def settle(
             "danlu up --new-master-key, after which those keys are refused and everybody needs new ones, and each secret "
             "has to be set again",
         )
+    if foreign:  # nobody can sign by them any more, and the next start must not ask again
+        database.write(lambda tx: _remove_sealed_by_others(tx, vault))
     if known is not None and database.read(lambda tx: _is_settled(tx, vault, known[0])):
         return None
     key = known or (make_id("k", now, secrets.randbits(RANDOM_BITS)), SECRET_PREFIX + secrets.token_hex(KEY_BYTES))
@@ -55,8 +57,17 @@ def settle(
 
 def _sealed_by_others(tx: Transaction, vault: Vault) -> int:
     """Returns how many values another master key has sealed; the first administrator's own is known otherwise."""
+    return len(_foreign(tx, vault))
+
+
+def _foreign(tx: Transaction, vault: Vault) -> list[AccessKey]:
     keys = (key for key in KEYS.find(tx, limit=ALL) if key.name != KEY_NAME)
-    return sum(key.sealed is not None and key.sealed.master != vault.name for key in keys)
+    return [key for key in keys if key.sealed is not None and key.sealed.master != vault.name]
+
+
+def _remove_sealed_by_others(tx: Transaction, vault: Vault) -> None:
+    for key in _foreign(tx, vault):
+        KEYS.remove(tx, key)
 
 
 def _is_settled(tx: Transaction, vault: Vault, key_id: str) -> bool:

@@ -110,6 +110,7 @@ class EventsQuery(Value):
     object_id: str | None = Field(default=None, max_length=80)
     kind: str | None = Field(default=None, max_length=32, description="job, attempt ...; call: for a project's admins")
     actor: str | None = Field(default=None, max_length=80, description="who asked for it")
+    since: int | None = Field(default=None, ge=0, lt=2**63, description="ns UTC")
     platform: bool = Field(default=False, description="the platform's own, instead of a project's: for administrators")
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
 

@@ -207,6 +207,8 @@ def test_events_are_read_by_project_and_object(database: Database) -> None:
     assert [e.seq for e in all_of_them] == sorted({e.seq for e in all_of_them})
     assert events(database, all_of_them[-1].seq) == []
     assert events(database, 2**70) == []
+    assert [e.at >= NOW for e in events(database, since=NOW)] == [True] * len(all_of_them)
+    assert events(database, since=NOW + 1) == []
 
 
 def test_a_reader_never_misses_a_late_commit(postgresql: Database) -> None:

@@ -343,7 +343,7 @@ class History:
 @given(st.sets(st.integers(1, 100_000), max_size=300), st.integers(1, 50))
 def test_the_newest_events_are_found_without_reading_them_all(seqs, limit):
     history = History(sorted(seqs))
-    events, more = newest_events(history, None, limit)
+    events, more = newest_events(history, EventsQuery(), limit)
     assert [event.seq for event in events] == sorted(seqs)[-limit:]
     assert more == (len(seqs) > limit)
     assert history.calls < 80

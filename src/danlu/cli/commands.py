@@ -34,6 +34,7 @@ COMMANDS: Final = (
     C("logs", "logs:logs", "Look", "what a job printed", "JOB [FLAGS]"),
     C("metrics", "metrics:metrics", "Look", "what a job measured, drawn in the terminal", "JOB [FLAGS]"),
     C("top", "top:top", "Look", "what is in use now: nodes, tasks, GPUs; and what waits", "[FLAGS]"),
+    C("events", "events:events", "Look", "what happened, and with --calls who did it", "[FLAGS]"),
     C("artifacts", "artifacts:app", "Look", "the files that a job left: ls, get", "ls|get JOB [FLAGS]"),
     C("explain", "explain:explain", "Look", "what a field, a reason, a state or an error means", "job.FIELD|CODE [FLAGS]"),
     C("exec", "sessions:execute", "Look", "run a command inside a running job", "[-it] [FLAGS] JOB -- COMMAND..."),

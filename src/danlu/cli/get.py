@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from cyclopts import Parameter
 
-from danlu.api import JobsQuery
+from danlu.api import EventsQuery, JobsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.options import Common, Flag, Output
@@ -225,17 +225,18 @@ def _events(client: Client, wanted: Wanted) -> tuple[list[Event], bool]:
     from danlu.client.history import newest_events
 
     if not wanted.names:
-        return newest_events(client, None, wanted.limit)
+        return newest_events(client, EventsQuery(), wanted.limit)
     events: list[Event] = []
     more = False
     for name in wanted.names:
         job = client.call("jobs.get", {"job": name})
-        found, left = newest_events(client, job.id, wanted.limit)
+        found, left = newest_events(client, EventsQuery(object_id=job.id), wanted.limit)
         events, more = events + found, more or left
     return sorted(events, key=lambda event: event.seq), more
 
 
-def _event_row(event: Event, now: int) -> Row:
+def event_row(event: Event, now: int) -> Row:
+    """Returns an event's cells."""
     return [
         wording.age(event.at, now),
         event.kind,
@@ -278,7 +279,7 @@ def _kinds() -> Iterator[Kind]:
     yield Kind(
         "events", ("event", "ev"),
         ("AGE", "KIND", "OBJECT", "STATE", "REASON", "MESSAGE"), ("ACTOR", "SEQ"),
-        _events, _event_row, lambda event: f"event/{event.seq}",
+        _events, event_row, lambda event: f"event/{event.seq}",
     )  # fmt: skip
 
 

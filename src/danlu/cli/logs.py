@@ -70,7 +70,7 @@ def logs(
             if found.attempts < 2:
                 raise NotFound(f"job {found.name} has no attempt before its newest: it has {found.attempts}")
             attempt = found.attempts - 1
-        query = _query(which, attempt=attempt, since=_since(since), tail=tail)
+        query = _query(which, attempt=attempt, since=since_time(since), tail=tail)
         if follow:
             client.patience_s = FOLLOW_PATIENCE_S
         names = task_names(found.spec, query)
@@ -96,7 +96,12 @@ def _query(which: Which, **fields: Any) -> LogsQuery:
         raise invalid_spec(error, LogsQuery) from error
 
 
-def _since(text: str | None) -> int | None:
+def since_time(text: str | None) -> int | None:
+    """Returns the time (ns UTC) that was so long ago; None for none.
+
+    Raises:
+        InvalidRequest: it is no duration.
+    """
     if text is None:
         return None
     try:

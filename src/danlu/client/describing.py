@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from danlu.api import Paging
+from danlu.api import EventsQuery, Paging
 from danlu.client.artifacts import left_by
 from danlu.client.history import newest_events
 from danlu.client.transport import Client
@@ -39,7 +39,7 @@ def describe(client: Client, job: str) -> Description:
     """Returns all about a job, named by id or name."""
     found: Job = client.call("jobs.get", {"job": job})
     page = client.call("jobs.attempts", {"job": found.id}, query=Paging(limit=MAX_ATTEMPTS))
-    events, _ = newest_events(client, found.id, MAX_EVENTS)
+    events, _ = newest_events(client, EventsQuery(object_id=found.id), MAX_EVENTS)
     return Description(
         found,
         tuple(sorted(page.items, key=lambda attempt: attempt.number)),

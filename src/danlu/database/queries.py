@@ -7,7 +7,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import case, delete, func, literal_column, select
+from sqlalchemy import BigInteger, case, cast, delete, func, literal_column, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
@@ -177,12 +177,16 @@ def next_number(tx: Transaction, project: str, name: str) -> int:
 
 
 class Chosen(NamedTuple):
-    """Which events: of a project, of a thing, of a kind, asked for by somebody. Calls only if their kind is named."""
+    """Which events: of a project, of a thing, of a kind, asked for by somebody, from a time (ns UTC) on.
+
+    Calls only if their kind is named.
+    """
 
     project: str | None = None
     object_id: str | None = None
     kind: str | None = None
     actor: str | None = None
+    since: int | None = None
 
 
 def events_after(tx: Transaction, seq: int, chosen: Chosen = Chosen(), *, limit: int) -> list[Event]:  # noqa: B008
@@ -203,6 +207,8 @@ def events_after(tx: Transaction, seq: int, chosen: Chosen = Chosen(), *, limit:
         query = query.where(events.c.object_id == chosen.object_id)
     if chosen.actor is not None:
         query = query.where(events.c.body["actor"].as_string() == chosen.actor)
+    if chosen.since is not None:
+        query = query.where(cast(events.c.body["at"].as_string(), BigInteger) >= chosen.since)
     return [
         Event.model_validate(
             {**row["body"], "seq": row["seq"], "project": row["project"], "object_id": row["object_id"]}

@@ -19,7 +19,7 @@ def list(call: Call, query: EventsQuery) -> Page[Event]:
     """
     require_readable(call, query)
     project = PLATFORM if query.platform else call.project
-    chosen = queries.Chosen(project, query.object_id, query.kind, query.actor)
+    chosen = queries.Chosen(project, query.object_id, query.kind, query.actor, query.since)
     items = call.platform.database.read(lambda tx: queries.events_after(tx, query.after, chosen, limit=query.limit))
     return Page[Event](items=tuple(items), next_cursor=str(items[-1].seq) if len(items) == query.limit else None)
 

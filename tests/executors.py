@@ -146,6 +146,11 @@ class LocalBench(Bench):
         self.executor.close()
         self.executor = self._open()
 
+    def tmp(self, attempt_id: str) -> Path:
+        """Returns the folder that an attempt has as its /tmp."""
+        own = self.home / "cache" / "code" / "writes" / attempt_id / "tmp"
+        return own if own.is_dir() else Path("/tmp")
+
     def events(self, attempt_id: str) -> list[dict[str, Any]]:
         return formats.read_status(str(self.home / "attempts" / attempt_id / "status"))
 

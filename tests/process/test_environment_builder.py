@@ -125,9 +125,9 @@ def test_any_user_can_read_and_run_it(home: Path, builder: Builder) -> None:
     needed = [{"path": str(root), "write": False} for root in found.roots]
     program = f"""
 import os, sys
-sys.path.insert(0, {str(Path(launcher.__file__).parent)!r})
-import launcher
-launcher.open_closed({needed!r}, {OTHER_UID}, {OTHER_UID})
+sys.path.insert(0, {str(Path(launcher.__file__).parents[3])!r})
+from danlu.executors.local import launcher
+launcher.mounts.open_closed({needed!r}, {OTHER_UID})
 launcher.drop({OTHER_UID}, {OTHER_UID})
 os.execve({str(found.bin / "tabulate")!r}, ["tabulate"], {{"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}})
 """

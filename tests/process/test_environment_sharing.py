@@ -104,8 +104,8 @@ def test_no_job_can_write_through_what_is_shared(home: Path, wheels: Path) -> No
     places = [*folders, home / "environments" / sharing.SHARED, home / "cache"]
     program = f"""
 import sys
-sys.path.insert(0, {str(Path(launcher.__file__).parent)!r})
-import launcher
+sys.path.insert(0, {str(Path(launcher.__file__).parents[3])!r})
+from danlu.executors.local import launcher
 launcher.drop({OTHER_UID}, {OTHER_UID})
 exec({TRY!r})
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from danlu.domain.images import Image
+from danlu.domain.isolation import Layer
 from danlu.errors import EnvironmentFailed
 from danlu.executors.base import Phase
 from danlu.runner import formats, processes
@@ -143,7 +144,7 @@ def test_output_is_complete(made: ContainerBench) -> None:
 def test_memory_is_limited_and_its_end_is_told_from_a_kill(made: ContainerBench) -> None:
     attempt = sh(made, "head -c 300m /dev/zero | tail", memory="64MiB")
     ended = made.end(attempt)
-    if "memory" not in ended.limits:
+    if "memory-limit" not in ended.limits:
         cannot_run("this machine lets no memory limit be set")
     assert ended.tasks[0].oom
     assert "64.0 MiB" in ended.tasks[0].error
@@ -246,7 +247,7 @@ def test_a_container_outlives_its_server(made: ContainerBench) -> None:
 
 
 def test_all_of_a_container_is_in_its_tasks_group_and_has_no_way_into_another(made: ContainerBench) -> None:
-    if not made.executor.capabilities.memory_limit:
+    if Layer.MEMORY_LIMIT not in made.executor.capabilities.layers:
         cannot_run("this machine lets no memory limit be set")
     roles = {"worker": {"replicas": 2, "command": ["sh", "-c", "sleep 1000; true"]}}
     order = made.order("unused", roles=roles, framework="none", grace="1s")
@@ -266,7 +267,7 @@ def test_all_of_a_container_is_in_its_tasks_group_and_has_no_way_into_another(ma
 
 
 def test_the_tasks_of_a_gang_find_each_other_and_one_is_killed_alone_by_its_limit(made: ContainerBench) -> None:
-    if not made.executor.capabilities.memory_limit:
+    if Layer.MEMORY_LIMIT not in made.executor.capabilities.layers:
         cannot_run("this machine lets no memory limit be set")
     roles = {
         "worker": {"replicas": 2, "command": ["sh", "-c", "echo rank $DANLU_RANK of $DANLU_WORLD_SIZE; sleep 60"]},

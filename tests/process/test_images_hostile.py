@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from danlu.domain.isolation import Layer
 from danlu.errors import EnvironmentFailed, ExecutorUnavailable
 from danlu.executors.base import Phase
 from danlu.executors.local import cgroups
@@ -83,7 +84,7 @@ def false_monitor(folder: Path, attempt: Path) -> Iterator[subprocess.Popen[byte
 
 
 def test_where_groups_tell_what_is_left_nothing_else_is_taken_for_it(lab: ContainerBench) -> None:
-    if not lab.executor.capabilities.memory_limit:
+    if Layer.MEMORY_LIMIT not in lab.executor.capabilities.layers:
         cannot_run("this machine lets no control groups be made")
     attempt = lab.launch("sh", "-c", HOLD)
     lab.printed(attempt, "up")

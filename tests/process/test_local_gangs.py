@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from danlu.domain.ids import attempt_id, make_id
+from danlu.domain.isolation import Layer
 from danlu.domain.jobs import JobState, Reason
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import LeasedPortTaken
@@ -53,7 +54,7 @@ def listener(port: int) -> socket.socket:
 
 
 def test_the_task_that_uses_up_its_memory_is_killed_alone_and_named(bench: LocalBench) -> None:
-    if not bench.executor.capabilities.memory_limit:
+    if Layer.MEMORY_LIMIT not in bench.executor.capabilities.layers:
         cannot_run("this machine cannot limit memory (control groups)")
     program = f"import os, time\nif os.environ['DANLU_INDEX'] == '1': exec({EAT!r})\ntime.sleep(1000)"
     roles = {
@@ -68,14 +69,14 @@ def test_the_task_that_uses_up_its_memory_is_killed_alone_and_named(bench: Local
     assert [name for name, task in found.items() if task.oom] == ["worker-1"]
     assert "of its 64.0 MiB" in found["worker-1"].error
     assert [name for name, task in found.items() if not task.stopped] == ["worker-1"]
-    assert "memory" in seen.limits
+    assert "memory-limit" in seen.limits
     peak = found["big-0"].peak_memory_bytes
     assert peak is not None
     assert peak > 128 << 20  # its own limit let it
 
 
 def test_each_task_is_in_a_group_of_its_own_and_the_runner_in_none_of_them(bench: LocalBench) -> None:
-    if not bench.executor.capabilities.memory_limit:
+    if Layer.MEMORY_LIMIT not in bench.executor.capabilities.layers:
         cannot_run("this machine cannot limit memory (control groups)")
     show = (
         "grep -o '[^/]*$' /proc/self/cgroup | sort -u; cat /proc/$PPID/cgroup | grep -o '[^/]*$' | sort -u; sleep 0.1"
@@ -177,7 +178,7 @@ def test_a_role_is_started_again_alone_while_the_others_go_on(bench: LocalBench)
 
 
 def test_a_task_whose_control_group_is_gone_is_lost_and_not_to_blame(bench: LocalBench) -> None:
-    if not bench.executor.capabilities.memory_limit:
+    if Layer.MEMORY_LIMIT not in bench.executor.capabilities.layers:
         cannot_run("this machine cannot limit memory (control groups)")
     roles = {"worker": {"command": "exit 9", "restarts": 100}, "other": {"command": "sleep 1000"}}
     attempt = bench.launch("unused", roles=roles, framework="none", grace=1)
@@ -199,7 +200,7 @@ AWAY = "env -i setsid /bin/sleep 1000 & echo $! > away; until [ -e go ]; do slee
 
 
 def test_what_a_task_has_sent_away_is_ended_before_it_is_started_again_but_no_session(bench: LocalBench) -> None:
-    if not bench.executor.capabilities.memory_limit:
+    if Layer.MEMORY_LIMIT not in bench.executor.capabilities.layers:
         cannot_run("this machine has no control groups")
     line = (
         f"[ $DANLU_RESTART = 0 ] && {{ {AWAY}; }}; kill -0 $(cat away) && exit 1; until [ -e out ]; do sleep 0.05; done"

@@ -81,8 +81,9 @@ def test_a_job_harms_only_itself(bench: LocalBench, harm: str, ending: str) -> N
         )  # fmt: skip
         try:
             runner = bench.runner_pid(attempt_id)
-            Path(f"/tmp/{mark}.go").touch()
-            bench.until(lambda: Path(f"/tmp/{mark}").exists() or not carrying(mark))
+            tmp = bench.tmp(attempt_id)
+            (tmp / f"{mark}.go").touch()
+            bench.until(lambda: (tmp / mark).exists() or not carrying(mark))
             bench.executor.observe()
             if ending == "stop":
                 bench.executor.stop(attempt_id, grace_s=0.2)
@@ -95,8 +96,8 @@ def test_a_job_harms_only_itself(bench: LocalBench, harm: str, ending: str) -> N
             assert not ROOT or victim.poll() is None
         finally:
             victim.kill()
-            Path(f"/tmp/{mark}").unlink(missing_ok=True)
-            Path(f"/tmp/{mark}.go").unlink(missing_ok=True)
+            (tmp / mark).unlink(missing_ok=True)
+            (tmp / f"{mark}.go").unlink(missing_ok=True)
     with contextlib.suppress(Exception):
         for piece in bench.executor.pending(attempt_id, max_bytes=MIB):
             assert b"root:" not in piece.data

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from danlu.domain.isolation import Layer
 from danlu.errors import DataDamaged, ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import Phase
 from danlu.executors.local import executor as local
@@ -114,7 +115,7 @@ def test_what_cannot_be_saved_is_kept(bench: LocalBench, monkeypatch: pytest.Mon
 
 
 def test_a_refused_launch_leaves_no_control_groups(bench: LocalBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not bench.executor.capabilities.memory_limit:
+    if Layer.MEMORY_LIMIT not in bench.executor.capabilities.layers:
         cannot_run("this machine cannot limit memory (control groups)")
     order = bench.order("/bin/true")
     group = bench.executor._group(order.attempt.id)

@@ -242,7 +242,7 @@ def test_docker_sets_the_limits_that_it_can() -> None:
     assert not any(word.startswith("--cpus") for word in made["run"])  # this daemon cannot
     assert "--user=7:7" in made["run"]
     spec = JobSpec(command="x", memory=GIB, cpu=2)
-    assert containers.limits_in_force(DOCKER_ENGINE, spec) == ("memory", "pids")
+    assert containers.limits_in_force(DOCKER_ENGINE, spec) == ("memory-limit", "pids-limit")
     assert made["remove"][-1] == "danlu-a,1-main-0"
     assert (made["daemon"], contain(PODMAN)["daemon"]) == (True, False)
 

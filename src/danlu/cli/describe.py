@@ -100,7 +100,9 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
             out.labelled("tasks", _tasks(attempts[-1]))
         missing = wording.not_in_force(job.spec, attempts[-1])
         unlimited = [f"{missing}: asked for, but this machine sets no such limit: danlu doctor"] if missing else []
-        out.labelled("limits", ["; ".join(attempts[-1].limits) or "none are in force on this machine", *unlimited])
+        limits = [name for name in attempts[-1].limits if name.endswith("-limit")]
+        out.labelled("limits", [", ".join(limits) or "none are in force on this machine", *unlimited])
+        out.labelled("isolation", [", ".join(name for name in attempts[-1].limits if name not in limits) or "none"])
     out.labelled("kept", wording.not_kept(attempts[-SHOWN_ATTEMPTS:]) + _kept(artifacts))
     out.labelled("events", _events(list(about.events), now))
     out.labelled("next", _next(job, artifacts, measured=measured))

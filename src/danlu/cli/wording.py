@@ -130,7 +130,7 @@ def not_in_force(spec: JobSpec, attempt: Attempt) -> str:
     if attempt.started_at is None:
         return ""
     asked = {"memory": any(task.memory_bytes for task in spec.tasks), "cpu": any(task.cpu for task in spec.tasks)}
-    return " and ".join(name for name, wanted in asked.items() if wanted and name not in attempt.limits)
+    return " and ".join(name for name, wanted in asked.items() if wanted and f"{name}-limit" not in attempt.limits)
 
 
 def task_state(task: Task) -> str:

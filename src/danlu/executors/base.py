@@ -17,6 +17,7 @@ from pydantic import Field
 
 from danlu.domain.environments import Interpreter
 from danlu.domain.images import Image
+from danlu.domain.isolation import Layer
 from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.records import Ns, Said, Value
@@ -28,9 +29,8 @@ class Capabilities(Value):
     """What an executor can do, as data."""
 
     name: str
-    memory_limit: bool = False
-    cpu_limit: bool = False
-    separate_users: bool = False
+    layers: tuple[Layer, ...] = Field(default=(), description="the layers of isolation that attempts can have")
+    no_layers: dict[str, str] = Field(default_factory=dict, description="why they cannot have the others")
     host_environment: bool = False
     sessions: bool = False
     images: str = Field(
@@ -47,6 +47,7 @@ class LaunchOrder(Value):
     interpreter: Interpreter | None
     image: Image | None = Field(default=None, description="run in a container of it, instead of with an interpreter")
     project_number: int = Field(ge=0, description="picks the user id where the server is root")
+    require: tuple[str, ...] = Field(default=(), description="layers of isolation without which it must not start")
     url: str = Field(description="the platform's address, for the SDK inside the job")
     token: str = Field(repr=False, description="the attempt's own token; never in argv, logs or the database")
     secrets: tuple[HandedSecret, ...] = Field(
@@ -105,7 +106,7 @@ class Executor(Protocol):
 
         Raises:
             ExecutorUnavailable: try again.
-            LaunchRejected: it can never start; nothing is left of it.
+            LaunchRejected: it can never start, or not with a layer of isolation that is required; nothing is left of it.
         """
 
     def observe(self) -> tuple[Observation, ...]:

@@ -20,6 +20,8 @@ import os
 import zlib
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
+from . import procfs
+
 FORMAT = 1
 INDEX_BYTES = 512
 SEAL_BYTES = 1 << 20
@@ -190,8 +192,7 @@ def read_status(path: str) -> List[Dict[str, Any]]:
 def start_time(pid: int) -> Optional[int]:
     """Returns when a process started, in ticks since boot (field 22 of /proc/PID/stat); None if there is none."""
     try:
-        with open("/proc/%d/stat" % pid, "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = procfs.read(pid, "stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in (b"Z", b"X") else int(fields[19])

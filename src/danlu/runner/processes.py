@@ -15,6 +15,8 @@ import sys
 import time
 from typing import Any, Callable, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
+from . import procfs
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KILL_ROUNDS = 200
 NOT_JOINED, NOT_FORKED = 0, -1
@@ -227,16 +229,13 @@ def reap() -> List[Exit]:
 def descendants(root: int, closed: FrozenSet[int] = frozenset()) -> List[int]:
     """Returns every living process below ``root``, by /proc; nothing below those that are ``closed``."""
     children: Dict[int, List[int]] = {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    for pid in procfs.pids():
         try:
-            with open("/proc/%s/stat" % name, "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
+            fields = procfs.read(pid, "stat").rpartition(b")")[2].split()
         except OSError:
             continue
         if fields[0] not in (b"Z", b"X"):
-            children.setdefault(int(fields[1]), []).append(int(name))
+            children.setdefault(int(fields[1]), []).append(pid)
     found: List[int] = []
     waiting = [root]
     while waiting:
@@ -269,8 +268,7 @@ def session(pid: int) -> Optional[int]:
 def variable(pid: int, name: str) -> Optional[str]:
     """Returns what a variable was when a process began; None where there is none, or the process has cleared it."""
     try:
-        with open("/proc/%d/environ" % pid, "rb") as file:
-            words = file.read().split(b"\0")
+        words = procfs.read(pid, "environ").split(b"\0")
     except OSError:
         return None
     before = name.encode() + b"="

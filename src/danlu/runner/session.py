@@ -21,7 +21,7 @@ import time
 import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from . import contained, frames, processes, transfer
+from . import contained, frames, processes, procfs, transfer
 
 SOCKET = "session"
 MAX_SESSIONS = 16
@@ -180,7 +180,8 @@ def _alone(connection: socket.socket, groups: Sequence[int]) -> None:
     for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     processes.become_subreaper()
-    processes.close_from(3, [connection.fileno(), *groups])  # the lock of the attempt, above all, is the runner's alone
+    # the lock of the attempt, above all, is the runner's alone
+    processes.close_from(3, [connection.fileno(), *procfs.kept(), *groups])
 
 
 class Relay:

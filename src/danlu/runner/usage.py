@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, NamedTuple, Optional
 
-from . import formats
+from . import formats, procfs
 from .nvml import Gpus
 
 FIRST_S, PERIOD_S, LONGEST_S = 2.0, 5.0, 60.0
@@ -103,13 +103,12 @@ def in_trees(roots: Iterable[int], others: Optional[int] = None) -> Dict[int, Us
         others: below this process, what belongs to no root belongs to the only one.
     """
     known: Dict[int, Any] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                fields = _stat(name)
-                known[int(name)] = (int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])), int(fields[21]))
-            except (OSError, IndexError, ValueError):
-                continue  # it has just ended
+    for pid in procfs.pids():
+        try:
+            fields = procfs.read(pid, "stat", STAT_BYTES).rpartition(b")")[2].split()
+            known[pid] = (int(fields[1]), int(fields[3]), sum(map(int, fields[11:15])), int(fields[21]))
+        except (OSError, IndexError, ValueError):
+            continue  # it has just ended
     totals = {root: [0, 0] for root in roots}
     only = next(iter(totals)) if others is not None and len(totals) == 1 else None
     for pid, (_, session, ticks, pages) in known.items():
@@ -124,12 +123,3 @@ def in_trees(roots: Iterable[int], others: Optional[int] = None) -> Dict[int, Us
             totals[owner][0] += ticks
             totals[owner][1] += pages
     return {root: Use(ticks * TICK_NS, pages * PAGE_BYTES) for root, (ticks, pages) in totals.items()}
-
-
-def _stat(pid: str) -> List[bytes]:
-    """Returns the fields of ``/proc/PID/stat`` behind the name: state, parent, group, session ..."""
-    descriptor = os.open("/proc/%s/stat" % pid, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, STAT_BYTES).rpartition(b")")[2].split()
-    finally:
-        os.close(descriptor)

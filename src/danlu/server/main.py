@@ -42,6 +42,7 @@ from danlu.database.engine import Database, Transaction
 from danlu.database.records import PROJECTS
 from danlu.domain.diagnosis import Check
 from danlu.domain.environments import Environment
+from danlu.domain.isolation import Layer
 from danlu.domain.projects import DEFAULT_PROJECT, Project
 from danlu.environments import diagnosis as environments_diagnosis
 from danlu.environments.builder import Builder
@@ -211,7 +212,7 @@ def compose(settings: Settings) -> Composition:
     )
     executor.start()
     database.write(lambda tx: _first_project(tx, clock.now()))
-    limits = executor.capabilities.memory_limit
+    limits = Layer.MEMORY_LIMIT in executor.capabilities.layers
     facts = PlatformFacts(
         home=str(settings.home), started_at=clock.now(), host_environment=executor.capabilities.host_environment,
         isolation="one user for each project" if root else "all jobs run as you", separate_users=root,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from danlu.domain.images import Image
+from danlu.domain.isolation import limit
 from danlu.domain.jobs import JobSpec, Task, TaskSpec
 from danlu.errors import LaunchRejected
 from danlu.executors.local.engines import PATH, Engine
@@ -149,7 +150,7 @@ def limits_in_force(engine: Engine, spec: JobSpec) -> tuple[str, ...]:
         "cpu": any(task.cpu is not None for task in spec.tasks),
         "pids": True,
     }
-    return tuple(name for name in engine.limits if asked[name])
+    return tuple(limit(name) for name in engine.limits if asked[name])
 
 
 def _gpus(engine: Engine, devices: Sequence[int]) -> list[str]:

@@ -14,6 +14,7 @@ from danlu.domain.nodes import Gpu
 from danlu.domain.resources import format_bytes
 from danlu.errors import ExecutorUnavailable
 from danlu.executors.local import cgroups, engines, gpus
+from danlu.executors.local.isolation import UID_BASE, Offered, offered
 
 WANTED_FILES: Final = 4096
 WANTED_WATCHERS: Final = 128
@@ -29,6 +30,7 @@ def checks(declared: tuple[Gpu, ...] | None, home: Path, machine: engines.Machin
     own = Path("/proc/self/cgroup")
     yield limits(cgroups.detect(Path("/sys/fs/cgroup"), own.read_text() if own.exists() else ""))
     yield users(os.geteuid())
+    yield layers(offered(UID_BASE if os.geteuid() == 0 else None))
     yield devices(declared, Path("/proc/driver/nvidia/version"))
     yield containers(home, machine)
     yield files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -55,6 +57,15 @@ def users(uid: int) -> Check:
     if uid == 0:
         return ok("isolation", "one user for each project")
     return ok("isolation", "all jobs run as you; for several people, start the server as root")
+
+
+def layers(found: Offered) -> Check:
+    """Says which layers of isolation jobs have."""
+    value = ", ".join(found.layers)
+    if not found.missing:
+        return ok("sandbox", value)
+    why = "; ".join(f"{name}: {reason}" for name, reason in found.missing.items())
+    return ok("sandbox", f"{value or 'none'}; not {why}")
 
 
 def devices(declared: tuple[Gpu, ...] | None, driver: Path) -> Check:

@@ -30,6 +30,7 @@ from danlu.executors.local import (
     engines,
     entering,
     folders,
+    isolation,
     machine,
     memory,
     ports,
@@ -67,7 +68,7 @@ class LocalConfig:
     home: Path
     runtime: Path
     gpus: tuple[Gpu, ...] | None = None
-    uid_base: int = 200_000
+    uid_base: int = isolation.UID_BASE
     engines: engines.Machine = field(default_factory=engines.Machine)
 
 
@@ -102,12 +103,11 @@ class LocalExecutor(LocalSpools):
             base, places = config.uid_base if self._root else None, (config.home, config.runtime / "c")
             group = None if self._tree is None else self._tree.group(f"{self._ours}/pulls")
             self.images = ImageStore(*places, engine, uid_base=base, server=config.engines.environ, group=group)
-        bases = {} if self._tree is None else self._tree.bases
+        offered = isolation.offered(config.uid_base if self._root else None).with_limits(self._tree)
         self.capabilities = Capabilities(
             name="local",
-            memory_limit="memory" in bases,
-            cpu_limit="cpu" in bases,
-            separate_users=self._root,
+            layers=offered.layers,
+            no_layers=dict(offered.missing),
             host_environment=True,
             sessions=True,
             images="" if engine is None else f"{engine.name} {engine.version}",
@@ -313,14 +313,10 @@ class LocalExecutor(LocalSpools):
             roots = self.images.roots(order.project_number)
             limits = self.images.limits(limits, order.job.spec)
         checkpoint = self.checkpoints / order.job.checkpoint_owner
-        answer = self._run_launcher(
-            folder,
-            self._uid(order),
-            roots=[*map(str, roots)],
-            limits=list(limits),
-            checkpoint=checkpoint,
-            given=self._memory.make(order, self._uid(order)),
-        )
+        given = self._memory.make(order, self._uid(order))
+        answer = self._run_launcher(folder, self._uid(order), [str(checkpoint)], [*map(str, roots)], given, {
+            "limits": limits, "overlay": self._layers.overlay(folder), "sandbox": self._sandbox(order),
+        })  # fmt: skip
         if "error" in answer:
             self._clean(folder.name)
             if answer.get("unmounted"):
@@ -342,25 +338,32 @@ class LocalExecutor(LocalSpools):
         self,
         folder: Path,
         uid: int | None,
-        *,
-        roots: list[str],
-        limits: list[str],
-        checkpoint: Path | None,
+        writable: list[str],
+        readable: list[str],
         given: memory.Given,
+        more: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        group, salvage = self._group(folder.name), checkpoint is None
-        writable = [str(path) for path in (folder, self.config.runtime, checkpoint, given.folder) if path is not None]
-        readable = [str(self._sdk), sys.base_prefix, *roots]
+        """Runs it for an attempt; without ``more``, to save what is left of one, and nothing of a job is started."""
+        group = self._group(folder.name)
+        writable = [str(folder), str(self.config.runtime), *writable, *([str(given.folder)] if given.folder else [])]
+        readable = [str(self._sdk), sys.base_prefix, *readable]
         config = {
-            "folder": str(folder), "uid": uid, "sdk": str(self._sdk), "limits": limits, "salvage": salvage,
-            "overlay": None if salvage else self._layers.overlay(folder),
+            "folder": str(folder), "uid": uid, "salvage": more is None, "limits": (), "overlay": None,
+            "sandbox": isolation.sandbox(self.config.home, None, tenants=self._root, confine=False),
             "cgroup_procs": [] if group is None else group.runner_procs(),
-            "task_procs": {} if group is None or salvage else group.task_procs(),
+            "task_procs": {} if group is None or more is None else group.task_procs(),
             "needed": [{"path": p, "write": True} for p in writable] + [{"path": p, "write": False} for p in readable],
             # the configuration goes through a pipe, and the launcher becomes the runner: nothing of it is written
             "secrets": [secret.model_dump() for secret in given.secrets], "secret_folder": str(given.folder or ""),
+            **(more or {}),
         }  # fmt: skip
         return starting.ask(config, folder.name)
+
+    def _sandbox(self, order: LaunchOrder) -> dict[str, Any]:
+        return isolation.sandbox(
+            self.config.home, self._layers.temporary(order.attempt.id) if self._root else None, tenants=self._root,
+            missing=self.capabilities.no_layers, require=order.require, confine=order.image is None,
+        )  # fmt: skip
 
     # observing
 
@@ -407,7 +410,7 @@ class LocalExecutor(LocalSpools):
                     "its runner was killed, and its last output is not kept, as its secrets cannot be hidden: "
                     + error.message
                 )
-            answer = self._run_launcher(folder, uid, roots=[], limits=[], checkpoint=None, given=given)
+            answer = self._run_launcher(folder, uid, [], [], given)
             if "pid" not in answer:
                 raise ExecutorUnavailable(f"what {folder.name} wrote cannot be saved now: {answer.get('error')}")
             # until it holds the lock, the next look would take it for what is left and kill it

@@ -107,7 +107,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def install_sdk(package: Path, sdk: Path) -> None:
-    """Copies what jobs may import (danlu.log and the runner) to a folder that holds nothing else."""
+    """Copies what jobs may import (danlu.log and the runner) of ``package`` to a folder that holds nothing else."""
     target = sdk / "danlu"
     fresh = sdk.with_name(f".{sdk.name}.{os.getpid()}")
     remove(fresh)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from danlu.domain.isolation import limit
 from danlu.domain.jobs import JobSpec
 from danlu.executors.local.cgroups import MAX_PROCESSES, Group, Tree
 
@@ -43,7 +44,7 @@ class AttemptGroups:
             asked = {name for name, limit in (("memory", task.memory_bytes), ("cpu", task.cpu)) if limit is not None}
             force |= asked & {*got}
             missing |= asked - {*got}
-        return tuple(name for name in ("memory", "cpu", "pids") if name in force - missing)
+        return tuple(limit(name) for name in ("memory", "cpu", "pids") if name in force - missing)
 
     def exists(self) -> bool:
         """Whether they are there."""

@@ -10,6 +10,7 @@ empties folders that it is given for an overlay, and root gives them: no job mus
     ROOT/uses/ATTEMPT                  a link to the tree that an attempt stands on
     ROOT/writes/ATTEMPT/upper          what it has written; its user's own, who cannot pass ROOT to reach it
     ROOT/writes/ATTEMPT/inner          the kernel's
+    ROOT/writes/ATTEMPT/tmp            what it sees as /tmp, where it has one of its own
     ROOT/projects/PROJECT/files/ab/..  files by content
     ROOT/projects/PROJECT/trees/HASH   trees, removed by age once nothing stands on them
 """
@@ -111,6 +112,13 @@ class Layers:
             folder.mkdir(mode=0o700)
         if uid is not None:
             os.chown(writes / "upper", uid, uid)
+
+    def temporary(self, attempt_id: str) -> Path:
+        """Returns a folder that an attempt has in the place of /tmp, as empty as it was left; no job can pass to it else."""
+        folder = self.root / "writes" / attempt_id / "tmp"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o1777)
+        return folder
 
     def overlay(self, attempt: Path) -> dict[str, str] | None:
         """Returns what the launcher mounts on the working folder of an attempt, by the attempt's folder; None for nothing."""

@@ -1,0 +1,69 @@
+"""Which layers of isolation this machine offers, found out by making them; and which of them an attempt is to have."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from danlu.domain.isolation import Layer, known, limit
+from danlu.errors import ExecutorUnavailable
+from danlu.executors.local import starting
+from danlu.executors.local.cgroups import Tree
+
+UID_BASE: Final = 200_000
+NO_GROUPS: Final = "this server can make no control groups"
+ALONE: Final = "all jobs run as you"
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What can be had: layers, and for each of the others why not."""
+
+    layers: tuple[Layer, ...]
+    missing: Mapping[str, str]
+
+    def with_limits(self, tree: Tree | None) -> Offered:
+        """Returns the same with what control groups can do."""
+        can = {limit(name) for name in ("memory", "cpu", "pids") if tree is not None and name in tree.bases}
+        cannot = {limit(name) for name in ("memory", "cpu", "pids")} - can
+        return Offered(
+            known((*self.layers, *can)), {**self.missing, **{str(name): NO_GROUPS for name in Layer if name in cannot}}
+        )
+
+
+@cache
+def offered(uid: int | None) -> Offered:
+    """Returns what attempts have of this server that run as user ``uid``; None: as its own. It does not change meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="danlu-trial-") as folder:
+        config = {
+            "folder": None, "uid": uid, "limits": [], "overlay": None, "cgroup_procs": [], "task_procs": {},
+            "needed": [{"path": sys.base_prefix, "write": False}],
+            "sandbox": sandbox(Path(folder), Path(folder), tenants=uid is not None),
+        }  # fmt: skip
+        try:
+            answer = starting.ask(config, "a trial")
+        except ExecutorUnavailable as error:
+            answer = {"error": error.message}
+    if "error" in answer:
+        return Offered((), dict.fromkeys(map(str, Layer), str(answer["error"])))
+    found = known(answer["limits"])
+    # how much of memory and processors a job may have is set for each
+    others = [str(layer) for layer in Layer if layer not in found and not layer.endswith("-limit")]
+    return Offered(found, {name: answer["missing"].get(name, ALONE) for name in others})
+
+
+def sandbox(
+    home: Path, private: Path | None, *, tenants: bool, missing: Mapping[str, str] | None = None,
+    require: tuple[str, ...] = (), confine: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Returns what the launcher is told: see Sandbox in runner/sandbox.py."""
+    return {
+        "confine": confine, "tenants": tenants, "hidden": os.path.realpath(home),
+        "private": None if private is None else str(private), "missing": dict(missing or {}), "require": list(require),
+    }  # fmt: skip

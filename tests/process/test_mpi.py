@@ -1,4 +1,4 @@
-"""Real mpirun of Open MPI 4 and 5 and MPICH: a launcher and three workers under the real runner, as an ordinary user."""
+"""Real mpirun of Open MPI 4 and 5 and MPICH: a launcher and three workers under the real runner, in its sandbox."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from uv import find_uv_bin
 
 from danlu.domain import mpi
 from danlu.environments.mirrors import uv_variables
+from danlu.executors.local import isolation
 from danlu.runner import formats
 from tests.conftest import cannot_run
 from tests.process.package_index import kept_folder, require_index
@@ -63,7 +64,10 @@ for step in range(200):
 def parents(pid):
     while pid > 1:
         yield pid
-        pid = int(open("/proc/%d/stat" % pid).read().rpartition(")")[2].split()[1])
+        try:
+            pid = int(open("/proc/%d/stat" % pid).read().rpartition(")")[2].split()[1])
+        except FileNotFoundError:  # the runner, which shows itself to nobody
+            return
 
 local = world.Split_type(MPI.COMM_TYPE_SHARED)
 facts = {
@@ -73,6 +77,18 @@ facts = {
 }
 with open("rank-%d.json" % world.rank, "w") as file:
     json.dump(facts, file)
+"""
+SANDBOXED = """
+import json, os, sys
+config = json.loads(sys.argv[1])
+sys.path.insert(0, config["path"])
+from danlu.runner import main, sandbox
+box, uid = sandbox.Sandbox(config["sandbox"], []), config["uid"]
+box.set_up(config["needed"], uid, None)
+if uid is not None:
+    os.setgroups([]), os.setresgid(uid, uid, uid), os.setresuid(uid, uid, uid)
+box.close_off(config["needed"])
+sys.exit(main.run(config["folder"]))
 """
 LINGER = """
 import time
@@ -167,7 +183,8 @@ class Gang:
         for index, address in enumerate(addresses.values()):
             tasks.append(
                 {"name": f"worker-{index}", "role": "worker", "index": index, "argv": [*mpi.WORKER], "decides": False,
-                 "env": {**env, "DANLU_ADDRESS": address}, "devices": [index], "ports": [ports[index]]}
+                 "host_name": f"worker-{index}", "env": {**env, "DANLU_ADDRESS": address}, "devices": [index],
+                 "ports": [ports[index]]}
             )  # fmt: skip
         for rank, task in enumerate(tasks):
             task.update(rank=rank, cwd=str(self.folder / "work"))
@@ -178,14 +195,21 @@ class Gang:
     @contextlib.contextmanager
     def start(self, *command: str) -> Iterator[subprocess.Popen[bytes]]:
         self.order([*command])
-        user: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            user = {"user": UID, "group": UID, "extra_groups": []}
-            for path in [self.folder, *self.folder.rglob("*")]:
+        private = self.folder.parent / "private"
+        private.mkdir(mode=0o777, exist_ok=True)
+        tenants = os.geteuid() == 0
+        if tenants:
+            for path in [self.folder, *self.folder.rglob("*"), private]:
                 os.chown(path, UID, UID)
-        program = str(self.package / "runner" / "__main__.py")
+        prefix = Path(self.installed.python).parents[1]
+        readable = [self.package.parent, *([] if prefix == Path("/usr") else [prefix])]
+        config = {
+            "path": str(self.package.parent), "uid": UID if tenants else None, "folder": str(self.folder),
+            "needed": [{"path": str(self.folder), "write": True}, *({"path": str(p), "write": False} for p in readable)],
+            "sandbox": isolation.sandbox(self.folder.parent, private, tenants=tenants, naming=True),
+        }  # fmt: skip
         with subprocess.Popen(
-            [SYSTEM, "-I", "-S", program, str(self.folder)], stdin=subprocess.DEVNULL, cwd="/", umask=0o077, **user
+            [SYSTEM, "-I", "-S", "-c", SANDBOXED, json.dumps(config)], stdin=subprocess.DEVNULL, cwd="/", umask=0o077
         ) as runner:
             try:
                 yield runner

@@ -16,13 +16,12 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Optional, Set
 
-from . import agent_wire, processes
+from . import agent_wire, hostname, processes
 from .agent_wire import Refused, Wire
 
-MAX_SESSIONS, MAX_SAID, MAX_NAME = 64, 10, 63
+MAX_SESSIONS, MAX_SAID = 64, 10
 END_GRACE_S, LAST_WORDS_S = 2.0, 10.0
 REFUSED = 1
-CLONE_NEWUTS, CLONE_NEWUSER = 0x04000000, 0x10000000
 SHELLS = ("bash", "csh", "dash", "ksh", "tcsh", "zsh")
 GONE_EVENTS = select.POLLHUP | select.POLLERR | select.POLLRDHUP
 SAME_NAME = {"OMPI_MCA_btl": "self,tcp", "OMPI_MCA_coll_han_priority": "0"}
@@ -67,39 +66,12 @@ def serve() -> int:
 
 
 def take_name(name: str) -> None:
-    """Gives this process and what it starts a host name of their own: Open MPI 5 takes hosts of one name for one host.
-
-    Root may do that; others in a user namespace, in which they are who they were.
-    """
-    trial = os.fork()  # where it is allowed by half, what it leaves is not fit to run anything
-    if trial == 0:
-        try:
-            rename(name)
-            os._exit(0)
-        except OSError as error:
-            os._exit(error.errno or 1)
-    number = os.WEXITSTATUS(os.waitpid(trial, 0)[1])
-    if number == 0:
-        rename(name)
-        return
-    for key, value in SAME_NAME.items():
-        os.environ.setdefault(key, value)
-    reason = os.strerror(number)
-    print("agent: no host name of its own (%s): Open MPI 5 will not work" % reason, file=sys.stderr, flush=True)
-
-
-def rename(name: str) -> None:
-    """Moves this process to a host name of its own; raises OSError where that is not allowed."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    uid, gid = os.geteuid(), os.getegid()
-    if libc.unshare(CLONE_NEWUTS) != 0:
-        if libc.unshare(CLONE_NEWUSER | CLONE_NEWUTS) != 0:
-            raise OSError(ctypes.get_errno(), "unshare")
-        same = "%d %d 1"
-        for file, line in (("setgroups", "deny"), ("uid_map", same % (uid, uid)), ("gid_map", same % (gid, gid))):
-            with open("/proc/self/" + file, "w") as opened:
-                opened.write(line)
-    socket.sethostname(name[:MAX_NAME])
+    """Gives this process and what it starts a host name of their own, if the runner has not."""
+    reason = hostname.take(name)
+    if reason:
+        for key, value in SAME_NAME.items():
+            os.environ.setdefault(key, value)
+        print("agent: no host name of its own (%s): Open MPI 5 will not work" % reason, file=sys.stderr, flush=True)
 
 
 def session(sock: socket.socket, secret: bytes, address: str, tell: bool) -> None:

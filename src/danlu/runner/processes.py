@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, FrozenSet, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
-from . import procfs
+from . import hostname, procfs, seccomp
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KILL_ROUNDS = 200
@@ -38,7 +38,7 @@ class Files(NamedTuple):
     """What a process begins in: its folder, the files that it reads and appends to, the control groups that it joins.
 
     ``cgroup_procs``: descriptors, as the groups' files are not the job's. ``terminal``: a pseudo terminal's path, instead of
-    the three files; the process becomes the leader of its session.
+    the three files; the process becomes the leader of its session. ``host_name``: it has this one, where that is possible.
     """
 
     cwd: str
@@ -47,6 +47,7 @@ class Files(NamedTuple):
     cgroup_procs: Sequence[int] = ()
     stdin: str = os.devnull
     terminal: str = ""
+    host_name: str = ""
 
 
 BLAMELESS: Dict[int, Optional[int]] = {NOT_JOINED: None, NOT_FORKED: 1}
@@ -140,6 +141,9 @@ def _child(libc: Any, parent: int, writer: int, files: Files, become: Callable[[
         close_from(4)
         writer = keep
         os.chdir(files.cwd)
+        if files.host_name:
+            hostname.take(files.host_name)  # who needs it says so itself
+        seccomp.seal()
         become()
     except _NotJoined as error:
         os.write(writer, ("%d %s" % (NOT_JOINED, error)).encode())

@@ -31,7 +31,8 @@ class Sandbox:
     Args:
         wanted: ``confine``: whether this is what isolates the attempt; ``tenants``: whether several people share the machine;
             ``hidden``: the platform's data folder; ``private``: a folder to have in the place of /tmp; ``missing``: layers
-            that are known not to work here, and why; ``require``: layers without which the attempt must not start.
+            that are known not to work here, and why; ``require``: layers without which the attempt must not start;
+            ``naming``: the runner gives tasks host names.
         limits: what is in force already.
     """
 
@@ -64,6 +65,14 @@ class Sandbox:
             uid: that user; None for this process's own.
             overlay: see ``mounts.lay_over``.
         """
+        self.set_up_mounts(needed, uid, overlay)
+        if uid is not None and self.confine and self.wanted["naming"]:
+            mounts.users_of(uid)  # one for all tasks: those of different ones cannot look into each other, as MPI does
+
+    def set_up_mounts(
+        self, needed: List[Dict[str, Any]], uid: Optional[int], overlay: Optional[Dict[str, str]]
+    ) -> None:
+        """Makes the attempt's own mounts, if it is to have some."""
         mounting = self.confine and self.possible("mount-namespace")
         several = mounting and self.tenants and self.possible("ipc-namespace")
         necessary = mounts.covers(needed, uid)
@@ -130,7 +139,7 @@ class Sandbox:
             return
         self.layer("rlimits", self.limit)
         self.landlock([item["path"] for item in needed if item["write"]])
-        self.layer("seccomp", lambda: seccomp.refuse(tenants=self.tenants))
+        self.layer("seccomp", lambda: seccomp.refuse(tenants=self.tenants, naming=bool(self.wanted["naming"])))
 
     def limit(self) -> None:
         """Sets what a process may have: no core dumps, not endlessly many files; where nothing else counts, processes."""

@@ -40,7 +40,7 @@ ALWAYS: Calls = {
     "delete_module": (176, 106), "create_module": (174, None), "query_module": (178, None),
     "get_kernel_syms": (177, None), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225), "acct": (163, 89),
     "quotactl": (179, 60), "quotactl_fd": (443, 443), "settimeofday": (164, 170), "clock_settime": (227, 112),
-    "sethostname": (170, 161), "setdomainname": (171, 162), "iopl": (172, None), "ioperm": (173, None),
+    "iopl": (172, None), "ioperm": (173, None),
     "syslog": (103, 116), "vhangup": (153, 58), "nfsservctl": (180, 42), "uselib": (134, None), "ustat": (136, None),
     "sysfs": (139, None), "_sysctl": (156, None),
 }  # fmt: skip
@@ -48,9 +48,11 @@ TENANTS: Calls = {
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
     "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
     "fspick": (433, 433), "mount_setattr": (442, 442), "open_tree_attr": (467, 467), "setns": (308, 268),
-    "perf_event_open": (298, 241),
+    "perf_event_open": (298, 241), "sethostname": (170, 161), "setdomainname": (171, 162),
 }  # fmt: skip
 """Refused besides where several people share the machine: who has it alone may make namespaces and profiles of his own."""
+NAMING = frozenset({"sethostname", "unshare"})
+"""With which the runner gives a task a host name of its own (see hostname.py), before the task is sealed."""
 ABSENT: Calls = {"io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427)}
 """As if the kernel had them not: libraries then do without. What io_uring does, no filter sees."""
 UNSEEN: Calls = {"clone3": (435, 435)}
@@ -65,7 +67,7 @@ LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 NUMBER_AT, MACHINE_AT, FIRST_ARGUMENT_AT = 0, 4, 16
 
 
-def program(machine: Machine, *, tenants: bool) -> bytes:
+def program(machine: Machine, *, tenants: bool, naming: bool = False) -> bytes:
     """Returns the filter.
 
     Calls of another architecture (32-bit programs, x32) end the process: their numbers mean other calls.
@@ -73,8 +75,12 @@ def program(machine: Machine, *, tenants: bool) -> bytes:
     Args:
         machine: for which processor.
         tenants: several people share the machine.
+        naming: host names of one's own can be made.
     """
     refused = {**ALWAYS, **(TENANTS if tenants else {})}
+    flags = FLAGS if tenants else {}
+    if naming:
+        refused, flags = ({n: c for n, c in calls.items() if n not in NAMING} for calls in (refused, flags))
     absent = {**ABSENT, **(UNSEEN if tenants else {})}
     lines: List[Tuple[int, int, str, str]] = [
         (LOAD, MACHINE_AT, "", ""),
@@ -83,14 +89,14 @@ def program(machine: Machine, *, tenants: bool) -> bytes:
     ]
     if machine is MACHINES["x86_64"]:
         lines.append((ANY_BIT, X32, "kill", ""))
-    for calls, end in ((refused, "refused"), (absent, "absent"), (FLAGS if tenants else {}, "")):
+    for calls, end in ((refused, "refused"), (absent, "absent"), (flags, "")):
         for name, numbers in calls.items():
             number = numbers[machine.column]
             if number is not None:
                 lines.append((EQUAL, number, end or name, ""))
     lines.append((RETURN, ALLOW, "", ""))
     labels: Dict[str, int] = {}
-    for name in FLAGS if tenants else ():
+    for name in flags:
         labels[name] = len(lines)
         lines += [
             (LOAD, FIRST_ARGUMENT_AT, "", ""),
@@ -110,16 +116,35 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("lines", ctypes.c_char_p)]
 
 
-def refuse(*, tenants: bool) -> None:
+_later: Optional[bytes] = None
+
+
+def refuse(*, tenants: bool, naming: bool = False) -> None:
     """Puts the filter on this process, which must have no-new-privileges.
+
+    Args:
+        tenants: see ``program``.
+        naming: this process can make host names; what it starts cannot, once that is sealed.
 
     Raises:
         OSError: it has no effect here.
     """
+    global _later
     machine = MACHINES.get(os.uname().machine)
     if machine is None:
         raise OSError(errno.ENOSYS, "no list of system calls for %s" % os.uname().machine)
-    lines = program(machine, tenants=tenants)
+    _put(machine, program(machine, tenants=tenants, naming=naming))
+    _later = program(machine, tenants=tenants) if naming else None
+
+
+def seal() -> None:
+    """Puts the whole filter on a forked process, if its parent has not."""
+    machine = MACHINES.get(os.uname().machine)
+    if _later is not None and machine is not None:
+        _put(machine, _later)
+
+
+def _put(machine: Machine, lines: bytes) -> None:
     found = _Program(len(lines) // 8, lines)
     libc = ctypes.CDLL(None, use_errno=True)
     # a filter must not make a job's processes slower: Linux before 5.16 would forbid them speculation

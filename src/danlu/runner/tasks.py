@@ -99,7 +99,7 @@ class Task:
         self.oom_before = self.counters.oom_kills()
         files = processes.Files(
             spec["cwd"], os.path.join(self.folder, "stdout"), os.path.join(self.folder, "stderr"),
-            self.cgroup_procs,
+            self.cgroup_procs, host_name=str(spec.get("host_name", "")),
         )  # fmt: skip
         if spec.get("container"):
             env.update(contained.devices(len(spec.get("devices", []))))

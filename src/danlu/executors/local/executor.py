@@ -42,7 +42,7 @@ from danlu.executors.local.hints import HintSocket
 from danlu.executors.local.images import ImageStore
 from danlu.executors.local.layers import CodeSource, Layers, can_mount
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
-from danlu.executors.local.orders import Folders, framework_files, order_file, order_text
+from danlu.executors.local.orders import Folders, framework_files, named, order_file, order_text
 from danlu.executors.local.spools import LocalSpools
 from danlu.runner import formats
 
@@ -363,6 +363,7 @@ class LocalExecutor(LocalSpools):
         return isolation.sandbox(
             self.config.home, self._layers.temporary(order.attempt.id) if self._root else None, tenants=self._root,
             missing=self.capabilities.no_layers, require=order.require, confine=order.image is None,
+            naming=any(named(asked) for asked in order.job.spec.tasks),
         )  # fmt: skip
 
     # observing

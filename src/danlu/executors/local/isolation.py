@@ -60,10 +60,11 @@ def offered(uid: int | None) -> Offered:
 
 def sandbox(
     home: Path, private: Path | None, *, tenants: bool, missing: Mapping[str, str] | None = None,
-    require: tuple[str, ...] = (), confine: bool = True,
+    require: tuple[str, ...] = (), confine: bool = True, naming: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Returns what the launcher is told: see Sandbox in runner/sandbox.py."""
     return {
         "confine": confine, "tenants": tenants, "hidden": os.path.realpath(home),
         "private": None if private is None else str(private), "missing": dict(missing or {}), "require": list(require),
+        "naming": naming,
     }  # fmt: skip

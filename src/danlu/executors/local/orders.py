@@ -11,6 +11,7 @@ from typing import Any
 from danlu.domain.commands import RESERVED_VARIABLES
 from danlu.domain.frameworks import Gang, Means, Member, variables_of
 from danlu.domain.jobs import TaskSpec
+from danlu.domain.mpi import WORKER
 from danlu.domain.resources import format_bytes
 from danlu.errors import LaunchRejected
 from danlu.executors.base import LaunchOrder
@@ -61,6 +62,7 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
                 "resources": task.resources.model_dump(),
                 "devices": list(task.devices),
                 "ports": list(task.ports),
+                "host_name": task.name if named(asked) and order.image is None else "",
                 "host": gang.members[task.rank].host,
                 "decides": asked.decides,
                 "linger_s": asked.linger_s,
@@ -70,6 +72,11 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
             for task, asked in zip(attempt.tasks, spec.tasks, strict=True)
         ],
     }
+
+
+def named(asked: TaskSpec) -> bool:
+    """Whether a task has a host name of its own: Open MPI takes workers of one name for one."""
+    return asked.argv == WORKER
 
 
 def order_text(content: dict[str, Any]) -> str:

@@ -25,7 +25,8 @@ import json, os, sys, time, danlu
 folder, outputs = os.environ["DANLU_CHECKPOINT_DIR"], os.environ["DANLU_OUTPUT_DIR"]
 newest = danlu.latest_checkpoint()
 done = json.load(open(newest))["done"] if newest else 0
-path = os.path.join(os.environ["WITNESS"], os.environ["DANLU_ATTEMPT_ID"])
+os.makedirs(os.path.join(folder, ".witness"), exist_ok=True)
+path = os.path.join(folder, ".witness", os.environ["DANLU_ATTEMPT_ID"])
 witness = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 pid = os.fork()
 if pid == 0:
@@ -76,13 +77,9 @@ def test_kill_9_of_anything_loses_nothing(server: Server, home: Path) -> None:
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"seed {seed}")
     chance, pause, killed = random.Random(seed), threading.Event(), Counter[str]()
-    witness = home.parent / "witness"
-    witness.mkdir()
-    witness.chmod(0o777)
     jobs = [
         server.submit(
-            "python", "-c", PROGRAM, name=f"chaos-{number}", variables={"WITNESS": str(witness)},
-            retry={"attempts": 100}, cpu=0.1, grace=1,
+            "python", "-c", PROGRAM, name=f"chaos-{number}", retry={"attempts": 100}, cpu=0.1, grace=1
         )
         for number in range(JOBS)
     ]  # fmt: skip
@@ -105,13 +102,16 @@ def test_kill_9_of_anything_loses_nothing(server: Server, home: Path) -> None:
         killed[what] += 1
     ended = [server.wait(job.id, END_TIMEOUT_S) for job in jobs]
     assert [job.state for job in ended] == [JobState.SUCCEEDED] * JOBS, [(j.name, j.reason, j.message) for j in ended]
+    witnessed = 0
     for job in ended:
         for number in range(1, job.attempts + 1):
-            file = witness / f"{job.id}-{number}"
+            file = home / "checkpoints" / job.id / ".witness" / f"{job.id}-{number}"
             seen = file.read_text().splitlines() if file.exists() else []
+            witnessed += len(seen)
             counted = Counter(server.lines(job.id, number))
             assert all(counted[line] == 1 for line in seen), f"{job.id}-{number}: seed {seed}"
             assert max(counted.values(), default=1) == 1
+    assert witnessed >= JOBS * LINES
     with server.client() as client:
         for job in ended:
             newest = client.call("jobs.artifacts", {"job": job.id}).items[0]

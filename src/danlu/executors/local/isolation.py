@@ -58,13 +58,9 @@ def offered(uid: int | None) -> Offered:
     return Offered(found, {name: answer["missing"].get(name, ALONE) for name in others})
 
 
-def sandbox(
-    home: Path, private: Path | None, *, tenants: bool, missing: Mapping[str, str] | None = None,
-    require: tuple[str, ...] = (), confine: bool = True, naming: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Returns what the launcher is told: see Sandbox in runner/sandbox.py."""
+def sandbox(home: Path, private: Path | None, *, tenants: bool, confine: bool = True, **more: Any) -> dict[str, Any]:
+    """Returns what the launcher is told: see Sandbox in runner/sandbox.py, which also says what ``more`` there can be."""
     return {
         "confine": confine, "tenants": tenants, "hidden": os.path.realpath(home),
-        "private": None if private is None else str(private), "missing": dict(missing or {}), "require": list(require),
-        "naming": naming,
+        "private": None if private is None else str(private), "missing": {}, "require": (), "naming": False, **more,
     }  # fmt: skip

@@ -119,7 +119,7 @@ class NotAuthenticated(DanluError):
     """The request carries no valid credentials."""
 
     status = 401
-    step = "use the key of this platform: DANLU_TOKEN, or DANLU_HOME of the platform on this machine"
+    step = "log in: danlu login URL   in scripts: DANLU_ACCESS_KEY_ID and DANLU_SECRET_ACCESS_KEY, or DANLU_TOKEN"
 
 
 class NotAllowed(DanluError):

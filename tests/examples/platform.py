@@ -32,7 +32,7 @@ class Platform:
         bin_folder = str(Path(sys.executable).parent)
         self.environ = {
             **kept, "DANLU_HOME": str(home), "PATH": os.pathsep.join([bin_folder, kept.get("PATH", os.defpath)]),
-            "COLUMNS": "100", "NO_COLOR": "1", "LC_ALL": "C.UTF-8",
+            "COLUMNS": "100", "XDG_CONFIG_HOME": str(home.parent / "config"), "NO_COLOR": "1", "LC_ALL": "C.UTF-8",
         }  # fmt: skip
 
     def danlu(self, *words: str, cwd: Path = ROOT, code: int = 0, timeout_s: float = COMMAND_TIMEOUT_S) -> str:

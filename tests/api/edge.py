@@ -42,6 +42,7 @@ from danlu.domain.trees import Entry, address_of, encode
 from danlu.errors import NotRunning
 from danlu.server.app import build
 from danlu.server.auth import Gate
+from danlu.server.limits import Limits
 from danlu.services.access import attempt_token, digest
 from danlu.services.context import Platform, PlatformFacts
 from danlu.services.vault import Vault
@@ -173,6 +174,12 @@ class Api:
             self.platform.blobs.put_many("default", [(address_of(blob), blob)])
         environment = StreamKey("default", self.ids["environment"], "build", "log")
         self.platform.streams.append(environment, 0, b"resolved\n")
+
+    def limit(self, **limits: Any) -> None:
+        """Builds the edge again, with other limits."""
+        found = Limits(**limits)
+        self.app, self.edge = build(self.platform, self.folder, self.opener, found)
+        self.gate = Gate(self.app, self.platform, lambda: True, found)
 
     def _fill(self, tx: Transaction) -> None:
         """Stores one thing of every kind, in project default; project other has a token."""

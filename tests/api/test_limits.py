@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,19 +15,11 @@ from hypothesis import strategies as st
 
 from danlu.domain.actors import Actor
 from danlu.errors import TooManyRequests
-from danlu.server.app import build
-from danlu.server.auth import MAX_SUSPECTS, Gate
+from danlu.server.auth import MAX_SUSPECTS
 from danlu.server.limits import MAX_KNOWN, Limits, Rates, Turns, who
 from tests.api.edge import Answer, Api
 
 JSON = {"Content-Type": "application/json"}
-
-
-def limited(api: Api, folder: Path, **limits: Any) -> Api:
-    found = Limits(**limits)
-    api.app, api.edge = build(api.platform, folder, api.opener, found)
-    api.gate = Gate(api.app, api.platform, lambda: True, found)
-    return api
 
 
 def together(api: Api, actors: list[str | None], path: str = "/v1/whoami", headers: Any = None) -> list[Answer]:
@@ -86,8 +77,8 @@ def test_turns_are_given_back() -> None:
     assert not turns._taken
 
 
-def test_who_asks_too_often_waits(api: Api, tmp_path: Path) -> None:
-    limited(api, tmp_path, requests_per_s=0.25, burst_requests=3)
+def test_who_asks_too_often_waits(api: Api) -> None:
+    api.limit(requests_per_s=0.25, burst_requests=3)
     answers = [api.send("GET", "/v1/whoami", actor="member", signed=number % 2 == 0) for number in range(5)]
     assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]  # over a key and a token: it is the user
     told = answers[-1].json()
@@ -106,16 +97,16 @@ def test_attempts_are_limited_each_for_itself() -> None:
     assert who(Actor(id="j-1", name="j-1", attempt_id="j-1")) == "j-1"
 
 
-def test_a_user_has_a_share_of_the_requests(api: Api, tmp_path: Path) -> None:
-    limited(api, tmp_path, requests=2)
+def test_a_user_has_a_share_of_the_requests(api: Api) -> None:
+    api.limit(requests=2)
     waits = f"/v1/jobs/{api.ids['job']}/wait?timeout_s=0.5"
     answers = together(api, ["member"] * 4 + ["viewer"] * 2, waits)
     assert sorted(answer.status for answer in answers) == [200] * 4 + [429] * 2
     assert [answer.status for answer in together(api, ["member"] * 2, waits)] == [200, 200]
 
 
-def test_wrong_proofs_wait_for_each_other_and_right_ones_get_in(api: Api, tmp_path: Path) -> None:
-    limited(api, tmp_path, failures_per_s=0.01)
+def test_wrong_proofs_wait_for_each_other_and_right_ones_get_in(api: Api) -> None:
+    api.limit(failures_per_s=0.01)
     assert {answer.status for answer in together(api, ["danlu_wrong"] * 20)} == {401}
     answers = together(api, ["danlu_wrong"] * (MAX_SUSPECTS + 30))
     assert {answer.status for answer in answers} == {401, 429}
@@ -148,8 +139,8 @@ def slowly(api: Api, pieces: list[bytes], pause_s: float, path: str, kind: str =
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/octet-stream"])
-def test_a_body_that_does_not_come_is_not_waited_for(api: Api, tmp_path: Path, kind: str) -> None:
-    limited(api, tmp_path, body_silence_s=0.1)
+def test_a_body_that_does_not_come_is_not_waited_for(api: Api, kind: str) -> None:
+    api.limit(body_silence_s=0.1)
     path = f"/v1/jobs/{api.new_id('j')}" if "json" in kind else f"/v1/blobs/{api.ids['address']}"
     answer = slowly(api, [b"x", b""], 30, path, kind)
     assert (answer.status, answer.json()["code"]) == (408, "TooSlow")
@@ -157,16 +148,16 @@ def test_a_body_that_does_not_come_is_not_waited_for(api: Api, tmp_path: Path, k
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/octet-stream"])
-def test_a_body_that_trickles_is_not_waited_for(api: Api, tmp_path: Path, kind: str) -> None:
-    limited(api, tmp_path, body_silence_s=0.2, body_bytes_per_s=1000)
+def test_a_body_that_trickles_is_not_waited_for(api: Api, kind: str) -> None:
+    api.limit(body_silence_s=0.2, body_bytes_per_s=1000)
     path = f"/v1/jobs/{api.new_id('j')}" if "json" in kind else f"/v1/blobs/{api.ids['address']}"
     answer = slowly(api, [b" "] * 1000, 0.02, path, kind)
     assert (answer.status, answer.json()["code"]) == (408, "TooSlow")
     assert "bytes of the body came in" in answer.json()["detail"]
 
 
-def test_a_body_that_comes_fast_enough_is_waited_for(api: Api, tmp_path: Path) -> None:
-    limited(api, tmp_path, body_silence_s=0.2, body_bytes_per_s=1)
+def test_a_body_that_comes_fast_enough_is_waited_for(api: Api) -> None:
+    api.limit(body_silence_s=0.2, body_bytes_per_s=1)
     body = json.dumps({"command": ["true"]}).encode()
     assert slowly(api, [body[:5], body[5:10], body[10:]], 0.1, f"/v1/jobs/{api.new_id('j')}").status == 201
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -26,6 +26,7 @@ from danlu.runner import frames
 from danlu.server import streams
 from danlu.server.app import build
 from danlu.server.auth import Gate
+from danlu.server.limits import Limits
 from danlu.services import access, keys, members, users
 from danlu.services.context import Call
 from tests.api.edge import ATTEMPT_KEY, Answer, Api
@@ -319,15 +320,13 @@ def _none(_api: Api) -> None:
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def soon(api: Api) -> None:
     """What is looked at every two seconds is looked at all the time."""
-    for module in ("danlu.server.streams", "danlu.server.sessions", "danlu.server.app"):
-        monkeypatch.setattr(f"{module}.CHECK_S", 0.01)
-    return
+    api.limit(look_s=0.01)
 
 
 def test_what_is_open_is_looked_at_often_enough() -> None:
-    assert streams.CHECK_S * 2 <= 5.0
+    assert Limits().look_s * 2 <= 5.0
 
 
 @pytest.mark.usefixtures("soon")
@@ -420,7 +419,7 @@ def test_a_stream_of_whom_nothing_was_taken_goes_on(api: Api) -> None:
     user = _actor(api, "member")
 
     async def go() -> None:
-        watch = streams.Watch(Call(api.platform, user, "default"), Permission.WRITE)
+        watch = streams.Watch(Call(api.platform, user, "default"), Permission.WRITE, 0.01)
         for _ in range(5):
             await anyio.sleep(0.02)
             assert (await watch.call()).actor == user

@@ -52,7 +52,7 @@ from danlu.errors import (
 from danlu.server.auth import BINARY, changes, problem, refusal
 from danlu.server.limits import Limits
 from danlu.server.sessions import Opener, Sessions
-from danlu.server.streams import CHECK_S, Streams
+from danlu.server.streams import Streams
 from danlu.services import access, projects
 from danlu.services.context import DONE, Call, Deed, Platform
 
@@ -83,8 +83,8 @@ class Edge:
     def __init__(self, platform: Platform, uploads: Path, opener: Opener, limits: Limits) -> None:
         self.platform = platform
         self.streams = Streams(platform.hub, limits)
-        self.sessions = Sessions(opener)
-        self._uploads = uploads
+        self.sessions = Sessions(opener, look_s=limits.look_s)
+        self._uploads, self._look_s = uploads, limits.look_s
         self._upload_turns = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._projects: set[str] = set()
 
@@ -98,7 +98,9 @@ class Edge:
         """
         state = request.state
         actor: Actor = state.actor
-        if asyncio.get_running_loop().time() - state.let_in_at > CHECK_S:  # its body took long: much may have changed
+        if (
+            asyncio.get_running_loop().time() - state.let_in_at > self._look_s
+        ):  # its body took long: much may have changed
             actor = state.actor = await anyio.to_thread.run_sync(access.again, self.platform, actor)
             state.let_in_at = asyncio.get_running_loop().time()
         deed = _deed(request, operation)

@@ -28,6 +28,8 @@ class Limits:
         failures_per_s: of an address whose proofs are wrong; what is over that has to wait for its turn.
         body_silence_s: how long nothing of a body may come, and after which the next limit holds.
         body_bytes_per_s: the slowest that a body may come on average.
+        look_s: how often it is looked again, without a hint, at what is answered over time, and whether who is answered may
+            still have it.
     """
 
     requests_per_s: float = 500.0
@@ -37,6 +39,7 @@ class Limits:
     failures_per_s: float = 5.0
     body_silence_s: float = 30.0
     body_bytes_per_s: float = 256.0
+    look_s: float = 2.0
 
 
 def who(actor: Actor) -> str:

@@ -36,7 +36,7 @@ from danlu.errors import (
     UpgradeRequired,
 )
 from danlu.runner import frames
-from danlu.server.streams import CHECK_S, Watch
+from danlu.server.streams import Watch
 from danlu.services import sessions
 from danlu.services.context import Call
 
@@ -64,8 +64,8 @@ class Opener(Protocol):
 class Sessions:
     """The open sessions of one server."""
 
-    def __init__(self, opener: Opener, *, idle_s: float = IDLE_S) -> None:
-        self._opener, self._idle_s = opener, idle_s
+    def __init__(self, opener: Opener, *, idle_s: float = IDLE_S, look_s: float = 2.0) -> None:
+        self._opener, self._idle_s, self._look_s = opener, idle_s, look_s
         self._open: Counter[tuple[str, str]] = Counter()
         self._opening = anyio.CapacityLimiter(MAX_OPENING)
 
@@ -126,7 +126,7 @@ class Sessions:
             stream.close()
             raise
         try:
-            await self._relay(_Bridge(client, reader, writer, place), Watch(call, Permission.WRITE))
+            await self._relay(_Bridge(client, reader, writer, place), Watch(call, Permission.WRITE, self._look_s))
         finally:
             writer.transport.abort()  # which ends what runs; what it has not read yet must not be waited for
         with contextlib.suppress(RuntimeError, *GONE):  # it may have closed it itself
@@ -143,7 +143,7 @@ class Sessions:
         try:
             while True:
                 done, _ = await asyncio.wait(
-                    ways, timeout=min(CHECK_S, self._idle_s), return_when=asyncio.FIRST_COMPLETED
+                    ways, timeout=min(self._look_s, self._idle_s), return_when=asyncio.FIRST_COMPLETED
                 )
                 if done:
                     done.pop().result()

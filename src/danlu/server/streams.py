@@ -22,8 +22,6 @@ from danlu.services.context import Call, Hub
 MAX_STREAMS: Final = 256
 KEEP_ALIVE_S: Final = 15.0
 KEEP_ALIVE: Final = b": keep-alive\n\n"
-CHECK_S: Final = 2.0
-"""How often it is looked again, without a hint: at what is answered, and whether who is answered may still have it."""
 MAX_DIGITS: Final = 19
 PAUSE_S: Final = 0.03
 EVENTS_AT_ONCE: Final = 200
@@ -65,8 +63,8 @@ class Waiter:
 class Watch:
     """Looks now and then whether a call that goes on may still be made."""
 
-    def __init__(self, call: Call, permission: Permission) -> None:
-        self._call, self._permission = call, permission
+    def __init__(self, call: Call, permission: Permission, look_s: float) -> None:
+        self._call, self._permission, self._look_s = call, permission, look_s
         self._looked_at = asyncio.get_running_loop().time()
 
     async def call(self) -> Call:
@@ -76,7 +74,7 @@ class Watch:
             DanluError: as a new request would be refused with.
         """
         now = asyncio.get_running_loop().time()
-        if now - self._looked_at >= CHECK_S:
+        if now - self._looked_at >= self._look_s:
             self._call = await anyio.to_thread.run_sync(access.renewed, self._call, self._permission)
             self._looked_at = now
         return self._call
@@ -86,7 +84,7 @@ class Streams:
     """The open streams of one server. ``end`` ends them all, so that a server can stop."""
 
     def __init__(self, hub: Hub, limits: Limits) -> None:
-        self._hub = hub
+        self._hub, self._look_s = hub, limits.look_s
         self._open = 0
         self._turns = Turns(limits.streams, "streams of yours are open")
         self._ending = False
@@ -124,7 +122,7 @@ class Streams:
         return self._answer(call, self._logs(call, job, query, page))
 
     async def _logs(self, call: Call, job: str, query: LogsQuery, first: LogPage) -> AsyncIterator[bytes]:
-        waiter, watch = Waiter(self._hub, frozenset({"logs", "jobs"})), Watch(call, Permission.READ)
+        waiter, watch = Waiter(self._hub, frozenset({"logs", "jobs"})), Watch(call, Permission.READ, self._look_s)
         spoke_at = waiter.now()
         with waiter.listening():
             page: LogPage | None = first
@@ -142,7 +140,7 @@ class Streams:
                 if page.chunks:
                     await asyncio.sleep(PAUSE_S)  # many small hints become one answer
                 elif not moved:
-                    await waiter.wait(CHECK_S)
+                    await waiter.wait(self._look_s)
                     if waiter.now() - spoke_at >= KEEP_ALIVE_S:
                         spoke_at = waiter.now()
                         yield KEEP_ALIVE
@@ -155,7 +153,7 @@ class Streams:
         return self._answer(call, self._events(call, query))
 
     async def _events(self, call: Call, query: EventsQuery) -> AsyncIterator[bytes]:
-        waiter, watch = Waiter(self._hub, frozenset({"events", "jobs"})), Watch(call, Permission.READ)
+        waiter, watch = Waiter(self._hub, frozenset({"events", "jobs"})), Watch(call, Permission.READ, self._look_s)
         query = query.model_copy(update={"limit": EVENTS_AT_ONCE})
         spoke_at = waiter.now()
         with waiter.listening():
@@ -168,14 +166,14 @@ class Streams:
                     spoke_at = waiter.now()
                     await asyncio.sleep(PAUSE_S)
                     continue
-                await waiter.wait(CHECK_S)
+                await waiter.wait(self._look_s)
                 if waiter.now() - spoke_at >= KEEP_ALIVE_S:
                     spoke_at = waiter.now()
                     yield KEEP_ALIVE
 
     async def wait(self, call: Call, job: str, query: WaitQuery) -> Job:
         """Returns the job as soon as it has ended or is in the wanted state, or as it is when the time is over."""
-        waiter, watch = Waiter(self._hub, frozenset({"jobs"})), Watch(call, Permission.READ)
+        waiter, watch = Waiter(self._hub, frozenset({"jobs"})), Watch(call, Permission.READ, self._look_s)
         loop = asyncio.get_running_loop()
         until = loop.time() + query.timeout_s
         with waiter.listening():
@@ -184,7 +182,7 @@ class Streams:
                 left = until - loop.time()
                 if not found.live or reached(found, query.state) or left <= 0 or self._ending:
                     return found
-                await waiter.wait(min(left, CHECK_S))
+                await waiter.wait(min(left, self._look_s))
 
 
 def _told(error: DanluError) -> bytes:

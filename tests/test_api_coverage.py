@@ -40,7 +40,7 @@ ALL_PROJECTS = {"platform.get", "nodes.list", "environments.legacy", "members.se
 OF_THE_PROJECT = {
     "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "blobs.received", "blobs.append",
     "environments.list", "environments.build", "environments.prune", "events.list", "events.stream", "top.get",
-    "members.list", "secrets.list", "secrets.set",
+    "members.list", "projects.get", "projects.change", "secrets.list", "secrets.set",
 }  # fmt: skip
 """What names nothing that exists: for a foreign member it is about the foreign project."""
 

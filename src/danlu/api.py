@@ -19,6 +19,7 @@ from danlu.domain.artifacts import Artifact
 from danlu.domain.diagnosis import Diagnosis
 from danlu.domain.environments import PYTHON_PATTERN, Environment
 from danlu.domain.events import Event
+from danlu.domain.isolation import Layer
 from danlu.domain.jobs import Attempt, Job, JobSpec, JobState
 from danlu.domain.keys import AccessKey, Token
 from danlu.domain.projects import Project
@@ -237,7 +238,15 @@ class PruneRequest(Value):
 
 
 class ProjectRequest(Value):
-    """A project to make, or what to change of one."""
+    """A project to make."""
+
+
+class ProjectChange(Value):
+    """What to change of a project."""
+
+    require: tuple[Layer, ...] = Field(
+        max_length=len(Layer), description="layers of isolation without which no job of it may start"
+    )
 
 
 class UserRequest(Value):
@@ -419,6 +428,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.SELF),
     O("projects.make", "PUT", "/v1/projects/{name}", "Make a project; twice is once", Project, body=ProjectRequest,
       permission=Permission.ADMINISTER, status=201),
+    O("projects.get", "GET", "/v1/project", "The project", Project),
+    O("projects.change", "PATCH", "/v1/project", "Change what holds for the project's jobs from now on", Project,
+      body=ProjectChange, permission=Permission.MANAGE),
     O("users.list", "GET", "/v1/users", "Everybody", Page[User], query=Paging, permission=Permission.ADMINISTER),
     O("users.make", "PUT", "/v1/users/{user}", "Make a user; twice is once", User, body=UserRequest,
       permission=Permission.ADMINISTER, status=201),

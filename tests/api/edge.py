@@ -344,6 +344,7 @@ def bodies(api: Api) -> dict[str, Any]:
         "environments.build": {"env": "python"},
         "environments.prune": {},
         "projects.make": {},
+        "projects.change": {"require": []},
         "users.make": {},
         "users.change": {"administrator": False},
         "members.set": {"role": "developer"},

@@ -50,7 +50,7 @@ COMMANDS: Final = (
     C("logout", "login:logout", "Access", "forget a platform and its key", "[FLAGS]"),
     C("profile", "profiles:app", "Access", "the platforms that you logged in to: ls, use", "ls|use [PROFILE] [FLAGS]"),
     C("whoami", "whoami:whoami", "Access", "who you are here, and your role in each project", "[FLAGS]"),
-    C("project", "projects:app", "Access", "projects: ls, create", "ls|create [NAME] [FLAGS]"),
+    C("project", "projects:app", "Access", "projects: ls, create, set", "ls|create|set [NAME] [FLAGS]"),
     C("user", "users:app", "Access", "users of the platform: ls, create, set, rm", "ls|create|set|rm [NAME] [FLAGS]"),
     C("member", "members:app", "Access", "who may do what in a project: ls, add, rm", "ls|add|rm [USER] [FLAGS]"),
     C("key", "keys:app", "Access", "access keys: ls, create, rotate, rm", "ls|create|rotate|rm [KEY] [FLAGS]"),

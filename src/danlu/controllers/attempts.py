@@ -187,6 +187,7 @@ class AttemptsController:
         return LaunchOrder(
             job=job, attempt=attempt, interpreter=interpreter, image=image, project_number=project.number,
             url=self.launches.url(), token=self.launches.token(attempt.id), secrets=self.launches.secrets(job),
+            require=project.require,
         )  # fmt: skip
 
     def _rebuild(self, environment: Environment) -> NoReturn:

@@ -217,6 +217,7 @@ def compose(settings: Settings) -> Composition:
         home=str(settings.home), started_at=clock.now(), host_environment=executor.capabilities.host_environment,
         isolation="one user for each project" if root else "all jobs run as you", separate_users=root,
         images=executor.capabilities.images, no_images=executor.capabilities.no_images,
+        layers=executor.capabilities.layers, no_layers=executor.capabilities.no_layers,
         warnings=() if limits else ("memory and CPU limits cannot be set on this machine: no control groups",),
     )  # fmt: skip
     builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")

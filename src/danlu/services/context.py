@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from danlu.domain.diagnosis import Check
 from danlu.domain.environments import Environment
 from danlu.domain.events import CALL, Event
 from danlu.domain.ids import make_id
+from danlu.domain.isolation import Layer
 from danlu.services.vault import Vault
 
 T = TypeVar("T")
@@ -85,6 +86,10 @@ class PlatformFacts:
     images: str = ""
     """The engine that runs container images, with its version; empty: none does."""
     no_images: str = ""
+    layers: tuple[Layer, ...] = ()
+    """The layers of isolation that attempts can have."""
+    no_layers: Mapping[str, str] = field(default_factory=dict)
+    """Why they cannot have the others."""
 
 
 @dataclass(slots=True)

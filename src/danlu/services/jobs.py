@@ -22,7 +22,7 @@ from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
 from danlu.scheduler.cycle import Shape, asks_all, shortage
 from danlu.scheduler.sizing import never_fits
-from danlu.services import blobs, environments, nodes, secrets
+from danlu.services import blobs, environments, nodes, projects, secrets
 from danlu.services.context import Call
 
 AHEAD = 20
@@ -67,6 +67,7 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
     if spec.image is not None:
         environments.need_images(call)
     what = None if spec.env == HOST else environments.wanted(spec.env, spec.requirements, spec.python, spec.image)
+    projects.require_offered(platform, projects.get(call).require)
     if spec.code is not None:
         blobs.require_tree(call, spec.code)
     if spec.git is not None and spec.git.diff is not None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Iterable
 
-from danlu.api import Paging, ProjectRequest
+from danlu.api import Paging, ProjectChange, ProjectRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import PROJECTS
+from danlu.domain.isolation import Layer
 from danlu.domain.projects import Project
 from danlu.domain.views import Page
+from danlu.errors import NeverFits
 from danlu.services.context import Call, Platform
 from danlu.services.users import require_name
 
@@ -45,3 +48,40 @@ def make(call: Call, name: str, body: ProjectRequest) -> Project:
         return made
 
     return call.write(work)
+
+
+def get(call: Call) -> Project:
+    """Returns the project."""
+    return call.platform.database.read(lambda tx: PROJECTS.require(tx, call.project))
+
+
+def change(call: Call, body: ProjectChange) -> Project:
+    """Changes what holds for the project's jobs from their next attempt on.
+
+    Raises:
+        NeverFits: this machine cannot have one of the layers, so that no job could ever start.
+    """
+    wanted = tuple(dict.fromkeys(body.require))
+    require_offered(call.platform, wanted)
+
+    def work(tx: Transaction) -> Project:
+        found = PROJECTS.require(tx, call.project)
+        if found.require == wanted:
+            return found
+        new = found.evolved(now=call.platform.clock.now(), require=wanted)
+        PROJECTS.put(tx, found, new, actor=call.actor.name)
+        return new
+
+    return call.write(work)
+
+
+def require_offered(platform: Platform, layers: Iterable[Layer]) -> None:
+    """Raises NeverFits unless attempts can have these layers of isolation here."""
+    facts = platform.facts
+    missing = [layer for layer in layers if layer not in facts.layers]
+    if missing:
+        why = "; ".join(f"{layer}: {facts.no_layers.get(layer, 'this machine has it not')}" for layer in missing)
+        raise NeverFits(
+            f"the project requires isolation that jobs cannot have on this machine: {why}",
+            next_step="what there is: danlu doctor     what the project requires: danlu project set --help",
+        )

@@ -1,0 +1,59 @@
+"""Projects: what one requires of its jobs' isolation, and who may say so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from danlu.database.engine import Database
+from danlu.domain.isolation import Layer
+from tests.api.edge import Api
+
+
+@pytest.fixture
+def api(sqlite: Database, tmp_path: Path) -> Iterator[Api]:
+    made = Api(sqlite, tmp_path)
+    made.platform.facts = dataclasses.replace(
+        made.platform.facts, layers=(Layer.SECCOMP,), no_layers={"landlock": "it is not in this kernel"}
+    )
+    yield made
+    made.edge.streams.end()
+    made.opener.close()
+
+
+def test_what_is_required_holds_for_the_project_alone(api: Api) -> None:
+    changed = api.call("projects.change", actor="manager", data={"require": ["seccomp", "seccomp"]})
+    assert (changed.status, changed.json()["require"]) == (200, ["seccomp"])
+    assert api.call("projects.get", actor="viewer").json()["require"] == ["seccomp"]
+    assert api.call("projects.get", actor="foreign").json()["require"] == []
+    assert api.submit(actor="member").status == 201
+    again = api.call("projects.change", actor="manager", data={"require": ["seccomp"]}).json()
+    assert again["version"] == changed.json()["version"]
+    assert api.call("projects.change", actor="admin", data={"require": []}).json()["require"] == []
+
+
+@pytest.mark.parametrize("actor", ["viewer", "member"])
+def test_only_who_manages_it_says_so(api: Api, actor: str) -> None:
+    assert api.call("projects.change", actor=actor, data={"require": ["seccomp"]}).status == 403
+
+
+@pytest.mark.parametrize(("layer", "status", "said"), [
+    ("landlock", 422, "landlock: it is not in this kernel"),
+    ("moat", 422, "moat"),
+])  # fmt: skip
+def test_what_cannot_be_had_is_refused_with_the_reason(api: Api, layer: str, status: int, said: str) -> None:
+    answer = api.call("projects.change", actor="manager", data={"require": [layer]})
+    assert (answer.status, said in answer.json()["detail"]) == (status, True), answer.json()
+
+
+def test_a_machine_that_lost_a_layer_runs_nothing_of_the_project(api: Api) -> None:
+    """It is refused, and not run with less."""
+    assert api.call("projects.change", actor="manager", data={"require": ["seccomp"]}).status == 200
+    api.platform.facts = dataclasses.replace(api.platform.facts, layers=(), no_layers={"seccomp": "no longer"})
+    answer = api.submit(actor="member")
+    assert (answer.status, answer.json()["code"]) == (422, "NeverFits")
+    assert "seccomp: no longer" in answer.json()["detail"]
+    assert api.submit(actor="foreign").status == 201

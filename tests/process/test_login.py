@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import danlu
+from danlu.errors import PlatformError
 from tests.process.commands import Person
 from tests.process.platform import Server
 
@@ -62,6 +64,22 @@ def test_a_token_is_a_way_to_log_in_too_and_a_project_may_be_meant(server: Serve
     assert "--key-id" in ada.said
     ada.danlu("login", code=2)
     ada.danlu("login", "company", "--token", stdin=secret, code=3)
+
+
+def test_a_program_finds_the_same_platform(
+    server: Server, admin: Person, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada.danlu("login", server.url, "--token", "--profile", "work", stdin=admin.danlu("token", "create", "ada"))
+    for name in ("DANLU_HOME", "DANLU_URL", "DANLU_PROFILE", "DANLU_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(ada.folder))
+    monkeypatch.setenv("XDG_DATA_HOME", str(ada.folder))
+    for platform in (danlu.connect(), danlu.connect(profile="work"), danlu.connect(server.url)):
+        with platform:
+            assert platform.url == server.url
+            assert platform.jobs() == []
+    with pytest.raises(PlatformError, match="not running here"):
+        danlu.connect(profile="local")
 
 
 def test_a_platform_elsewhere_is_not_stopped_by_who_means_the_one_here(

@@ -9,6 +9,7 @@ import pytest
 from danlu.cli.commands import COMMANDS, NESTED
 from danlu.cli.completing import _split, complete, read_commands
 from danlu.client.names import names
+from danlu.client.profiles import Profile, Profiles, file_of, write
 
 TABLE = read_commands()
 
@@ -69,10 +70,17 @@ def test_a_line_of_bash_as_words(line: str, words: list[str]) -> None:
         (["cp", "here", ""], "beginnings", []),
         (["exec", "x", "--", ""], "programs", []),
         (["status", "--ur"], "words", ["--url"]),
+        (["status", "--profile", ""], "words", ["company", "local"]),
+        (["profile", "use", "co"], "words", ["company"]),
+        (["member", "add", "ada", "--role", "v"], "words", ["viewer"]),
     ],
 )
-def test_what_is_answered(words: list[str], mode: str, found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_answered(
+    words: list[str], mode: str, found: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DANLU_HOME", "/proc/nothing")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    write(file_of(), Profiles({"company": Profile("https://company", "secret")}))
     answer = complete(words, TABLE)
     assert (answer.mode, [word for word, _ in sorted(answer.words)]) == (mode, found)
 

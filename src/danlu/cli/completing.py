@@ -20,6 +20,7 @@ import danlu
 from danlu.cli.commands import COMMANDS, NESTED
 from danlu.client.connection import cache_folder
 from danlu.client.names import ENDED, names
+from danlu.errors import DanluError
 
 ASK: Final = "__complete"
 FILE: Final = "completion.json"
@@ -29,9 +30,11 @@ ENDED_ONLY: Final = frozenset({"retry"})
 OF_FLAGS: Final = {
     "--env": "envs", "--file": "files", "--code": "folders", "--to": "folders", "--state": "states",
     "--framework": "frameworks", "--node": "nodes", "--secret": "secrets", "--secret-file": "secrets",
+    "--profile": "profiles",
 }  # fmt: skip
 """What the values of flags are whose type does not tell it."""
-OF_WORDS: Final = {"COMMAND": "programs", "FILE": "files", "METHOD": "methods", "NAME": "names", "LOCAL": "files"}
+OF_WORDS: Final = {"COMMAND": "programs", "FILE": "files", "METHOD": "methods", "NAME": "names", "LOCAL": "files",
+                   "PROFILE": "profiles"}  # fmt: skip
 """What the words in a command's usage stand for, beside jobs."""
 METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 
@@ -169,7 +172,7 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
         kind = next(
             (what for what in ("jobs", "nodes", "envs") if place and place[0].rstrip("s") == what.rstrip("s")), ""
         )
-        kind = kind or ("" if place else "envs")
+        kind = kind or ("envs" if command.startswith("env ") and not place else "")
     if kind in ("files", "folders", "programs"):
         return Answer(kind)
     if kind == "JOB:PATH":
@@ -180,6 +183,8 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
         return named("jobs")
     if kind in ("envs", "nodes", "secrets"):
         return named(kind)
+    if kind == "profiles":
+        return _matching(_profiles(), current)
     if kind == "states":
         from danlu.domain.jobs import JobState
 
@@ -210,6 +215,17 @@ def _given(words: list[str], flag: str) -> str | None:
         if word == flag and at + 1 < len(words):
             return words[at + 1]
     return None
+
+
+def _profiles() -> list[tuple[str, str]]:
+    """Returns the platforms that the user logged in to; none where they cannot be read."""
+    from danlu.client import profiles
+
+    try:
+        known = profiles.read(profiles.file_of()).by_name
+    except DanluError:
+        return []
+    return [(profiles.LOCAL, "the platform of this machine"), *((name, one.url) for name, one in known.items())]
 
 
 def _matching(found: Any, current: str) -> Answer:

@@ -50,7 +50,7 @@ def ls(*, output: Output = "table", common: Common | None = None) -> int:
     return 0
 
 
-@app.command(name="use")
+@app.command(name="use", usage="Usage: danlu profile use PROFILE [FLAGS]")
 def use(
     name: Annotated[str, Parameter(help="danlu profile ls; local: the platform of this machine")],
     /,

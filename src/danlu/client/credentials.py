@@ -139,7 +139,7 @@ def private(file: Path) -> str:
         NotAuthenticated: others may read it too.
         OSError: it cannot be read.
     """
-    with file.open() as opened:
+    with file.open(encoding="utf-8") as opened:
         mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
         if os.name == "posix" and mode & 0o077:
             raise NotAuthenticated(

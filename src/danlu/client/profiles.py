@@ -108,27 +108,28 @@ def read(file: Path) -> Profiles:
         NotAuthenticated: others may read it too.
         PlatformError: it cannot be read, or something in it cannot be so.
     """
-    import tomllib
-
     try:
-        raw = tomllib.loads(private(file))
-        unknown = set(raw) - {"current", "profiles"}
-        if unknown:
-            raise ValueError(f"{sorted(unknown)[0]} is not a field; there are current and profiles")
-        by_name = {name: _profile(name, given) for name, given in raw.get("profiles", {}).items()}
-        current = raw.get("current", LOCAL)
-        if current != LOCAL and current not in by_name:
-            raise ValueError(f"current is {current!r}, and there is no such profile")
-        return Profiles(by_name, current)
+        return _parsed(private(file))
     except (FileNotFoundError, NotADirectoryError):
         return Profiles()
-    except (OSError, ValueError, TypeError, AttributeError, NotAuthenticated) as error:
-        if isinstance(error, NotAuthenticated) and "mode" in error.message:
-            raise
-        said = error.message if isinstance(error, NotAuthenticated) else str(error)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise PlatformError(
-            f"the profiles in {file} cannot be read: {said}", next_step=f"mend it, or move it away: {file}"
+            f"the profiles in {file} cannot be read: {error}", next_step=f"mend it, or move it away: {file}"
         ) from error
+
+
+def _parsed(text: str) -> Profiles:
+    import tomllib
+
+    raw = tomllib.loads(text)
+    unknown = set(raw) - {"current", "profiles"}
+    if unknown:
+        raise ValueError(f"{min(unknown)} is not a field; there are current and profiles")
+    by_name = {name: _profile(name, given) for name, given in raw.get("profiles", {}).items()}
+    current = raw.get("current", LOCAL)
+    if current != LOCAL and current not in by_name:
+        raise ValueError(f"current is {current!r}, and there is no such profile")
+    return Profiles(by_name, current)
 
 
 def _profile(name: str, given: dict[str, Any]) -> Profile:
@@ -141,9 +142,11 @@ def _profile(name: str, given: dict[str, Any]) -> Profile:
     for key in ("url", "secret"):
         if not given.get(key):
             raise ValueError(f"profiles.{name}.{key} is missing")
-    sendable(given["secret"], f"profiles.{name}.secret")
-    if given.get("key_id"):
-        sendable(given["key_id"], f"profiles.{name}.key_id")
+    for key in ("secret", "key_id"):
+        try:
+            sendable(given.get(key) or "-", f"profiles.{name}.{key}")
+        except NotAuthenticated as error:
+            raise ValueError(error.message) from error
     return Profile(**{**given, "url": given["url"].rstrip("/")})
 
 

@@ -168,7 +168,7 @@ def test_init_apply_and_what_has_changed_since(words: Words, tmp_path: Path) -> 
 
 
 def test_doctor_sees_the_server_and_a_key_that_others_can_read(words: Words) -> None:
-    key = Path(words.environ["DANLU_HOME"]) / "keys" / "bootstrap"
+    keys = Path(words.environ["DANLU_HOME"]) / "keys"
 
     def found(expect: int) -> dict[str, Any]:
         items = json.loads(words.run("doctor", "--no-index", "-o", "json", expect=expect))["items"]
@@ -176,12 +176,15 @@ def test_doctor_sees_the_server_and_a_key_that_others_can_read(words: Words) -> 
 
     before = found(0)
     assert {"platform", "version", "clock", "data", "disk", "keys", "limits", "gpus", "uv"} <= set(before)
-    key.chmod(0o644)
-    try:
-        after = found(1)
-    finally:
-        key.chmod(0o600)
-    assert (after["keys"]["verdict"], after["keys"]["next_step"]) == ("fail", f"chmod 600 {key}")
+    # the server looks at its own; the key that this side itself would use is refused before anything is sent
+    for key, check in ((keys / "attempts", "keys"), (keys / "bootstrap", "platform")):
+        key.chmod(0o644)
+        try:
+            after = found(1)
+        finally:
+            key.chmod(0o600)
+        assert after[check]["verdict"] == "fail"
+        assert f"chmod 600 {key}" in after[check]["next_step"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import typing
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
@@ -307,11 +308,25 @@ def build(platform: Platform, uploads: Path, opener: Opener, limits: Limits = NO
             methods=[operation.method], name=operation.id, operation_id=operation.id, summary=operation.summary,
             status_code=operation.status, tags=[operation.id.partition(".")[0]], **_documented(operation),
         )  # fmt: skip
+    app.openapi = partial(_document, app)  # type: ignore[method-assign]
     app.add_exception_handler(DanluError, edge.known)
     app.add_exception_handler(Exception, _unknown)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, edge.http)
     return app, edge
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """Returns the OpenAPI document: every error is a problem, those of the framework's that it never answers with are not."""
+    if app.openapi_schema is None:
+        found = FastAPI.openapi(app)
+        for operation in (one for path in found["paths"].values() for one in path.values()):
+            operation["responses"].pop("422", None)
+            default = operation["responses"]["default"]
+            default["content"] = {"application/problem+json": default["content"].pop("application/json")}
+        for name in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(name, None)
+    return typing.cast(dict[str, Any], app.openapi_schema)
 
 
 def _documented(operation: Operation) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def open_database(settings: Settings, now: int) -> Database:
 
 def compose(settings: Settings) -> Composition:
     """Opens everything in order; nothing serves or runs yet."""
-    clock, hub, root = SystemClock(), Hub(), os.geteuid() == 0
+    clock, hub = SystemClock(), Hub()
     # each kind of work has threads of its own: large outputs must not hold up a launch
     workers = (Workers("launch", 8), Workers("keep", 2), Workers("build", BUILD_THREADS))
     launching, keeping, building = (Tasks(some.spawn) for some in workers)
@@ -212,18 +212,11 @@ def compose(settings: Settings) -> Composition:
     )
     executor.start()
     database.write(lambda tx: _first_project(tx, clock.now()))
-    limits = Layer.MEMORY_LIMIT in executor.capabilities.layers
-    facts = PlatformFacts(
-        home=str(settings.home), started_at=clock.now(), host_environment=executor.capabilities.host_environment,
-        isolation="one user for each project" if root else "all jobs run as you", separate_users=root,
-        images=executor.capabilities.images, no_images=executor.capabilities.no_images,
-        layers=executor.capabilities.layers, no_layers=executor.capabilities.no_layers,
-        warnings=() if limits else ("memory and CPU limits cannot be set on this machine: no control groups",),
-    )  # fmt: skip
     builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
     platform = Platform(
         diagnose=lambda built, index: diagnose(settings, builder, built, index=index),
-        database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits, facts=facts,
+        database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits,
+        facts=_facts(settings, executor, clock.now()),
         attempt_key=kept.attempts, vault=vault, hub=hub,
     )  # fmt: skip
     launches = Launches(
@@ -249,6 +242,17 @@ def compose(settings: Settings) -> Composition:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))
     loops = [Loop(name, step, hub, topic) for name, step, topic in steps]
     return Composition(settings, platform, executor, workers, loops)
+
+
+def _facts(settings: Settings, executor: LocalExecutor, now: int) -> PlatformFacts:
+    can, root = executor.capabilities, os.geteuid() == 0
+    limits = Layer.MEMORY_LIMIT in can.layers
+    return PlatformFacts(
+        home=str(settings.home), started_at=now, host_environment=can.host_environment,
+        isolation="one user for each project" if root else "all jobs run as you", separate_users=root,
+        images=can.images, no_images=can.no_images, layers=can.layers, no_layers=can.no_layers,
+        warnings=() if limits else ("memory and CPU limits cannot be set on this machine: no control groups",),
+    )  # fmt: skip
 
 
 def diagnose(settings: Settings, builder: Builder, built: Sequence[Environment], *, index: bool) -> tuple[Check, ...]:

@@ -202,7 +202,8 @@ def test_no_stranger_gets_in_by_the_outer_door(secured: Server) -> None:
     unverified = ssl._create_unverified_context()
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{elsewhere(secured)}/v1/jobs", context=unverified)
-    assert caught.value.code == 401
+    with caught.value as refusal:
+        assert refusal.code == 401
     with pytest.raises((urllib.error.URLError, ConnectionError, OSError)):
         urllib.request.urlopen(elsewhere(secured).replace("https", "http") + "/livez")
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -6,7 +6,7 @@ import secrets
 
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import KEYS, USERS
+from danlu.database.records import KEYS, SECRETS, USERS
 from danlu.domain.ids import RANDOM_BITS, make_id
 from danlu.domain.keys import AccessKey
 from danlu.domain.users import FIRST_USER, PLATFORM, User
@@ -46,8 +46,8 @@ def settle(
             "danlu up --new-master-key, after which those keys are refused and everybody needs new ones, and each secret "
             "has to be set again",
         )
-    if foreign:  # nobody can sign by them any more, and the next start must not ask again
-        database.write(lambda tx: _remove_sealed_by_others(tx, vault))
+    if foreign or secrets_too:  # nobody can use them any more, and the next start must not ask again
+        database.write(lambda tx: _give_up_sealed_by_others(tx, vault, now))
     if known is not None and database.read(lambda tx: _is_settled(tx, vault, known[0])):
         return None
     key = known or (make_id("k", now, secrets.randbits(RANDOM_BITS)), SECRET_PREFIX + secrets.token_hex(KEY_BYTES))
@@ -65,9 +65,13 @@ def _foreign(tx: Transaction, vault: Vault) -> list[AccessKey]:
     return [key for key in keys if key.sealed is not None and key.sealed.master != vault.name]
 
 
-def _remove_sealed_by_others(tx: Transaction, vault: Vault) -> None:
+def _give_up_sealed_by_others(tx: Transaction, vault: Vault, now: int) -> None:
+    """Removes keys that prove nothing any more; a secret's name means nothing until it is set again."""
     for key in _foreign(tx, vault):
         KEYS.remove(tx, key)
+    for secret in SECRETS.find(tx, replaced_at=None, limit=ALL):
+        if secret.sealed is not None and secret.sealed.master != vault.name:
+            SECRETS.put(tx, secret, secret.evolved(now=now, replaced_at=now))
 
 
 def _is_settled(tx: Transaction, vault: Vault, key_id: str) -> bool:

@@ -31,7 +31,9 @@ app = FastAPI(openapi_url=None)
 @app.get("/constant")
 async def constant() -> dict[str, str]:
     return {"state": "running"}
-listening = socket.create_server(("127.0.0.1", 0))
+listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+listening.bind(("127.0.0.1", 0))
+listening.listen()
 print(listening.getsockname()[1], flush=True)
 uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http="h11")).run(sockets=[listening])
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -279,6 +280,35 @@ def test_a_web_socket_is_opened_once(api: Api) -> None:
     assert api.connect(gone, actor=None, headers=refused).status in (401, 409)
     calls = api.database.read(lambda tx: events_after(tx, 0, Chosen(kind="call"), limit=100))
     assert [call.state for call in calls] == ["done", "NotRunning"]
+
+
+@pytest.mark.parametrize("take", [_expired, _revoked, _removed])
+def test_what_was_proven_before_is_not_believed_afterwards(api: Api, take: Callable[[Api], Any]) -> None:
+    key = api.keys["member"].key_id
+    assert [sent(api, "GET", "/v1/whoami").status for _ in range(3)] == [200] * 3
+    assert key in api.platform.proofs  # the last two were answered without a look
+    take(api)
+    assert sent(api, "GET", "/v1/whoami").status == 401
+
+
+def test_a_key_that_expires_ends_though_nothing_is_written(api: Api) -> None:
+    def work(tx: Transaction) -> None:
+        key = KEYS.require(tx, api.keys["member"].key_id)
+        KEYS.put(tx, key, key.evolved(now=time.time_ns(), expires_at=time.time_ns() + 3600 * SECOND))
+
+    api.database.write(work)
+    api.platform.clock = clock = Clock()
+    assert [sent(api, "GET", "/v1/whoami").status for _ in range(3)] == [200] * 3
+    clock.off_s = 299  # the signer's clock is not this one's
+    assert sent(api, "GET", "/v1/whoami").status == 200
+    proof = api.platform.proofs[api.keys["member"].key_id]
+    found = proof.key.evolved(now=time.time_ns(), expires_at=time.time_ns() + 1)
+    api.platform.proofs[found.id] = replace(proof, key=found)
+    assert sent(api, "GET", "/v1/whoami").status == 200  # it is looked up: what is stored counts
+
+
+def test_where_others_write_nothing_is_believed(database: Database) -> None:
+    assert (database.written(("key",)) is None) == (database.dialect == "postgresql")
 
 
 def test_a_demoted_member_is_one_from_the_next_request_on(api: Api) -> None:

@@ -13,7 +13,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ class Transaction:
     connection: Connection
     dialect: str
     events: list[dict[str, Any]] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+    """The kinds of records that were written."""
 
     def store_events(self) -> None:
         """Stores the events; nothing else may follow but the end of the transaction."""
@@ -71,6 +74,8 @@ class Database:
         self._inside = 0
         self._left = threading.Condition()
         self._writer = _Writer(engine) if self.dialect == "sqlite" else None
+        self._written: Counter[str] = Counter()
+        self._counting = threading.Lock()
 
     @classmethod
     def open(cls, url: str | URL) -> Database:
@@ -110,7 +115,27 @@ class Database:
             StorageFull, DatabaseUnavailable: nothing was stored.
         """
         with self._entered():
-            return self._writer.run(work) if self._writer is not None else self._run(work)
+            if self._writer is None:
+                return self._run(work)
+            touched: set[str] = set()
+
+            def noted(tx: Transaction) -> T:
+                try:
+                    return work(tx)
+                finally:
+                    touched.update(tx.touched)
+
+            try:
+                return self._writer.run(noted)
+            finally:  # before anybody is told that it is done
+                with self._counting:
+                    self._written.update(touched)
+
+    def written(self, kinds: Iterable[str]) -> int | None:
+        """Returns a number that has changed once a record of these kinds may have: what was read before is still true
+        while it is the same. None where others write to the database, too.
+        """
+        return None if self._writer is None else sum(self._written[kind] for kind in kinds)
 
     def _run(self, work: Callable[[Transaction], T]) -> T:
         for trial in range(RETRIES):

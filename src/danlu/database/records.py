@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, RowMapping, Table, delete, false, func, insert, select, update
+from sqlalchemy import ColumnElement, RowMapping, Select, Table, bindparam, delete, false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from danlu.database import tables
@@ -44,9 +44,14 @@ class Records(Generic[T]):
 
     def get(self, tx: Transaction, record_id: str) -> T | None:
         """Returns the record, or None."""
-        query = select(self.table).where(*self._conditions({"id": record_id}))
-        row = tx.connection.execute(query).mappings().one_or_none()
+        if not _searchable(record_id):
+            return None
+        row = tx.connection.execute(self._by_id, {"record_id": record_id}).mappings().one_or_none()
         return None if row is None else self._record(row)
+
+    @cached_property
+    def _by_id(self) -> Select[Any]:
+        return select(self.table).where(self.table.c.id == bindparam("record_id"))
 
     def require(self, tx: Transaction, record_id: str) -> T:
         """Returns the record.
@@ -95,6 +100,7 @@ class Records(Generic[T]):
             Conflict: the id, or what must be unique, is taken. The transaction can go on.
             InvalidRequest: a text has a NUL character, which PostgreSQL cannot store.
         """
+        tx.touched.add(self.model.KIND)
         with self._conflicts(tx, record):
             tx.connection.execute(insert(self.table).values(self._row(record)))
         self._event(tx, record, None, actor)
@@ -108,6 +114,7 @@ class Records(Generic[T]):
         if new.id != old.id or new.version != old.version + 1:
             raise ValueError(f"{new.id} version {new.version} does not follow {old.id} version {old.version}")
         table = self.table
+        tx.touched.add(self.model.KIND)
         query = update(table).where(table.c.id == old.id, table.c.version == old.version).values(self._row(new))
         with self._conflicts(tx, new):
             changed = tx.connection.execute(query).rowcount
@@ -118,6 +125,7 @@ class Records(Generic[T]):
     def remove(self, tx: Transaction, record: T) -> None:
         """Deletes a record, if nobody else has changed it since."""
         table = self.table
+        tx.touched.add(self.model.KIND)
         query = delete(table).where(table.c.id == record.id, table.c.version == record.version)
         if tx.connection.execute(query).rowcount != 1:
             raise VersionConflict(f"{self.model.KIND} {record.id} is no longer at version {record.version}")

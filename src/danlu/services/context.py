@@ -19,6 +19,7 @@ from danlu.domain.environments import Environment
 from danlu.domain.events import CALL, Event
 from danlu.domain.ids import make_id
 from danlu.domain.isolation import Layer
+from danlu.domain.keys import AccessKey
 from danlu.services.vault import Vault
 
 T = TypeVar("T")
@@ -92,6 +93,20 @@ class PlatformFacts:
     """Why they cannot have the others."""
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Whose an access key is, and its secret, as long as nothing was written that could change it.
+
+    Attributes:
+        written: what Database.written returned before it was looked up.
+    """
+
+    written: int
+    key: AccessKey
+    secret: bytes = field(repr=False)
+    actor: Actor
+
+
 @dataclass(slots=True)
 class Platform:
     """The parts that services use. ``url`` is known once the server listens."""
@@ -105,6 +120,8 @@ class Platform:
     attempt_key: bytes
     vault: Vault
     hub: Hub = field(default_factory=Hub)
+    proofs: dict[str, Proof] = field(default_factory=dict)
+    """By access key: what was found to be true of it. See services/access.py."""
     url: str = ""
     diagnose: Callable[[Sequence[Environment], bool], tuple[Check, ...]] = lambda _built, _index: ()
     stop_server: Callable[[bool], None] = lambda _jobs_first: None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from danlu.domain.jobs import Job, JobState, Reason
+from danlu.errors import InvalidSpec
 from danlu.services.vault import KEY_BYTES
 from tests.process.platform import Server, processes_with, until
 

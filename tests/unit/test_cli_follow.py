@@ -114,7 +114,9 @@ def test_a_limit_that_is_not_in_force_is_told_once(capfd):
         def call(self, operation: str, *_: object, **__: object) -> Any:
             if operation != "jobs.attempts":
                 return self.end
-            started = attempt(self.newest).model_copy(update={"started_at": 1, "limits": ("cpu-limit", "separate-user")})
+            started = attempt(self.newest).model_copy(
+                update={"started_at": 1, "limits": ("cpu-limit", "separate-user")}
+            )
             return Page[Attempt](items=(started,))
 
     asked = JobSpec.model_validate({"command": "x", "memory": "1GiB", "cpu": 1})

@@ -14,10 +14,7 @@ import httpx2
 import pytest
 
 from danlu.api import EventsQuery, MemberRequest, Permission
-from danlu.controllers.nonces import NoncesController
-from danlu.database import nonces
-from danlu.database.engine import Database, Transaction
-from danlu.database.nonces import SWEPT_AT_ONCE
+from danlu.database.engine import Transaction
 from danlu.database.queries import Chosen, events_after
 from danlu.database.records import JOBS, KEYS, MEMBERS, TOKENS
 from danlu.domain.actors import Role
@@ -307,10 +304,6 @@ def test_a_key_that_expires_ends_though_nothing_is_written(api: Api) -> None:
     assert sent(api, "GET", "/v1/whoami").status == 200  # it is looked up: what is stored counts
 
 
-def test_where_others_write_nothing_is_believed(database: Database) -> None:
-    assert (database.written(("key",)) is None) == (database.dialect == "postgresql")
-
-
 def test_a_demoted_member_is_one_from_the_next_request_on(api: Api) -> None:
     assert sent(api, "PUT", submit_path(api), SPEC).status == 201
     members.set(as_admin(api), "member", MemberRequest(role=Role.VIEWER))
@@ -480,26 +473,6 @@ def test_a_session_ends_with_what_it_was_opened_by(api: Api, take: Callable[[Api
         ours.settimeout(ENDS_S)
         while ours.recv(65_536):  # what ran there is told that nobody is there any more
             pass
-
-
-def test_old_nonces_are_forgotten_some_at_a_time(database: Database) -> None:
-    now_s = 1_800_000_000
-
-    def fill(tx: Transaction) -> None:
-        for number in range(SWEPT_AT_ONCE + 10):
-            nonces.take(tx, "k", f"{number:032d}", now_s - 1)
-        nonces.take(tx, "k", "now", now_s)
-
-    class At:
-        def now(self) -> int:
-            return now_s * SECOND
-
-    database.write(fill)
-    controller = NoncesController(database, At())
-    assert controller.step() < 1
-    assert controller.step() > 1
-    assert database.write(lambda tx: nonces.forget(tx, now_s)) == 0
-    assert database.write(lambda tx: nonces.forget(tx, now_s + 1)) == 1
 
 
 def test_calls_are_seen_with_their_outcome(api: Api) -> None:

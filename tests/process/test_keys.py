@@ -80,7 +80,7 @@ def test_a_lost_master_key_is_restored_or_given_up_in_so_many_words(server: Serv
     kept = (server.home / MASTER).read_text()
     (server.home / MASTER).unlink()
     error = refused(server)
-    assert "1 access keys were sealed by another one" in error["detail"]
+    assert "1 access keys and 0 secrets were sealed by another one" in error["detail"]
     for way in ("restore keys/master", "DANLU_MASTER_KEY_FILE", "--new-master-key"):
         assert way in error["next_step"]
     (server.home / MASTER).write_text(kept)  # as from a backup

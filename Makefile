@@ -31,7 +31,7 @@ demo: install
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
 
 test: install
-	$(BIN)/python -m pytest -n $(PROCESSES) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 check: install
 	$(BIN)/ruff check .

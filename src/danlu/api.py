@@ -23,7 +23,7 @@ from danlu.domain.isolation import Layer
 from danlu.domain.jobs import Attempt, Job, JobSpec, JobState
 from danlu.domain.keys import AccessKey, Token
 from danlu.domain.projects import Project
-from danlu.domain.records import Value
+from danlu.domain.records import Flag, Value
 from danlu.domain.resources import Seconds
 from danlu.domain.secrets import Secret, SecretRequest
 from danlu.domain.sessions import SessionEnd, SessionRequest
@@ -234,7 +234,7 @@ class PruneRequest(Value):
     """Which of the project's environments to give up: those that no live job uses, and none has asked for in a while."""
 
     unused_for: Seconds = Field(default=30 * 86_400.0, description="since a job last asked for it, e.g. 30d")
-    dry_run: bool = Field(default=False, description="only say which")
+    dry_run: Flag = Field(default=False, description="only say which")
 
 
 class ProjectRequest(Value):
@@ -252,13 +252,13 @@ class ProjectChange(Value):
 class UserRequest(Value):
     """A user to make."""
 
-    administrator: bool = Field(default=False, description="of the whole platform")
+    administrator: Flag = Field(default=False, description="of the whole platform")
 
 
 class UserChange(Value):
     """What to change of a user."""
 
-    administrator: bool
+    administrator: Flag
 
 
 class MemberRequest(Value):
@@ -333,7 +333,7 @@ class Identity(Value):
 class PlatformStop(Value):
     """How to stop the platform."""
 
-    jobs: bool = Field(default=False, description="stop all jobs first; else they go on without the server")
+    jobs: Flag = Field(default=False, description="stop all jobs first; else they go on without the server")
 
 
 class Accepted(Value):

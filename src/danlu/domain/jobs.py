@@ -16,7 +16,7 @@ from danlu.domain.frameworks import FRAMEWORKS, Framework, check_alone, check_ro
 from danlu.domain.git import GitState
 from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
 from danlu.domain.images import full_reference
-from danlu.domain.records import Living, Ns, Said, Text, Value
+from danlu.domain.records import Flag, Living, Ns, Said, Text, Value
 from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds, format_bytes
 from danlu.domain.roles import ALONE, MAX_STARTED_BYTES, RoleName, RoleSpec, task_resources
 from danlu.domain.secrets import MAX_SECRETS_OF_A_JOB, SecretUses, check_variables
@@ -196,7 +196,7 @@ class JobSpec(Value):
         default=None, description="an attempt that runs longer is ended, for example 2h", examples=["2h"]
     )
     grace: Seconds = Field(default=30.0, le=3600, description="time between SIGTERM and SIGKILL")
-    parse_metrics: bool = Field(default=False, description="take printed `name: value` and `name=value` as metrics")
+    parse_metrics: Flag = Field(default=False, description="take printed `name: value` and `name=value` as metrics")
     log_limit: MemoryBytes = Field(default=2**30, description="what is kept of each attempt's output")
     labels: dict[Name, Annotated[Text, StringConstraints(max_length=255)]] = Field(
         default_factory=dict, max_length=64, description="names and texts of your own", examples=[{"team": "vision"}]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from danlu.errors import IllegalMove
 
@@ -27,6 +27,8 @@ def _printable(text: object) -> object:
 
 
 Ns = Annotated[int, Field(ge=0, lt=2**63, description="ns UTC")]
+Flag = Annotated[bool, Strict()]
+"""Of a body: true or false, and not a number that may be taken for one."""
 Text = Annotated[str, AfterValidator(_checked)]
 """What a user gives."""
 Said = Annotated[str, BeforeValidator(_printable)]

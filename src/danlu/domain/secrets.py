@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringC
 
 from danlu.domain.commands import RESERVED_VARIABLES
 from danlu.domain.keys import Sealed
-from danlu.domain.records import Ns, Record, Value, storable
+from danlu.domain.records import Flag, Ns, Record, Value, storable
 
 SECRET_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"  # noqa: S105 - of names
 """A secret is named as an environment variable is, so that its name can be the variable."""
@@ -66,7 +66,7 @@ class SecretUse(Value):
     """Which secret a variable of a job holds."""
 
     secret: SecretName = Field(description="its name: danlu secret ls", examples=["huggingface"])
-    file: bool = Field(default=False, description="the variable holds the path of a file in memory with the value")
+    file: Flag = Field(default=False, description="the variable holds the path of a file in memory with the value")
 
 
 def _written(given: Any) -> Any:
@@ -102,7 +102,7 @@ class HandedSecret(Value):
 
     variable: SecretName
     value: str = Field(repr=False)
-    file: bool = False
+    file: Flag = False
 
 
 def check_variables(uses: Mapping[str, SecretUse], *others: Collection[str]) -> None:

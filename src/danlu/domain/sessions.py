@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, StringConstraints, model_validator
 
-from danlu.domain.records import Said, Value, storable
+from danlu.domain.records import Flag, Said, Value, storable
 
 OPENED: Final = "SessionOpened"
 """The reason of the event that tells of a session."""
@@ -37,7 +37,7 @@ class SessionRequest(Value):
 
     verb: Verb = Verb.EXEC
     command: tuple[str, ...] = Field(default=(), max_length=MAX_WORDS, description="for exec")
-    stdin: bool = Field(default=False, description="input will be sent; without it, there is none")
+    stdin: Flag = Field(default=False, description="input will be sent; without it, there is none")
     terminal: Terminal | None = Field(default=None, description="for exec: run it in a terminal of its own")
     path: Annotated[str, StringConstraints(max_length=4096)] = Field(
         default="", description="for read and write: relative to the task's working folder"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from danlu.controllers.nonces import NoncesController
 from danlu.database import nonces
 from danlu.database.engine import Database, Transaction
-from danlu.database.nonces import SWEPT_AT_ONCE
+from danlu.database.nonces import KEPT_S, SWEPT_AT_ONCE
+from danlu.errors import NotAuthenticated
 
 SECOND = 1_000_000_000
 
@@ -15,8 +18,8 @@ def test_old_nonces_are_forgotten_some_at_a_time(database: Database) -> None:
 
     def fill(tx: Transaction) -> None:
         for number in range(SWEPT_AT_ONCE + 10):
-            nonces.take(tx, "k", f"{number:032d}", now_s - 1)
-        nonces.take(tx, "k", "now", now_s)
+            nonces.take(tx, "k", f"{number:032d}", now_s - KEPT_S - 1, now_s - KEPT_S)
+        nonces.take(tx, "k", "now", now_s - KEPT_S, now_s)
 
     class At:
         def now(self) -> int:
@@ -28,6 +31,16 @@ def test_old_nonces_are_forgotten_some_at_a_time(database: Database) -> None:
     assert controller.step() > 1
     assert database.write(lambda tx: nonces.forget(tx, now_s)) == 0
     assert database.write(lambda tx: nonces.forget(tx, now_s + 1)) == 1
+
+
+@pytest.mark.parametrize("late_s", [0, 1, KEPT_S, KEPT_S + 1, KEPT_S + 10_000])
+def test_no_request_is_done_again_however_slowly_it_is_sent(database: Database, late_s: int) -> None:
+    """It was let in by its head in time; its body came when its nonce may have been forgotten."""
+    until_s = 1_800_000_000
+    database.write(lambda tx: nonces.take(tx, "k", "n", until_s, until_s - 600))
+    database.write(lambda tx: nonces.forget(tx, until_s + late_s))
+    with pytest.raises(NotAuthenticated):
+        database.write(lambda tx: nonces.take(tx, "k", "n", until_s, until_s + late_s))
 
 
 def test_where_others_write_nothing_is_believed(database: Database) -> None:

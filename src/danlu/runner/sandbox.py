@@ -98,7 +98,7 @@ class Sandbox:
         """Covers what is closed and, where that is ``mounting``'s wish, what is hidden and what all users share."""
         hidden = [self.wanted["hidden"]] if mounting and self.possible("closed-data-folder") else []
         private_too = mounting and self.tenants and self.possible("private-tmp")
-        shared = [path for path in TEMPORARY if private_too and os.path.realpath(path) == path]
+        shared = [path for path in TEMPORARY if private_too and os.path.realpath(path) == path and os.path.isdir(path)]
         memory = [SHARED_MEMORY] if private_too and os.path.ismount(SHARED_MEMORY) else []
         found = mounts.covers(needed, uid, [*hidden, *shared, *memory])
         private = os.open(self.wanted["private"], os.O_PATH | os.O_CLOEXEC) if shared else -1  # it may be covered too

@@ -83,6 +83,8 @@ class Sessions:
         job = str(client.path_params["job"])
         place = await anyio.to_thread.run_sync(sessions.open, call, job, query)
         with self._turn(place.job.project, place.attempt_id):
+            # before it is let in: who goes away without a word has used the handshake up too
+            await anyio.to_thread.run_sync(call.begin)
             await client.accept()
             try:
                 await self._serve(call, place, client)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import logging
@@ -18,7 +17,7 @@ from danlu.domain.jobs import AttemptState
 from danlu.domain.keys import AccessKey
 from danlu.domain.signing import Claim
 from danlu.domain.users import PLATFORM, Member, User
-from danlu.errors import NotAllowed, NotAuthenticated, NotFound, StaleAttempt, VaultLocked, VersionConflict
+from danlu.errors import DanluError, NotAllowed, NotAuthenticated, NotFound, StaleAttempt, VaultLocked, VersionConflict
 from danlu.services.context import Call, Platform, Proof
 from danlu.services.vault import DECOY
 
@@ -90,8 +89,12 @@ def signed(platform: Platform, claim: Claim) -> Actor:
 
 def _note_use(platform: Platform, key: AccessKey, now: int) -> None:
     used = key.evolved(now=now, last_used_at=now)
-    with contextlib.suppress(VersionConflict):  # another request has noted it, or it was revoked
+    try:
         platform.database.write(lambda tx: KEYS.put(tx, key, used))
+    except VersionConflict:  # another request has noted it, or it was revoked
+        return
+    except DanluError as error:  # a full disk, above all, must not keep anybody from looking
+        LOG.warning("that key %s was used is not noted: %s", key.id, error.message)
 
 
 def bearer(platform: Platform, secret: str) -> Actor:

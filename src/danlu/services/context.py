@@ -158,7 +158,7 @@ class Deed:
             NotAuthenticated: a request of this nonce was done before.
         """
         if self.nonce is not None:
-            nonces.take(tx, *self.nonce)
+            nonces.take(tx, *self.nonce, now_s=call.platform.clock.now() // 1_000_000_000)
         event = Event(
             at=call.platform.clock.now(), project=call.project, kind=CALL, object_id=self.thing[:80], state=outcome,
             reason=self.operation, actor=call.actor.name, source=self.source, request_id=self.request_id,

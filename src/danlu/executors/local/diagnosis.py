@@ -30,7 +30,10 @@ def checks(declared: tuple[Gpu, ...] | None, home: Path, machine: engines.Machin
     own = Path("/proc/self/cgroup")
     yield limits(cgroups.detect(Path("/sys/fs/cgroup"), own.read_text() if own.exists() else ""))
     yield users(os.geteuid())
-    yield layers(offered(UID_BASE if os.geteuid() == 0 else None))
+    try:
+        yield layers(offered(UID_BASE if os.geteuid() == 0 else None))
+    except ExecutorUnavailable as error:
+        yield fail("sandbox", error.message, "without that no server starts: look at memory, processes and disk")
     yield devices(declared, Path("/proc/driver/nvidia/version"))
     yield containers(home, machine)
     yield files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from danlu.executors.local import starting
 from danlu.executors.local.cgroups import Tree
 
 UID_BASE: Final = 200_000
+TRIALS: Final = 3
 NO_GROUPS: Final = "this server can make no control groups"
 ALONE: Final = "all jobs run as you"
 
@@ -37,19 +38,44 @@ class Offered:
         )
 
 
+def tried(
+    config: dict[str, Any], ask: Callable[[dict[str, Any], str], dict[str, Any]] = starting.ask
+) -> dict[str, Any]:
+    """Returns what the launcher answers to a trial.
+
+    Raises:
+        ExecutorUnavailable: it could not be found out, several times. That is not to be taken for a machine without layers.
+    """
+    why = ""
+    for _ in range(TRIALS):
+        try:
+            answer = ask(config, "a trial")
+        except ExecutorUnavailable as error:
+            why = error.message
+            continue
+        if "error" not in answer or answer.get("rejected"):
+            return answer
+        why = str(answer["error"])
+    raise ExecutorUnavailable(
+        f"which layers of isolation jobs can have here could not be found out in {TRIALS} trials: {why}",
+        next_step="the machine may be short of memory, processes or disk: danlu doctor; then start again",
+    )
+
+
 @cache
 def offered(uid: int | None) -> Offered:
-    """Returns what attempts have of this server that run as user ``uid``; None: as its own. It does not change meanwhile."""
+    """Returns what attempts have of this server that run as user ``uid``; None: as its own. It does not change meanwhile.
+
+    Raises:
+        ExecutorUnavailable: it could not be found out.
+    """
     with tempfile.TemporaryDirectory(prefix="danlu-trial-") as folder:
         config = {
             "folder": None, "uid": uid, "limits": [], "overlay": None, "cgroup_procs": [], "task_procs": {},
             "needed": [{"path": sys.base_prefix, "write": False}],
             "sandbox": sandbox(Path(folder), Path(folder), tenants=uid is not None),
         }  # fmt: skip
-        try:
-            answer = starting.ask(config, "a trial")
-        except ExecutorUnavailable as error:
-            answer = {"error": error.message}
+        answer = tried(config)
     if "error" in answer:
         return Offered((), dict.fromkeys(map(str, Layer), str(answer["error"])))
     found = known(answer["limits"])

@@ -1,0 +1,39 @@
+"""Signed requests when something is wrong beside them: who breaks off, and a disk that is full."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from danlu.errors import StorageFull
+from danlu.runner import frames
+from tests.api.edge import Api
+from tests.api.test_signed import SPEC, sent, signature, submit_path
+
+
+def test_a_handshake_is_used_up_even_by_who_says_nothing_after_it(api: Api) -> None:
+    """Else whoever has seen it could come later, and name a command of its own."""
+    path = f"/v1/jobs/{api.ids['job']}/session"
+    headers = {"host": "danlu", **signature(api, "GET", path, once=True)}
+    assert api.connect(path, actor=None, headers=headers).status == 101
+    mine = frames.REQUEST + b'{"command": ["sh", "-c", "id"]}'
+    assert api.connect(path, mine, actor=None, headers=headers).status == 401
+    assert api.opener.asked == []
+
+
+def test_a_full_disk_keeps_nobody_from_looking(api: Api) -> None:
+    """That a key was used cannot be noted then."""
+    real = api.platform.database
+
+    class Full:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def write(self, _work: Any) -> Any:
+            raise StorageFull("the disk of the platform is full")
+
+    api.platform.database = Full()  # type: ignore[assignment]
+    try:
+        assert sent(api, "GET", "/v1/jobs", headers={"Danlu-Project": "default"}).status == 200
+        assert sent(api, "PUT", submit_path(api), SPEC, headers={"Danlu-Project": "default"}).status == 507
+    finally:
+        api.platform.database = real

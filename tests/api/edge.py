@@ -42,6 +42,7 @@ from danlu.domain.trees import Entry, address_of, encode
 from danlu.errors import NotRunning
 from danlu.server.app import build
 from danlu.server.auth import Gate
+from danlu.server.clock import SystemClock
 from danlu.server.limits import Limits
 from danlu.services.access import attempt_token, digest
 from danlu.services.context import Platform, PlatformFacts
@@ -108,11 +109,6 @@ class Runners:
             while data := ours.recv(65_536):
                 heard += data
         return heard
-
-
-class SystemClock:
-    def now(self) -> int:
-        return time.time_ns()
 
 
 @dataclass

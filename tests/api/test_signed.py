@@ -44,6 +44,8 @@ class Clock:
     def now(self) -> int:
         return time.time_ns() + self.off_s * SECOND
 
+    wall = now
+
 
 def signature(api: Api, method: str, path: str, body: bytes = b"", *, actor: str = "member", once: bool = False,
               headers: dict[str, str] | None = None) -> dict[str, str]:  # fmt: skip

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+
+import pytest
 
 from danlu.errors import StorageFull
 from danlu.runner import frames
+from danlu.server.clock import SystemClock
 from tests.api.edge import Api
-from tests.api.test_signed import SPEC, sent, signature, submit_path
+from tests.api.test_signed import SECOND, SPEC, sent, signature, submit_path
 
 
 def test_a_handshake_is_used_up_even_by_who_says_nothing_after_it(api: Api) -> None:
@@ -18,6 +22,19 @@ def test_a_handshake_is_used_up_even_by_who_says_nothing_after_it(api: Api) -> N
     mine = frames.REQUEST + b'{"command": ["sh", "-c", "id"]}'
     assert api.connect(path, mine, actor=None, headers=headers).status == 401
     assert api.opener.asked == []
+
+
+@pytest.mark.parametrize("set_s", [-86_400, -600, 600, 86_400])
+def test_whoever_sets_the_clock_locks_nobody_out(api: Api, set_s: int) -> None:
+    """Time that never goes back is right for records. A signer has the machine's."""
+    wall = time.time_ns() - set_s * SECOND
+    api.platform.clock = SystemClock(lambda: wall)
+    wall = time.time_ns()
+    assert sent(api, "GET", "/v1/jobs", headers={"Danlu-Project": "default"}).status == 200
+    assert sent(api, "GET", "/v1/jobs", headers={"Danlu-Project": "default"}).status == 200  # what is known by now too
+    path = submit_path(api)
+    headers = signature(api, "PUT", path, SPEC)
+    assert [api.send("PUT", path, actor=None, data=SPEC, headers=headers).status for _ in range(2)] == [201, 401]
 
 
 def test_a_full_disk_keeps_nobody_from_looking(api: Api) -> None:

@@ -35,6 +35,7 @@ def test_a_jump_back_neither_turns_nor_stops_it() -> None:
     machine.wall -= HOUR
     assert machine.passes(7) == before + 7
     assert machine.passes(8) == before + 15
+    assert machine.clock.wall() == machine.wall
 
 
 def test_it_follows_again_once_the_machine_has_caught_up() -> None:

@@ -21,6 +21,6 @@ class NoncesController:
 
     def step(self) -> float:
         """Forgets some; returns after how many seconds to look again."""
-        now_s = self._clock.now() // SECOND
+        now_s = self._clock.wall() // SECOND
         swept = self._database.write(lambda tx: nonces.forget(tx, now_s))
         return NEXT_S if swept >= nonces.SWEPT_AT_ONCE else LOOK_S

@@ -52,7 +52,7 @@ def problem(error: DanluError, request_id: str) -> JSONResponse:
 
 def refusal(platform: Platform) -> NotAuthenticated:
     """Returns what whoever is not known is answered: the same, whatever was wrong; and the time, should it be a clock."""
-    return NotAuthenticated(server_time=platform.clock.now())
+    return NotAuthenticated(server_time=platform.clock.wall())
 
 
 class Gate:

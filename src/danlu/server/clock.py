@@ -28,3 +28,7 @@ class SystemClock:
             self._last = max(self._wall(), self._last + at - self._at)
             self._at = at
             return self._last
+
+    def wall(self) -> int:
+        """See Clock."""
+        return self._wall()

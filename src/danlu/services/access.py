@@ -51,7 +51,8 @@ def known(platform: Platform, claim: Claim) -> Actor | None:
         return None
     key = proof.key
     fresh = now - (key.last_used_at or 0) <= USE_NOTED_NS and not _over(key.expires_at, now)
-    return proof.actor if fresh and claim.current(now // SECOND) and claim.proven(proof.secret) else None
+    current = claim.current(platform.clock.wall() // SECOND)
+    return proof.actor if fresh and current and claim.proven(proof.secret) else None
 
 
 def signed(platform: Platform, claim: Claim) -> Actor:
@@ -62,12 +63,13 @@ def signed(platform: Platform, claim: Claim) -> Actor:
             none, another one is opened in its place: the same error after the same work, whatever was wrong.
     """
     now, written = platform.clock.now(), platform.database.written(PROVING)
+    wall_s = platform.clock.wall() // SECOND
 
     def work(tx: Transaction) -> tuple[AccessKey | None, Actor | None, bytes]:
         key = KEYS.get(tx, claim.key_id)
         sealed, of = (platform.vault.decoy, DECOY) if key is None or key.sealed is None else (key.sealed, key.id)
         secret = platform.vault.open(sealed, of)
-        if not (claim.proven(secret) and claim.current(now // SECOND)) or key is None or _over(key.expires_at, now):
+        if not (claim.proven(secret) and claim.current(wall_s)) or key is None or _over(key.expires_at, now):
             return None, None, b""
         return key, _user(tx, key.user, key.id, None), secret
 
@@ -225,6 +227,6 @@ def whoami(call: Call) -> Identity:
     actor = call.actor
     seen = [name for name in sorted(actor.roles) if actor.standing(name) is not None]
     return Identity(
-        name=actor.name, administrator=actor.administrator, by=actor.id, server_time=call.platform.clock.now(),
+        name=actor.name, administrator=actor.administrator, by=actor.id, server_time=call.platform.clock.wall(),
         projects=tuple(Membership(project=name, role=actor.roles[name]) for name in seen),
     )  # fmt: skip

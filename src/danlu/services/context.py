@@ -30,7 +30,10 @@ class Clock(Protocol):
     """Tells the time."""
 
     def now(self) -> int:
-        """Returns ns UTC."""
+        """Returns ns UTC. It never goes back."""
+
+    def wall(self) -> int:
+        """Returns ns UTC as the machine tells it, set back or not: for what is compared with other machines' clocks."""
 
 
 class Hub:
@@ -158,7 +161,7 @@ class Deed:
             NotAuthenticated: a request of this nonce was done before.
         """
         if self.nonce is not None:
-            nonces.take(tx, *self.nonce, now_s=call.platform.clock.now() // 1_000_000_000)
+            nonces.take(tx, *self.nonce, now_s=call.platform.clock.wall() // 1_000_000_000)
         event = Event(
             at=call.platform.clock.now(), project=call.project, kind=CALL, object_id=self.thing[:80], state=outcome,
             reason=self.operation, actor=call.actor.name, source=self.source, request_id=self.request_id,

@@ -267,8 +267,8 @@ def test_a_project_that_one_is_no_member_of_does_not_see_it_later(api: Api) -> N
 
 def test_a_web_socket_is_opened_once(api: Api) -> None:
     path, host = f"/v1/jobs/{api.ids['job']}/session", {"host": "danlu"}
-    headers = {**host, **signature(api, "GET", path, once=True)}
     wanted = frames.REQUEST + b'{"command": ["true"]}'
+    headers = {**host, **signature(api, "GET", path, wanted, once=True, headers={})}
     assert api.connect(path, wanted, actor=None, headers=headers, stay=True).status == 101
     assert api.connect(path, wanted, actor=None, headers=headers, stay=True).status == 401
     plain = {**host, **signature(api, "GET", path)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -22,6 +23,16 @@ def test_a_handshake_is_used_up_even_by_who_says_nothing_after_it(api: Api) -> N
     mine = frames.REQUEST + b'{"command": ["sh", "-c", "id"]}'
     assert api.connect(path, mine, actor=None, headers=headers).status == 401
     assert api.opener.asked == []
+
+
+def test_a_handshake_carries_no_command_but_its_own(api: Api) -> None:
+    path = f"/v1/jobs/{api.ids['job']}/session"
+    theirs, mine = (frames.REQUEST + json.dumps({"command": [name]}).encode() for name in ("true", "id"))
+    for signed, said, asked in ((theirs, mine, ()), (b"", mine, ()), (theirs, theirs, ("true",))):
+        headers = {"host": "danlu", **signature(api, "GET", path, signed, once=True)}
+        told = api.connect(path, said, actor=None, headers=headers, stay=True).frames()[-1]
+        assert json.loads(told[1:])["status"] == (409 if asked else 401)
+        assert [request.command for _, _, request in api.opener.asked] == ([asked] if asked else [])
 
 
 @pytest.mark.parametrize("set_s", [-86_400, -600, 600, 86_400])

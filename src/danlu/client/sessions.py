@@ -42,9 +42,9 @@ def opened(client: Client, job: str, request: SessionRequest, *, task: str | Non
         Unavailable: the platform cannot be reached.
     """
     with contextlib.ExitStack() as stack:
-        session = Session(_connect(client, job, task, stack))
+        first = frames.REQUEST + request.model_dump_json(exclude_defaults=True).encode()
+        session = Session(_connect(client, job, task, first, stack), first)
         try:
-            session.begin(request)
             yield session
         finally:
             session.finish()
@@ -53,15 +53,12 @@ def opened(client: Client, job: str, request: SessionRequest, *, task: str | Non
 class Session:
     """An open session. One thread takes its output; another may give its input."""
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: ClientConnection, first: bytes) -> None:
         self._socket = socket
         self._room = threading.Condition()
         self._window, self._taken = frames.Window(), frames.Taken()
         self._started = self._over = False
-
-    def begin(self, request: SessionRequest) -> None:
-        """Says what to do."""
-        self._send(frames.REQUEST, request.model_dump_json(exclude_defaults=True).encode())
+        self._send(first)  # what to do
 
     def run(
         self, write: Callable[[bytes, bytes], None], started: Callable[[dict[str, Any]], None] = lambda _facts: None
@@ -162,12 +159,13 @@ class Session:
         return True
 
 
-def _connect(client: Client, job: str, task: str | None, stack: contextlib.ExitStack) -> ClientConnection:
+def _connect(client: Client, job: str, task: str | None, first: bytes, stack: contextlib.ExitStack) -> ClientConnection:
+    """Returns an open web socket; its handshake signs the first message, which is still to be sent."""
     from websockets.exceptions import InvalidHandshake, InvalidStatus
     from websockets.sync.client import connect
 
     request = build("sessions.open", {"job": job}, query=SessionQuery(task=task))
-    url, headers = client.upgrade(request.target)
+    url, headers = client.upgrade(request.target, first)
     scheme = "wss" if urlsplit(url).scheme == "https" else "ws"
     proxy: dict[str, Any] = {"proxy": None} if is_loopback(url) else {}
     if scheme == "wss":

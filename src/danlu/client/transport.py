@@ -252,8 +252,12 @@ class Client:
         except (_Absent, httpx2.TransportError) as error:
             raise self._away(error) from error
 
-    def upgrade(self, target: str) -> tuple[str, dict[str, str]]:
+    def upgrade(self, target: str, first: bytes) -> tuple[str, dict[str, str]]:
         """Returns the address to connect to now and the headers that say who calls, for a web socket.
+
+        Args:
+            target: the path and query.
+            first: the message that will be sent first: it is signed with the rest.
 
         Raises:
             Unavailable: the platform that was found on this machine does not run any more.
@@ -265,7 +269,7 @@ class Client:
         path, _, query = target.partition("?")
         headers = {PROJECT_HEADER: self.project} if self.project else {}
         message = Message("GET", authority(url), path, query, lowered(headers))
-        return url, {**headers, **self.connection.credentials.headers(message, once=True)}
+        return url, {**headers, **self.connection.credentials.headers(message, first, once=True)}
 
     def _reach(self) -> tuple[str, httpx2.Client]:
         """Returns the address to send to, and what sends the key that belongs to it.

@@ -107,8 +107,10 @@ class Gate:
         if wait_s := self._rates.take(who(actor), loop.time()):
             raise too_fast(self._limits, wait_s)
         scope.setdefault("state", {}).update(actor=actor, request_id=request_id, claim=signed, let_in_at=loop.time())
-        if scope["type"] == "websocket" or not _has_body(headers):
-            return receive, actor  # a web socket's messages are bounded by who reads them
+        if scope["type"] == "websocket":  # its messages are bounded by who reads them
+            return (receive if signed is None else _begun(receive, signed.digest)), actor
+        if not _has_body(headers):
+            return receive, actor
         receive = _paced(receive, self._limits, loop.time)
         if signed is not None:
             receive = _digested(receive, signed.digest)
@@ -149,7 +151,7 @@ class Gate:
             signed = claim(message(scope), once=changes(scope))
             if _has_body(headers) and signed.digest in (None, NOTHING):
                 raise BadSignature("a body that was not signed")
-            if not _has_body(headers) and signed.digest not in (None, NOTHING):
+            if scope["type"] == "http" and not _has_body(headers) and signed.digest not in (None, NOTHING):
                 raise BadSignature("the body that was signed is not there")
         except BadSignature as error:
             raise NotAuthenticated from error
@@ -224,6 +226,23 @@ def _digested(receive: Receive, expected: bytes | None) -> Receive:
         return message
 
     return digested
+
+
+def _begun(receive: Receive, expected: bytes | None) -> Receive:
+    """Returns ``receive``, which holds a web socket's first message, what to do, against the digest that was signed."""
+    begun = False
+
+    async def held() -> MutableMapping[str, Any]:
+        nonlocal begun
+        message = await receive()
+        if message["type"] == "websocket.receive" and not begun:
+            begun = True
+            first = message.get("bytes") or (message.get("text") or "").encode()
+            if not hmac.compare_digest(hashlib.sha256(first).digest(), expected or NOTHING):
+                raise NotAuthenticated("the first message is not what was signed")
+        return message
+
+    return held
 
 
 def _stamped(send: Send, request_id: str) -> Send:

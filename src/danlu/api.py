@@ -344,7 +344,12 @@ class Accepted(Value):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One endpoint. ``id`` is ``noun.verb``: the service's module and method."""
+    """One endpoint. ``id`` is ``noun.verb``: the service's module and method.
+
+    Attributes:
+        reads: the kinds of records that the answer is made of, where it is made of nothing else: not of who asks, not of the
+            time. It is the same then until one of them is written.
+    """
 
     id: str
     method: str
@@ -356,6 +361,7 @@ class Operation:
     permission: Permission = Permission.READ
     kind: Kind = Kind.JSON
     status: int = 200
+    reads: tuple[str, ...] = ()
 
 
 O = Operation  # noqa: E741 - one letter keeps the table readable
@@ -365,10 +371,10 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       Diagnosis, query=DoctorQuery, permission=Permission.ADMINISTER),
     O("platform.stop", "POST", "/v1/platform/stop", "Stop the server; jobs go on unless asked otherwise", Accepted,
       body=PlatformStop, permission=Permission.ADMINISTER, status=202),
-    O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery),
+    O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery, reads=(Job.KIND,)),
     O("jobs.submit", "PUT", "/v1/jobs/{job}", "Submit a job under an id made by the client; twice is once", Job,
       body=JobSpec, status=201, permission=Permission.WRITE),
-    O("jobs.get", "GET", "/v1/jobs/{job}", "One job, by id or name", Job),
+    O("jobs.get", "GET", "/v1/jobs/{job}", "One job, by id or name", Job, reads=(Job.KIND,)),
     O("jobs.wait", "GET", "/v1/jobs/{job}/wait", "The job, as soon as it has ended, is in a state, or the time is over", Job,
       query=WaitQuery),
     O("jobs.why", "GET", "/v1/jobs/{job}/why", "Why the job is where it is", Why),
@@ -376,15 +382,17 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.WRITE),
     O("jobs.retry", "POST", "/v1/jobs/{job}/retry", "Run an ended job again", Job, body=RetryRequest, status=201,
       permission=Permission.WRITE),
-    O("jobs.attempts", "GET", "/v1/jobs/{job}/attempts", "The job's attempts, newest first", Page[Attempt], query=Paging),
+    O("jobs.attempts", "GET", "/v1/jobs/{job}/attempts", "The job's attempts, newest first", Page[Attempt], query=Paging,
+      reads=(Job.KIND, Attempt.KIND)),
     O("jobs.logs", "GET", "/v1/jobs/{job}/logs", "A part of the job's logs", LogPage, query=LogsQuery),
     O("jobs.logs_stream", "GET", "/v1/jobs/{job}/logs/stream", "The job's logs as they are written, until it has ended",
       LogPage, query=LogsQuery, kind=Kind.STREAM),
     O("jobs.metrics", "GET", "/v1/jobs/{job}/metrics", "The job's metrics", Metrics, query=MetricsQuery),
-    O("jobs.artifacts", "GET", "/v1/jobs/{job}/artifacts", "What the job left, newest first", Page[Artifact], query=Paging),
+    O("jobs.artifacts", "GET", "/v1/jobs/{job}/artifacts", "What the job left, newest first", Page[Artifact], query=Paging,
+      reads=(Job.KIND, Artifact.KIND)),
     O("sessions.open", "GET", "/v1/jobs/{job}/session", "Run a command, or copy files, inside a running job", SessionEnd,
       body=SessionRequest, query=SessionQuery, kind=Kind.SOCKET, status=101, permission=Permission.WRITE),
-    O("artifacts.get", "GET", "/v1/artifacts/{artifact}", "One artifact", Artifact),
+    O("artifacts.get", "GET", "/v1/artifacts/{artifact}", "One artifact", Artifact, reads=(Artifact.KIND,)),
     O("blobs.missing", "POST", "/v1/blobs/missing", "Which of these blobs and trees the project does not have yet", Addresses,
       body=AddressesAndTrees, permission=Permission.WRITE),
     O("blobs.pack", "POST", "/v1/blobs", "Store many small blobs at once", Stored, body=bytes, status=201,

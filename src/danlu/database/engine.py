@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -67,8 +68,8 @@ class Transaction:
 class Database:
     """Durable writes and consistent reads."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, readers: Engine) -> None:
+        self._engine, self._readers = engine, readers
         self.dialect = engine.dialect.name
         self._open = True
         self._inside = 0
@@ -89,16 +90,15 @@ class Database:
         if parsed.get_backend_name() == "sqlite":
             path = Path(parsed.database or "")
             sqlite_file.check(path, newest=migrations.head(), known=migrations.revisions())
-            engine = create_engine(
-                url, poolclass=QueuePool, pool_size=8, max_overflow=16, connect_args={"check_same_thread": False}
-            )
-            event.listen(engine, "connect", _prepare_sqlite)
-            event.listen(engine, "begin", _begin_sqlite)
+            engine, readers = (_sqlite(url, connections) for connections in (2, 24))
+            event.listen(readers, "connect", _only_reads)
+            for one, begin in ((engine, "BEGIN IMMEDIATE"), (readers, "BEGIN")):
+                event.listen(one, "begin", partial(_begin_sqlite, begin=begin))
         else:
-            engine = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
+            engine = readers = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
         try:
             migrations.migrate(engine)
-            return cls(engine)
+            return cls(engine, readers)
         except DBAPIError as error:
             engine.dispose()
             raise _translated(error) from error
@@ -166,17 +166,9 @@ class Database:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with self._engine.connect() as connection:
-            if self.dialect == "sqlite":
-                connection = connection.execution_options(danlu_read=True)
-                with connection.begin():
-                    connection.exec_driver_sql("PRAGMA query_only = ON")
-                    try:
-                        yield connection
-                    finally:
-                        connection.exec_driver_sql("PRAGMA query_only = OFF")
-                return
-            connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        with self._readers.connect() as connection:
+            if self.dialect == "postgresql":
+                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             with connection.begin():
                 yield connection
 
@@ -200,6 +192,7 @@ class Database:
             self._left.wait_for(lambda: self._inside == 0, WRITE_TIMEOUT_S)
         if self._writer is not None:
             self._writer.close()
+        self._readers.dispose()
         self._engine.dispose()
 
 
@@ -208,6 +201,17 @@ def _require_sound(connection: Connection) -> None:
     driver: Any = connection.connection.dbapi_connection
     if driver.info.transaction_status == driver.info.transaction_status.INERROR:
         raise RuntimeError("work swallowed an error of the database; nothing of it was stored")
+
+
+def _sqlite(url: str | URL, connections: int) -> Engine:
+    """Returns an engine of at most so many connections to a SQLite file."""
+    kept = min(connections, 8)
+    engine = create_engine(
+        url, poolclass=QueuePool, pool_size=kept, max_overflow=connections - kept,
+        connect_args={"check_same_thread": False},
+    )  # fmt: skip
+    event.listen(engine, "connect", _prepare_sqlite)
+    return engine
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
@@ -223,9 +227,12 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
         raise DatabaseUnavailable(f"SQLite refuses synchronous=FULL with WAL: it says {found}, {mode}")
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    reading = connection.get_execution_options().get("danlu_read", False)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+def _only_reads(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.execute("PRAGMA query_only = ON")
+
+
+def _begin_sqlite(connection: Connection, *, begin: str) -> None:
+    connection.exec_driver_sql(begin)
 
 
 def _translated(error: DBAPIError) -> DanluError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
 import anyio.to_thread
-from fastapi import Body, FastAPI, Header, Query, Request, WebSocket
+from fastapi import Body, FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
@@ -50,6 +50,7 @@ from danlu.errors import (
     TooLarge,
     storage_full_is_an_error,
 )
+from danlu.server.answers import Answers
 from danlu.server.auth import BINARY, changes, problem, refusal
 from danlu.server.limits import Limits
 from danlu.server.sessions import Opener, Sessions
@@ -88,6 +89,7 @@ class Edge:
         self._uploads, self._look_s = uploads, limits.look_s
         self._upload_turns = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._projects: set[str] = set()
+        self._answers = Answers()
 
     async def call(self, request: HTTPConnection, operation: Operation) -> Call:
         """Returns the call that a request is, if its actor may make it.
@@ -132,7 +134,6 @@ class Edge:
             call = await self.call(request, operation)
             if operation.body is None and changes(request.scope):
                 await request.body()  # is not wanted, but is held against its digest
-            arguments.pop("project_header", None)
             return await respond(call, request, arguments)
 
         endpoint.__signature__ = self._signature(operation, path_names)  # type: ignore[attr-defined]
@@ -160,14 +161,13 @@ class Edge:
             parameters.append(inspect.Parameter("query", kind, annotation=Annotated[operation.query, Query()]))
         if operation.body is not None and operation.body is not bytes and operation.kind is not Kind.SOCKET:
             parameters.append(inspect.Parameter("body", kind, annotation=Annotated[operation.body, Body()]))
-        project = Annotated[str | None, Header(alias=PROJECT_HEADER, description="default when left out")]
-        parameters.append(inspect.Parameter("project_header", kind, annotation=project, default=None))
         return inspect.Signature(parameters)
 
     def _answering(self, operation: Operation) -> Callable[[Call, Request, dict[str, Any]], Awaitable[Response]]:
         run = service(operation)
         wants_file = operation.body is bytes and typing.get_type_hints(run)["body"] is BinaryIO
         adapter = None if operation.returns is bytes else TypeAdapter(operation.returns)
+        database, answers = self.platform.database, self._answers
 
         def work(call: Call, arguments: dict[str, Any]) -> Any:
             try:
@@ -187,6 +187,12 @@ class Edge:
                     call = await self.call(request, operation)  # once more, where that took long
                     body = file if wants_file else await anyio.to_thread.run_sync(file.read)
                     result = await anyio.to_thread.run_sync(work, call, {**arguments, "body": body})
+            elif operation.reads:
+                asked, written = (operation.id, call.project, *arguments.values()), database.written(operation.reads)
+                result = answers.get(asked, written)
+                if result is None:
+                    result = await anyio.to_thread.run_sync(work, call, arguments)
+                    answers.keep(asked, written, result)
             else:
                 result = await anyio.to_thread.run_sync(work, call, arguments)
             if adapter is None:
@@ -331,7 +337,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 def _documented(operation: Operation) -> dict[str, Any]:
     errors = {"default": {"model": Problem, "description": "an RFC 9457 problem"}}
-    found: dict[str, Any] = {"responses": errors}
+    project = {"name": PROJECT_HEADER, "in": "header", "required": False, "schema": {"type": "string"},
+               "description": "default when left out"}  # fmt: skip
+    found: dict[str, Any] = {"responses": errors, "openapi_extra": {"parameters": [project]}}
     if operation.kind is Kind.JSON:
         found["response_model"] = operation.returns
     elif operation.kind is Kind.SOCKET:
@@ -344,7 +352,7 @@ def _documented(operation: Operation) -> dict[str, Any]:
         found["responses"] = {**errors, operation.status: {"content": {media: {"schema": schema}}}}
     if operation.body is bytes:
         content = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
-        found["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+        found["openapi_extra"]["requestBody"] = {"required": True, "content": content}
     return found
 
 

@@ -38,7 +38,8 @@ Said = Annotated[str, BeforeValidator(_printable)]
 class Value(BaseModel):
     """A frozen value; unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    # a command uses a few of all models: each is built when it is used first
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", defer_build=True)
 
 
 class Record(Value):

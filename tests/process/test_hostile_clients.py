@@ -110,6 +110,27 @@ def test_who_opens_many_and_asks_nothing(
     others_get_answers(server)
 
 
+def test_who_proves_nothing_and_reads_no_answer(server: Server) -> None:
+    """From the same address as those who do."""
+    parts = urlsplit(server.url)
+    asked = b"GET /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer danlu_wrong\r\n\r\n"
+    opened = []
+    try:
+        for _ in range(MAX_CONNECTIONS + 50):
+            one = socket.socket()
+            opened.append(one)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            one.settimeout(ANSWERED_S)
+            with contextlib.suppress(OSError):
+                one.connect((parts.hostname, parts.port))
+                one.setblocking(False)
+                one.send(asked * 2000)
+        others_get_answers(server)
+    finally:
+        for one in opened:
+            one.close()
+
+
 def test_one_byte_at_a_time(server: Server, many: Callable[[bytes, int], list[socket.socket]]) -> None:
     opened = many(b"GET / HTTP/1.1\r\nX: ", 300)
     done = threading.Event()

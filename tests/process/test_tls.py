@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import resource
+import socket
 import ssl
 import stat
 import sys
@@ -21,8 +24,10 @@ from danlu.client.certificates import shown_by
 from danlu.domain.jobs import JobState
 from danlu.errors import PlatformError
 from danlu.server import tls
+from danlu.server.connections import MAX_QUIET
+from danlu.server.main import MAX_CONNECTIONS
 from tests.process.commands import Person
-from tests.process.platform import Server
+from tests.process.platform import Server, until
 from tests.process.terminal import Terminal
 
 OUTSIDE = "0.0.0.0"
@@ -211,6 +216,47 @@ def test_no_stranger_gets_in_by_the_outer_door(secured: Server) -> None:
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with urllib.request.urlopen(f"{elsewhere(secured)}/livez", context=old) as answer:
         assert answer.read() == b"ok\n"
+
+
+def still_open(connections: list[socket.socket]) -> int:
+    """Counts those that the other side has not closed."""
+    found = 0
+    for one in connections:
+        try:
+            found += one.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            found += 1
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("first", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "half a greeting"])
+def test_who_never_ends_the_handshake_has_few_connections_and_little_time(home: Path, first: bytes) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    server = started(home, "--host", OUTSIDE, "--tls", "self-signed")
+    address, opened = urlsplit(elsewhere(server)), []
+    unverified = ssl._create_unverified_context()
+
+    def served() -> None:
+        with urllib.request.urlopen(f"{elsewhere(server)}/livez", context=unverified, timeout=30) as answer:
+            assert answer.read() == b"ok\n"
+
+    try:
+        for _ in range(MAX_CONNECTIONS + 100):
+            opened.append(socket.create_connection((address.hostname, address.port)))
+            with contextlib.suppress(OSError):  # it may be closed as fast
+                opened[-1].sendall(first)
+        served()
+        assert still_open(opened) <= MAX_QUIET
+        until(lambda: still_open(opened) == 0, 30, "none of them is waited for any more")
+        served()
+    finally:
+        for one in opened:
+            one.close()
+        server.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_without_tls_only_where_it_was_said(home: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import inspect
 import tempfile
 import typing
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -52,7 +53,7 @@ from danlu.errors import (
 )
 from danlu.server.answers import Answers
 from danlu.server.auth import BINARY, changes, problem, refusal
-from danlu.server.limits import Limits
+from danlu.server.limits import MAX_KNOWN, Limits, Rates, who
 from danlu.server.sessions import Opener, Sessions
 from danlu.server.streams import Streams
 from danlu.services import access, projects
@@ -88,6 +89,8 @@ class Edge:
         self.sessions = Sessions(opener, look_s=limits.look_s)
         self._uploads, self._look_s = uploads, limits.look_s
         self._upload_turns = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._refusals = Rates(limits.stored_refusals_per_s, limits.burst_stored_refusals)
+        self._left_out: Counter[tuple[str, str]] = Counter()
         self._projects: set[str] = set()
         self._answers = Answers()
 
@@ -119,10 +122,23 @@ class Edge:
                 raise access.no_project(call.project)
             access.permitted(call, operation.permission)
         except DanluError as error:
-            refused = call if isinstance(error, NotAllowed) else replace(call, project=PLATFORM)
-            await anyio.to_thread.run_sync(refused.settle, error.code())
+            await self._failed(call if isinstance(error, NotAllowed) else replace(call, project=PLATFORM), error)
             raise
         return call
+
+    async def _failed(self, call: Call, error: Exception) -> None:
+        """Stores that a call failed. Of many that one caller makes not each is told, but how many there were."""
+        deed = call.deed
+        if deed is None or deed.stored:
+            return
+        code = error.code() if isinstance(error, DanluError) else InternalError.code()
+        one = who(call.actor), deed.operation
+        told = not self._refusals.take(" ".join(one), asyncio.get_running_loop().time())
+        if told:
+            deed.left_out = self._left_out.pop(one, 0)
+        elif one in self._left_out or len(self._left_out) < MAX_KNOWN:
+            self._left_out[one] += 1
+        await anyio.to_thread.run_sync(partial(call.settle, code, told=told))
 
     def endpoint(self, operation: Operation) -> Endpoint:
         """Returns the endpoint of an operation, with the signature that FastAPI reads."""
@@ -147,7 +163,7 @@ class Edge:
             try:
                 await self.sessions.open(call, socket)
             except DanluError as error:
-                await anyio.to_thread.run_sync(call.settle, error.code())
+                await self._failed(call, error)
                 raise
 
         return endpoint
@@ -170,13 +186,16 @@ class Edge:
         database, answers = self.platform.database, self._answers
 
         def work(call: Call, arguments: dict[str, Any]) -> Any:
-            try:
-                result = run(call, **arguments)
-            except Exception as error:
-                call.settle(error.code() if isinstance(error, DanluError) else InternalError.code())
-                raise
+            result = run(call, **arguments)
             call.settle(DONE)
             return result if adapter is None else adapter.dump_json(result)
+
+        async def worked(call: Call, arguments: dict[str, Any]) -> Any:
+            try:
+                return await anyio.to_thread.run_sync(work, call, arguments)
+            except Exception as error:
+                await self._failed(call, error)
+                raise
 
         async def respond(call: Call, request: Request, arguments: dict[str, Any]) -> Response:
             if operation.body is bytes:
@@ -186,15 +205,15 @@ class Edge:
                 async with _received(request, limit, self._uploads) as file, self._upload_turns:
                     call = await self.call(request, operation)  # once more, where that took long
                     body = file if wants_file else await anyio.to_thread.run_sync(file.read)
-                    result = await anyio.to_thread.run_sync(work, call, {**arguments, "body": body})
+                    result = await worked(call, {**arguments, "body": body})
             elif operation.reads:
                 asked, written = (operation.id, call.project, *arguments.values()), database.written(operation.reads)
                 result = answers.get(asked, written)
                 if result is None:
-                    result = await anyio.to_thread.run_sync(work, call, arguments)
+                    result = await worked(call, arguments)
                     answers.keep(asked, written, result)
             else:
-                result = await anyio.to_thread.run_sync(work, call, arguments)
+                result = await worked(call, arguments)
             if adapter is None:
                 return StreamingResponse(_pieces(result), media_type=BINARY)
             return Response(result, operation.status, media_type="application/json")
@@ -216,7 +235,7 @@ class Edge:
     async def known(self, request: HTTPConnection, error: Exception) -> Response:
         """Answers with an error of ours."""
         assert isinstance(error, DanluError)  # noqa: S101 - it is registered for this class alone
-        told = refusal(self.platform) if isinstance(error, NotAuthenticated) else error
+        told = refusal(self.platform, request.scope) if isinstance(error, NotAuthenticated) else error
         return problem(told, request.state.request_id)
 
     async def http(self, request: Request, error: Exception) -> Response:

@@ -6,14 +6,15 @@ It also bounds every body, in length and time, holds it against the digest that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
-import math
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from functools import partial
 from typing import Any, Final
 
+import anyio
 import anyio.to_thread
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse
@@ -22,15 +23,17 @@ from danlu import __version__
 from danlu.api import MAX_JSON_BYTES, OPEN_PATHS
 from danlu.domain.actors import Actor
 from danlu.domain.signing import SAFE_METHODS, BadSignature, Claim, Message, claim
-from danlu.errors import DanluError, NotAuthenticated, TooLarge, TooManyRequests, TooSlow
-from danlu.server.limits import Limits, Rates, Turns, too_fast, who
+from danlu.errors import DanluError, NotAllowed, NotAuthenticated, TooLarge, TooManyRequests, TooSlow
+from danlu.server.limits import MAX_REQUESTS, Limits, Rates, Turns, too_fast, who
 from danlu.services import access
 from danlu.services.context import Platform
 
 LOG: Final = logging.getLogger("danlu.server")
-MAX_REQUESTS: Final = 512
-SUSPECTS_AT_ONCE: Final = 1
-MAX_SUSPECTS: Final = 64
+LOOKS_AT_ONCE: Final = 8
+"""At how many proofs is looked in the database at the same time. Strangers may keep these threads busy, and no others."""
+LET_IN: Final = "danlu.let_in"
+"""In a request's state: what its connection is told by that it is let in. See connections.py."""
+MAX_AUTHORITY: Final = 255
 NOTHING: Final = hashlib.sha256().digest()
 BINARY: Final = "application/octet-stream"
 Scope = MutableMapping[str, Any]
@@ -50,9 +53,14 @@ def problem(error: DanluError, request_id: str) -> JSONResponse:
     return JSONResponse(body, error.status, headers, media_type="application/problem+json")
 
 
-def refusal(platform: Platform) -> NotAuthenticated:
-    """Returns what whoever is not known is answered: the same, whatever was wrong; and the time, should it be a clock."""
-    return NotAuthenticated(server_time=platform.clock.wall())
+def refusal(platform: Platform, scope: Scope) -> NotAuthenticated:
+    """Returns what whoever is not known is answered: the same, whatever was wrong.
+
+    It tells the time, should it be a clock, and the host that was asked for, should a proxy have changed it.
+    """
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    asked = hosts[0] if len(hosts) == 1 and hosts[0].isascii() and len(hosts[0]) <= MAX_AUTHORITY else ""
+    return NotAuthenticated(server_time=platform.clock.wall(), authority=asked.lower())
 
 
 class Gate:
@@ -66,11 +74,9 @@ class Gate:
         limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:
         self._app, self._platform, self._ready, self._limits = app, platform, ready, limits
-        self._requests = 0
         self._rates = Rates(limits.requests_per_s, limits.burst_requests)
-        self._failures = Rates(limits.failures_per_s, math.ceil(10 * limits.failures_per_s))
-        self._turns = Turns(limits.requests, "requests of yours are being answered")
-        self._suspects, self._suspected = asyncio.Semaphore(SUSPECTS_AT_ONCE), 0
+        self._turns = Turns(limits.requests, MAX_REQUESTS, "requests are being answered")
+        self._looks = anyio.CapacityLimiter(LOOKS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -83,29 +89,36 @@ class Gate:
             await self._health(scope["path"])(scope, receive, send)
             return
         request_id = f"{self._platform.random_bits(64):016x}"
-        self._requests += 1
         send = _stamped(send, request_id)
-        try:
+        async with self._errors_told(scope, receive, send, request_id):
             receive, actor = await self._let_in(scope, receive, request_id)
-            with self._turns.one(who(actor)):
-                await self._pass_on(scope, receive, send, request_id)
+            let_in = scope["state"].pop(LET_IN, contextlib.nullcontext)
+            with self._turns.one(actor), let_in():  # until the answer is read, be it an error
+                async with self._errors_told(scope, receive, send, request_id):
+                    await self._pass_on(scope, receive, send, request_id)
+
+    @contextlib.asynccontextmanager
+    async def _errors_told(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> AsyncIterator[None]:
+        try:
+            yield
         except NotAuthenticated as error:
             LOG.debug("request %s is refused: %s", request_id, error.__cause__ or error)
-            await problem(refusal(self._platform), request_id)(scope, receive, send)
+            await problem(refusal(self._platform, scope), request_id)(scope, receive, send)
         except DanluError as error:
             await problem(error, request_id)(scope, receive, send)
-        finally:
-            self._requests -= 1
 
     async def _let_in(self, scope: Scope, receive: Receive, request_id: str) -> tuple[Receive, Actor]:
         """Says in the scope who calls, and returns the bounded body and who that is; raises for whom it does not know."""
-        if self._requests > MAX_REQUESTS:
-            raise TooManyRequests(f"{MAX_REQUESTS} requests are being answered already")
         headers = Headers(scope=scope)
         loop = asyncio.get_running_loop()
-        actor, signed = await self._who(scope, headers, loop.time)
+        actor, signed = await self._who(scope, headers)
         if wait_s := self._rates.take(who(actor), loop.time()):
             raise too_fast(self._limits, wait_s)
+        if changes(scope) and (page := _other_site(headers)):
+            raise NotAllowed(
+                f"a page of {page[:100]!r} asks for this, and the platform is {headers.get('host', '')[:100]!r}",
+                next_step="nothing is changed for pages of other sites; programs send no Origin header",
+            )
         scope.setdefault("state", {}).update(actor=actor, request_id=request_id, claim=signed, let_in_at=loop.time())
         if scope["type"] == "websocket":  # its messages are bounded by who reads them
             return (receive if signed is None else _begun(receive, signed.digest)), actor
@@ -117,26 +130,17 @@ class Gate:
         # what is raw is bounded by who reads it
         return (receive if headers.get("content-type") == BINARY else _bounded(receive, headers)), actor
 
-    async def _who(self, scope: Scope, headers: Headers, time_s: Callable[[], float]) -> tuple[Actor, Claim | None]:
-        """Returns who calls. Where an address has given wrong proofs, looking at one more waits for its turn."""
-        look = self._looked_at(scope, headers)
-        if look[1] is not None and (actor := access.known(self._platform, look[1])) is not None:
-            return actor, look[1]
-        address = str((scope.get("client") or ("",))[0])
-        try:
-            if not self._failures.empty(address, time_s()):
-                return await anyio.to_thread.run_sync(look[0]), look[1]
-            if self._suspected >= MAX_SUSPECTS:
-                raise TooManyRequests("too many wrong proofs came from this address")
-            self._suspected += 1
-            try:
-                async with self._suspects:
-                    return await anyio.to_thread.run_sync(look[0]), look[1]
-            finally:
-                self._suspected -= 1
-        except NotAuthenticated:
-            self._failures.take(address, time_s())
-            raise
+    async def _who(self, scope: Scope, headers: Headers) -> tuple[Actor, Claim | None]:
+        """Returns who calls.
+
+        Nobody is refused before the proof was looked at, however many wrong ones came before it, from that address or from
+        all: who has a key or a token gets in. Nobody can guess one of 256 random bits, so that a wrong one needs no penalty;
+        it only costs a look, and those take turns.
+        """
+        find, signed = self._looked_at(scope, headers)
+        if signed is not None and (actor := access.known(self._platform, signed)) is not None:
+            return actor, signed
+        return await anyio.to_thread.run_sync(find, limiter=self._looks), signed
 
     def _looked_at(self, scope: Scope, headers: Headers) -> tuple[Callable[[], Actor], Claim | None]:
         """Returns how to find out who calls, and what the request claims; raises where it proves nothing at all."""
@@ -184,6 +188,18 @@ def message(scope: Scope) -> Message:
         scope.get("method", "GET"), hosts[0], scope["raw_path"].decode("latin-1"),
         scope["query_string"].decode("latin-1"), headers,
     )  # fmt: skip
+
+
+def _other_site(headers: Headers) -> str:
+    """Returns from which other site's page a browser sends this; "": from none.
+
+    That no page acts for its reader does not rest on this: nothing says who calls but a signature, which covers the host, or
+    a token, which no browser adds by itself. There is no cookie, and no address is trusted. So a page under a name that was
+    made to lead here can ask, and is answered 401 like any stranger: no list is needed of the names by which a platform may
+    be asked for. This is for the page that holds somebody's token by mistake.
+    """
+    host = headers.get("host", "").lower()
+    return next((page for page in headers.getlist("origin") if page.lower().partition("://")[2] != host), "")
 
 
 def _has_body(headers: Headers) -> bool:

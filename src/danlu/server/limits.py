@@ -14,18 +14,22 @@ from danlu.errors import TooManyRequests
 
 MAX_KNOWN: Final = 10_000
 """Of how many callers it is kept how much they have left; who has it all need not be known."""
+MAX_REQUESTS: Final = 512
+MAX_STREAMS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one user, or one attempt of a job, may take, over all of its keys and tokens.
+    """What one user, over all keys and tokens, may take; or one project's jobs, all of their attempts together.
 
     Attributes:
         requests_per_s: on average.
         burst_requests: at once, after a pause.
         requests: that are being answered at the same time, streams and sessions among them.
         streams: that are open at the same time.
-        failures_per_s: of an address whose proofs are wrong; what is over that has to wait for its turn.
+        stored_refusals_per_s: how many of one caller's failed calls of one operation are stored, on average; the others are
+            counted, so that nobody fills the disk by asking for what is not allowed.
+        burst_stored_refusals: at once, after a pause.
         body_silence_s: how long nothing of a body may come, and after which the next limit holds.
         body_bytes_per_s: the slowest that a body may come on average.
         look_s: how often it is looked again, without a hint, at what is answered over time, and whether who is answered may
@@ -36,15 +40,16 @@ class Limits:
     burst_requests: int = 1000
     requests: int = 128
     streams: int = 64
-    failures_per_s: float = 5.0
+    stored_refusals_per_s: float = 0.2
+    burst_stored_refusals: int = 20
     body_silence_s: float = 30.0
     body_bytes_per_s: float = 256.0
     look_s: float = 2.0
 
 
 def who(actor: Actor) -> str:
-    """Returns whose limits an actor's requests count against."""
-    return actor.user or actor.id
+    """Returns whose limits an actor's requests count against. A project's jobs share, however many they are."""
+    return actor.user or f"jobs of {actor.project}"
 
 
 class Rates:
@@ -65,10 +70,6 @@ class Rates:
         self._left[name] = left - 1.0, now_s
         return 0.0
 
-    def empty(self, name: str, now_s: float) -> bool:
-        """Says whether there is none to take."""
-        return self._now(name, now_s) < 1.0
-
     def _now(self, name: str, now_s: float) -> float:
         left, at = self._left.get(name, (self._burst, now_s))
         return min(self._burst, left + (now_s - at) * self._per_s)
@@ -81,27 +82,41 @@ class Rates:
 
 
 class Turns:
-    """How many of something each caller has at the same time."""
+    """How many of something each caller has at the same time, and all of them. Jobs never have more than half.
 
-    def __init__(self, most: int, what: str) -> None:
-        self._most, self._what = most, what
+    The other half is for people: whatever jobs do, somebody can look at them and stop them.
+    """
+
+    def __init__(self, each: int, most: int, what: str) -> None:
+        self._each, self._most, self._what = each, most, what
         self._taken: Counter[str] = Counter()
+        self._jobs = 0
 
-    def require(self, name: str) -> None:
+    def require(self, actor: Actor) -> None:
         """Raises TooManyRequests unless a caller may have one more."""
-        if self._taken[name] >= self._most:
+        of_a_job = actor.attempt_id is not None
+        if self._taken[who(actor)] >= self._each:
+            owner = f"of the {who(actor)}" if of_a_job else "of yours"
             raise TooManyRequests(
-                f"{self._most} {self._what} already", next_step="end some of them, or wait a moment; then repeat"
+                f"{owner}, {self._each} {self._what} already",
+                next_step="end some of them, or wait a moment; then repeat",
             )
+        if of_a_job and self._jobs >= self._most // 2:
+            raise TooManyRequests(f"of all jobs, {self._jobs} {self._what} already", next_step="repeat it in a moment")
+        if self._taken.total() >= self._most:
+            raise TooManyRequests(f"{self._most} {self._what} already", next_step="repeat it in a moment")
 
     @contextlib.contextmanager
-    def one(self, name: str) -> Iterator[None]:
+    def one(self, actor: Actor) -> Iterator[None]:
         """Has one more while the block runs; raises TooManyRequests where that is one too many."""
-        self.require(name)
+        self.require(actor)
+        name, of_a_job = who(actor), actor.attempt_id is not None
         self._taken[name] += 1
+        self._jobs += of_a_job
         try:
             yield
         finally:
+            self._jobs -= of_a_job
             self._taken[name] -= 1
             if not self._taken[name]:
                 del self._taken[name]

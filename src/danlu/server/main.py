@@ -13,12 +13,14 @@ import resource
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -57,7 +59,7 @@ from danlu.server import app as edge
 from danlu.server import diagnosis, keys, tls
 from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
-from danlu.server.connections import Quiet, counted
+from danlu.server.connections import Handshake, Quiet, counted
 from danlu.server.limits import Limits
 from danlu.server.listening import Listening, resolve
 from danlu.server.listening import listen as sockets
@@ -285,25 +287,28 @@ def _back_up(settings: Settings, clock: SystemClock) -> float:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which says when it listens and ends streams before it ends."""
+    """uvicorn, which says when it listens and ends streams before it ends. TLS is our own: see connections.py."""
 
     def __init__(
         self,
         config: uvicorn.Config,
-        inner: socket.socket | None,
+        quiet: Quiet,
+        secured: tuple[socket.socket, ssl.SSLContext] | None,
         *,
         ready: Callable[[], None],
         ending: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self._inner, self._ready, self._ending = inner, ready, ending
+        self._quiet, self._secured, self._ready, self._ending = quiet, secured, ready, ending
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn. This machine's own commands and jobs need no TLS: what they send does not leave it."""
         await super().startup(sockets)
-        if self._inner is not None:
+        if self._secured is not None:
+            listening, context = self._secured
+            make = partial(Handshake, self._quiet, context, self._protocol)
             loop = asyncio.get_running_loop()
-            self.servers.append(await loop.create_server(self._protocol, sock=self._inner))
+            self.servers.append(await loop.create_server(make, sock=listening, backlog=self.config.backlog))
         self._ready()
 
     def _protocol(self) -> asyncio.Protocol:
@@ -339,16 +344,17 @@ def serve(composition: Composition, doors: Doors) -> None:
         say(settings.ready_fd, {"ready": True, "url": platform.url})
         LOG.info("danlu %s serves %s at %s %s", __version__, settings.home, platform.url, public_url)
 
+    quiet, listening = Quiet(), doors.listening
     config = uvicorn.Config(
         Gate(application, platform, lambda: server.started, limits), log_config=None, access_log=False, lifespan="off",
         # h11 bounds a request's head, which httptools does not: a stranger can send one
-        http=counted(Quiet()), h11_max_incomplete_event_size=MAX_HEAD_BYTES, limit_concurrency=MAX_CONNECTIONS,
+        http=counted(quiet), h11_max_incomplete_event_size=MAX_HEAD_BYTES, limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=GRACEFUL_S, server_header=False, proxy_headers=False,
         ws="websockets-sansio", ws_max_size=MAX_MESSAGE_BYTES, ws_per_message_deflate=False,
-        ssl_certfile=None if certificate is None else certificate.file,
-        ssl_keyfile=None if certificate is None else certificate.key, ssl_ciphers=tls.CIPHERS,
     )  # fmt: skip
-    server = Server(config, doors.listening.inner, ready=ready, ending=bound.streams.end)
+    secured = None if certificate is None else (listening.outer, tls.context(certificate))
+    plain = [one for one in (listening.inner, None if secured else listening.outer) if one is not None]
+    server = Server(config, quiet, secured, ready=ready, ending=bound.streams.end)
 
     def stop(jobs_first: bool) -> None:
         def wait_and_end() -> None:
@@ -367,7 +373,7 @@ def serve(composition: Composition, doors: Doors) -> None:
     for loop in composition.loops:
         loop.start()
     try:
-        server.run(sockets=[doors.listening.outer])
+        server.run(sockets=plain)
     finally:
         described.unlink(missing_ok=True)
 

@@ -14,12 +14,11 @@ from starlette.responses import StreamingResponse
 from danlu.api import EventsQuery, LogsQuery, Permission, WaitQuery
 from danlu.domain.jobs import Job, reached
 from danlu.domain.views import LogPage
-from danlu.errors import DanluError, TooManyRequests
-from danlu.server.limits import Limits, Turns, who
+from danlu.errors import DanluError
+from danlu.server.limits import MAX_STREAMS, Limits, Turns
 from danlu.services import access, events, jobs, logs
 from danlu.services.context import Call, Hub
 
-MAX_STREAMS: Final = 256
 KEEP_ALIVE_S: Final = 15.0
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 MAX_DIGITS: Final = 19
@@ -85,8 +84,7 @@ class Streams:
 
     def __init__(self, hub: Hub, limits: Limits) -> None:
         self._hub, self._look_s = hub, limits.look_s
-        self._open = 0
-        self._turns = Turns(limits.streams, "streams of yours are open")
+        self._turns = Turns(limits.streams, MAX_STREAMS, "streams are open")
         self._ending = False
 
     def end(self) -> None:
@@ -96,22 +94,17 @@ class Streams:
             self._hub.notify(topic)
 
     def _answer(self, call: Call, pieces: AsyncIterator[bytes]) -> StreamingResponse:
-        if self._open >= MAX_STREAMS:
-            raise TooManyRequests(f"{MAX_STREAMS} streams are open already")
-        self._turns.require(who(call.actor))
+        self._turns.require(call.actor)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._counted(call, pieces), media_type="text/event-stream", headers=headers)
 
     async def _counted(self, call: Call, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        self._open += 1
         try:
-            with self._turns.one(who(call.actor)):
+            with self._turns.one(call.actor):
                 async for piece in pieces:
                     yield piece
         except DanluError as error:
             yield _told(error)
-        finally:
-            self._open -= 1
 
     async def logs(self, call: Call, job: str, query: LogsQuery, last_id: str | None) -> StreamingResponse:
         """Answers a job's log from the cursor on until the job has ended."""

@@ -86,6 +86,14 @@ def certificate(folder: Path, host: str, wanted: Wanted, now: datetime.datetime)
     return _own(folder / FILE, host, now) if wanted.self_signed else None
 
 
+def context(found: Certificate) -> ssl.SSLContext:
+    """Returns what the server proves itself by, as connections take it."""
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(found.file, found.key)
+    made.set_ciphers(CIPHERS)
+    return made
+
+
 def _given(file: Path, key: Path, now: datetime.datetime) -> Certificate:
     try:
         found = x509.load_pem_x509_certificates(file.read_bytes())[0]

@@ -145,6 +145,7 @@ class Deed:
         thing: to what it was done, as its path names it; may be empty.
         source: the address that it came from.
         nonce: (access key, nonce, until when it is to be remembered in s UTC); None where it is not signed.
+        left_out: how many like it of the same caller were refused before it, of which no event tells.
     """
 
     operation: str
@@ -153,18 +154,22 @@ class Deed:
     request_id: str
     nonce: tuple[str, str, int] | None = None
     stored: bool = False
+    left_out: int = 0
 
-    def store(self, tx: Transaction, call: Call, outcome: str) -> None:
-        """Stores it.
+    def store(self, tx: Transaction, call: Call, outcome: str, *, told: bool = True) -> None:
+        """Stores it; its nonce alone, so that it is not done again, where it is not to be told.
 
         Raises:
             NotAuthenticated: a request of this nonce was done before.
         """
         if self.nonce is not None:
             nonces.take(tx, *self.nonce, now_s=call.platform.clock.wall() // 1_000_000_000)
+        if not told:
+            return
+        message = f"{self.left_out} more were refused before it" if self.left_out else ""
         event = Event(
             at=call.platform.clock.now(), project=call.project, kind=CALL, object_id=self.thing[:80], state=outcome,
-            reason=self.operation, actor=call.actor.name, source=self.source, request_id=self.request_id,
+            reason=self.operation, actor=call.actor.name, source=self.source, request_id=self.request_id, message=message,
         )  # fmt: skip
         add_event(tx, event)
 
@@ -200,9 +205,15 @@ class Call:
         """Stores the deed before what is no transaction and cannot be undone."""
         self.settle(DONE)
 
-    def settle(self, outcome: str) -> None:
-        """Stores the deed unless that was done already: it changed nothing in the database, or failed."""
-        if self.deed is not None and not self.deed.stored:
-            deed = self.deed
-            self.platform.database.write(lambda tx: deed.store(tx, self, outcome))
+    def settle(self, outcome: str, *, told: bool = True) -> None:
+        """Stores the deed unless that was done already: it changed nothing in the database, or failed.
+
+        Args:
+            outcome: ``DONE``, or the error's code.
+            told: an event tells of it; else only its nonce is stored.
+        """
+        deed = self.deed
+        if deed is not None and not deed.stored:
+            if told or deed.nonce is not None:
+                self.platform.database.write(lambda tx: deed.store(tx, self, outcome, told=told))
             deed.stored = True

@@ -67,6 +67,19 @@ def test_who_is_refused_for_the_clock_is_told(wire: Wire, ahead_s: int, said: st
     assert ("set the clock right" in caught.value.next_step) is bool(said)
 
 
+@pytest.mark.parametrize("arrived", ["backend:7070", "", None, "SAME"])
+@pytest.mark.parametrize("key", [KEY, Credentials("token")], ids=["signed", "shown"])
+def test_who_is_refused_for_a_proxy_that_changes_the_host_is_told(wire: Wire, key: Credentials, arrived: str | None):
+    host = wire.url.partition("//")[2]
+    details = {} if arrived is None else {"authority": host if arrived == "SAME" else arrived}
+    wire.answer = in_turn((401, problem(NotAuthenticated(**details))))
+    with Client(Connection(wire.url, key)) as client, pytest.raises(NotAuthenticated) as caught:
+        client.call("platform.get")
+    said = arrived == "backend:7070" and key is KEY
+    assert (f"signed for {host}, and 'backend:7070' has arrived" in caught.value.message) is said
+    assert ("proxy_set_header Host $http_host" in caught.value.next_step) is said
+
+
 def test_a_request_is_built_purely():
     request = build("jobs.list", query=JobsQuery(limit=5, name="a b"))
     assert (request.method, request.target, request.content) == ("GET", "/v1/jobs?limit=5&name=a+b", None)

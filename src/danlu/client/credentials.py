@@ -50,6 +50,19 @@ class Credentials:
         return {**digest, **signed}
 
 
+def compare_hosts(error: DanluError, signed: str) -> None:
+    """Says in a refusal of a signed request that it was signed for another host than has arrived, if the server has told."""
+    arrived = error.details.get("authority")
+    if not isinstance(arrived, str) or not arrived or not signed or arrived == signed.lower():
+        return
+    error.message += f"; it was signed for {signed}, and {arrived[:255]!r} has arrived as its Host header"
+    proxy = "a proxy between here and the platform changes the Host header: let it pass on the one that it was sent"
+    error.next_step = (
+        f"{proxy}\n  nginx: proxy_set_header Host $http_host;   Apache: ProxyPreserveHost On\n{error.next_step}".strip()
+    )
+    error.args = (error.message,)
+
+
 def compare_clocks(error: DanluError, now_ns: int) -> None:
     """Says in a refusal that the clocks differ too much for any signature, if they do and the server has told its time."""
     theirs = error.details.get("server_time")

@@ -13,7 +13,7 @@ from danlu import __version__
 from danlu.api import PROJECT_HEADER, PieceQuery
 from danlu.client import certificates
 from danlu.client.connection import Connection, authority, is_loopback, running
-from danlu.client.credentials import compare_clocks
+from danlu.client.credentials import compare_clocks, compare_hosts
 from danlu.client.requests import VERSION_HEADER, build, failure, parse, require_path
 from danlu.domain.signing import Message, lowered
 from danlu.errors import Conflict, DanluError, PlatformError, TooManyRequests, Unavailable, from_problem
@@ -411,6 +411,7 @@ def _check(answer: httpx2.Response, url: str) -> None:
         )
     error = failure(answer.status_code, answer.content, url, version=answer.headers.get(VERSION_HEADER, ""))
     compare_clocks(error, time.time_ns())
+    compare_hosts(error, answer.request.headers["host"] if "signature" in answer.request.headers else "")
     raise error
 
 

@@ -114,7 +114,7 @@ class Gate:
         actor, signed = await self._who(scope, headers)
         if wait_s := self._rates.take(who(actor), loop.time()):
             raise too_fast(self._limits, wait_s)
-        if changes(scope) and (page := _other_site(headers)):
+        if changes(scope) and (page := _other_site(headers)) is not None:
             raise NotAllowed(
                 f"a page of {page[:100]!r} asks for this, and the platform is {headers.get('host', '')[:100]!r}",
                 next_step="nothing is changed for pages of other sites; programs send no Origin header",
@@ -190,8 +190,8 @@ def message(scope: Scope) -> Message:
     )  # fmt: skip
 
 
-def _other_site(headers: Headers) -> str:
-    """Returns from which other site's page a browser sends this; "": from none.
+def _other_site(headers: Headers) -> str | None:
+    """Returns from which other site's page a browser sends this; None: from none.
 
     That no page acts for its reader does not rest on this: nothing says who calls but a signature, which covers the host, or
     a token, which no browser adds by itself. There is no cookie, and no address is trusted. So a page under a name that was
@@ -199,7 +199,7 @@ def _other_site(headers: Headers) -> str:
     be asked for. This is for the page that holds somebody's token by mistake.
     """
     host = headers.get("host", "").lower()
-    return next((page for page in headers.getlist("origin") if page.lower().partition("://")[2] != host), "")
+    return next((page for page in headers.getlist("origin") if page.lower().partition("://")[2] != host), None)
 
 
 def _has_body(headers: Headers) -> bool:

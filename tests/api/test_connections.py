@@ -33,19 +33,17 @@ class One:
 
 
 def test_whoever_has_the_most_gives_up_the_oldest() -> None:
-    quiet, closed = Quiet(MOST), []  # type: ignore[var-annotated]
-    many = [One(quiet, "many", closed) for _ in range(MOST)]
+    quiet = Quiet(MOST)
+    closed: list[One] = []
     few = [One(quiet, f"few-{number}", closed) for number in range(3)]
-    for one in many:
-        quiet.add(one.origin, one)
-    assert closed == []
-    for one in few:
+    many = [One(quiet, "many", closed) for _ in range(MOST)]
+    for one in (*few, *many):
         quiet.add(one.origin, one)
     assert closed == many[:3]
     last = One(quiet, "another", closed)
     quiet.add(last.origin, last)
-    assert closed == many  # of those who have one each, whoever has it for the longest
-    for one in (*few, last):
+    assert closed == [*many[:3], few[0]]  # of those who have one each, whoever has it for the longest
+    for one in (*few[1:], many[3], last):
         quiet.remove(one.origin, one)
     assert not quiet._found
 

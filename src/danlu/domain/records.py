@@ -42,6 +42,13 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", defer_build=True)
 
 
+def build_models(base: type[BaseModel] = Value) -> None:
+    """Builds all models that there are by now: for a server, which will use each of them."""
+    for model in base.__subclasses__():
+        model.model_rebuild()
+        build_models(model)
+
+
 class Record(Value):
     """A stored noun: who owns it, when it was made and last changed, which version it is."""
 

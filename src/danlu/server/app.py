@@ -37,6 +37,7 @@ from danlu.api import (
 )
 from danlu.domain.actors import Actor
 from danlu.domain.projects import DEFAULT_PROJECT
+from danlu.domain.records import build_models
 from danlu.domain.signing import Claim
 from danlu.domain.users import PLATFORM
 from danlu.domain.validation import invalid_fields
@@ -319,6 +320,7 @@ async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
 
 def build(platform: Platform, uploads: Path, opener: Opener, limits: Limits = NO_OTHER) -> tuple[FastAPI, Edge]:
     """Returns the application and its edge. It must stand behind auth.Gate, which says who calls."""
+    build_models()  # FastAPI takes parameters of models that are not built for something else
     app = FastAPI(
         title="Danlu", version=__version__, openapi_url="/v1/openapi.json", docs_url=None, redoc_url=None,
         separate_input_output_schemas=False,

@@ -12,6 +12,8 @@ import pytest
 from danlu.domain.secrets import HandedSecret
 from danlu.errors import ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import Phase
+from danlu.executors.local import sweep
+from danlu.executors.local.groups import AttemptGroups
 from danlu.executors.local.memory import SHARED, Memory, file_system
 from tests.executors import LocalBench
 
@@ -175,3 +177,24 @@ def test_a_strangers_folder_is_not_taken(tmp_path: Path, bench: LocalBench) -> N
 def test_file_systems_are_told() -> None:
     assert file_system(Path("/proc/self")) == "proc"
     assert file_system(SHARED / "nothing") == "tmpfs"
+
+
+def test_what_runs_is_killed_before_its_secrets_are_removed(
+    bench: LocalBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a program in its last moments fails at a file that is gone, or puts one back that nobody removes."""
+    attempt_id = bench.launch("/bin/sh", "-c", "echo up; sleep 60", handed=HANDED)
+    bench.printed(attempt_id, "up")
+    answers, found = [False, True], []
+
+    def kills(*_: object) -> bool:
+        found.append(in_memory(bench))
+        return answers.pop(0)
+
+    monkeypatch.setattr(AttemptGroups, "kill", kills)
+    monkeypatch.setattr(sweep, "kill", kills)
+    assert not bench.executor._clean(attempt_id)
+    assert in_memory(bench) == [attempt_id, f"{attempt_id}/DEPLOY_KEY"], "a process of it is still there"
+    assert bench.executor._clean(attempt_id)
+    assert found == [[attempt_id, f"{attempt_id}/DEPLOY_KEY"]] * 2
+    assert in_memory(bench) == []

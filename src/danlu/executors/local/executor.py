@@ -422,8 +422,7 @@ class LocalExecutor(LocalSpools):
         return seen.running("its runner was killed; what it wrote is being saved")
 
     def _clean(self, attempt_id: str) -> bool:
-        """Kills whatever is left of an attempt, and removes its secrets; returns whether nothing is left."""
-        self._memory.remove(attempt_id)
+        """Kills whatever is left of an attempt; returns whether nothing is left, and has removed its secrets then."""
         folder = self.attempts / attempt_id  # which may be a stranger's name, as it was found there
         group = self._group(attempt_id)
         grouped = group is not None and group.exists()
@@ -432,7 +431,10 @@ class LocalExecutor(LocalSpools):
         else:
             uid = folder.lstat().st_uid if os.path.lexists(folder) else None
             gone = sweep.kill(attempt_id, sweep.recorded(folder), uid)
-        return gone and (self.images is None or self.images.swept(folder, grouped=grouped))
+        gone = gone and (self.images is None or self.images.swept(folder, grouped=grouped))
+        if gone:  # before that, what runs could miss them, or put some back
+            self._memory.remove(attempt_id)
+        return gone
 
     def _group(self, attempt_id: str) -> AttemptGroups | None:
         if self._tree is None:

@@ -179,9 +179,7 @@ def test_file_systems_are_told() -> None:
     assert file_system(SHARED / "nothing") == "tmpfs"
 
 
-def test_what_runs_is_killed_before_its_secrets_are_removed(
-    bench: LocalBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_runs_is_killed_before_its_secrets_are_removed(bench: LocalBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a program in its last moments fails at a file that is gone, or puts one back that nobody removes."""
     attempt_id = bench.launch("/bin/sh", "-c", "echo up; sleep 60", handed=HANDED)
     bench.printed(attempt_id, "up")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import resource
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from . import landlock, mounts, procfs, seccomp
 
 TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - they are covered
 SHARED_MEMORY, QUEUES = "/dev/shm", "/dev/mqueue"  # noqa: S108
+EVERYBODYS = (*TEMPORARY, SHARED_MEMORY)
+"""Where every user of a machine may make files."""
 WRITABLE_FILES = ("/dev", "/proc")
 """Devices and the kernel's files: which of them a user may write to, their modes say."""
 PR_SET_NO_NEW_PRIVS = 38
@@ -98,15 +100,21 @@ class Sandbox:
         """Covers what is closed and, where that is ``mounting``'s wish, what is hidden and what all users share."""
         hidden = [self.wanted["hidden"]] if mounting and self.possible("closed-data-folder") else []
         private_too = mounting and self.tenants and self.possible("private-tmp")
-        shared = [path for path in TEMPORARY if private_too and os.path.realpath(path) == path and os.path.isdir(path)]
-        memory = [SHARED_MEMORY] if private_too and os.path.ismount(SHARED_MEMORY) else []
+        # a mount lies where a link leads; what is there is everybody's whether it is a mount already or not
+        shared = _folders(TEMPORARY) if private_too else []
+        memory = _folders((SHARED_MEMORY,)) if private_too else []
+        before = {path: _identity(path) for path in EVERYBODYS}
         found = mounts.covers(needed, uid, [*hidden, *shared, *memory])
-        private = os.open(self.wanted["private"], os.O_PATH | os.O_CLOEXEC) if shared else -1  # it may be covered too
+        private = (
+            os.open(self.wanted["private"], os.O_PATH | os.O_CLOEXEC) if private_too else -1
+        )  # it may be covered too
         for folder, back in found.items():
             instead = "/proc/self/fd/%d" % private if folder in shared else None
             mounts.cover(folder, back, instead, shared=folder in memory)
-        if shared:
+        if private_too:
             os.close(private)
+            _make_again([*shared, *memory])
+            self.not_private(before)
         for folder in hidden:
             above = [one.path for back in found.values() for one in back if folder.startswith(one.path + "/")]
             if above:
@@ -117,11 +125,20 @@ class Sandbox:
             self.layer("private-tmp", self.own_queues)
             self.layer("hidden-processes", self.hide_processes)
 
+    def not_private(self, before: Dict[str, Optional[Tuple[int, int]]]) -> None:
+        """Says which of the folders that all users share is still the one that was there ``before``, if any is."""
+        for path, identity in before.items():
+            if os.path.lexists(path) and identity in (None, _identity(path)):
+                where = os.path.realpath(path)
+                led = "" if where == path else ", which leads to %s," % where
+                self.missing["private-tmp"] = "%s%s cannot be covered" % (path, led)
+
     @staticmethod
     def own_queues() -> None:
         """Gives the attempt message queues of its own, which end with it."""
-        if os.path.ismount(QUEUES):
-            mounts.mount("mqueue", QUEUES, "mqueue", mounts.MS_NOSUID | mounts.MS_NODEV)
+        place = os.path.realpath(QUEUES)
+        if os.path.ismount(place):
+            mounts.mount("mqueue", place, "mqueue", mounts.MS_NOSUID | mounts.MS_NODEV)
 
     @staticmethod
     def hide_processes() -> None:
@@ -160,7 +177,11 @@ class Sandbox:
             self.missing.setdefault("scoped-signals", why)
         if not (files or signals):
             return
-        every = [*folders, *TEMPORARY, SHARED_MEMORY] if files else []
+        every = [*folders, *EVERYBODYS] if files else []
+        led = [path for path in EVERYBODYS if os.path.realpath(path) not in EVERYBODYS]
+        if files and led and "private-tmp" not in self.force:  # what lies there beside it could be written too
+            where = os.path.realpath(led[0])
+            self.missing["landlock"] = "%s leads to %s, which is not the attempt's own" % (led[0], where)
         try:
             landlock.enter(found, every, WRITABLE_FILES, scoped=signals)
         except OSError as error:
@@ -180,6 +201,32 @@ class Sandbox:
                 raise mounts.Refused(
                     "%s is required, and is not in force on this machine: %s" % (name, self.missing.get(name, other))
                 )
+
+
+def _folders(paths: Iterable[str]) -> List[str]:
+    """Returns the folders that these are, or lead to; nothing can be laid over the topmost one."""
+    return [path for path in map(os.path.realpath, paths) if os.path.isdir(path) and path != "/"]
+
+
+def _identity(path: str) -> Optional[Tuple[int, int]]:
+    """Returns what tells the folder at a path from any other; None where there is none."""
+    if not os.path.isdir(path):
+        return None
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _make_again(paths: Iterable[str]) -> None:
+    """Makes the folders for all that were in another one, which is covered."""
+    before = os.umask(0o022)  # what leads there is for the job to pass
+    for path in paths:
+        try:
+            if not os.path.isdir(path):
+                os.makedirs(path)
+                os.chmod(path, 0o1777)  # noqa: S103 - as these folders are
+        except OSError:
+            continue  # it was in a folder that the job's user cannot pass
+    os.umask(before)
 
 
 def _at_most(what: int, most: int) -> None:

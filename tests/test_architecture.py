@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "environments": PURE,
     "api": PURE,
     "services": {*PURE, "database", "blobs", "scheduler", "tuning", "api", "environments.catalogue", "environments.sources",
-                 "environments.dockerfile", "environments.legacy"},
+                 "environments.dockerfile", "environments.legacy", "runner.redaction"},
     "controllers": {
         *PURE, "database", "blobs", "scheduler", "tuning", "executors", "environments", "api", "services",
     },

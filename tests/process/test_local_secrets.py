@@ -196,3 +196,14 @@ def test_what_runs_is_killed_before_its_secrets_are_removed(bench: LocalBench, m
     assert bench.executor._clean(attempt_id)
     assert found == [[attempt_id, f"{attempt_id}/DEPLOY_KEY"]] * 2
     assert in_memory(bench) == []
+
+
+def test_a_checkpoint_that_is_named_by_a_secret_is_not_told(bench: LocalBench) -> None:
+    job_id = bench.ids()
+    saves = 'cd "$DANLU_CHECKPOINT_DIR"; echo "{}" > "$HF_TOKEN.json"; echo "{" > "$HF_TOKEN-2.json"; kill -9 $$'
+    bench.end(bench.launch("/bin/sh", "-c", saves, handed=HANDED, job_id=job_id))
+    attempt_id = bench.launch("/bin/sh", "-c", 'test -e "$DANLU_RESUME_FROM"', handed=HANDED, job_id=job_id, number=2)
+    seen = bench.end(attempt_id)
+    assert seen.tasks[0].exit_code == 0
+    assert seen.resumed_from == "*" * len(TOKEN) + ".json"
+    assert TOKEN.encode() not in (bench.home / "attempts" / attempt_id / "status").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from pathlib import Path
 
@@ -178,3 +179,17 @@ def test_last_lines_and_notices_hold_none(tmp_path: Path) -> None:
     follower.close()
     assert TOKEN not in text_of(tmp_path, "r")
     assert "*" * 13 in text_of(tmp_path, "r")
+
+
+def test_a_metric_named_by_a_secret_is_not_told(tmp_path: Path) -> None:
+    (tmp_path / "metrics").write_text(f"17\t1\tloss of {TOKEN}=0.5\n123456\t2\tloss=1\n")
+    follower = Follower(str(tmp_path), GIB, parse_metrics=False, redaction=Redaction([TOKEN, "123456"]))
+    follower.drain()
+    kept = b"".join(
+        Path(path).read_bytes() for _, path in formats.spool_files(str(tmp_path / "spool"), formats.METRICS)
+    )
+    points = [json.loads(line) for line in kept.splitlines()]
+    assert points == [
+        {"t": 17, "s": 1, "m": {"loss of " + "*" * len(TOKEN): 0.5}},
+        {"t": 123456, "s": 2, "m": {"loss": 1.0}},
+    ]

@@ -366,7 +366,7 @@ class Follower:
             return
         bad = 0
         for line in data[: end - 1].split(b"\n"):
-            point = parse_point(line)
+            point = parse_point(line, self.redaction)
             if point is not None:
                 points.append(point)
             elif line:
@@ -472,7 +472,7 @@ def _point(at: int, step: Optional[float], values: Dict[str, float]) -> bytes:
     return json.dumps({"t": at, "s": whole, "m": values}, separators=(",", ":")).encode() + b"\n"
 
 
-def parse_point(line: bytes) -> Optional[bytes]:
+def parse_point(line: bytes, redaction: Redaction = NOTHING) -> Optional[bytes]:
     """Returns a line of ``danlu.log`` (``ns<TAB>step<TAB>name=value...``) as a point of the metrics stream; None if bad."""
     try:
         at, step, *pairs = line.decode().split("\t")
@@ -481,7 +481,7 @@ def parse_point(line: bytes) -> Optional[bytes]:
             name, _, value = pair.rpartition("=")
             if not name or len(name) > MAX_NAME_LETTERS or not name.isprintable() or name.startswith(formats.SYSTEM):
                 return None
-            values[name] = float(value)
+            values[redaction.text(name)] = float(value)  # a number may only look like a secret
         when, where = int(at), float(step) if step else None
         return _point(when, where, values) if values and len(values) <= MAX_VALUES and when >= 0 else None
     except (ValueError, OverflowError):

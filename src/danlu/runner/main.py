@@ -119,7 +119,9 @@ class Runner:
             signal.signal(number, lambda *_: None)
         settled = self.seals.settle(self.order["attempt_id"])
         if settled.newest or settled.set_aside:
-            self.say("resumed", checkpoint=settled.newest, set_aside=settled.set_aside[:MAX_NAMED])
+            hidden = self.handed.redaction.text  # a job may have named them by anything
+            aside = [hidden(name) for name in settled.set_aside[:MAX_NAMED]]
+            self.say("resumed", checkpoint=hidden(settled.newest) if settled.newest else None, set_aside=aside)
         for name in settled.set_aside[:MAX_NAMED]:
             self.tasks[0].follower.notice(
                 "checkpoint %s was not complete: it was set aside in .danlu/incomplete" % name

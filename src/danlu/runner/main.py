@@ -29,6 +29,8 @@ TICK_S = 1.0
 RECORD_PART = 50
 MAX_RECORDED = 4096
 LEFTOVER_GRACE_S = 2.0
+SESSIONS_GRACE_S = 5.0
+"""So long sessions have to say how they ended: on a loaded machine that takes longer than ending."""
 HINT_EVERY_S = 0.02
 LOCK_TRIALS, LOCK_WAIT_S = 50, 0.01
 MAX_NAMED = 100
@@ -357,9 +359,12 @@ class Runner:
         """Ends what the tasks left behind, spools everything, and says so."""
         self.sessions.close()
         if processes.send(signal.SIGTERM):
-            until = time.monotonic() + LEFTOVER_GRACE_S
-            while time.monotonic() < until and processes.descendants(os.getpid()):
-                processes.reap()
+            began = time.monotonic()
+            while processes.descendants(os.getpid()):
+                if time.monotonic() - began > (SESSIONS_GRACE_S if self.sessions.open else LEFTOVER_GRACE_S):
+                    break
+                for ended in processes.reap():
+                    self.sessions.ended(ended.pid)
                 time.sleep(0.01)
             processes.kill_all()
         processes.reap()

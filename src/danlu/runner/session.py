@@ -57,11 +57,14 @@ class Sessions:
         folder: the attempt's.
         server: the server's user.
         tasks: those of the attempt, with what their processes were started with.
+
+    Attributes:
+        open: the processes of those who are in.
     """
 
     def __init__(self, folder: str, server: int, tasks: Sequence[Any]) -> None:
         self._tasks, self._allowed = tasks, {server, os.geteuid()}
-        self._open: List[int] = []
+        self.open: List[int] = []
         self._socket: Optional[socket.socket] = None
         try:
             self._socket = _listening(folder)
@@ -87,12 +90,12 @@ class Sessions:
 
     def ended(self, pid: int) -> None:
         """Hears that a child has ended."""
-        if pid in self._open:
-            self._open.remove(pid)
+        if pid in self.open:
+            self.open.remove(pid)
 
     def pids(self) -> List[int]:
         """Returns the processes of all that are open."""
-        return [one for pid in self._open for one in (pid, *processes.descendants(pid))]
+        return [one for pid in self.open for one in (pid, *processes.descendants(pid))]
 
     def close(self) -> None:
         """Lets in nobody any more."""
@@ -103,7 +106,7 @@ class Sessions:
     def _admit(self, connection: socket.socket) -> None:
         if credentials(connection)[1] not in self._allowed:
             return
-        if len(self._open) >= MAX_SESSIONS:
+        if len(self.open) >= MAX_SESSIONS:
             _refuse(connection, "%d sessions are open in this job already: end one of them" % MAX_SESSIONS)
             return
         try:
@@ -112,7 +115,7 @@ class Sessions:
             _refuse(connection, "the job can start no process: %s" % error.strerror)
             return
         if pid:
-            self._open.append(pid)
+            self.open.append(pid)
             return
         try:
             _alone(connection, [group for task in self._tasks for group in task.cgroup_procs])

@@ -28,27 +28,40 @@ def life(tmp_path: Path) -> Life:
 
 
 @contextlib.contextmanager
-def running(life: Life) -> Iterator[subprocess.Popen[bytes]]:
+def running(life: Life, command: str) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    """Runs a job that ends once there is a file ``go``, and beside it a command in a session."""
+    life.order("/bin/sh", "-c", "until [ -e go ]; do sleep 0.05; done")
     with subprocess.Popen([sys.executable, "-c", RUNNER, str(life.folder)], cwd=PACKAGE.parent) as runner:
         try:
-            yield runner
+            until(lambda: life.events("started"), TIMEOUT_S, "it runs")
+            with socket.socket(socket.AF_UNIX) as stream:
+                stream.settimeout(TIMEOUT_S)
+                stream.connect(str(life.folder / "session"))
+                stream.sendall(frames.encode_json(frames.REQUEST, {"task": "main-0", "command": ["sh", "-c", command]}))
+                yield runner, stream
         finally:
             runner.kill()
 
 
 def test_a_session_says_how_it_ended_though_nothing_else_has_time(life: Life) -> None:
-    life.order("/bin/sh", "-c", "until [ -e go ]; do sleep 0.05; done")
-    with running(life) as runner, socket.socket(socket.AF_UNIX) as stream:
-        until(lambda: life.events("started"), TIMEOUT_S, "it runs")
-        stream.settimeout(TIMEOUT_S)
-        stream.connect(str(life.folder / "session"))
-        stream.sendall(frames.encode_json(frames.REQUEST, {"task": "main-0", "command": ["sh", "-c", DEAF]}))
+    with running(life, DEAF) as (runner, stream):
         decoder, found = frames.Decoder(frames.FROM_RUNNER), []
         while data := stream.recv(65_536):
             for kind, content in decoder.feed(data):
                 found.append((kind, content))
                 if kind == frames.STDOUT:
                     (life.folder / "work" / "go").touch()
+        stream.close()
         assert runner.wait(TIMEOUT_S) == 0
     assert [kind for kind, _ in found] == [frames.STARTED, frames.STDOUT, frames.EXIT]
     assert json.loads(found[-1][1]) == {"exit_code": 137, "error": "the job was ending: the session ended with it"}
+
+
+def test_who_writes_on_after_its_last_word_can_still_read_it(life: Life) -> None:
+    with running(life, "exit 7") as (_, stream):
+        said = b""
+        while data := stream.recv(65_536):
+            said += data
+        stream.sendall(frames.encode(frames.STDIN, b"more"))  # it would fail, and what was not read yet be thrown away
+        kind, content = list(frames.Decoder(frames.FROM_RUNNER).feed(said))[-1]
+        assert (kind, json.loads(content)["exit_code"]) == (frames.EXIT, 7)

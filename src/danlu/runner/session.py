@@ -30,6 +30,7 @@ SETTLE_S = 1.0
 """So long what a command leaves behind may still write once it has ended itself."""
 ENDING_S = 0.5
 """So long a command has between SIGHUP and SIGKILL when its session ends."""
+PARTING_S = 2.0
 OUTGOING_BYTES = 256 << 10
 _CREDENTIALS = struct.Struct("3i")
 
@@ -233,6 +234,7 @@ class Relay:
             return
         self._connection.settimeout(REQUEST_TIMEOUT_S)
         self._connection.sendall(bytes(self._outgoing) + self._last_word())
+        self._let_go()
 
     def _say(self, kind: bytes, value: Dict[str, Any]) -> None:
         self._connection.sendall(frames.encode_json(kind, value))
@@ -243,6 +245,14 @@ class Relay:
         if end is not None and end.signal is not None:
             code = 128 + end.signal
         return frames.encode_json(frames.EXIT, {"exit_code": code, "error": self._why})
+
+    def _let_go(self) -> None:
+        """Waits until the other side has gone: whose writing fails may never read what was said to it before."""
+        self._connection.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + PARTING_S
+        self._connection.settimeout(PARTING_S)
+        while time.monotonic() < until and self._connection.recv(frames.DATA_BYTES):
+            continue
 
     def _heard(self, *_: Any) -> None:
         """The attempt ends: so does this."""

@@ -24,7 +24,14 @@ def kept() -> List[int]:
 
 def pids() -> List[int]:
     """Returns every process."""
-    return [int(name) for name in os.listdir("/proc" if _whole is None else _whole) if name.isdigit()]
+    if _whole is None:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    # opened anew: where one reads in a descriptor is shared with whoever was forked, and two would each get a part
+    own = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=_whole)
+    try:
+        return [int(name) for name in os.listdir(own) if name.isdigit()]
+    finally:
+        os.close(own)
 
 
 def read(pid: int, name: str, most: int = -1) -> bytes:

@@ -81,6 +81,15 @@ def connected(name):
     with socket.socket(socket.AF_UNIX) as one:
         one.connect(chr(0) + name)
 
+def entered(path):
+    folder = os.open(os.path.dirname(path), os.O_PATH)  # a socket's path is limited, a folder's is not
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect("/proc/self/fd/%d/%s" % (folder, os.path.basename(path)))
+
+def replaced(path):
+    os.rename(path, path + ".away")
+    os.rename(path + ".away", path)
+
 def became_root(program):
     said = subprocess.run([program, "-u"], stdout=subprocess.PIPE, check=True).stdout.strip()
     if said != b"0":
@@ -137,6 +146,7 @@ ways = {
     "host name": lambda: called(libc.sethostname(b"x", 1)),
     "kernel's log": lambda: system(103, 116, 3, ctypes.create_string_buffer(10), 10),
     "raw socket": raw,
+    "a million files": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, ((1 << 20) + 1, (1 << 20) + 1)),
     "core dump": lambda: resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20)),
 }
 for name, path in targets.get("read", {}).items():
@@ -159,6 +169,10 @@ for name, key in targets.get("shared memory", {}).items():
     ways["attach " + name] = lambda key=key: attached(key)
 for name, socket_name in targets.get("abstract", {}).items():
     ways["connect to " + name] = lambda found=socket_name: connected(found)
+for name, path in targets.get("door", {}).items():
+    ways["enter " + name] = lambda path=path: entered(path)
+for name, path in targets.get("replace", {}).items():
+    ways["replace " + name] = lambda path=path: replaced(path)
 for name, program in targets.get("setuid", {}).items():
     ways["become root by " + name] = lambda program=program: became_root(program)
 
@@ -241,7 +255,8 @@ class Stage:
                      "code that is kept": home / "cache" / "code" / "uses"},
             "list": {"attempts' shared code": home / "cache" / "code"},
             "write": {"environment": self.environment / "module.py", "outside": self.outside / "file"},
-            "make": {"outside": self.outside / self.mark},
+            "make": {"outside": self.outside / self.mark, "among sockets": self.bench.runtime / self.mark},
+            "replace": {"the server's ear": self.bench.runtime / "hints.sock"},
             "process": {"server": os.getpid(), "first": 1},
             "setuid": {"a copy": setuid} if setuid else {},
         }  # fmt: skip
@@ -257,6 +272,7 @@ class Stage:
             targets["read"][f"token of {name}"] = folder / "token"
             targets["write"][f"log of {name}"] = folder / "main-0" / "stdout"
             targets["list"][f"folder of {name}"] = folder
+            targets.setdefault("door", {})[name] = folder / "session"
             targets["process"][name] = self.pid(attempt)
             targets["process"][f"runner of {name}"] = self.bench.runner_pid(attempt)
             targets.setdefault("shared memory", {})[name] = key

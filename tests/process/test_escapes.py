@@ -96,7 +96,9 @@ CONTROLS: dict[tuple[str, ...], set[str]] = {
     ("hidden-processes",): {
         f"{what}{who}" for what in ("see ", "cmdline of ") for who in ("stranger", "neighbour", "server", "first")
     },
-    ("closed-data-folder",): {"read platform", *(f"read {what} of neighbour" for what in SECRETS)},
+    ("closed-data-folder",): {
+        "read platform", "enter neighbour", *(f"read {what} of neighbour" for what in SECRETS),
+    },
     ("landlock",): {"make outside", "write outside"},
     ("closed-data-folder", "landlock"): {"write environment", "write log of neighbour"},
     ("scoped-signals",): {"signal neighbour", "signal runner of neighbour", "connect to server"},
@@ -279,7 +281,7 @@ def ordinary(tmp_path: Path, outside: Path, *off: str) -> dict[str, dict[str, st
 
 OWN = {
     "read /tmp of neighbour", "read /var/tmp of neighbour", "read /dev/shm of neighbour", "attach neighbour",
-    "write outside", "make outside", "user namespace", "clone", "clone3",
+    "write outside", "make outside", "make among sockets", "replace the server's ear", "user namespace", "clone", "clone3",
     *(f"{what}{who}" for what in ("see ", "cmdline of ") for who in ("server", "first", "neighbour", "runner of neighbour")),
 }  # fmt: skip
 """What is the user's own good right where all jobs are that user."""
@@ -299,5 +301,5 @@ def test_without_its_layers_there_are_ways(tmp_path: Path, outside: Path) -> Non
     found = ordinary(tmp_path, outside, "mount-namespace", "scoped-signals", "seccomp")
     assert {
         "read database", "read keys", "write environment", "signal server", "connect to server", "keyring",
-        "environ of neighbour", *(f"read {what} of neighbour" for what in SECRETS),
+        "environ of neighbour", "enter neighbour", *(f"read {what} of neighbour" for what in SECRETS),
     } <= done(found["outcome"])  # fmt: skip

@@ -259,6 +259,17 @@ def test_sockets_pipes_and_devices_are_left_out(tmp_path: Path) -> None:
         assert [line.split(":")[0] for line in found.skipped] == special
 
 
+def test_a_huge_file_of_holes_is_left_out(tmp_path: Path) -> None:
+    """Else a job that writes nothing could fill the disk for all, with the copy that is kept."""
+    root = write_files(tmp_path, {"a": "x", "small": ""})
+    os.truncate(root / "small", 2**20)
+    (root / "huge").touch()
+    os.truncate(root / "huge", 2**40)
+    found = outputs(root)
+    assert names(found) == ["a", "small"]
+    assert found.skipped == ["huge: of its 1099511627776 bytes nearly all are holes: leave a packed copy of it"]
+
+
 @pytest.mark.parametrize("target", ["/etc/passwd", "../x", "a/../../x", "sub/../../x", "..\\x", "C:\\x"])
 def test_links_that_leave_are_refused(tmp_path: Path, target: str) -> None:
     root = write_files(tmp_path / "r", {"a": "x"})

@@ -42,6 +42,9 @@ MAX_ENTRY_BYTES: Final = 6 * 255 + 6 * 4096 + 300
 """No entry is longer in a node: a name and a link's target, each byte escaped."""
 MAX_SKIPPED: Final = 100
 READ_BYTES: Final = 2**20
+HOLLOW_BYTES: Final = 2**30
+HOLLOW_RATIO: Final = 100
+"""A file of so many bytes of which less than one in so many is on the disk: it would take all of them once it is kept."""
 NEVER_READABLE: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
 )
@@ -120,6 +123,10 @@ class Cache:
 
 def _stamp(status: os.stat_result) -> list[object]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _hollow(status: os.stat_result) -> bool:
+    return status.st_size >= HOLLOW_BYTES and status.st_blocks * 512 * HOLLOW_RATIO < status.st_size
 
 
 def scan(root: Path, *, code: bool, now: int, cache: Cache | None = None, progress: Progress | None = None) -> Scan:
@@ -286,6 +293,11 @@ class _Scanner:
                     return None
                 if not self.code and status.st_uid != self.owner and self.owner >= 0:
                     self.skip(relative, "it belongs to another user")
+                    return None
+                if not self.code and _hollow(status):
+                    self.skip(
+                        relative, f"of its {status.st_size} bytes nearly all are holes: leave a packed copy of it"
+                    )
                     return None
                 address = self._address(file, relative, status)
                 if _stamp(os.fstat(descriptor)) == _stamp(status):

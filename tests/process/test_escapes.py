@@ -1,7 +1,9 @@
 """Hostile jobs against a machine's other jobs, its platform and its kernel; and that each layer is what stops them.
 
 Jobs that turn on their own attempt's folder are in test_local_hostile.py; those that would leave their control groups, or
-look into their runner, in test_local_group_escape.py; floods, daemons and fork bombs in test_local_executor.py.
+look into their runner, in test_local_group_escape.py; floods of output, memory and processes, daemons and double forks in
+test_local_executor.py; keys in test_keys_unseen.py; outputs that change meanwhile in test_outputs_hostile.py, and those that
+are pipes, devices, links or holes in unit/test_folders.py; records for another attempt in api/test_jobs.py.
 """
 
 from __future__ import annotations

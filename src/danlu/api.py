@@ -279,8 +279,16 @@ class KeyRequest(Value):
     """A new access key."""
 
     name: str = Field(default="", max_length=63, description="what it is for")
-    valid_for: Seconds | None = Field(default=None, description="for example 90d; without it, until it is revoked")
+    valid_for: Seconds | None = Field(
+        default=None,
+        description="for example 90d, at most as long as that by which it is made; without it, as long as that",
+    )
     user: str | None = Field(default=None, max_length=63, description="for this user: administrators only")
+    replaces: str | None = Field(
+        default=None, max_length=80,
+        description="the key that signs this request: the new one has its name, lives as long as it from making to end, "
+        "and is the only one to replace it; the other fields are left out",
+    )  # fmt: skip
 
 
 class KeyMade(Value):
@@ -303,7 +311,10 @@ class TokenRequest(Value):
     project: str | None = Field(
         default=None, max_length=63, description="good for this project only; without it, for all of one's projects"
     )
-    valid_for: Seconds | None = Field(default=None, description="for example 30d; without it, until it is revoked")
+    valid_for: Seconds | None = Field(
+        default=None,
+        description="for example 30d, at most as long as that by which it is made; without it, as long as that",
+    )
 
 
 class TokenMade(Value):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from danlu.api import KeyExpiry, KeyMade, KeyRequest, OwnerQuery
+from danlu.api import KeyExpiry, KeyMade, KeyRequest
 from danlu.client import profiles
 from danlu.client.connection import KEY_FILE
 from danlu.client.credentials import Credentials, write_bootstrap
-from danlu.client.lists import listed
 from danlu.client.transport import Client
 from danlu.errors import InvalidRequest
 
@@ -30,9 +29,7 @@ def rotate(client: Client, after: KeyExpiry) -> tuple[KeyMade, str]:
         raise InvalidRequest(
             "you call by a token, not by an access key", next_step="make a new one: danlu token create NAME"
         )
-    keys, _ = listed(client, "keys.list", OwnerQuery(), 0)
-    label = next((key.name for key in keys if key.id == old), "")
-    made: KeyMade = client.call("keys.make", body=KeyRequest(name=label))
+    made: KeyMade = client.call("keys.make", body=KeyRequest(replaces=old))
     fresh = Credentials(made.secret, made.key.id)
     with Client(replace(connection, credentials=fresh), project=client.project) as tried:
         tried.call("access.whoami")
@@ -43,9 +40,7 @@ def rotate(client: Client, after: KeyExpiry) -> tuple[KeyMade, str]:
         where = str(file)
     elif connection.profile:
         file, name = profiles.file_of(), connection.profile
-        known = profiles.read(file)
-        stored = replace(known.require(name, file), secret=fresh.secret, key_id=fresh.key_id)
-        profiles.write(file, replace(known, by_name={**known.by_name, name: stored}))
+        profiles.change(file, lambda known: known.with_key(name, file, fresh))
         where = f"profile {name}"
     client.call("keys.expire", {"key": old}, body=after)
     return made, where

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 
@@ -31,6 +31,12 @@ class AccessKey(Record):
     created_by: str
     expires_at: Ns | None = Field(default=None, description="None: never")
     last_used_at: Ns | None = Field(default=None, description="to the hour")
+    replaces: str = Field(default="", description="the key that was to be replaced by it")
+    bootstrap: bool = Field(default=False, description="the one that the platform keeps for who owns its data folder")
+
+    def shown(self) -> Self:
+        """Returns it as it may be seen."""
+        return self.model_copy(update={"sealed": None})
 
 
 class Token(Record):
@@ -44,3 +50,7 @@ class Token(Record):
     bound: bool = Field(default=True, description="to its project; else it is good for all of the user's")
     created_by: str
     expires_at: Ns | None = Field(default=None, description="None: never")
+
+    def shown(self) -> Self:
+        """Returns it as it may be seen."""
+        return self.model_copy(update={"digest": ""})

@@ -14,7 +14,7 @@ from danlu.database.records import ATTEMPTS, JOBS, KEYS, MEMBERS, TOKENS, USERS
 from danlu.domain.actors import Actor, Standing
 from danlu.domain.ids import job_of_attempt
 from danlu.domain.jobs import AttemptState
-from danlu.domain.keys import AccessKey
+from danlu.domain.keys import AccessKey, Token
 from danlu.domain.signing import Claim
 from danlu.domain.users import PLATFORM, Member, User
 from danlu.errors import DanluError, NotAllowed, NotAuthenticated, NotFound, StaleAttempt, VaultLocked, VersionConflict
@@ -169,16 +169,20 @@ def again(platform: Platform, actor: Actor) -> Actor:
     now = platform.clock.now()
 
     def work(tx: Transaction) -> Actor | None:
-        key = KEYS.get(tx, actor.id)
-        proof = key or TOKENS.get(tx, actor.id)
-        if proof is None or _over(proof.expires_at, now):
+        by = credential(tx, actor)
+        if by is None or _over(by.expires_at, now):
             return None
-        return _user(tx, proof.user, proof.id, actor.project)
+        return _user(tx, by.user, by.id, actor.project)
 
     found = platform.database.read(work) if actor.attempt_id is None else _of_attempt(platform, actor.attempt_id)
     if found is None:
         raise NotAuthenticated
     return found
+
+
+def credential(tx: Transaction, actor: Actor) -> AccessKey | Token | None:
+    """Returns by what a user calls; None where it was revoked since."""
+    return KEYS.get(tx, actor.id) or TOKENS.get(tx, actor.id)
 
 
 def permitted(call: Call, permission: Permission) -> None:

@@ -2,54 +2,35 @@
 
 from __future__ import annotations
 
-import builtins
-
 from danlu.api import Accepted, KeyExpiry, KeyMade, KeyRequest, OwnerQuery
 from danlu.database.engine import Transaction
-from danlu.database.records import KEYS, USERS
+from danlu.database.records import KEYS
 from danlu.domain.keys import AccessKey
 from danlu.domain.users import PLATFORM, User
 from danlu.domain.views import Page
-from danlu.errors import Conflict, NotAllowed, NotFound
-from danlu.services import users
+from danlu.errors import Conflict, InvalidRequest, NotAllowed
+from danlu.services import credentials
 from danlu.services.context import Call
+from danlu.services.credentials import SECOND
 
 SECRET_BITS = 256
 SECRET_PREFIX = "danlu_sk_"  # noqa: S105 - lets secret scanners recognise a leaked one
 MAX_KEYS = 20
-SECOND = 1_000_000_000
-
-
-def owner(tx: Transaction, call: Call, name: str | None) -> User:
-    """Returns the user of that name, or who calls.
-
-    Raises:
-        NotAllowed: it is another's name, and the caller no administrator; or a token that is bound to a project calls.
-    """
-    if call.actor.project is not None:
-        raise NotAllowed("this token is good for one project only: it can see and make no keys or tokens")
-    if name is not None and name != call.actor.name and not call.actor.administrator:
-        raise NotAllowed("keys and tokens of others are for administrators")
-    return USERS.require(tx, call.actor.user) if name is None else users.find(tx, name)
 
 
 def list(call: Call, query: OwnerQuery) -> Page[AccessKey]:
     """Returns a user's access keys without their secrets, newest first."""
-
-    def work(tx: Transaction) -> Page[AccessKey]:
-        user = owner(tx, call, query.user)
-        return KEYS.page(tx, limit=query.limit, cursor=query.cursor, user=user.id)
-
-    page = call.platform.database.read(work)
-    shown: builtins.list[AccessKey] = [_shown(key) for key in page.items]
-    return Page[AccessKey](items=tuple(shown), next_cursor=page.next_cursor)
+    return credentials.page(call, KEYS, query)
 
 
 def make(call: Call, body: KeyRequest) -> KeyMade:
     """Makes an access key. Its secret is in the answer and, sealed, in the database.
 
+    It does not outlive what it is made by, unless it replaces that: then it lives as long from now as that one was to.
+
     Raises:
-        Conflict: the user has as many as one may have.
+        Conflict: the user has as many as one may have, or the key is replaced already.
+        NotAllowed: the key that it is to replace is not the one that signs.
     """
     platform, now = call.platform, call.platform.clock.now()
     secret = f"{SECRET_PREFIX}{platform.random_bits(SECRET_BITS):064x}"
@@ -57,25 +38,49 @@ def make(call: Call, body: KeyRequest) -> KeyMade:
     sealed = platform.vault.seal(secret.encode(), key_id)
 
     def work(tx: Transaction) -> AccessKey:
-        user = owner(tx, call, body.user)
+        user = credentials.owner(tx, call, body.user)
+        old = None if body.replaces is None else _replaced(tx, call, user, body)
         if KEYS.count(tx, user=user.id) >= MAX_KEYS:
             raise Conflict(f"{user.name} has {MAX_KEYS} access keys already", next_step="revoke one: danlu key rm KEY")
+        if old is None:
+            expires_at, name = credentials.end(tx, call, body.valid_for), body.name
+        else:
+            expires_at, name = None if old.expires_at is None else now + old.expires_at - old.created_at, old.name
         made = AccessKey(
-            id=key_id, project=PLATFORM, user=user.id, name=body.name, sealed=sealed, created_by=call.actor.name,
-            created_at=now, updated_at=now,
-            expires_at=None if body.valid_for is None else now + int(body.valid_for * SECOND),
+            id=key_id, project=PLATFORM, user=user.id, name=name, sealed=sealed, created_by=call.actor.name,
+            created_at=now, updated_at=now, expires_at=expires_at, replaces="" if old is None else old.id,
+            bootstrap=old is not None and old.bootstrap,
         )  # fmt: skip
         KEYS.add(tx, made, actor=call.actor.name)
         return made
 
-    return KeyMade(key=_shown(call.write(work)), secret=secret)
+    return KeyMade(key=call.write(work).shown(), secret=secret)
+
+
+def _replaced(tx: Transaction, call: Call, user: User, body: KeyRequest) -> AccessKey:
+    """Returns the key that is to be replaced."""
+    if body.name or body.valid_for is not None or body.user is not None:
+        raise InvalidRequest(
+            "a key that replaces another one has its name, its length of life and its user",
+            next_step="leave out name, valid_for and user, or replaces",
+        )
+    old = KEYS.get(tx, call.actor.id)
+    if old is None or old.id != body.replaces:
+        raise NotAllowed("a key is replaced by itself only: by a request that it signs")
+    for other in KEYS.find(tx, user=user.id, limit=MAX_KEYS):
+        if other.replaces == old.id:
+            raise Conflict(
+                f"access key {old.id} is replaced already: by {other.id}",
+                next_step=f"use that one; if its secret is lost: danlu key rm {other.id}, then again",
+            )
+    return old
 
 
 def expire(call: Call, key: str, body: KeyExpiry) -> AccessKey:
     """Lets a key end some time from now; never later than it would have."""
 
     def work(tx: Transaction) -> AccessKey:
-        found, now = _require(tx, call, key), call.platform.clock.now()
+        found, now = credentials.require(tx, call, KEYS, key), call.platform.clock.now()
         until = now + int(body.after * SECOND)
         if found.expires_at is not None and found.expires_at <= until:
             return found
@@ -83,25 +88,10 @@ def expire(call: Call, key: str, body: KeyExpiry) -> AccessKey:
         KEYS.put(tx, found, new, actor=call.actor.name)
         return new
 
-    return _shown(call.write(work))
+    return call.write(work).shown()
 
 
 def revoke(call: Call, key: str) -> Accepted:
     """Ends a key at once. Revoking twice is an error of the second: there is nothing left to revoke."""
-    call.write(lambda tx: KEYS.remove(tx, _require(tx, call, key)))
+    call.write(lambda tx: KEYS.remove(tx, credentials.require(tx, call, KEYS, key)))
     return Accepted(message=f"access key {key} is revoked")
-
-
-def _require(tx: Transaction, call: Call, key: str) -> AccessKey:
-    found = KEYS.get(tx, key)
-    if (
-        found is None
-        or call.actor.project is not None
-        or not (call.actor.administrator or found.user == call.actor.user)
-    ):
-        raise NotFound(f"there is no access key {key[:40]!r}", next_step="yours: danlu key ls")
-    return found
-
-
-def _shown(key: AccessKey) -> AccessKey:
-    return key.model_copy(update={"sealed": None})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from danlu.client.connection import Connection
 from danlu.client.credentials import Credentials
 from danlu.client.profiles import Profile, Profiles, file_of, read, write
 from danlu.errors import DanluError, InvalidRequest, NotAuthenticated, PlatformError
+from tests.databases import together
 
 COMPANY = Profile("https://company:7070", "s3cret", "k1", "vision", "sha256:" + "ab" * 32)
 HOME = Profile("http://nas:7070", "token")
@@ -98,6 +103,42 @@ def test_a_key_goes_to_no_address_but_its_own(environ: dict[str, str]) -> None:
             connection.find(address, environ)
         with pytest.raises(NotAuthenticated, match="no key for"):
             connection.find(None, {**environ, "DANLU_URL": address})
+
+
+def test_what_is_changed_at_the_same_time_is_all_there(tmp_path: Path) -> None:
+    file = tmp_path / "danlu" / "config.toml"
+    made = together(16, lambda number: profiles.change(file, lambda now: now.with_one(f"p{number}", HOME)))
+    assert all(f"p{number}" in one.by_name for number, one in enumerate(made))
+    assert set(read(file).by_name) == {f"p{number}" for number in range(16)}
+
+
+def test_who_waits_too_long_is_told_for_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.toml"
+    monkeypatch.setattr(profiles, "LOCK_TIMEOUT_S", 0.0)
+
+    def other(_now: Profiles) -> Profiles:
+        with pytest.raises(PlatformError, match=r"holds .*\.config\.toml\.lock"):
+            profiles.change(file, lambda now: now)
+        return Profiles({"a": HOME}, "a")
+
+    assert profiles.change(file, other) == read(file)
+    assert profiles.change(file, lambda now: now.without("a")) == Profiles()  # what held it has let it go
+
+
+@pytest.mark.parametrize(("number", "waits"), [(errno.EACCES, True), (errno.EINVAL, False), (0, False)])
+def test_windows_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch, number: int, waits: bool) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    def locking(descriptor: int, mode: int, size: int) -> None:
+        asked.append((descriptor, mode, size))
+        if number:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert profiles._locked(7) is not waits
+    assert asked == [(7, 2, 1)]
 
 
 def test_two_profiles_for_one_address_are_told_apart_by_the_current_one() -> None:

@@ -19,6 +19,7 @@ from danlu.blobs.wholeness import Wholeness
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.trees import MAX_NODE_BYTES, address_of, require_address
 from danlu.errors import DataDamaged, InvalidRequest, NotFound, TooLarge, storage_full_is_an_error
+from danlu.runner.formats import sync
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -29,22 +30,13 @@ _SYNCING: Final = ThreadPoolExecutor(8, thread_name_prefix="sync")
 _NAME: Final = re.compile(NAME_PATTERN)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_all(paths: Collection[Path]) -> None:
     """Makes files, or the names in folders, of one file system durable: few at the same time, many by one flush of it all.
 
     What waits at the same time shares the file system's commits.
     """
     if len(paths) <= SYNC_ONE_BY_ONE:
-        list(_SYNCING.map(_sync, paths))
+        list(_SYNCING.map(sync, map(str, paths)))
         return
     descriptor = os.open(next(iter(paths)), os.O_RDONLY)
     try:
@@ -55,19 +47,11 @@ def _sync_all(paths: Collection[Path]) -> None:
         os.close(descriptor)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _make_folder(folder: Path) -> None:
     """Makes a folder for blobs, durably: a name in it is worth nothing while the folder's own may be lost."""
     if not folder.is_dir():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sync_folder(folder.parent)
+        sync(str(folder.parent))
 
 
 def _digest(address: str) -> str:
@@ -156,7 +140,7 @@ class LocalBlobs:
                 unfinished.replace(path)
             finally:
                 unfinished.unlink(missing_ok=True)
-            sync_folder(path.parent)
+            sync(str(path.parent))
         return size
 
     def put_many(self, project: str, blobs: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
@@ -203,7 +187,7 @@ class LocalBlobs:
         def store(whole: Path) -> None:
             _make_folder(path.parent)
             whole.replace(path)
-            sync_folder(path.parent)
+            sync(str(path.parent))
 
         return self._received.append(project, _digest(address), piece, offset=offset, size=size, store=store)
 

@@ -47,16 +47,15 @@ def login(
     address = require_url(url or common.url or "")
     messages = Messages(quiet=output in ("json", "yaml"))
     file = profiles.file_of()
-    known = profiles.read(file)
-    name = _name(common.profile, address, known)
+    _name(common.profile, address, profiles.read(file))  # what is wrong with it is told before anything is asked
     pinned = _pinned(address, fingerprint, messages)
     credentials = _asked(key_id, token=token)
     project = profiles.require_project(common.project) if common.project else ""
     with Client(Connection(address, credentials, fingerprint=pinned), notice=messages.say) as client:
         who = _whoami(client)
-    profiles.write(
-        file, known.with_one(name, Profile(address, credentials.secret, credentials.key_id, project, pinned))
-    )
+    made = Profile(address, credentials.secret, credentials.key_id, project, pinned)
+    # the name is found anew: another login may have taken it meanwhile
+    name = profiles.change(file, lambda now: now.with_one(_name(common.profile, address, now), made)).current
     if output in ("json", "yaml"):
         out.structured({"profile": name, "url": address, **who.model_dump(mode="json")}, output)
         return 0
@@ -162,8 +161,7 @@ def logout(*, output: Output = "table", common: Common | None = None) -> int:
             next_step="danlu logout --profile NAME   danlu profile ls",
         )
     gone = known.require(name, file)
-    left = known.without(name)
-    profiles.write(file, left)
+    left = profiles.change(file, lambda now: now.without(name))
     messages = Messages(quiet=output in ("json", "yaml"))
     if output in ("json", "yaml"):
         out.structured({"profile": name, "url": gone.url, "current": left.current}, output)

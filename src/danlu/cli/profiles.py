@@ -64,9 +64,8 @@ def use(
     """
     del common
     file, messages = profiles.file_of(), Messages(quiet=output in ("json", "yaml"))
-    known = profiles.read(file)
-    url = "" if name == profiles.LOCAL else known.require(name, file).url
-    profiles.write(file, known.using(name))
+    now = profiles.change(file, lambda known: known.using(name, file))
+    url = "" if name == profiles.LOCAL else now.by_name[name].url
     if output in ("json", "yaml"):
         out.structured({"profile": name, "url": url}, output)
     else:

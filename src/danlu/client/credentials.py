@@ -15,6 +15,7 @@ from typing import Final
 
 from danlu.domain.signing import NONCE_BYTES, SAFE_METHODS, SKEW_S, Message, content_digest, sign
 from danlu.errors import DanluError, NotAuthenticated
+from danlu.runner.formats import write_atomically
 
 KEY_ID_VARIABLE: Final = "DANLU_ACCESS_KEY_ID"
 SECRET_VARIABLE: Final = "DANLU_SECRET_ACCESS_KEY"  # noqa: S105 - the name of a variable
@@ -131,17 +132,10 @@ def write_private(file: Path, text: str) -> None:
     Raises:
         NotAuthenticated: it cannot be written.
     """
-    unfinished = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        unfinished.replace(file)
+        write_atomically(str(file), text.encode(), durable=True)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise NotAuthenticated(f"the key cannot be stored in {file}: {error.strerror or error}") from error
 
 

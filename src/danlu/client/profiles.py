@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +22,8 @@ LOCAL: Final = "local"
 """Stands for the platform of this machine, which needs no profile."""
 PROFILE_VARIABLE: Final = "DANLU_PROFILE"
 FILE: Final = Path("danlu", "config.toml")
+LOCK_TIMEOUT_S: Final = 10.0
+LOCK_PAUSE_S: Final = 0.02
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -85,13 +90,28 @@ class Profiles:
         """Returns the same with a profile, which becomes the current one."""
         return Profiles({**self.by_name, name: profile}, name)
 
+    def with_key(self, name: str, file: Path, key: Credentials) -> Profiles:
+        """Returns the same with another key in a profile.
+
+        Raises:
+            InvalidRequest: there is no such profile.
+        """
+        stored = replace(self.require(name, file), secret=key.secret, key_id=key.key_id)
+        return replace(self, by_name={**self.by_name, name: stored})
+
     def without(self, name: str) -> Profiles:
         """Returns the same without a profile."""
         rest = {other: profile for other, profile in self.by_name.items() if other != name}
         return Profiles(rest, LOCAL if self.current == name else self.current)
 
-    def using(self, name: str) -> Profiles:
-        """Returns the same with another current one."""
+    def using(self, name: str, file: Path) -> Profiles:
+        """Returns the same with another current one.
+
+        Raises:
+            InvalidRequest: there is no such profile.
+        """
+        if name != LOCAL:
+            self.require(name, file)
         return replace(self, current=name)
 
 
@@ -161,6 +181,59 @@ def write(file: Path, profiles: Profiles) -> None:
         lines += ["", f"[profiles.{_quoted(name)}]"]
         lines += [f"{key} = {_quoted(value)}" for key, value in asdict(profile).items() if value]
     write_private(file, "\n".join(lines) + "\n")
+
+
+def change(file: Path, how: Callable[[Profiles], Profiles]) -> Profiles:
+    """Replaces the profiles of a file by what ``how`` makes of them, and returns that; nobody else changes them meanwhile.
+
+    Raises:
+        PlatformError: somebody else is changing them, and does not come to an end.
+        NotAuthenticated, PlatformError: as ``read`` and ``write``.
+    """
+    with _alone(file):
+        made = how(read(file))
+        write(file, made)
+        return made
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Holds the lock of a file, which is another one beside it: the file itself is replaced."""
+    lock, until = file.with_name(f".{file.name}.lock"), time.monotonic() + LOCK_TIMEOUT_S
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise NotAuthenticated(f"the key cannot be stored in {file}: {error.strerror or error}") from error
+    try:
+        while not _locked(descriptor):
+            if time.monotonic() >= until:
+                raise PlatformError(
+                    f"another command has been changing {file} for {LOCK_TIMEOUT_S:g} s: it holds {lock}",
+                    next_step="end it, then repeat",
+                )
+            time.sleep(LOCK_PAUSE_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Takes a lock until its descriptor is closed; says whether it has it. A file system without locks has no other users."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _quoted(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from danlu.errors import DatabaseDamaged, DatabaseTooNew, DatabaseUnavailable, StorageFull
+from danlu.runner.formats import sync
 
 HEADER: Final = b"SQLite format 3\x00"
 BACKUPS: Final = "backups"
@@ -96,9 +97,9 @@ def backup(path: Path, folder: Path, *, now: int) -> Path | None:
             if target.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise DatabaseDamaged(f"the copy of {path} does not pass its check")
         unfinished.chmod(0o600)
-        _sync(unfinished)
+        sync(str(unfinished))
         unfinished.replace(finished)
-        _sync(folder)
+        sync(str(folder))
     except sqlite3.Error as error:
         if "full" in str(error):
             raise StorageFull(f"no room on the disk for a backup of {path}; nothing was changed") from error
@@ -110,11 +111,3 @@ def backup(path: Path, folder: Path, *, now: int) -> Path | None:
     for old in set(copies) - set(copies[-KEPT_NEWEST:]) - set([*by_day.values()][-KEPT_DAYS:]):
         old.unlink()
     return finished
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

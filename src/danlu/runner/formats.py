@@ -207,21 +207,26 @@ def boot_id() -> str:
         return ""
 
 
-def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Writes a file so that a reader sees the old or the new one, never a part."""
+def write_atomically(path: str, data: bytes, mode: int = 0o600, durable: bool = False) -> None:
+    """Writes a file so that a reader sees the old or the new one, never a part; also where there is no POSIX.
+
+    With ``durable`` the new one is there after a loss of power too: its name is stored with its bytes.
+    """
     unfinished = "%s.%d.part" % (path, os.getpid())
     try:
         os.unlink(unfinished)
     except FileNotFoundError:
         pass
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
     descriptor = os.open(unfinished, flags, mode)
     try:
         try:
             view = memoryview(data)
             while view:  # a disk that is nearly full takes a part and says so only the next time
                 view = view[os.write(descriptor, view) :]
-            os.fdatasync(descriptor)
+            getattr(os, "fdatasync", os.fsync)(descriptor)
         finally:
             os.close(descriptor)
         os.replace(unfinished, path)
@@ -231,3 +236,16 @@ def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
         except FileNotFoundError:
             pass
         raise
+    if durable:
+        sync(os.path.dirname(path) or ".")
+
+
+def sync(path: str) -> None:
+    """Makes a file, or the names in a folder, durable. Windows opens no folder, and keeps names by itself."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

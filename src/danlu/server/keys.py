@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from danlu.domain.ids import is_id
 from danlu.errors import PlatformError
+from danlu.runner import formats
 from danlu.services.first_user import KEY_NAME
 from danlu.services.vault import KEY_BYTES
 
@@ -28,6 +29,16 @@ class Keys(NamedTuple):
     attempts: bytes
 
 
+def make_folder(home: Path) -> Path:
+    """Returns the folder of the keys, which is there from then on, also after a loss of power; its owner's alone."""
+    folder = home / "keys"
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        formats.sync(str(home))
+    folder.chmod(0o700)
+    return folder
+
+
 def load(folder: Path, environ: Mapping[str, str]) -> Keys:
     """Returns the keys; makes what is not there yet.
 
@@ -36,8 +47,6 @@ def load(folder: Path, environ: Mapping[str, str]) -> Keys:
     Raises:
         PlatformError: a key cannot be read, is damaged, or others may read it.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
     if text := environ.get(MASTER_VARIABLE):
         master = _bytes(text, MASTER_VARIABLE)
     elif name := environ.get(MASTER_FILE_VARIABLE):
@@ -76,14 +85,7 @@ def read(path: Path) -> str:
 
 def write(path: Path, text: str) -> None:
     """Writes a key's file: durable, whole, and its owner's alone."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "w") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    formats.write_atomically(str(path), (text + "\n").encode(), durable=True)
 
 
 def _own(path: Path) -> bytes:

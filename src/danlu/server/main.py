@@ -162,9 +162,7 @@ def listen(settings: Settings) -> Doors:
     address = resolve(settings.host)
     wanted = tls.Wanted(settings.tls_cert, settings.tls_key, settings.self_signed, settings.insecure_http)
     tls.require_choice(settings.host, address.loopback, wanted)
-    folder = settings.home / "keys"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = tls.certificate(folder, settings.host, wanted, datetime.datetime.now(datetime.UTC))
+    found = tls.certificate(keys.make_folder(settings.home), settings.host, wanted, datetime.datetime.now(datetime.UTC))
     ports = [settings.port] if settings.port is not None else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
     return Doors(sockets(address, ports, asked=settings.port is not None, tls=found is not None), found)
 
@@ -187,7 +185,7 @@ def compose(settings: Settings) -> Composition:
     workers = (Workers("launch", 8), Workers("keep", 2), Workers("build", BUILD_THREADS))
     launching, keeping, building = (Tasks(some.spawn) for some in workers)
     gpus = None if settings.gpus is None else declared(settings.gpus)
-    kept = keys.load(settings.home / "keys", os.environ)
+    kept = keys.load(keys.make_folder(settings.home), os.environ)
     vault = Vault(kept.master, secrets.token_bytes)
     database = open_database(settings, clock.now())
     known = keys.read_bootstrap(settings.home / "keys")

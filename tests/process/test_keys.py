@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import stat
 from pathlib import Path
@@ -78,9 +79,13 @@ def test_a_key_that_cannot_be_used_is_named_and_left_as_it_is(server: Server, ad
 
 def test_a_lost_master_key_is_restored_or_given_up_in_so_many_words(server: Server, ada: Person, admin: Person) -> None:
     kept = (server.home / MASTER).read_text()
+    assert server.start().get("ready")
+    theirs = Person(ada.folder, {**ada.variables, "DANLU_URL": server.url})
+    theirs.danlu("key", "create", "--name", "bootstrap")  # is a user's, whatever its name
+    server.end()
     (server.home / MASTER).unlink()
     error = refused(server)
-    assert "1 access keys and 0 secrets were sealed by another one" in error["detail"]
+    assert "2 access keys were sealed by another one" in error["detail"]
     for way in ("restore keys/master", "DANLU_MASTER_KEY_FILE", "--new-master-key"):
         assert way in error["next_step"]
     (server.home / MASTER).write_text(kept)  # as from a backup
@@ -102,6 +107,53 @@ def test_a_lost_master_key_is_restored_or_given_up_in_so_many_words(server: Serv
         admin.danlu("up", "--port", "0")  # it is asked for once
     finally:
         admin.danlu("down")
+
+
+def test_a_database_that_was_put_back_beside_a_newer_key_locks_nobody_out(server: Server, admin: Person) -> None:
+    database, file = server.home / "danlu.db", server.home / "keys" / "bootstrap"
+    admin.danlu("user", "create", "ada")
+    server.end()
+    older, old_key = database.read_bytes(), file.read_bytes()
+    assert server.start().get("ready")
+    rotated = admin.json("key", "rotate", "--overlap", "1ms")["key"]["id"]
+    server.end()
+    database.write_bytes(older)  # as from a backup
+    assert server.start().get("ready")
+    made = admin.json("whoami")["by"]
+    assert made not in (rotated, json.loads(old_key)["access_key_id"])
+    told = server.home.with_name(server.home.name + ".log").read_text()
+    assert f"{rotated} in keys/bootstrap is not the database's" in told
+    assert f"a new one, {made}, takes its place" in told
+    assert json.loads((server.home / "platform.json").read_text())["warnings"] != []
+    events = [json.loads(line) for line in admin.danlu("events", "--platform", "-o", "json").splitlines()]
+    assert made in [event["object_id"] for event in events if event["reason"] == "BootstrapKeyReplaced"]
+    server.end()
+    file.write_bytes(old_key)  # and the other way: an older key beside a newer database
+    file.chmod(0o600)
+    assert server.start().get("ready")
+    assert admin.json("whoami")["by"] not in (rotated, made)
+    server.end()
+    assert server.start().get("ready")
+    assert json.loads((server.home / "platform.json").read_text())["warnings"] == []
+
+
+def test_a_revoked_key_of_the_platform_stays_so_and_its_owner_gets_a_new_one(server: Server, admin: Person) -> None:
+    file = server.home / "keys" / "bootstrap"
+    first = admin.json("whoami")["by"]
+    admin.danlu("key", "rm", first)
+    for _ in range(2):
+        admin.danlu("whoami", code=1)
+        assert f"rm {file}" in admin.said
+        server.end()
+        assert server.start().get("ready")
+        (told,) = json.loads((server.home / "platform.json").read_text())["warnings"]
+        assert f"{first} in keys/bootstrap was revoked" in told
+    admin.danlu("down")  # as the error says
+    assert server.process is not None
+    server.process.wait(30)
+    file.unlink()
+    assert server.start().get("ready")
+    assert admin.json("whoami")["by"] != first
 
 
 def test_the_master_key_may_lie_elsewhere(home: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from danlu.client.connection import Connection, Running, data_folder, find, loca
 from danlu.client.transport import Client
 from danlu.domain.resources import format_bytes, format_cpu
 from danlu.domain.views import NodeUse, PlatformStatus
-from danlu.errors import InvalidRequest, PlatformError
+from danlu.errors import InvalidRequest, NotAuthenticated, PlatformError
 
 END_TIMEOUT_S: Final = 30.0
 JOBS_TIMEOUT_S: Final = 3700.0
@@ -133,9 +134,16 @@ def down(
         messages.say(f"danlu is not running here ({data_folder()})")
         return exits.OK
     server = running(connection.home) if connection.home is not None else None
-    with Client(connection) as client:
-        live = _live_jobs(client)
-        client.call("platform.stop", body=PlatformStop(jobs=jobs))
+    try:
+        with Client(connection) as client:
+            live = _live_jobs(client)
+            client.call("platform.stop", body=PlatformStop(jobs=jobs))
+    except NotAuthenticated:
+        if server is None or jobs:
+            raise
+        _ask_to_end(server)  # whose key is lost is its owner still
+        live = 0
+        messages.say("it does not accept the key in its data folder: its process was asked to end", "yellow")
     if jobs and live:
         messages.status(f"stopping {wording.count(live, 'job')}, then danlu")
     if server is not None and not await_end(server, JOBS_TIMEOUT_S if jobs else END_TIMEOUT_S):
@@ -146,6 +154,15 @@ def down(
     going_on = f"; {wording.count(live, 'job goes', 'jobs go')} on" if live and not jobs else ""
     messages.say(f"danlu at {connection.url} is stopped{going_on}")
     return exits.OK
+
+
+def _ask_to_end(server: Running) -> None:
+    try:
+        os.kill(server.pid, signal.SIGTERM)
+    except OSError as error:
+        raise PlatformError(
+            f"the server (pid {server.pid}) cannot be ended: {error.strerror}", next_step="its owner can: danlu down"
+        ) from error
 
 
 def _here_or_named(common: Common) -> Connection | None:

@@ -6,17 +6,26 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from danlu import __version__
 from danlu.api import PROJECT_HEADER, PieceQuery
 from danlu.client import certificates
-from danlu.client.connection import Connection, authority, is_loopback, running
+from danlu.client.connection import KEY_FILE, Connection, authority, is_loopback, running
 from danlu.client.credentials import compare_clocks, compare_hosts
 from danlu.client.requests import VERSION_HEADER, build, failure, parse, require_path
 from danlu.domain.signing import Message, lowered
-from danlu.errors import Conflict, DanluError, PlatformError, TooManyRequests, Unavailable, from_problem
+from danlu.errors import (
+    Conflict,
+    DanluError,
+    NotAuthenticated,
+    PlatformError,
+    TooManyRequests,
+    Unavailable,
+    from_problem,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -129,7 +138,7 @@ class Client:
             answer = http.request(
                 request.method, url + request.target, content=request.content, headers=request.headers
             )
-            _check(answer, url)
+            _check(answer, url, self.connection.home)
             return parse(request.operation, answer.content, url)
 
         return self._patiently(send, repeatable=request.repeatable, once_sent_s=once_sent_s)
@@ -154,7 +163,7 @@ class Client:
                     headers={"Accept": "text/event-stream", "Accept-Encoding": "identity"},
                     timeout=_timeout(STREAM_SILENCE_S),
                 ) as answer:
-                    _check(answer, url)
+                    _check(answer, url, self.connection.home)
                     waiting.answered()  # it is there again, even if it has nothing to say for long
                     for event in httpx2.EventSource(answer, max_event_size=MAX_EVENT_BYTES):
                         waiting.over()
@@ -212,7 +221,7 @@ class Client:
             target.truncate()
             url, http = self._reach()
             with http.stream("GET", url + request.target) as answer:
-                _check(answer, url)
+                _check(answer, url, self.connection.home)
                 for chunk in answer.iter_bytes(CHUNK_BYTES):
                     target.write(chunk)
                     if progress is not None:
@@ -401,7 +410,7 @@ def _sender(connection: Connection, project: str | None) -> httpx2.Client:
     )
 
 
-def _check(answer: httpx2.Response, url: str) -> None:
+def _check(answer: httpx2.Response, url: str, home: Path | None) -> None:
     if answer.is_success:
         return
     answer.read()
@@ -410,6 +419,11 @@ def _check(answer: httpx2.Response, url: str) -> None:
             f"{url} redirects to {answer.headers.get('location', '?')[:200]}", next_step="use that address"
         )
     error = failure(answer.status_code, answer.content, url, version=answer.headers.get(VERSION_HEADER, ""))
+    if home is not None and isinstance(error, NotAuthenticated):
+        error.next_step = (
+            f"it does not accept the key in {home / KEY_FILE}; its log says why\n"
+            f"for a new one: danlu down, then rm {home / KEY_FILE}, then danlu up"
+        )
     compare_clocks(error, time.time_ns())
     compare_hosts(error, answer.request.headers["host"] if "signature" in answer.request.headers else "")
     raise error

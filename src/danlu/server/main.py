@@ -113,6 +113,8 @@ class Composition:
     executor: LocalExecutor
     workers: tuple[Workers, ...]
     loops: list[Loop] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
+    """What who starts it is to know."""
 
     def close(self) -> None:
         """Ends the loops, then what they use. Jobs go on."""
@@ -189,9 +191,9 @@ def compose(settings: Settings) -> Composition:
     vault = Vault(kept.master, secrets.token_bytes)
     database = open_database(settings, clock.now())
     known = keys.read_bootstrap(settings.home / "keys")
-    fresh = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master)
-    if fresh is not None:
-        keys.write_bootstrap(settings.home / "keys", fresh)
+    settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master)
+    if settled.key is not None:
+        keys.write_bootstrap(settings.home / "keys", settled.key)
     blobs, streams = LocalBlobs(settings.home / "blobs"), Streams(settings.home / "blobs")
     blobs.start()
 
@@ -241,7 +243,8 @@ def compose(settings: Settings) -> Composition:
     if settings.database_url is None:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))
     loops = [Loop(name, step, hub, topic) for name, step, topic in steps]
-    return Composition(settings, platform, executor, workers, loops)
+    warnings = (settled.told,) if settled.told else ()
+    return Composition(settings, platform, executor, workers, loops, warnings)
 
 
 def _facts(settings: Settings, executor: LocalExecutor, now: int) -> PlatformFacts:
@@ -333,7 +336,7 @@ def serve(composition: Composition, doors: Doors) -> None:
         "url": platform.url, "pid": os.getpid(), "start_time": formats.start_time(os.getpid()),
         "boot_id": formats.boot_id(), "version": __version__, "home": str(settings.home), "public_url": public_url,
         "fingerprint": "" if certificate is None else certificate.fingerprint,
-        "warnings": [] if certificate is None else list(certificate.warnings),
+        "warnings": [*composition.warnings, *(() if certificate is None else certificate.warnings)],
     }  # fmt: skip
     described = settings.home / "platform.json"
 

@@ -50,7 +50,7 @@ def known(platform: Platform, claim: Claim) -> Actor | None:
     if proof is None or proof.written != platform.database.written(PROVING):
         return None
     key = proof.key
-    fresh = now - (key.last_used_at or 0) <= USE_NOTED_NS and not _over(key.expires_at, now)
+    fresh = now - (key.last_used_at or 0) <= USE_NOTED_NS and not over(key.expires_at, now)
     current = claim.current(platform.clock.wall() // SECOND)
     return proof.actor if fresh and current and claim.proven(proof.secret) else None
 
@@ -69,7 +69,7 @@ def signed(platform: Platform, claim: Claim) -> Actor:
         key = KEYS.get(tx, claim.key_id)
         sealed, of = (platform.vault.decoy, DECOY) if key is None or key.sealed is None else (key.sealed, key.id)
         secret = platform.vault.open(sealed, of)
-        if not (claim.proven(secret) and claim.current(wall_s)) or key is None or _over(key.expires_at, now):
+        if not (claim.proven(secret) and claim.current(wall_s)) or key is None or over(key.expires_at, now):
             return None, None, b""
         return key, _user(tx, key.user, key.id, None), secret
 
@@ -112,7 +112,7 @@ def bearer(platform: Platform, secret: str) -> Actor:
 
     def work(tx: Transaction) -> Actor | None:
         token = next(iter(TOKENS.find(tx, digest=found, limit=1)), None)
-        if token is None or _over(token.expires_at, now):
+        if token is None or over(token.expires_at, now):
             return None
         return _user(tx, token.user, token.id, token.project if token.bound else None)
 
@@ -131,7 +131,8 @@ def _user(tx: Transaction, user_id: str, by: str, project: str | None) -> Actor 
     return Actor(id=by, name=user.name, user=user.id, administrator=user.administrator, roles=roles, project=project)
 
 
-def _over(expires_at: int | None, now: int) -> bool:
+def over(expires_at: int | None, now: int) -> bool:
+    """Says whether something has ended."""
     return expires_at is not None and expires_at <= now
 
 
@@ -170,7 +171,7 @@ def again(platform: Platform, actor: Actor) -> Actor:
 
     def work(tx: Transaction) -> Actor | None:
         by = credential(tx, actor)
-        if by is None or _over(by.expires_at, now):
+        if by is None or over(by.expires_at, now):
             return None
         return _user(tx, by.user, by.id, actor.project)
 

@@ -15,6 +15,7 @@ from danlu.services import access, users
 from danlu.services.context import Call
 
 SECOND: Final = 1_000_000_000
+MOST: Final = 1000
 CALLED: Final = {AccessKey.KIND: "access key", Token.KIND: "token"}
 Credential = TypeVar("Credential", AccessKey, Token)
 
@@ -53,6 +54,16 @@ def end(tx: Transaction, call: Call, valid_for_s: float | None) -> int | None:
             next_step="leave it out, and the new one ends with that one; or call by one that lasts longer",
         )
     return asked
+
+
+def forget_ended(tx: Transaction, call: Call, records: Records[Credential], user: User) -> None:
+    """Deletes a user's that have ended. Of the platform's own key it stays known that it was revoked."""
+    found, now = records.find(tx, user=user.id, limit=MOST), call.platform.clock.now()
+    replaced = {getattr(one, "replaces", "") for one in found}
+    for one in found:
+        revoked = getattr(one, "bootstrap", False) and one.id not in replaced
+        if access.over(one.expires_at, now) and not revoked:
+            records.remove(tx, one)
 
 
 def page(call: Call, records: Records[Credential], query: OwnerQuery) -> Page[Credential]:

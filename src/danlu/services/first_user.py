@@ -1,67 +1,98 @@
-"""The first administrator, who is there from the first start on, and the key by which the platform's owner is it."""
+"""The first administrator, who is there from the first start on, and the key by which the platform's owner is it.
+
+Who can read the data folder owns the platform: the key lies there, and where it and the database do not belong together, as
+after a backup of one of them was put back, a new one takes its place. A key that was revoked stays so.
+"""
 
 from __future__ import annotations
 
+import logging
 import secrets
+from enum import Enum, auto
+from typing import Final, NamedTuple
 
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import KEYS, SECRETS, USERS
+from danlu.database.records import KEYS, SECRETS, USERS, add_event
+from danlu.domain.events import Event
 from danlu.domain.ids import RANDOM_BITS, make_id
 from danlu.domain.keys import AccessKey
 from danlu.domain.users import FIRST_USER, PLATFORM, User
-from danlu.errors import PlatformError
+from danlu.errors import PlatformError, VaultLocked
+from danlu.services.access import over
 from danlu.services.keys import SECRET_PREFIX
 from danlu.services.vault import KEY_BYTES, Vault
 
-KEY_NAME = "bootstrap"
-ALL = 1_000_000
+LOG: Final = logging.getLogger("danlu.services")
+KEY_NAME: Final = "bootstrap"
+FILE: Final = f"keys/{KEY_NAME}"
+ALL: Final = 1_000_000
+NEW_KEY: Final = f"for a new one: danlu down, then remove {FILE} of the data folder, then danlu up"
 
 
-def settle(
-    database: Database, vault: Vault, known: tuple[str, str] | None, now: int, *, new_master: bool
-) -> tuple[str, str] | None:
-    """Makes the first administrator and its access key, if there is none.
+class Settled(NamedTuple):
+    """A new key, which is stored but nowhere told yet, or None; and what the owner is to know, or ""."""
+
+    key: tuple[str, str] | None = None
+    told: str = ""
+
+
+class _State(Enum):
+    """How the key that the data folder holds and the database go together."""
+
+    GOOD = auto()
+    MISSING = auto()
+    """The folder holds none."""
+    UNSTORED = auto()
+    """Nobody is in the database yet, or it was sealed by a master key that is lost: the folder's key is stored (again)."""
+    UNKNOWN = auto()
+    """The database has another one, or none: one of the two is of another time."""
+    ENDED = auto()
+    """It was revoked, or its end was asked for."""
+
+
+def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now: int, *, new_master: bool) -> Settled:
+    """Makes the first administrator and its access key, where they are not there.
 
     Args:
         database: the platform's.
         vault: which is to open what was sealed before.
-        known: the access key that the data folder holds: (id, secret); where it holds none, a new one takes its place: who
-            owns the data folder owns the platform.
+        known: the access key that the data folder holds: (id, secret).
         now: ns UTC.
         new_master: go on though what another master key has sealed is lost.
-
-    Returns:
-        a new key, which is stored but nowhere told yet; None where the one that is known stays.
 
     Raises:
         PlatformError: the master key is not the one that what is stored was sealed with.
     """
-    foreign = database.read(lambda tx: _sealed_by_others(tx, vault))
+    foreign = database.read(lambda tx: len(_foreign(tx, vault)))
     secrets_too = database.read(lambda tx: queries.secrets_sealed_by_others(tx, vault.name))
     if (foreign or secrets_too) and not new_master:
+        lost = [_counted(foreign, "access key")] * bool(foreign) + [_counted(secrets_too, "secret")] * bool(secrets_too)
         raise PlatformError(
-            f"the master key is {vault.name}, but {foreign} access keys and {secrets_too} secrets were sealed by another one",
+            f"the master key is {vault.name}, but {' and '.join(lost)} {'was' if foreign + secrets_too == 1 else 'were'} "
+            "sealed by another one",
             next_step="restore keys/master of the data folder, or name it: DANLU_MASTER_KEY_FILE=FILE. If it is lost: "
             "danlu up --new-master-key, after which those keys are refused and everybody needs new ones, and each secret "
             "has to be set again",
         )
     if foreign or secrets_too:  # nobody can use them any more, and the next start must not ask again
         database.write(lambda tx: _give_up_sealed_by_others(tx, vault, now))
-    if known is not None and database.read(lambda tx: _is_settled(tx, vault, known[0])):
-        return None
-    key = known or (make_id("k", now, secrets.randbits(RANDOM_BITS)), SECRET_PREFIX + secrets.token_hex(KEY_BYTES))
-    stored = database.write(lambda tx: _store(tx, vault, key, now, fresh=known is None))
-    return key if stored and known is None else None
+    state = database.read(lambda tx: _state(tx, vault, known, now))
+    settled = (
+        database.write(lambda tx: _settled(tx, vault, known, state, now)) if state is not _State.GOOD else Settled()
+    )
+    if settled.told:
+        LOG.warning("%s", settled.told)
+    return settled
 
 
-def _sealed_by_others(tx: Transaction, vault: Vault) -> int:
-    """Returns how many values another master key has sealed; the first administrator's own is known otherwise."""
-    return len(_foreign(tx, vault))
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _foreign(tx: Transaction, vault: Vault) -> list[AccessKey]:
-    keys = (key for key in KEYS.find(tx, limit=ALL) if key.name != KEY_NAME)
+    """Returns the keys that another master key has sealed, but for the platform's own, which the data folder holds too."""
+    keys = (key for key in KEYS.find(tx, limit=ALL) if not key.bootstrap)
     return [key for key in keys if key.sealed is not None and key.sealed.master != vault.name]
 
 
@@ -74,32 +105,73 @@ def _give_up_sealed_by_others(tx: Transaction, vault: Vault, now: int) -> None:
             SECRETS.put(tx, secret, secret.evolved(now=now, replaced_at=now))
 
 
-def _is_settled(tx: Transaction, vault: Vault, key_id: str) -> bool:
-    """Says whether the key can be used, or was revoked and is to stay so."""
-    found = KEYS.get(tx, key_id)
-    if found is None:
-        return any(user.administrator for user in USERS.find(tx, limit=ALL))
-    return found.sealed is not None and found.sealed.master == vault.name
+def _state(tx: Transaction, vault: Vault, known: tuple[str, str] | None, now: int) -> _State:
+    if known is None:
+        return _State.MISSING
+    found = KEYS.get(tx, known[0])
+    if found is None or found.sealed is None:
+        return _State.UNKNOWN if USERS.count(tx) else _State.UNSTORED
+    if found.sealed.master != vault.name:
+        return _State.UNSTORED
+    try:
+        same = vault.open(found.sealed, found.id) == known[1].encode()
+    except VaultLocked:
+        same = False
+    if same and not over(found.expires_at, now):
+        return _State.GOOD
+    others = KEYS.find(tx, user=found.user, limit=ALL)
+    rotated = any(other.bootstrap and not over(other.expires_at, now) for other in others)
+    return _State.ENDED if same and not rotated else _State.UNKNOWN
 
 
-def _store(tx: Transaction, vault: Vault, key: tuple[str, str], now: int, *, fresh: bool) -> bool:
-    """Stores the first administrator and the key, instead of an older one; returns False where that user was removed."""
+def _settled(tx: Transaction, vault: Vault, known: tuple[str, str] | None, state: _State, now: int) -> Settled:
+    if state is _State.ENDED and known is not None:
+        return Settled(told=f"the access key {known[0]} in {FILE} was revoked: nobody can call by it; {NEW_KEY}")
+    first = next(iter(USERS.find(tx, name=FIRST_USER, limit=1)), None)
+    if first is not None and first.removed_at is not None:
+        if state is _State.MISSING:
+            return Settled()
+        others = sorted(user.name for user in USERS.find(tx, limit=ALL) if user.administrator)
+        return Settled(
+            told=f"user {FIRST_USER} was removed, and {FILE} with it: nobody can call by it; "
+            f"administrators are {', '.join(others)}"
+        )
+    if state is _State.UNSTORED and known is not None:
+        _store(tx, vault, first, known, now)
+        return Settled()
+    key = (make_id("k", now, secrets.randbits(RANDOM_BITS)), SECRET_PREFIX + secrets.token_hex(KEY_BYTES))
+    _store(tx, vault, first, key, now)
+    if first is None:
+        return Settled(key)
+    why = f"there was no {FILE}"
+    if state is _State.UNKNOWN and known is not None:
+        why = (
+            f"the access key {known[0]} in {FILE} is not the database's: one of them is of another time, as after a backup "
+            "was put back"
+        )
+    told = f"{why}; a new one, {key[0]}, takes its place"
+    event = Event(
+        at=now, project=PLATFORM, kind=AccessKey.KIND, object_id=key[0], state="created", reason="BootstrapKeyReplaced",
+        message=told,
+    )  # fmt: skip
+    add_event(tx, event)
+    return Settled(key, told)
+
+
+def _store(tx: Transaction, vault: Vault, first: User | None, key: tuple[str, str], now: int) -> None:
+    """Stores the key as the only one of its kind, and the first administrator."""
     key_id, secret = key
-    user = next(iter(USERS.find(tx, name=FIRST_USER, limit=1)), None)
-    if user is None:
-        user = User(
+    if first is None:
+        first = User(
             id=make_id("u", now, secrets.randbits(RANDOM_BITS)), project=PLATFORM, name=FIRST_USER,
             administrator=True, created_by=FIRST_USER, created_at=now, updated_at=now,
         )  # fmt: skip
-        USERS.add(tx, user)
-    if user.removed_at is not None:
-        return False
-    for old in KEYS.find(tx, user=user.id, limit=ALL):
-        if old.id == key_id or (fresh and old.name == KEY_NAME):
+        USERS.add(tx, first)
+    for old in KEYS.find(tx, user=first.id, limit=ALL):
+        if old.id == key_id or old.bootstrap:
             KEYS.remove(tx, old)
     made = AccessKey(
-        id=key_id, project=PLATFORM, user=user.id, name=KEY_NAME, sealed=vault.seal(secret.encode(), key_id),
-        created_by=FIRST_USER, created_at=now, updated_at=now,
+        id=key_id, project=PLATFORM, user=first.id, name=KEY_NAME, sealed=vault.seal(secret.encode(), key_id),
+        created_by=FIRST_USER, created_at=now, updated_at=now, bootstrap=True,
     )  # fmt: skip
     KEYS.add(tx, made)
-    return True

@@ -39,6 +39,7 @@ def make(call: Call, body: KeyRequest) -> KeyMade:
 
     def work(tx: Transaction) -> AccessKey:
         user = credentials.owner(tx, call, body.user)
+        credentials.forget_ended(tx, call, KEYS, user)
         old = None if body.replaces is None else _replaced(tx, call, user, body)
         if KEYS.count(tx, user=user.id) >= MAX_KEYS:
             raise Conflict(f"{user.name} has {MAX_KEYS} access keys already", next_step="revoke one: danlu key rm KEY")
@@ -67,7 +68,7 @@ def _replaced(tx: Transaction, call: Call, user: User, body: KeyRequest) -> Acce
     old = KEYS.get(tx, call.actor.id)
     if old is None or old.id != body.replaces:
         raise NotAllowed("a key is replaced by itself only: by a request that it signs")
-    for other in KEYS.find(tx, user=user.id, limit=MAX_KEYS):
+    for other in KEYS.find(tx, user=user.id, limit=credentials.MOST):
         if other.replaces == old.id:
             raise Conflict(
                 f"access key {old.id} is replaced already: by {other.id}",
@@ -92,6 +93,17 @@ def expire(call: Call, key: str, body: KeyExpiry) -> AccessKey:
 
 
 def revoke(call: Call, key: str) -> Accepted:
-    """Ends a key at once. Revoking twice is an error of the second: there is nothing left to revoke."""
-    call.write(lambda tx: KEYS.remove(tx, credentials.require(tx, call, KEYS, key)))
+    """Ends a key at once. Revoking twice is an error of the second: there is nothing left to revoke.
+
+    The platform's own key is kept as one that has ended: the next start must not take it for one that was lost.
+    """
+
+    def work(tx: Transaction) -> None:
+        found, now = credentials.require(tx, call, KEYS, key), call.platform.clock.now()
+        if found.bootstrap:
+            KEYS.put(tx, found, found.evolved(now=now, expires_at=now), actor=call.actor.name)
+        else:
+            KEYS.remove(tx, found)
+
+    call.write(work)
     return Accepted(message=f"access key {key} is revoked")

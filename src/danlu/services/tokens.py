@@ -34,6 +34,7 @@ def make(call: Call, body: TokenRequest) -> TokenMade:
 
     def work(tx: Transaction) -> Token:
         user = credentials.owner(tx, call, None)
+        credentials.forget_ended(tx, call, TOKENS, user)
         if TOKENS.count(tx, user=user.id) >= MAX_TOKENS:
             raise Conflict(f"{user.name} has {MAX_TOKENS} tokens already", next_step="revoke one: danlu token rm TOKEN")
         token = Token(

@@ -360,6 +360,7 @@ class Operation:
     Attributes:
         reads: the kinds of records that the answer is made of, where it is made of nothing else: not of who asks, not of the
             time. It is the same then until one of them is written.
+        audited: whether it is stored who did it. Not where a program moves bytes, many times a second: what uses them is.
     """
 
     id: str
@@ -373,6 +374,7 @@ class Operation:
     kind: Kind = Kind.JSON
     status: int = 200
     reads: tuple[str, ...] = ()
+    audited: bool = True
 
 
 O = Operation  # noqa: E741 - one letter keeps the table readable
@@ -405,17 +407,17 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       body=SessionRequest, query=SessionQuery, kind=Kind.SOCKET, status=101, permission=Permission.WRITE),
     O("artifacts.get", "GET", "/v1/artifacts/{artifact}", "One artifact", Artifact, reads=(Artifact.KIND,)),
     O("blobs.missing", "POST", "/v1/blobs/missing", "Which of these blobs and trees the project does not have yet", Addresses,
-      body=AddressesAndTrees, permission=Permission.WRITE),
+      body=AddressesAndTrees, permission=Permission.WRITE, audited=False),
     O("blobs.pack", "POST", "/v1/blobs", "Store many small blobs at once", Stored, body=bytes, status=201,
-      permission=Permission.WRITE),
+      permission=Permission.WRITE, audited=False),
     O("blobs.put", "PUT", "/v1/blobs/{address}", "Store one blob", Stored, body=bytes, status=201,
-      permission=Permission.WRITE),
+      permission=Permission.WRITE, audited=False),
     O("blobs.splice", "POST", "/v1/blobs/splices", "Store blobs that are others with a part replaced", Stored, body=Splices,
-      status=201, permission=Permission.WRITE),
+      status=201, permission=Permission.WRITE, audited=False),
     O("blobs.received", "GET", "/v1/blobs/{address}/received", "How much of a blob has arrived in pieces", Received,
       permission=Permission.WRITE),
     O("blobs.append", "PUT", "/v1/blobs/{address}/received", "Add a piece to a blob, which its last one completes", Received,
-      body=bytes, query=PieceQuery, permission=Permission.WRITE),
+      body=bytes, query=PieceQuery, permission=Permission.WRITE, audited=False),
     O("blobs.get", "GET", "/v1/blobs/{address}", "One blob's bytes", bytes, kind=Kind.BYTES),
     O("environments.list", "GET", "/v1/environments", "The catalogue, and what was built from requirements",
       Page[EnvironmentEntry]),
@@ -481,7 +483,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.WRITE),
     O("attempts.append", "PUT", "/v1/attempts/{attempt}/streams/{task}/{stream}",
       "A runner ships a piece of a log or of metrics; the same piece twice is once", TextPage, body=bytes,
-      query=OffsetQuery, permission=Permission.ATTEMPT),
+      query=OffsetQuery, permission=Permission.ATTEMPT, audited=False),
 )  # fmt: skip
 BY_ID: Final = {operation.id: operation for operation in OPERATIONS}
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz"})

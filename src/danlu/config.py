@@ -10,6 +10,8 @@ from typing import Final
 
 DEFAULT_PORT: Final = 7070
 PORTS_TRIED: Final = 100
+EVENTS_KEPT_DAYS: Final = 400.0
+MAX_EVENTS: Final = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Settings:
         new_master: go on though what another master key has sealed is lost.
         user_requests_per_s: how many requests one user may send, over all keys and tokens, on average.
         user_burst_requests: and at once, after a pause.
+        events_kept_days: how long an event is kept, a call (who did what) too.
+        max_events: how many are kept, however young the others are.
         backup_every_s: time between two copies of a SQLite database.
         diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
     """
@@ -47,6 +51,8 @@ class Settings:
     new_master: bool = False
     user_requests_per_s: float = 500.0
     user_burst_requests: int = 1000
+    events_kept_days: float = EVENTS_KEPT_DAYS
+    max_events: int = MAX_EVENTS
     backup_every_s: float = 86_400.0
     diagnose: str | None = None
 
@@ -97,6 +103,15 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         default=500.0,
         help="what one user may send on average; twice as many at once",
     )
+    parser.add_argument(
+        "--events-kept-days", type=float, default=EVENTS_KEPT_DAYS, help="how long it is kept who did what"
+    )
+    parser.add_argument(
+        "--max-events",
+        type=int,
+        default=MAX_EVENTS,
+        help="how many events are kept, however young the others are",
+    )
     found = parser.parse_args(list(arguments))
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
@@ -112,6 +127,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         ready_fd=found.ready_fd,
         user_requests_per_s=max(1.0, found.user_requests_per_s),
         user_burst_requests=max(1, round(2 * found.user_requests_per_s)),
+        events_kept_days=max(1.0, found.events_kept_days),
+        max_events=max(1000, found.max_events),
         new_master=found.new_master_key,
         diagnose=found.diagnose,
     )

@@ -51,6 +51,8 @@ def tell_secret(messages: Messages, made: KeyMade, url: str, user: str) -> None:
     out.labelled("user", [user])
     out.labelled("key id", [made.key.id])
     out.labelled("secret", [made.secret])
+    if made.key.expires_at is not None:
+        out.labelled("ends", [expiry(made.key.expires_at, time.time_ns())])
     messages.say("the secret is shown only now; it is asked for by:")
     messages.say(f"danlu login {url} --key-id {made.key.id}")
 
@@ -98,7 +100,9 @@ def ls(
 def create(
     *,
     name: Annotated[str | None, Parameter(help="what it is for")] = None,
-    valid_for: Annotated[str | None, Parameter(help="for example 90d; without it, until it is revoked")] = None,
+    valid_for: Annotated[
+        str | None, Parameter(help="for example 90d; without it, as long as the key by which you call")
+    ] = None,
     user: Annotated[str | None, Parameter(help="for this user: administrators only")] = None,
     output: Output = "table",
     common: Common | None = None,
@@ -149,6 +153,7 @@ def rotate(
 ) -> int:
     """Replace the access key by which you call with a new one; the old one ends after the overlap.
 
+    The new one has its name, and lives as long from now as the old one was to: one that was made for 90d, 90d again.
     Where the key lies in a profile, or is the one of this machine's platform, the new one is stored there. Elsewhere it is
     printed, this once.
 
@@ -169,5 +174,5 @@ def rotate(
     else:
         tell_secret(messages, made, url, whose)
     ends = expiry(time.time_ns() + int(after.after * wording.SECOND_NS), time.time_ns())
-    messages.say(f"the old key {old} ends {ends}")
+    messages.say(f"the old key {old} ends {ends}, the new one {expiry(made.key.expires_at, time.time_ns())}")
     return 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, validators
 
 from danlu.api import PlatformStop
 from danlu.cli import exits, wording
@@ -56,6 +56,28 @@ class Doors:
         return words + ["--insecure-http"] * self.insecure_http
 
 
+@Parameter(name="*", group=Group("Who did what", sort_key=2))
+@dataclass(frozen=True)
+class Kept:
+    """For how long it is kept what happened."""
+
+    events_kept_days: Annotated[
+        float | None,
+        Parameter(help="forget events that are older; 400 when left out", validator=validators.Number(gte=1)),
+    ] = None
+    max_events: Annotated[
+        int | None,
+        Parameter(
+            help="and all but the newest so many; 10,000,000 when left out", validator=validators.Number(gte=1000)
+        ),
+    ] = None
+
+    def flags(self) -> list[str]:
+        """Returns the server's flags."""
+        given = {"--events-kept-days": self.events_kept_days, "--max-events": self.max_events}
+        return [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+
+
 def up(
     *,
     foreground: Annotated[
@@ -67,6 +89,7 @@ def up(
         bool, Parameter(help="go on though the master key is lost: everybody needs a new access key"), Flag
     ] = False,
     doors: Doors | None = None,
+    kept: Kept | None = None,
 ) -> int:
     """Start the platform on this machine; return when it is ready.
 
@@ -82,7 +105,7 @@ def up(
     if gpus is not None and not 0 <= gpus <= 1024:
         raise InvalidRequest(f"--gpus {gpus} is not from 0 to 1024")
     flags = [*([] if port is None else ["--port", str(port)]), *([] if gpus is None else ["--gpus", str(gpus)])]
-    flags += ["--new-master-key"] * new_master_key + (doors or Doors()).flags()
+    flags += ["--new-master-key"] * new_master_key + (doors or Doors()).flags() + (kept or Kept()).flags()
     home, messages = data_folder(), Messages()
     if foreground:
         os.execv(sys.executable, starting.server_command(home, flags))  # noqa: S606 - no shell is meant

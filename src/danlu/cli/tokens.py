@@ -58,7 +58,9 @@ def create(
     /,
     *,
     project_only: Annotated[str | None, Parameter(help="good for this project alone")] = None,
-    valid_for: Annotated[str | None, Parameter(help="for example 30d; without it, until it is revoked")] = None,
+    valid_for: Annotated[
+        str | None, Parameter(help="for example 30d; without it, as long as that by which you call")
+    ] = None,
     output: Output = "table",
     common: Common | None = None,
 ) -> int:

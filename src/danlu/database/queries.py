@@ -19,6 +19,7 @@ from danlu.domain.resources import Resources
 from danlu.domain.roles import RoleSpec, task_resources
 
 MAX_OPEN_ATTEMPTS: Final = 100_000
+EVENTS_AT_ONCE: Final = 1000
 NO_ROLES: Final = "{}"
 
 
@@ -215,3 +216,27 @@ def events_after(tx: Transaction, seq: int, chosen: Chosen = Chosen(), *, limit:
         )
         for row in tx.connection.execute(query).mappings()
     ]
+
+
+class Swept(NamedTuple):
+    """How many events are forgotten, and how many of them only because there are too many."""
+
+    events: int = 0
+    too_many: int = 0
+
+
+def forget_events(tx: Transaction, before: int, most: int) -> Swept:
+    """Forgets some of the oldest events: those from before a time (ns UTC), and all but the newest ``most``.
+
+    They are counted by their numbers, of which few are left out: nothing has to be counted.
+    """
+    events = tables.events
+    newest = tx.connection.execute(select(func.max(events.c.seq))).scalar()
+    if newest is None:
+        return Swept()
+    at = cast(events.c.body["at"].as_string(), BigInteger)
+    oldest = tx.connection.execute(select(events.c.seq, at).order_by(events.c.seq).limit(EVENTS_AT_ONCE)).all()
+    gone = [seq for seq, happened in oldest if happened < before or seq <= newest - most]
+    if gone:
+        tx.connection.execute(delete(events).where(events.c.seq.in_(gone)))
+    return Swept(len(gone), sum(happened >= before and seq <= newest - most for seq, happened in oldest))

@@ -34,6 +34,7 @@ from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_fol
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.environments import BUILD_THREADS, EnvironmentsController
+from danlu.controllers.events import EventsController
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.nonces import NoncesController
@@ -239,6 +240,8 @@ def compose(settings: Settings) -> Composition:
         ("environments", EnvironmentsController(
             database, builder, streams, clock, hub, building, executor.images).step, "environments"),
         ("nonces", NoncesController(database, clock).step, "nonces"),
+        ("events", EventsController(
+            database, clock, kept_days=settings.events_kept_days, most=settings.max_events).step, "events"),
     ]  # fmt: skip
     if settings.database_url is None:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))

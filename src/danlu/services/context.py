@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from danlu.api import BY_ID
 from danlu.blobs.base import Blobs
 from danlu.blobs.streams import Streams
 from danlu.database import nonces
@@ -138,6 +139,8 @@ class Platform:
 class Deed:
     """A request that changes something: it is stored who did it, and, if it is signed, that it was done.
 
+    Who did it is not stored of what a program does many times a second (``Operation.audited``), unless it was refused.
+
     Both are stored in the first transaction of the change, or in one of their own where there is none.
 
     Attributes:
@@ -156,6 +159,10 @@ class Deed:
     stored: bool = False
     left_out: int = 0
 
+    def told(self, outcome: str) -> bool:
+        """Says whether it is stored who did it."""
+        return outcome != DONE or BY_ID[self.operation].audited
+
     def store(self, tx: Transaction, call: Call, outcome: str, *, told: bool = True) -> None:
         """Stores it; its nonce alone, so that it is not done again, where it is not to be told.
 
@@ -164,7 +171,7 @@ class Deed:
         """
         if self.nonce is not None:
             nonces.take(tx, *self.nonce, now_s=call.platform.clock.wall() // 1_000_000_000)
-        if not told:
+        if not (told and self.told(outcome)):
             return
         message = f"{self.left_out} more were refused before it" if self.left_out else ""
         event = Event(
@@ -214,6 +221,6 @@ class Call:
         """
         deed = self.deed
         if deed is not None and not deed.stored:
-            if told or deed.nonce is not None:
+            if deed.nonce is not None or (told and deed.told(outcome)):
                 self.platform.database.write(lambda tx: deed.store(tx, self, outcome, told=told))
             deed.stored = True

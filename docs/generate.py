@@ -54,6 +54,8 @@ PERMISSIONS: Final[Mapping[Permission, str]] = {
     Permission.ATTEMPT: "what a runner tells of its attempt",
 }
 
+UNTOLD: Final = " (only who was refused is stored)"
+
 IN_A_JOB: Final[Mapping[str, str]] = {
     "DANLU_JOB_ID": "the job's id",
     "DANLU_JOB_NAME": "the job's name",
@@ -179,7 +181,7 @@ def access() -> Iterator[str]:
         yield from ("", f"## {permission}: {PERMISSIONS[permission]}", "", "| Operation | |", "|---|---|")
         for operation in OPERATIONS:
             if operation.permission is permission:
-                yield _row(f"`{operation.id}`", operation.summary)
+                yield _row(f"`{operation.id}`", operation.summary + ("" if operation.audited else UNTOLD))
 
 
 def _operation(operation: Operation) -> str:

@@ -84,3 +84,22 @@ def test_only_the_key_that_signs_is_replaced_and_as_it_is(api: Api) -> None:
     for more in ({"name": "x"}, {"valid_for": "1d"}, {"user": "member"}):
         assert call("keys.make", replaces=old, **more).status == 400
     assert end
+
+
+@pytest.mark.parametrize(("what", "most", "asked"), [("keys", 20, {}), ("tokens", 100, {"name": "ci"})])
+def test_what_has_ended_makes_room(api: Api, what: str, most: int, asked: dict[str, str]) -> None:
+    """Else a key that is rotated each month could be no more after two years."""
+    records: Any = KEYS if what == "keys" else TOKENS
+    first = api.call(f"{what}.list", actor="viewer").json()["items"]
+    for number in range(len(first), most):
+        assert api.call(f"{what}.make", actor="viewer", data=asked).status == 201, number
+    assert api.call(f"{what}.make", actor="viewer", data=asked).status == 409
+    one = api.call(f"{what}.list", actor="viewer").json()["items"][0]["id"]
+
+    def end(tx: Any) -> None:
+        found = records.require(tx, one)
+        records.put(tx, found, found.evolved(now=time.time_ns(), expires_at=1))
+
+    api.database.write(end)
+    assert api.call(f"{what}.make", actor="viewer", data=asked).status == 201
+    assert one not in [found["id"] for found in api.call(f"{what}.list", actor="viewer").json()["items"]]

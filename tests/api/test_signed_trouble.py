@@ -146,3 +146,12 @@ def test_a_full_disk_keeps_nobody_from_looking(api: Api) -> None:
         assert sent(api, "PUT", submit_path(api), SPEC, headers={"Danlu-Project": "default"}).status == 507
     finally:
         api.platform.database = real
+
+
+def test_what_no_operation_takes_is_refused_each_time_and_does_nothing(api: Api) -> None:
+    """It is refused before it is looked up whose project it is, so its nonce is not used: there is nothing to repeat."""
+    path, body = submit_path(api), b'{"command": 3}'
+    headers = signature(api, "PUT", path, body, headers={"Danlu-Project": "default"})
+    for _ in range(2):
+        assert api.send("PUT", path, actor=None, data=body, headers=headers).status == 422
+    assert api.send("GET", path, actor="admin").status == 404

@@ -90,6 +90,21 @@ def test_keys_and_tokens_are_made_and_revoked(admin: Person, ada: Person) -> Non
     shower.danlu("whoami", code=1)
 
 
+def test_a_key_with_an_end_is_rotated_for_as_long_again(server: Server, admin: Person, tmp_path: Path) -> None:
+    made = admin.json("key", "create", "--name", "ci", "--valid-for", "90d")
+    signs = {"DANLU_ACCESS_KEY_ID": made["key"]["id"], "DANLU_SECRET_ACCESS_KEY": made["secret"]}
+    ci = Person(tmp_path / "ci", {"DANLU_URL": server.url, **signs})
+    ends = made["key"]["expires_at"]
+    assert ci.json("key", "create")["key"]["expires_at"] == ends
+    ci.danlu("key", "create", "--valid-for", "91d", code=1)
+    assert "leave it out" in ci.said
+    told = ci.json("key", "rotate", "--overlap", "1h")["key"]
+    assert (told["name"], told["replaces"]) == ("ci", made["key"]["id"])
+    assert told["expires_at"] - told["created_at"] == ends - made["key"]["created_at"]
+    ci.danlu("key", "rotate", code=1)
+    assert f"danlu key rm {told['id']}" in ci.said
+
+
 def test_the_key_of_the_platform_here_is_rotated_where_it_lies(server: Server, admin: Person) -> None:
     before = admin.json("whoami")["by"]
     told = admin.json("key", "rotate", "--overlap", "1ms")

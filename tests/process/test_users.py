@@ -96,7 +96,7 @@ def test_a_key_with_an_end_is_rotated_for_as_long_again(server: Server, admin: P
     ci = Person(tmp_path / "ci", {"DANLU_URL": server.url, **signs})
     ends = made["key"]["expires_at"]
     assert ci.json("key", "create")["key"]["expires_at"] == ends
-    ci.danlu("key", "create", "--valid-for", "91d", code=1)
+    ci.danlu("key", "create", "--valid-for", "91d", code=2)
     assert "leave it out" in ci.said
     told = ci.json("key", "rotate", "--overlap", "1h")["key"]
     assert (told["name"], told["replaces"]) == ("ci", made["key"]["id"])

@@ -112,13 +112,12 @@ def test_what_is_changed_at_the_same_time_is_all_there(tmp_path: Path) -> None:
     assert set(read(file).by_name) == {f"p{number}" for number in range(16)}
 
 
-def test_who_waits_too_long_is_told_for_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_too_long_is_told_for_what(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    monkeypatch.setattr(profiles, "LOCK_TIMEOUT_S", 0.0)
 
     def other(_now: Profiles) -> Profiles:
         with pytest.raises(PlatformError, match=r"holds .*\.config\.toml\.lock"):
-            profiles.change(file, lambda now: now)
+            profiles.change(file, lambda now: now, timeout_s=0.0)
         return Profiles({"a": HOME}, "a")
 
     assert profiles.change(file, other) == read(file)
@@ -136,7 +135,6 @@ def test_windows_has_a_lock_of_its_own(monkeypatch: pytest.MonkeyPatch, number: 
 
     monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    monkeypatch.setattr(sys, "platform", "win32")
     assert profiles._locked(7) is not waits
     assert asked == [(7, 2, 1)]
 

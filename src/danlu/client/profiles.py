@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -183,23 +184,23 @@ def write(file: Path, profiles: Profiles) -> None:
     write_private(file, "\n".join(lines) + "\n")
 
 
-def change(file: Path, how: Callable[[Profiles], Profiles]) -> Profiles:
+def change(file: Path, how: Callable[[Profiles], Profiles], *, timeout_s: float = LOCK_TIMEOUT_S) -> Profiles:
     """Replaces the profiles of a file by what ``how`` makes of them, and returns that; nobody else changes them meanwhile.
 
     Raises:
         PlatformError: somebody else is changing them, and does not come to an end.
         NotAuthenticated, PlatformError: as ``read`` and ``write``.
     """
-    with _alone(file):
+    with _alone(file, timeout_s):
         made = how(read(file))
         write(file, made)
         return made
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
+def _alone(file: Path, timeout_s: float) -> Iterator[None]:
     """Holds the lock of a file, which is another one beside it: the file itself is replaced."""
-    lock, until = file.with_name(f".{file.name}.lock"), time.monotonic() + LOCK_TIMEOUT_S
+    lock, until = file.with_name(f".{file.name}.lock"), time.monotonic() + timeout_s
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
@@ -209,7 +210,7 @@ def _alone(file: Path) -> Iterator[None]:
         while not _locked(descriptor):
             if time.monotonic() >= until:
                 raise PlatformError(
-                    f"another command has been changing {file} for {LOCK_TIMEOUT_S:g} s: it holds {lock}",
+                    f"another command has been changing {file} for {timeout_s:g} s: it holds {lock}",
                     next_step="end it, then repeat",
                 )
             time.sleep(LOCK_PAUSE_S)
@@ -221,14 +222,14 @@ def _alone(file: Path) -> Iterator[None]:
 def _locked(descriptor: int) -> bool:
     """Takes a lock until its descriptor is closed; says whether it has it. A file system without locks has no other users."""
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        import fcntl
+    except ImportError:
+        windows: Any = importlib.import_module("msvcrt")
+        take = partial(windows.locking, descriptor, windows.LK_NBLCK, 1)
+    else:
+        take = partial(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        take()
     except (BlockingIOError, PermissionError):
         return False
     except OSError:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from danlu.api import KeyExpiry, KeyMade, KeyRequest, OwnerQuery
 from danlu.cli import output as out
 from danlu.cli import wording
-from danlu.cli.get import Kind, Wanted, show
+from danlu.cli.get import Kind
+from danlu.cli.nouns import list_all, take_away
 from danlu.cli.options import Common, Limit, Output
 from danlu.cli.output import Format
 from danlu.cli.session import connect
@@ -91,9 +92,7 @@ def ls(
 
     Example: danlu key ls
     """
-    messages = Messages()
-    with connect(common, messages) as client:
-        return show(client, _keys(user), Wanted(limit=limit), output, messages)
+    return list_all(_keys(user), limit, output, common)
 
 
 @app.command(name="create")
@@ -136,12 +135,7 @@ def rm(
 
     Example: danlu key rm k1f2e3d4c5b6a7f8e9d0c1b2a3f
     """
-    messages = Messages(quiet=output in ("json", "yaml"))
-    with connect(common, messages) as client:
-        gone = client.call("keys.revoke", {"key": key})
-    out.made(gone, f"key/{key}", output)
-    messages.say(gone.message)
-    return 0
+    return take_away("keys.revoke", {"key": key}, f"key/{key}", output, common)
 
 
 @app.command(name="rotate")

@@ -9,7 +9,8 @@ from cyclopts import App, Parameter
 from danlu.api import MemberRequest, Paging
 from danlu.cli import output as out
 from danlu.cli import wording
-from danlu.cli.get import Kind, Wanted, show
+from danlu.cli.get import Kind
+from danlu.cli.nouns import list_all, take_away
 from danlu.cli.options import Common, Limit, Output
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
@@ -31,9 +32,7 @@ def ls(*, limit: Limit = 100, output: Output = "table", common: Common | None = 
 
     Example: danlu member ls --project vision
     """
-    messages = Messages()
-    with connect(common, messages) as client:
-        return show(client, MEMBERS, Wanted(limit=limit), output, messages)
+    return list_all(MEMBERS, limit, output, common)
 
 
 @app.command(name="add")
@@ -72,9 +71,4 @@ def rm(
 
     Example: danlu member rm ada --project vision
     """
-    messages = Messages(quiet=output in ("json", "yaml"))
-    with connect(common, messages) as client:
-        gone = client.call("members.remove", {"user": user})
-    out.made(gone, f"member/{user}", output)
-    messages.say(gone.message)
-    return 0
+    return take_away("members.remove", {"user": user}, f"member/{user}", output, common)

@@ -10,7 +10,8 @@ from cyclopts import App, Parameter
 from danlu.api import Paging, ProjectChange, ProjectRequest
 from danlu.cli import output as out
 from danlu.cli import wording
-from danlu.cli.get import Kind, Wanted, show
+from danlu.cli.get import Kind
+from danlu.cli.nouns import list_all
 from danlu.cli.options import Common, Limit, Output
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
@@ -36,9 +37,7 @@ def ls(*, limit: Limit = 100, output: Output = "table", common: Common | None = 
 
     Example: danlu project ls
     """
-    messages = Messages()
-    with connect(common, messages) as client:
-        return show(client, PROJECTS, Wanted(limit=limit), output, messages)
+    return list_all(PROJECTS, limit, output, common)
 
 
 @app.command(name="create")

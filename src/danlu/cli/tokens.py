@@ -9,8 +9,9 @@ from cyclopts import App, Parameter
 from danlu.api import OwnerQuery, TokenRequest
 from danlu.cli import output as out
 from danlu.cli import wording
-from danlu.cli.get import Kind, Wanted, show
+from danlu.cli.get import Kind
 from danlu.cli.keys import expiry, no_names, request
+from danlu.cli.nouns import list_all, take_away
 from danlu.cli.options import Common, Limit, Output
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
@@ -47,9 +48,7 @@ def ls(
 
     Example: danlu token ls
     """
-    messages = Messages()
-    with connect(common, messages) as client:
-        return show(client, _tokens(user), Wanted(limit=limit), output, messages)
+    return list_all(_tokens(user), limit, output, common)
 
 
 @app.command(name="create")
@@ -94,9 +93,4 @@ def rm(
 
     Example: danlu token rm t1f2e3d4c5b6a7f8e9d0c1b2a3f
     """
-    messages = Messages(quiet=output in ("json", "yaml"))
-    with connect(common, messages) as client:
-        gone = client.call("tokens.revoke", {"token": token})
-    out.made(gone, f"token/{token}", output)
-    messages.say(gone.message)
-    return 0
+    return take_away("tokens.revoke", {"token": token}, f"token/{token}", output, common)

@@ -9,8 +9,9 @@ from cyclopts import App, Parameter
 from danlu.api import KeyRequest, OwnerQuery, Paging, UserChange, UserRequest
 from danlu.cli import output as out
 from danlu.cli import wording
-from danlu.cli.get import Kind, Wanted, show
+from danlu.cli.get import Kind
 from danlu.cli.keys import no_names, tell_secret
+from danlu.cli.nouns import list_all
 from danlu.cli.options import Common, Flag, Limit, Output
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
@@ -40,9 +41,7 @@ def ls(*, limit: Limit = 100, output: Output = "table", common: Common | None = 
 
     Example: danlu user ls
     """
-    messages = Messages()
-    with connect(common, messages) as client:
-        return show(client, USERS, Wanted(limit=limit), output, messages)
+    return list_all(USERS, limit, output, common)
 
 
 @app.command(name="create")

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from danlu.cli.options import own_interpreter
+from danlu.cli.platform import Kept
 from danlu.cli.submitting import submit
 from danlu.cli.terminal import Messages
 from danlu.cli.wording import not_kept
 from danlu.client.connection import Connection, data_folder
 from danlu.client.credentials import Credentials
 from danlu.client.starting import once_free
-from danlu.config import default_home
+from danlu.config import default_home, parse
 from danlu.domain.jobs import Attempt, JobSpec, Task
 from danlu.domain.resources import Resources
 from danlu.errors import AlreadyRunning, Unavailable
@@ -124,3 +125,11 @@ def test_attempts_that_are_not_kept_are_told_with_the_reason():
 
     attempts = [attempt(1, collected=True), attempt(2, kept="no room\non the disk"), attempt(3)]
     assert not_kept(attempts) == ["attempt 2 is not kept yet: no room on the disk"]
+
+
+def test_for_how_long_events_are_kept_is_given_on():
+    flags = Kept(events_kept_days=30.0, max_events=5000).flags()
+    found = parse(flags, {"DANLU_HOME": "/x"})
+    assert (found.events_kept_days, found.max_events) == (30.0, 5000)
+    assert (parse([], {}).events_kept_days, parse([], {}).max_events) == (400.0, 10_000_000)
+    assert Kept().flags() == []

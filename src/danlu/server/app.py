@@ -216,7 +216,9 @@ class Edge:
             else:
                 result = await worked(call, arguments)
             if adapter is None:
-                return StreamingResponse(_pieces(result), media_type=BINARY)
+                return StreamingResponse(
+                    _pieces(result), headers={"Content-Disposition": "attachment"}, media_type=BINARY
+                )
             return Response(result, operation.status, media_type="application/json")
 
         return respond

@@ -36,6 +36,11 @@ LET_IN: Final = "danlu.let_in"
 MAX_AUTHORITY: Final = 255
 NOTHING: Final = hashlib.sha256().digest()
 BINARY: Final = "application/octet-stream"
+INERT: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
+)
+"""On every answer: what users have written in it is shown as what it says it is, and nothing in it runs."""
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -262,8 +267,8 @@ def _begun(receive: Receive, expected: bytes | None) -> Receive:
 
 
 def _stamped(send: Send, request_id: str) -> Send:
-    """Returns ``send``, which names the request and the server's version in every answer."""
-    stamps = [(b"danlu-request-id", request_id.encode()), (b"danlu-version", __version__.encode())]
+    """Returns ``send``, which names the request and the server's version in every answer, and keeps it from running."""
+    stamps = [(b"danlu-request-id", request_id.encode()), (b"danlu-version", __version__.encode()), *INERT]
 
     async def stamped(message: MutableMapping[str, Any]) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):

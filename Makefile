@@ -15,7 +15,7 @@ help:
 	@echo "make docs        generate docs/reference again"
 	@echo "make lock        resolve requirements/dev.txt and the environments' locks again"
 	@echo "make benchmarks  measure; prints the figures of docs/reference/performance.md"
-	@echo "make soak        the simulation with 2,000 seeds"
+	@echo "make soak        the simulation with 2,000 seeds, every attack on every text"
 
 install: .venv/installed
 
@@ -51,6 +51,7 @@ benchmarks: install
 
 soak: install
 	DANLU_SEEDS=2000 $(BIN)/python -m pytest -n $(PROCESSES) tests/simulation
+	DANLU_ATTACKS=all $(BIN)/python -m pytest -n $(PROCESSES) tests/api/attacks
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

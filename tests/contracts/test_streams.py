@@ -67,7 +67,7 @@ def test_a_gap_is_refused(streams: Streams) -> None:
 
 def test_other_bytes_at_the_same_place_are_refused(streams: Streams) -> None:
     streams.append(KEY, 0, b"abc")
-    with pytest.raises(DataDamaged, match="differs"):
+    with pytest.raises(Conflict, match="differs"):
         streams.append(KEY, 1, b"xcd")
     assert whole(streams) == b"abc"
 
@@ -170,7 +170,7 @@ def test_of_many_who_append_at_the_same_place_one_wins(tmp_path: Path) -> None:
         results = together(6, lambda number, end=end: streams.append(KEY, end, pieces[number]))  # type: ignore[misc]
         winners = [number for number, found in enumerate(results) if isinstance(found, int)]
         assert len(winners) == 1
-        assert {type(found) for found in results} == {int, DataDamaged}
+        assert {type(found) for found in results} == {int, Conflict}
         model += pieces[winners[0]]
     assert whole(streams) == model
 

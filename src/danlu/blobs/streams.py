@@ -68,8 +68,8 @@ class Streams:
         """Appends what is new of ``data``, which begins at ``offset``, and returns the stream's length.
 
         Raises:
-            Conflict: ``offset`` lies past the end: something in between is missing.
-            DataDamaged: what is there already is not what ``data`` says.
+            Conflict: ``offset`` lies past the end: something in between is missing. Or what is there already is not what
+                ``data`` says.
             StorageFull: the first part of it may be there; sending all of it again adds the rest.
         """
         folder = self._folder(key)
@@ -79,7 +79,7 @@ class Streams:
                 raise Conflict(f"stream {key.name} of {key.owner} ends at {size}; a piece at {offset} leaves a gap")
             known = min(size - offset, len(data))
             if known and self.read(key, offset, known) != data[:known]:
-                raise DataDamaged(f"stream {key.name} of {key.owner} differs from what was sent again at {offset}")
+                raise Conflict(f"stream {key.name} of {key.owner} differs from what was sent again at {offset}")
             rest = memoryview(data)[known:]
             while rest:
                 segments = self._segments(folder)

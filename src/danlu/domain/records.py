@@ -45,6 +45,7 @@ class Value(BaseModel):
 def build_models(base: type[BaseModel] = Value) -> None:
     """Builds all models that there are by now: for a server, which will use each of them."""
     for model in base.__subclasses__():
+        model.model_config["defer_build"] = False  # nor is what is made of them later deferred
         model.model_rebuild()
         build_models(model)
 

@@ -175,7 +175,9 @@ class Gate:
 
     def _health(self, path: str) -> PlainTextResponse:
         alive = path == "/livez" or self._ready()
-        return PlainTextResponse("ok\n" if alive else "not ready\n", 200 if alive else 503)
+        found = PlainTextResponse("ok\n" if alive else "not ready\n", 200 if alive else 503)
+        found.raw_headers += INERT
+        return found
 
 
 def changes(scope: Scope) -> bool:

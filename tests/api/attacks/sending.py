@@ -86,7 +86,7 @@ def ask(app: App, token: str | None, asked: list[Sent]) -> list[Got]:
             said += message.get("body", b"")
 
         await app(scope, receive, send)
-        assert 0 < status < 500 or b"DataDamaged" in said, (sent, said)  # an attempt's other bytes at the same offset
+        assert 0 < status < 500, (sent, said)
         answers.append(Got(status, told, said))
 
     async def go() -> None:

@@ -122,7 +122,8 @@ def clients(text: str) -> list[str]:
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
         found += [name for name in names if name.partition(".")[0] in CLIENTS and name != "urllib.parse"]
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CONNECTING:
-            found.append(ast.unparse(node.func))
+            open_already = any(keyword.arg == "sock" for keyword in node.keywords)
+            found += [] if open_already else [ast.unparse(node.func)]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,13 @@ def runtime_folder(home: Path, environ: Mapping[str, str], *, uid: int) -> Path:
     return Path("/tmp") / f"danlu-{uid}-{digest}"  # noqa: S108 - made 0700 and checked to be ours before it is used
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
     import argparse
@@ -99,12 +107,12 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     parser.add_argument("--new-master-key", action="store_true", help="go on with a new one: the old one is lost")
     parser.add_argument(
         "--user-requests-per-s",
-        type=float,
+        type=_finite,
         default=500.0,
         help="what one user may send on average; twice as many at once",
     )
     parser.add_argument(
-        "--events-kept-days", type=float, default=EVENTS_KEPT_DAYS, help="how long it is kept who did what"
+        "--events-kept-days", type=_finite, default=EVENTS_KEPT_DAYS, help="how long it is kept who did what"
     )
     parser.add_argument(
         "--max-events",

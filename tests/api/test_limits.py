@@ -126,6 +126,15 @@ def test_all_of_them_together_are_bounded() -> None:
             turns.require(EVE)
 
 
+def test_the_last_turns_are_for_administrators() -> None:
+    turns, root = Turns(40, 32, "things are open"), EVE.model_copy(update={"administrator": True})
+    with contextlib.ExitStack() as stack:
+        assert take(turns, stack, [ADA] * 40) == 30
+        with pytest.raises(TooManyRequests, match="30 things are open already"):
+            turns.require(BOB)
+        assert take(turns, stack, [root] * 3) == 2
+
+
 def test_the_jobs_of_a_project_share_and_all_jobs_leave_half_to_people() -> None:
     turns = Turns(3, 10, "things are open")
     with contextlib.ExitStack() as stack:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import event
 
 from danlu.controllers.nonces import NoncesController
 from danlu.database import nonces
 from danlu.database.engine import Database, Transaction
 from danlu.database.nonces import KEPT_S, SWEPT_AT_ONCE
+from danlu.database.records import PROJECTS
 from danlu.errors import NotAuthenticated
+from tests.factories import make_project
 
 SECOND = 1_000_000_000
 
@@ -48,3 +51,14 @@ def test_no_request_is_done_again_however_slowly_it_is_sent(database: Database, 
 
 def test_where_others_write_nothing_is_believed(database: Database) -> None:
     assert (database.written(("key",)) is None) == (database.dialect == "postgresql")
+
+
+def test_while_it_is_being_stored_nobody_believes_what_was_read_before(database: Database) -> None:
+    """Who has seen the new record, stored but not yet answered, must not be told the old one afterwards."""
+    told: list[int | None] = []
+    before = database.written(("project", "key"))
+    event.listen(database._engine, "commit", lambda _connection: told.append(database.written(("project", "key"))))
+    database.write(lambda tx: PROJECTS.add(tx, make_project("a", 1)))
+    assert told == [None]
+    assert (database.written(("project", "key")) != before) == (database.dialect == "sqlite")
+    assert database.written(("key",)) == (0 if database.dialect == "sqlite" else None)

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danlu.blobs.folders import Cache, Scan, checkout, scan
+from danlu.blobs.folders import MAX_HOLE_BYTES, Cache, Scan, checkout, scan
+from danlu.blobs.local import LocalBlobs
 from danlu.domain.trees import MAX_DEPTH, address_of, walk
 from danlu.errors import InvalidSpec
 from tests.factories import NOW, SECOND, write_files
@@ -259,15 +260,34 @@ def test_sockets_pipes_and_devices_are_left_out(tmp_path: Path) -> None:
         assert [line.split(":")[0] for line in found.skipped] == special
 
 
-def test_a_huge_file_of_holes_is_left_out(tmp_path: Path) -> None:
-    """Else a job that writes nothing could fill the disk for all, with the copy that is kept."""
-    root = write_files(tmp_path, {"a": "x", "small": ""})
-    os.truncate(root / "small", 2**20)
-    (root / "huge").touch()
-    os.truncate(root / "huge", 2**40)
+def test_holes_are_kept_as_they_are_and_bounded_together(tmp_path: Path) -> None:
+    """They fill no disk, neither here nor where they are kept; but to hash them takes time."""
+    root = write_files(tmp_path / "r", {"a": "x", "map": "", "of-holes": ""})
+    with (root / "map").open("r+b") as file:  # as a database leaves it that maps more than it holds
+        file.write(b"page")
+        file.seek(2**26)
+        file.write(b"page")
+    os.truncate(root / "of-holes", MAX_HOLE_BYTES)
     found = outputs(root)
-    assert names(found) == ["a", "small"]
-    assert found.skipped == ["huge: of its 1099511627776 bytes nearly all are holes: leave a packed copy of it"]
+    assert names(found) == ["a", "map"]
+    assert found.skipped == [f"of-holes: outputs have at most {MAX_HOLE_BYTES} bytes of holes: leave a packed copy"]
+    blobs = LocalBlobs(tmp_path / "blobs")
+    address = next(address for address, (path, _) in found.files.items() if path.endswith("map"))
+    with (root / "map").open("rb") as file:
+        assert blobs.put("default", address, file) == 2**26 + 4
+    with blobs.open("default", address) as kept:
+        assert kept.read() == (root / "map").read_bytes()
+    taken = sum(path.stat().st_blocks * 512 for path in (tmp_path / "blobs").rglob("*") if path.is_file())
+    assert taken <= 4 * 2**20
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20])
+def test_what_ends_with_zeros_is_kept_whole(tmp_path: Path, size: int) -> None:
+    blobs = LocalBlobs(tmp_path)
+    for data in (bytes(size), b"x" + bytes(size), bytes(size) + b"x"):
+        assert blobs.put("default", address_of(data), io.BytesIO(data)) == len(data)
+        with blobs.open("default", address_of(data)) as kept:
+            assert kept.read() == data
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../x", "a/../../x", "sub/../../x", "..\\x", "C:\\x"])

@@ -42,9 +42,8 @@ MAX_ENTRY_BYTES: Final = 6 * 255 + 6 * 4096 + 300
 """No entry is longer in a node: a name and a link's target, each byte escaped."""
 MAX_SKIPPED: Final = 100
 READ_BYTES: Final = 2**20
-HOLLOW_BYTES: Final = 2**30
-HOLLOW_RATIO: Final = 100
-"""A file of so many bytes of which less than one in so many is on the disk: it would take all of them once it is kept."""
+MAX_HOLE_BYTES: Final = 2**38
+"""What all holes in a job's outputs may come to: they take nothing of a disk, but a core's time, a minute for each 64 GiB."""
 NEVER_READABLE: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
 )
@@ -125,8 +124,22 @@ def _stamp(status: os.stat_result) -> list[object]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _hollow(status: os.stat_result) -> bool:
-    return status.st_size >= HOLLOW_BYTES and status.st_blocks * 512 * HOLLOW_RATIO < status.st_size
+def _holes(descriptor: int, status: os.stat_result, most: int) -> int:
+    """Returns how many bytes of a file are holes, or some number over ``most``. Only where the file system tells."""
+    found, at = 0, 0
+    if status.st_blocks * 512 >= status.st_size:
+        return 0
+    while at < status.st_size and found <= most:
+        hole = os.lseek(descriptor, at, os.SEEK_HOLE)
+        try:
+            at = os.lseek(descriptor, hole, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nothing but a hole follows
+                raise
+            at = status.st_size
+        found += max(0, at - hole)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return found
 
 
 def scan(root: Path, *, code: bool, now: int, cache: Cache | None = None, progress: Progress | None = None) -> Scan:
@@ -158,6 +171,7 @@ class _Scanner:
         self.scan = Scan()
         self.owner = -1
         self._entries = self._done_files = self._done_bytes = 0
+        self._hole_bytes_left = MAX_HOLE_BYTES
 
     def trouble(self, relative: str, why: str) -> None:
         """Raises for code; lists it for what a job left."""
@@ -294,11 +308,14 @@ class _Scanner:
                 if not self.code and status.st_uid != self.owner and self.owner >= 0:
                     self.skip(relative, "it belongs to another user")
                     return None
-                if not self.code and _hollow(status):
-                    self.skip(
-                        relative, f"of its {status.st_size} bytes nearly all are holes: leave a packed copy of it"
-                    )
-                    return None
+                if not self.code:
+                    holes = _holes(descriptor, status, self._hole_bytes_left)
+                    if holes > self._hole_bytes_left:
+                        self.skip(
+                            relative, f"outputs have at most {MAX_HOLE_BYTES} bytes of holes: leave a packed copy"
+                        )
+                        return None
+                    self._hole_bytes_left -= holes
                 address = self._address(file, relative, status)
                 if _stamp(os.fstat(descriptor)) == _stamp(status):
                     return self._taken(name, path, address, status)

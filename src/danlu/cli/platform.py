@@ -63,7 +63,9 @@ class Kept:
 
     events_kept_days: Annotated[
         float | None,
-        Parameter(help="forget events that are older; 400 when left out", validator=validators.Number(gte=1)),
+        Parameter(
+            help="forget events that are older; 400 when left out", validator=validators.Number(gte=1, lte=36_500)
+        ),
     ] = None
     max_events: Annotated[
         int | None,

@@ -23,6 +23,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from danlu.database import migrations, sqlite_file, tables
@@ -75,8 +76,6 @@ class Database:
         self._inside = 0
         self._left = threading.Condition()
         self._writer = _Writer(engine) if self.dialect == "sqlite" else None
-        self._written: Counter[str] = Counter()
-        self._counting = threading.Lock()
 
     @classmethod
     def open(cls, url: str | URL) -> Database:
@@ -115,27 +114,13 @@ class Database:
             StorageFull, DatabaseUnavailable: nothing was stored.
         """
         with self._entered():
-            if self._writer is None:
-                return self._run(work)
-            touched: set[str] = set()
-
-            def noted(tx: Transaction) -> T:
-                try:
-                    return work(tx)
-                finally:
-                    touched.update(tx.touched)
-
-            try:
-                return self._writer.run(noted)
-            finally:  # before anybody is told that it is done
-                with self._counting:
-                    self._written.update(touched)
+            return self._run(work) if self._writer is None else self._writer.run(work)
 
     def written(self, kinds: Iterable[str]) -> int | None:
         """Returns a number that has changed once a record of these kinds may have: what was read before is still true
-        while it is the same. None where others write to the database, too.
+        while it is the same. None where nobody can tell: others write to the database too, or it is being written just now.
         """
-        return None if self._writer is None else sum(self._written[kind] for kind in kinds)
+        return None if self._writer is None else self._writer.written(kinds)
 
     def _run(self, work: Callable[[Transaction], T]) -> T:
         for trial in range(RETRIES):
@@ -156,6 +141,7 @@ class Database:
 
         Raises:
             DatabaseUnavailable: the database does not answer, is closed, or was to be written to.
+            Unavailable: too many read already.
         """
         with self._entered():
             try:
@@ -163,6 +149,8 @@ class Database:
                     return work(Transaction(connection, self.dialect))
             except DBAPIError as error:
                 raise _translated(error) from error
+            except PoolTimeout as error:
+                raise Unavailable("the database is busy: all of its connections have been in use for long") from error
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -256,6 +244,8 @@ class _Writer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._waiting: queue.Queue[_Work | None] = queue.Queue(MAX_WAITING)
+        self._written: Counter[str] = Counter()
+        self._storing: set[str] = set()
         self._thread = threading.Thread(target=self._loop, name="database-writer", daemon=True)
         self._thread.start()
 
@@ -268,6 +258,11 @@ class _Writer:
         except queue.Full:
             raise Unavailable(f"the database is busy: {MAX_WAITING} writes wait") from None
         return answer.result()
+
+    def written(self, kinds: Iterable[str]) -> int | None:
+        """See Database."""
+        asked = tuple(kinds)
+        return None if self._storing.intersection(asked) else sum(self._written[kind] for kind in asked)
 
     def close(self) -> None:
         self._waiting.put(None)
@@ -285,16 +280,26 @@ class _Writer:
                 with self._engine.connect() as connection, connection.begin():
                     open_ = self._fill(connection, batch, done)
             except BaseException as error:  # noqa: BLE001 - the thread must live; every caller is told
+                self._counted()
                 failed = _translated(error) if isinstance(error, DBAPIError) else error
                 for work in batch:
                     if not work.answer.done():
                         work.answer.set_exception(failed)
                 continue
+            self._counted()
             for work, result in done:
                 work.answer.set_result(result)
 
+    def _counted(self) -> None:
+        """Says that what was being stored is stored, or may be."""
+        self._written.update(self._storing)
+        self._storing = set()
+
     def _fill(self, connection: Connection, batch: list[_Work], done: list[tuple[_Work, Any]]) -> bool:
-        """Runs the first piece of work and what waits behind it. Returns False when the last has come."""
+        """Runs the first piece of work and what waits behind it. Returns False when the last has come.
+
+        From the first change on until it is stored or undone, nobody can tell what was written of its kind.
+        """
         until = time.monotonic() + MAX_BATCH_S
         position = 0
         while True:
@@ -305,6 +310,7 @@ class _Writer:
                 result = work.run(transaction)
                 transaction.store_events()
                 savepoint.commit()
+                self._storing |= transaction.touched
                 done.append((work, result))
             except DBAPIError as error:
                 if not connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]

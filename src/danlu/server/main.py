@@ -351,6 +351,7 @@ def serve(composition: Composition, doors: Doors) -> None:
     quiet, listening = Quiet(), doors.listening
     config = uvicorn.Config(
         Gate(application, platform, lambda: server.started, limits), log_config=None, access_log=False, lifespan="off",
+        loop="asyncio",  # whose transports TLS is started on
         # h11 bounds a request's head, which httptools does not: a stranger can send one
         http=counted(quiet), h11_max_incomplete_event_size=MAX_HEAD_BYTES, limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=GRACEFUL_S, server_header=False, proxy_headers=False,

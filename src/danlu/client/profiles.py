@@ -220,7 +220,7 @@ def _alone(file: Path, timeout_s: float) -> Iterator[None]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Takes a lock until its descriptor is closed; says whether it has it. Where the system has no locks, the last writer wins."""
+    """Takes a lock until its descriptor is closed; says whether it has it. Where there are no locks, the last writer wins."""
     try:
         import fcntl
     except ImportError:

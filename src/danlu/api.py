@@ -361,6 +361,7 @@ class Operation:
         reads: the kinds of records that the answer is made of, where it is made of nothing else: not of who asks, not of the
             time. It is the same then until one of them is written.
         audited: whether it is stored who did it. Not where a program moves bytes, many times a second: what uses them is.
+        tells: the fields of the body that are stored with who did it: what was done to the thing. Never a secret.
     """
 
     id: str
@@ -375,6 +376,7 @@ class Operation:
     status: int = 200
     reads: tuple[str, ...] = ()
     audited: bool = True
+    tells: tuple[str, ...] = ()
 
 
 O = Operation  # noqa: E741 - one letter keeps the table readable
@@ -383,7 +385,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("platform.doctor", "GET", "/v1/platform/doctor", "What the server sees of itself and its machine, and what is not well",
       Diagnosis, query=DoctorQuery, permission=Permission.ADMINISTER),
     O("platform.stop", "POST", "/v1/platform/stop", "Stop the server; jobs go on unless asked otherwise", Accepted,
-      body=PlatformStop, permission=Permission.ADMINISTER, status=202),
+      body=PlatformStop, permission=Permission.ADMINISTER, status=202, tells=("jobs",)),
     O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery, reads=(Job.KIND,)),
     O("jobs.submit", "PUT", "/v1/jobs/{job}", "Submit a job under an id made by the client; twice is once", Job,
       body=JobSpec, status=201, permission=Permission.WRITE),
@@ -451,29 +453,29 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.ADMINISTER, status=201),
     O("projects.get", "GET", "/v1/project", "The project", Project),
     O("projects.change", "PATCH", "/v1/project", "Change what holds for the project's jobs from now on", Project,
-      body=ProjectChange, permission=Permission.MANAGE),
+      body=ProjectChange, permission=Permission.MANAGE, tells=("require",)),
     O("users.list", "GET", "/v1/users", "Everybody", Page[User], query=Paging, permission=Permission.ADMINISTER),
     O("users.make", "PUT", "/v1/users/{user}", "Make a user; twice is once", User, body=UserRequest,
-      permission=Permission.ADMINISTER, status=201),
+      permission=Permission.ADMINISTER, status=201, tells=("administrator",)),
     O("users.change", "PATCH", "/v1/users/{user}", "Make a user an administrator, or not any more", User, body=UserChange,
-      permission=Permission.ADMINISTER),
+      permission=Permission.ADMINISTER, tells=("administrator",)),
     O("users.remove", "DELETE", "/v1/users/{user}",
       "Take everything from a user: keys, tokens, memberships; jobs go on, and the name stays taken", User,
       permission=Permission.ADMINISTER),
     O("members.list", "GET", "/v1/members", "The project's members", Page[Member], query=Paging),
     O("members.set", "PUT", "/v1/members/{user}", "Give a user a role in the project", Member, body=MemberRequest,
-      permission=Permission.MANAGE),
+      permission=Permission.MANAGE, tells=("role",)),
     O("members.remove", "DELETE", "/v1/members/{user}", "Take a user out of the project, at once", Accepted,
       permission=Permission.MANAGE),
     O("keys.list", "GET", "/v1/keys", "One's access keys", Page[AccessKey], query=OwnerQuery, permission=Permission.SELF),
     O("keys.make", "POST", "/v1/keys", "Make an access key", KeyMade, body=KeyRequest, permission=Permission.SELF,
-      status=201),
+      status=201, tells=("user", "name", "valid_for", "replaces")),
     O("keys.expire", "POST", "/v1/keys/{key}/expire", "Let an access key end soon", AccessKey, body=KeyExpiry,
-      permission=Permission.SELF),
+      permission=Permission.SELF, tells=("after",)),
     O("keys.revoke", "DELETE", "/v1/keys/{key}", "Revoke an access key, at once", Accepted, permission=Permission.SELF),
     O("tokens.list", "GET", "/v1/tokens", "One's bearer tokens", Page[Token], query=OwnerQuery, permission=Permission.SELF),
     O("tokens.make", "POST", "/v1/tokens", "Make a bearer token, for what cannot sign", TokenMade, body=TokenRequest,
-      permission=Permission.SELF, status=201),
+      permission=Permission.SELF, status=201, tells=("name", "project", "valid_for")),
     O("tokens.revoke", "DELETE", "/v1/tokens/{token}", "Revoke a token, at once", Accepted, permission=Permission.SELF),
     O("secrets.list", "GET", "/v1/secrets", "The project's secrets: their names, never their values", Page[Secret],
       query=Paging),

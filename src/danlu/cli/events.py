@@ -92,7 +92,9 @@ def events(
                 _show(found, query, output, head=True)
             last = found[-1].seq if found else last
             if not found and not watch and output in ("table", "wide"):
-                messages.say("nothing of that kind has happened")
+                named = f"in project {client.project}" if client.project else "in the project that is yours by default"
+                where = "to the platform itself" if query.platform else named
+                messages.say(f"nothing of that kind has happened {where}; elsewhere: --project NAME, --platform")
         if watch:
             _follow(client, query.model_copy(update={"after": last}), output, head=last == query.after)
     if more:
@@ -129,6 +131,7 @@ def _show(found: Iterable[Event], query: EventsQuery, form: Format, *, head: boo
 
 def _call_row(event: Event, now: int) -> list[str]:
     return [
-        wording.age(event.at, now), event.actor, event.reason or "-", event.object_id or "-", event.state,
+        wording.age(event.at, now), event.actor, event.reason or "-",
+        " ".join(text for text in (event.object_id, event.message) if text) or "-", event.state,
         event.source or "-", event.project or "-", event.request_id or "-", str(event.seq),
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Annotated, Any, BinaryIO, Final
 import anyio.to_thread
 from fastapi import Body, FastAPI, Query, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response, StreamingResponse
@@ -62,6 +62,7 @@ from danlu.services.context import DONE, Call, Deed, Platform
 
 SPOOL_BYTES: Final = 2**20
 READ_BYTES: Final = 2**20
+MAX_TOLD: Final = 200
 UPLOADS_AT_ONCE: Final = 4
 RENAMED: Final = {"jobs.logs": "danlu.services.logs", "jobs.metrics": "danlu.services.metrics"}
 WITH_SLASHES: Final = "{environment}"
@@ -123,6 +124,8 @@ class Edge:
                 raise access.no_project(call.project)
             access.permitted(call, operation.permission)
         except DanluError as error:
+            if deed is not None and isinstance(error, NotFound):  # whose it is says where; it may be nobody's
+                deed.message = f"project={call.project[:MAX_TOLD]}"
             await self._failed(call if isinstance(error, NotAllowed) else replace(call, project=PLATFORM), error)
             raise
         return call
@@ -199,6 +202,8 @@ class Edge:
                 raise
 
         async def respond(call: Call, request: Request, arguments: dict[str, Any]) -> Response:
+            if call.deed is not None and operation.tells:
+                call.deed.message = _told(arguments["body"], operation)
             if operation.body is bytes:
                 whole = wants_file and "content-encoding" not in request.headers  # what is inflated is much from little
                 limit = MAX_BLOB_BYTES if whole else MAX_PACK_BYTES
@@ -256,6 +261,15 @@ class Edge:
         else:
             found = InvalidRequest(str(error.detail))
         return problem(found, request.state.request_id)
+
+
+def _told(body: BaseModel, operation: Operation) -> str:
+    """Returns what is stored of a body: the fields that the operation tells, as far as they were given."""
+    given = {name: value for name in operation.tells if (value := getattr(body, name)) not in (None, "")}
+    texts = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in given.items()
+    }
+    return " ".join(f"{name}={text[:MAX_TOLD]}" for name, text in texts.items())
 
 
 def _deed(request: HTTPConnection, operation: Operation) -> Deed | None:

@@ -23,7 +23,7 @@ from danlu.services.vault import DECOY
 
 LOG: Final = logging.getLogger("danlu.services")
 SECOND: Final = 1_000_000_000
-USE_NOTED_NS: Final = 3600 * SECOND
+USE_NOTED_NS: Final = 60 * SECOND
 """When a key was last used is noted as often as this: a write for each request would cost more than the request."""
 TOKEN_PREFIX = "danlu_"  # noqa: S105 - lets secret scanners recognise a leaked token
 ATTEMPT_PREFIX = "danlu_attempt_"

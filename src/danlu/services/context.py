@@ -149,6 +149,7 @@ class Deed:
         source: the address that it came from.
         nonce: (access key, nonce, until when it is to be remembered in s UTC); None where it is not signed.
         left_out: how many like it of the same caller were refused before it, of which no event tells.
+        message: what exactly was done, or asked for; never a secret.
     """
 
     operation: str
@@ -158,6 +159,7 @@ class Deed:
     nonce: tuple[str, str, int] | None = None
     stored: bool = False
     left_out: int = 0
+    message: str = ""
 
     def told(self, outcome: str) -> bool:
         """Says whether it is stored who did it."""
@@ -173,7 +175,8 @@ class Deed:
             nonces.take(tx, *self.nonce, now_s=call.platform.clock.wall() // 1_000_000_000)
         if not (told and self.told(outcome)):
             return
-        message = f"{self.left_out} more were refused before it" if self.left_out else ""
+        left_out = f"{self.left_out} more were refused before it" if self.left_out else ""
+        message = "; ".join(text for text in (self.message, left_out) if text)
         event = Event(
             at=call.platform.clock.now(), project=call.project, kind=CALL, object_id=self.thing[:80], state=outcome,
             reason=self.operation, actor=call.actor.name, source=self.source, request_id=self.request_id, message=message,

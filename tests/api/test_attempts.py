@@ -12,6 +12,8 @@ from danlu.blobs.streams import StreamKey
 from danlu.database.engine import Transaction
 from danlu.database.records import JOBS, SECRETS
 from danlu.domain.jobs import JobSpec
+from danlu.domain.secrets import MAX_LINES_OF_AN_ATTEMPT
+from danlu.services.attempts import MAX_HIDDEN_BYTES, MAX_LINE_BYTES
 from danlu.services.vault import Vault
 from tests.api.edge import Api
 from tests.factories import make_secret
@@ -46,9 +48,9 @@ def append(api: Api, piece: str, *, offset: int = 0, stream: str = "log") -> int
     return at
 
 
-def kept(api: Api, stream: str = "log") -> str:
+def kept(api: Api, stream: str = "log", *, size: int = 1 << 20) -> str:
     key = StreamKey("default", api.ids["attempt"], "main-0", stream)
-    return api.platform.streams.read(key, 0, 1 << 20).decode()
+    return api.platform.streams.read(key, 0, size).decode()
 
 
 def test_a_log_holds_no_secret(told: Api, tmp_path: Path) -> None:
@@ -94,3 +96,68 @@ def test_what_cannot_be_hidden_is_not_kept(told: Api) -> None:
     answer = told.call("attempts.append", actor="attempt", data=b"17 o. said\n")
     assert (answer.status, answer.json()["code"]) == (500, "VaultLocked")
     assert kept(told) == ""
+
+
+class Turns:
+    """Counts how often it is entered."""
+
+    taken = 0
+
+    def __enter__(self) -> None:
+        self.taken += 1
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def test_of_a_long_piece_a_part_is_taken(told: Api) -> None:
+    record = f"17 o. {TOKEN} {'x' * 60_000}\n"
+    piece, at, parts = record * 20, 0, 0
+    while at < len(piece):
+        next_at = append(told, piece[at:], offset=at)
+        assert 0 < next_at - at <= MAX_HIDDEN_BYTES
+        at, parts = next_at, parts + 1
+    assert (at, parts) == (len(piece), 5)
+    assert kept(told, size=2 * len(piece)) == piece.replace(TOKEN, HIDDEN)
+
+
+@pytest.mark.parametrize("stream", ["log", "metrics"])
+def test_a_line_without_an_end_is_refused(told: Api, stream: str) -> None:
+    point = json.dumps({"t": 17, "m": {f"{n:0300}": 0.5 for n in range(1000)}}) + "\n"
+    assert append(told, point, stream=stream) == len(point), "the longest line that there is"
+    for piece, status in (("x" * MAX_LINE_BYTES, 400), (" " * MAX_LINE_BYTES + "\n", 400), ("x" * 1000, 200)):
+        answer = told.call(
+            "attempts.append", actor="attempt", data=piece.encode(), stream=stream, query=f"?offset={len(point)}"
+        )
+        assert answer.status == status, answer.content
+        assert status == 200 or "a line of" in answer.json()["detail"]
+    assert told.platform.streams.size(StreamKey("default", told.ids["attempt"], "main-0", stream)) == len(point)
+
+
+def test_secrets_with_too_many_lines_are_told(told: Api) -> None:
+    value = "\n".join(f"line {n} of it" for n in range(MAX_LINES_OF_AN_ATTEMPT))
+
+    def work(tx: Transaction) -> None:
+        secret = told.new_id("s")
+        sealed = told.platform.vault.seal(value.encode(), secret)
+        SECRETS.add(tx, make_secret(secret, name="DIGITS", sealed=sealed, replaced_at=1))
+
+    told.database.write(work)
+    answer = told.call("attempts.append", actor="attempt", data=b"17 o. said\n")
+    assert (answer.status, answer.json()["code"]) == (400, "InvalidRequest")
+    assert "5,003 lines" in answer.json()["detail"]
+    assert kept(told) == ""
+
+
+def test_only_where_there_are_secrets_a_turn_is_waited_for(told: Api) -> None:
+    two = told.platform.hiding
+    with two, two:
+        assert not two.acquire(blocking=False), "no more than two at a time"
+    turns = told.platform.hiding = Turns()
+    append(told, "17 o. said\n")
+    assert turns.taken == 1
+    job = told.job(told.ids["job"])
+    told.database.write(
+        lambda tx: JOBS.put(tx, job, job.evolved(now=job.updated_at, spec=job.spec.model_copy(update={"secrets": {}})))
+    )
+    append(told, "17 o. said\n", offset=11)
+    assert turns.taken == 1

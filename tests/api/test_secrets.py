@@ -12,7 +12,7 @@ import pytest
 from danlu.database.queries import Chosen, events_after
 from danlu.database.records import ATTEMPTS, JOBS, SECRETS
 from danlu.domain.jobs import Job
-from danlu.domain.secrets import Secret
+from danlu.domain.secrets import MAX_LINES, MAX_LINES_OF_AN_ATTEMPT, Secret
 from danlu.errors import SecretUnavailable, VaultLocked
 from danlu.services.secrets import MAX_OLD, MAX_SECRETS, forget_replaced, handed, printable
 from danlu.services.vault import Vault
@@ -172,6 +172,25 @@ def test_older_values_are_bounded(api: Api) -> None:
     assert [answer.status for answer in answers] == [200] * MAX_OLD + [409]
     assert "wait until they have ended" in answers[-1].json()["next_step"]
     assert values(api, submitted(api, secrets=["HF_TOKEN"])) == {"HF_TOKEN": f"value number {MAX_OLD - 1}"}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\n\n"])
+def test_lines_of_a_value_are_bounded(api: Api, end: str) -> None:
+    lines = [f"line {n} of it{end}" for n in range(MAX_LINES + 1)]
+    assert api.call("secrets.set", data={"value": "".join(lines[:-1])}, secret="LONG").status == 200
+    answer = api.call("secrets.set", data={"value": "".join(lines)}, secret="LONG")
+    assert answer.status == 422
+    assert "the value has 201 lines; 200 is the most" in answer.json()["detail"]
+
+
+def test_lines_of_a_jobs_secrets_are_bounded(api: Api) -> None:
+    names = [f"S{n}" for n in range(MAX_LINES_OF_AN_ATTEMPT // MAX_LINES + 1)]
+    for name in names:
+        value = "".join(f"line {n} of {name}\n" for n in range(MAX_LINES))
+        assert api.call("secrets.set", data={"value": value}, secret=name).status == 200
+    assert len(values(api, submitted(api, secrets=names[:-1]))) == len(names) - 1
+    with pytest.raises(SecretUnavailable, match=r"have 5,200 lines, of which 5,000 .*danlu retry"):
+        values(api, submitted(api, secrets=names))
 
 
 def test_secrets_are_bounded(api: Api) -> None:

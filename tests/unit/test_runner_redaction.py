@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from danlu.runner import follow, formats
 from danlu.runner.follow import LONG_LINE_BYTES, Follower
-from danlu.runner.redaction import Redaction
+from danlu.runner.redaction import FEW_WORDS, Redaction
 
 GIB = 2**30
 TOKEN = "hf_AbCdEfGhIj"
@@ -71,22 +72,64 @@ def test_where_a_secret_may_have_begun(values: list[str], data: bytes, at: int) 
     assert Redaction(values).begun_at(data) == at
 
 
+REPEATED = st.builds(lambda unit, times, rest: unit * times + rest, st.text("ab", min_size=1, max_size=4),
+                     st.integers(6, 12), st.text("ab", max_size=2))  # fmt: skip
+
+
 @given(
-    values=st.lists(st.text("ab", min_size=6, max_size=12), min_size=1, max_size=3),
-    data=st.text("abc", max_size=60),
+    values=st.lists(st.one_of(st.text("ab", min_size=6, max_size=12), REPEATED), min_size=1, max_size=3),
+    pieces=st.lists(st.one_of(st.text("abc", max_size=60), REPEATED, st.integers(0, 2)), max_size=4),
+    others=st.sampled_from([0, FEW_WORDS]),
 )
-def test_it_agrees_with_looking_at_every_place(values: list[str], data: str) -> None:
+def test_it_agrees_with_looking_at_every_place(values: list[str], pieces: list[str | int], others: int) -> None:
+    data = "".join(values[piece % len(values)] if isinstance(piece, int) else piece for piece in pieces)
     text, hidden = data.encode(), bytearray(data.encode())
     for at in range(len(text)):
         for value in values:
             if text.startswith(value.encode(), at):
                 hidden[at : at + len(value)] = b"*" * len(value)
-    redaction = Redaction(values)
+    redaction = Redaction([*values, *(f"another {n:04}" for n in range(others))])
     assert redaction.of(text) == bytes(hidden)
     begins = [
         at for at in range(len(text)) for v in values if len(text) - at < len(v) and v.encode().startswith(text[at:])
     ]
+    if others:
+        begins += [at for at in range(len(text)) if b"another".startswith(text[at:])]
     assert redaction.begun_at(text) == min(begins, default=len(text))
+
+
+class Looked(bytes):
+    """Counts how often it is looked for something in it."""
+
+    times = 0
+
+    def find(self, *what: Any) -> int:
+        self.times += 1
+        return super().find(*what)
+
+
+@pytest.mark.parametrize(
+    ("value", "data"),
+    [
+        ("a" * 65_536, b"a" * 2**20),
+        ("abc" * 20_000, b"abc" * 2**18),
+        ("abc" * 20_000 + "d", b"abc" * 2**18),
+        ("aab" * 3, (b"aab" * 2**16 + b"b") * 4),
+    ],
+)
+def test_a_repetitive_secret_is_not_looked_for_at_every_place(value: str, data: bytes) -> None:
+    looked = Looked(data)
+    kept = Redaction([value]).of(looked)
+    assert len(kept) == len(data)
+    assert (value.encode() in kept, b"*" in kept) == (False, value.encode() in data)
+    assert looked.times <= 20
+
+
+def test_of_many_words_those_are_looked_for_whose_beginnings_are_there() -> None:
+    words = [f"{n:05} is a line of a secret" for n in range(5000)]
+    looked = Looked(b"a line of a log\n" * 1000 + words[17].encode() + b"\n00018 is another")
+    assert Redaction(["\n".join(words)]).of(looked).endswith(b"\n" + b"*" * len(words[17]) + b"\n00018 is another")
+    assert looked.times <= 4
 
 
 ELEMENTS = st.one_of(

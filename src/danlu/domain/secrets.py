@@ -14,8 +14,10 @@ from danlu.domain.records import Flag, Ns, Record, Value, storable
 SECRET_PATTERN: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"  # noqa: S105 - of names
 """A secret is named as an environment variable is, so that its name can be the variable."""
 MAX_VALUE_BYTES: Final = 65_536
-MAX_LINES: Final = 1_000
+MAX_LINES: Final = 200
 MAX_SECRETS_OF_A_JOB: Final = 50
+MAX_LINES_OF_AN_ATTEMPT: Final = 5_000
+"""Of all values that it may have, older ones too: each line is looked for in all that it writes."""
 SHORTEST_REDACTED: Final = 6
 """A line of a value that is shorter than this (in bytes) stays readable where a job prints it: it may be any word."""
 OURS: Final = frozenset(
@@ -40,13 +42,21 @@ class Secret(Record):
     )
 
 
+def lines_of(value: str) -> int:
+    """Returns how many lines of a value there are to hide: a carriage return ends one too, and empty ones are none."""
+    return sum(1 for line in value.replace("\r", "\n").split("\n") if line.strip())
+
+
 def _usable(value: str) -> str:
     if not storable(value):
         raise ValueError("the value has a NUL or half a character: write what is not text as base64")
     if (size := len(value.encode())) > MAX_VALUE_BYTES:
         raise ValueError(f"the value has {size:,} bytes; {MAX_VALUE_BYTES:,} is the most")
-    if value.count("\n") >= MAX_LINES:
-        raise ValueError(f"the value has more than {MAX_LINES:,} lines")
+    if (count := lines_of(value)) > MAX_LINES:
+        raise ValueError(
+            f"the value has {count:,} lines; {MAX_LINES:,} is the most, as each is hidden in output: "
+            "write it as base64 in one line"
+        )
     if not value.strip():
         raise ValueError("the value is empty")
     return value
@@ -58,7 +68,8 @@ class SecretRequest(Value):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     value: Annotated[str, AfterValidator(_usable)] = Field(
-        repr=False, description="a text; what is none, as base64, which the job decodes"
+        repr=False,
+        description="a text of at most 64 KiB and 200 lines; what is none, as base64 in one line, which the job decodes",
     )
 
 

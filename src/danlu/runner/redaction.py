@@ -1,14 +1,16 @@
 """Secrets in what a process wrote, replaced by as many asterisks before anything of it is kept: no position changes.
 
-A value of several lines is looked for line by line. What is short stays: it may be any word.
+A value of several lines is looked for line by line. What is short stays: it may be any word. A job chooses both its secrets
+and its output: the time that a look takes grows with the length of each, whatever they repeat.
 """
 
 from __future__ import annotations
 
-from typing import Iterable, List, Tuple
+from typing import Dict, Iterable, List, Tuple
 
 SHORTEST_BYTES = 6
 FIRST_BYTES = 6
+FEW_WORDS = 256
 
 
 class Redaction:
@@ -22,10 +24,13 @@ class Redaction:
         }
         self.words: List[bytes] = sorted(line for line in lines if len(line) >= SHORTEST_BYTES)
         self.longest = max(map(len, self.words), default=0)
+        self._by_first: Dict[bytes, List[bytes]] = {}
+        for word in self.words if len(self.words) > FEW_WORDS else ():
+            self._by_first.setdefault(word[:FIRST_BYTES], []).append(word)
 
     def of(self, data: bytes) -> bytes:
         """Returns ``data`` without the secrets that are whole in it; what overlaps is replaced too."""
-        found = [span for word in self.words for span in _spans(data, word)]
+        found = [span for word in self._possible(data) for span in _spans(data, word)]
         if not found:
             return data
         hidden = bytearray(data)
@@ -39,21 +44,41 @@ class Redaction:
             return text
         return self.of(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
+    def _possible(self, data: bytes) -> List[bytes]:
+        """Returns the words to look for: of many, those whose first bytes are there, by one look at every place."""
+        if not self._by_first:
+            return self.words
+        places = (data[at : at + FIRST_BYTES] for at in range(len(data) - FIRST_BYTES + 1))
+        return [word for first in {one for one in places if one in self._by_first} for word in self._by_first[first]]
+
     def begun_at(self, data: bytes) -> int:
         """Returns where at the end of ``data`` a secret may have begun that goes on behind it; its length where none has."""
         return min((_begun_at(data, word) for word in self.words), default=len(data))
 
 
 def _spans(data: bytes, word: bytes) -> List[Tuple[int, int]]:
-    """Returns where ``word`` is, places that overlap as one."""
+    """Returns where ``word`` is, places that overlap as one.
+
+    The first two that begin less than half a word apart do so by the word's period (Fine and Wilf: the word has both as
+    periods, so there would be another in between): all that go on with it follow at once, and the next is far.
+    """
     found: List[Tuple[int, int]] = []
+    size = len(word)
     at = data.find(word)
     while at >= 0:
+        end = at + size
         if found and at <= found[-1][1]:
-            found[-1] = found[-1][0], at + len(word)
+            begin, before = found.pop()
+            period = end - before
+            if 2 * period <= size:
+                for step in (size - size % period, period):
+                    more = word[size - step :]
+                    while data.startswith(more, end):
+                        end += step
+            found.append((begin, end))
         else:
-            found.append((at, at + len(word)))
-        at = data.find(word, at + 1)
+            found.append((at, end))
+        at = data.find(word, end - size + 1)
     return found
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from danlu.api import BY_ID
 from danlu.blobs.base import Blobs
@@ -25,6 +26,7 @@ from danlu.services.vault import Vault
 
 T = TypeVar("T")
 DONE = "done"
+HIDING_AT_ONCE = 2
 
 
 class Clock(Protocol):
@@ -126,6 +128,8 @@ class Platform:
     hub: Hub = field(default_factory=Hub)
     proofs: dict[str, Proof] = field(default_factory=dict)
     """By access key: what was found to be true of it. See services/access.py."""
+    hiding: AbstractContextManager[Any] = field(default_factory=lambda: threading.BoundedSemaphore(HIDING_AT_ONCE))
+    """Entered while secrets are looked for in what jobs send, which takes a processor: the others are for everybody else."""
     url: str = ""
     diagnose: Callable[[Sequence[Environment], bool], tuple[Check, ...]] = lambda _built, _index: ()
     stop_server: Callable[[bool], None] = lambda _jobs_first: None

@@ -15,7 +15,7 @@ from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, SECRETS
 from danlu.domain.ids import job_of_attempt
 from danlu.domain.jobs import LIVE_JOB_STATES, Job, JobSpec
-from danlu.domain.secrets import SECRET_PATTERN, HandedSecret, Secret, SecretRequest
+from danlu.domain.secrets import MAX_LINES_OF_AN_ATTEMPT, SECRET_PATTERN, HandedSecret, Secret, SecretRequest, lines_of
 from danlu.domain.validation import PATTERNS, nearest
 from danlu.domain.views import Page
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NotFound, SecretUnavailable, VaultLocked
@@ -117,7 +117,7 @@ def handed(database: Database, vault: Vault, job: Job) -> tuple[HandedSecret, ..
     """Returns the values that an attempt of a job begins with.
 
     Raises:
-        SecretUnavailable: one was removed after the job was submitted, or cannot be opened.
+        SecretUnavailable: one was removed after the job was submitted, or cannot be opened; or they have too many lines.
     """
     uses = job.spec.secrets
     if not uses:
@@ -140,6 +140,11 @@ def handed(database: Database, vault: Vault, job: Job) -> tuple[HandedSecret, ..
                 f"(danlu secret set {use.secret}), then danlu retry {job.name}"
             ) from error
         given.append(HandedSecret(variable=variable, value=value, file=use.file))
+    if (count := sum(lines_of(value) for value in {one.value for one in given})) > MAX_LINES_OF_AN_ATTEMPT:
+        raise SecretUnavailable(
+            f"the secrets of job {job.name} have {count:,} lines, of which {MAX_LINES_OF_AN_ATTEMPT:,} at most are hidden in "
+            "output; give them fewer (one line, as base64: danlu secret set), then danlu retry " + job.name
+        )
     return tuple(given)
 
 

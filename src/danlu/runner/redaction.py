@@ -57,10 +57,11 @@ class Redaction:
 
 
 def _spans(data: bytes, word: bytes) -> List[Tuple[int, int]]:
-    """Returns where ``word`` is, places that overlap as one.
+    """Returns where ``word`` is, places that overlap or touch as one.
 
-    The first two that begin less than half a word apart do so by the word's period (Fine and Wilf: the word has both as
-    periods, so there would be another in between): all that go on with it follow at once, and the next is far.
+    Two of them begin a period of the word apart. Where the data goes on with that period there are more, without a gap, and
+    what else begins among them ends there too. If it is at most half the word, it is the smallest (Fine and Wilf), and what
+    comes next begins half a word later or more: so few looks do.
     """
     found: List[Tuple[int, int]] = []
     size = len(word)
@@ -70,11 +71,10 @@ def _spans(data: bytes, word: bytes) -> List[Tuple[int, int]]:
         if found and at <= found[-1][1]:
             begin, before = found.pop()
             period = end - before
-            if 2 * period <= size:
-                for step in (size - size % period, period):
-                    more = word[size - step :]
-                    while data.startswith(more, end):
-                        end += step
+            for step in (size - size % period, period):
+                more = word[size - step :]
+                while data.startswith(more, end):
+                    end += step
             found.append((begin, end))
         else:
             found.append((at, end))

@@ -6,10 +6,11 @@ import secrets
 
 import pytest
 
-from danlu.database.engine import Database
+from danlu.database.engine import Database, Transaction
+from danlu.database.queries import Chosen, events_after
 from danlu.database.records import KEYS, SECRETS, USERS
 from danlu.domain.keys import AccessKey
-from danlu.domain.users import FIRST_USER
+from danlu.domain.users import FIRST_USER, PLATFORM
 from danlu.errors import PlatformError
 from danlu.services import first_user
 from danlu.services.first_user import Settled
@@ -84,21 +85,112 @@ def test_a_key_that_was_revoked_is_not_made_again(database: Database) -> None:
     assert settle(database, None).key is not None
 
 
-def test_where_the_first_user_was_removed_its_key_is_not_made_again(database: Database) -> None:
-    key, _ = settle(database, None)
-    assert key is not None
+def lose(database: Database, how: str) -> None:
+    """Does what administrators do: "demoted" or "removed", with all of its keys."""
 
-    def work(tx: object) -> None:
-        user = USERS.find(tx, name=FIRST_USER, limit=1)[0]  # type: ignore[arg-type]
-        USERS.put(tx, user, user.evolved(now=NOW, removed_at=NOW, administrator=False))  # type: ignore[arg-type]
-        KEYS.remove(tx, KEYS.require(tx, key[0]))  # type: ignore[arg-type]
+    def work(tx: Transaction) -> None:
+        user = USERS.find(tx, name=FIRST_USER, limit=1)[0]
+        if how == "demoted":
+            USERS.put(tx, user, user.evolved(now=NOW, administrator=False))
+            return
+        USERS.put(tx, user, user.evolved(now=NOW, removed_at=NOW, administrator=False))
+        for key in KEYS.find(tx, user=user.id, limit=10):
+            KEYS.remove(tx, key)
 
     database.write(work)
+
+
+def is_administrator(database: Database) -> bool:
+    user = database.read(lambda tx: USERS.find(tx, name=FIRST_USER, limit=1))[0]
+    return user.administrator and user.removed_at is None
+
+
+def restored(database: Database) -> list[str]:
+    """Returns what the events tell of the first user's return."""
+    found = database.read(lambda tx: events_after(tx, 0, Chosen(PLATFORM), limit=100))
+    return [event.message for event in found if event.reason == "FirstUserRestored"]
+
+
+@pytest.mark.parametrize("how", ["demoted", "removed"])
+def test_what_administrators_have_done_to_the_first_user_stays_while_the_key_is_there(
+    database: Database, how: str
+) -> None:
+    key, _ = settle(database, None)
+    lose(database, how)
     settled = settle(database, key)
     assert settled.key is None
-    assert "user admin was removed" in settled.told
-    assert settle(database, None) == Settled()
-    assert keys(database) == []
+    assert (settled.told == "") == (how == "demoted")
+    if settled.told:
+        assert "user admin was removed" in settled.told
+        assert "then remove keys/bootstrap" in settled.told
+    unknown = settle(database, UNKNOWN)  # whoever has made it end by a request must not make more of it by a restart
+    assert "then remove keys/bootstrap" in unknown.told
+    assert (unknown.key is None) == (how == "removed")
+    assert not is_administrator(database)
+    assert restored(database) == []
+
+
+@pytest.mark.parametrize("how", ["demoted", "removed"])
+def test_who_takes_the_key_away_is_an_administrator_again(database: Database, how: str) -> None:
+    key, _ = settle(database, None)
+    lose(database, how)
+    settled = settle(database, None)
+    assert settled.key not in (None, key)
+    assert is_administrator(database)
+    (told,) = restored(database)
+    assert told in settled.told
+    assert settle(database, settled.key) == Settled()
+    assert settle(database, None).key is not None
+    assert len(restored(database)) == 1  # once
+
+
+@pytest.mark.parametrize("sealed_by", ["the lost one", "this one"])
+@pytest.mark.parametrize("how", ["demoted", "removed"])
+def test_who_goes_on_without_the_master_key_is_an_administrator_again(
+    database: Database, how: str, sealed_by: str
+) -> None:
+    """All other keys end then: nobody else could let anybody in."""
+    key, _ = settle(database, None, vault=VAULT if sealed_by == "the lost one" else OTHER)
+    lose(database, how)
+    made = Ids()("k")
+    ada = make_key(Ids()("u"), made, sealed=VAULT.seal(b"s", made))
+    database.write(lambda tx: KEYS.add(tx, ada))
+    with pytest.raises(PlatformError, match="1 access key was sealed"):
+        settle(database, key, vault=OTHER)
+    assert not is_administrator(database)
+    settled = settle(database, key, vault=OTHER, new_master=True)
+    assert is_administrator(database)
+    assert "user admin, who was" in settled.told
+    now = settled.key or key
+    assert (now == key) == (how == "demoted")
+    assert [one.id for one in keys(database)] == [now[0]]  # type: ignore[index]
+    assert settle(database, now, vault=OTHER) == Settled()
+
+
+def test_whose_key_alone_was_sealed_by_a_lost_master_key_is_an_administrator_again(database: Database) -> None:
+    key, _ = settle(database, None)
+    lose(database, "demoted")
+    assert "user admin, who was no administrator any more" in settle(database, key, vault=OTHER).told
+    assert is_administrator(database)
+
+
+def test_it_is_told_which_other_keys_are_an_administrators_again(database: Database) -> None:
+    settle(database, None)
+    user = database.read(lambda tx: USERS.find(tx, limit=1))[0]
+    database.write(lambda tx: KEYS.add(tx, make_key(user.id, Ids()("k"))))
+    lose(database, "demoted")
+    assert "its other keys and tokens (1) are an administrator's too" in settle(database, None).told
+
+
+def test_a_key_that_was_revoked_stays_so_without_the_master_key(database: Database) -> None:
+    key, _ = settle(database, None)
+    assert key is not None
+    change(database, key[0], expires_at=NOW)
+    settled = settle(database, key, vault=OTHER, new_master=True)
+    assert settled.key is None
+    assert "was revoked" in settled.told
+    assert [one.expires_at for one in keys(database)] == [NOW]
+    assert settle(database, None, vault=OTHER).key is not None
 
 
 @pytest.mark.parametrize(

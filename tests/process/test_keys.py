@@ -156,6 +156,29 @@ def test_a_revoked_key_of_the_platform_stays_so_and_its_owner_gets_a_new_one(ser
     assert admin.json("whoami")["by"] != first
 
 
+@pytest.mark.parametrize("how", ["demoted", "removed"])
+def test_the_owner_gets_back_in_when_the_other_administrators_have_lost_their_keys(
+    server: Server, admin: Person, ada: Person, how: str
+) -> None:
+    file, log = server.home / "keys" / "bootstrap", server.home.with_name(server.home.name + ".log")
+    assert server.start().get("ready")
+    admin.danlu("user", "set", "ada", "--administrator")
+    ada.variables["DANLU_URL"] = server.url
+    ada.danlu(*(("user", "rm", "admin") if how == "removed" else ("user", "set", "admin", "--no-administrator")))
+    server.end()
+    assert server.start().get("ready")  # which alone gives nothing back
+    admin.danlu("user", "ls", code=1)
+    server.end()
+    file.unlink()
+    assert server.start().get("ready")
+    assert admin.json("user", "set", "ada", "--no-administrator")["administrator"] is False
+    (told,) = json.loads((server.home / "platform.json").read_text())["warnings"]
+    assert "user admin, who was" in told
+    assert told in log.read_text()
+    events = [json.loads(line) for line in admin.danlu("events", "--platform", "-o", "json").splitlines()]
+    assert [event["kind"] for event in events if event["reason"] == "FirstUserRestored"] == ["user"]
+
+
 def test_the_master_key_may_lie_elsewhere(home: Path, tmp_path: Path) -> None:
     key, file = secrets.token_hex(32), tmp_path / "master"
     file.touch(0o600)

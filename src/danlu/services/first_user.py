@@ -2,6 +2,10 @@
 
 Who can read the data folder owns the platform: the key lies there, and where it and the database do not belong together, as
 after a backup of one of them was put back, a new one takes its place. A key that was revoked stays so.
+
+Administrators may take its rights from the first user, or remove it, and a restart leaves that as it is. But the owner who
+takes the key's file away, or goes on without the master key, is let in again as an administrator, whatever the database says:
+else a platform whose administrators have all lost their keys could be administered by nobody any more.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Final, NamedTuple
 
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import KEYS, SECRETS, USERS, add_event
+from danlu.database.records import KEYS, SECRETS, TOKENS, USERS, add_event
 from danlu.domain.events import Event
 from danlu.domain.ids import RANDOM_BITS, make_id
 from danlu.domain.keys import AccessKey
@@ -27,7 +31,7 @@ LOG: Final = logging.getLogger("danlu.services")
 KEY_NAME: Final = "bootstrap"
 FILE: Final = f"keys/{KEY_NAME}"
 ALL: Final = 1_000_000
-NEW_KEY: Final = f"for a new one: danlu down, then remove {FILE} of the data folder, then danlu up"
+NEW_KEY: Final = f"danlu down, then remove {FILE} of the data folder, then danlu up"
 
 
 class Settled(NamedTuple):
@@ -44,7 +48,7 @@ class _State(Enum):
     MISSING = auto()
     """The folder holds none."""
     UNSTORED = auto()
-    """Nobody is in the database yet, or it was sealed by a master key that is lost: the folder's key is stored (again)."""
+    """Nobody is in the database yet, or the key was sealed by a master key that is lost: it is stored (again)."""
     UNKNOWN = auto()
     """The database has another one, or none: one of the two is of another time."""
     ENDED = auto()
@@ -75,12 +79,15 @@ def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now:
             "danlu up --new-master-key, after which those keys are refused and everybody needs new ones, and each secret "
             "has to be set again",
         )
-    if foreign or secrets_too:  # nobody can use them any more, and the next start must not ask again
-        database.write(lambda tx: _give_up_sealed_by_others(tx, vault, now))
     state = database.read(lambda tx: _state(tx, vault, known, now))
-    settled = (
-        database.write(lambda tx: _settled(tx, vault, known, state, now)) if state is not _State.GOOD else Settled()
-    )
+    by_owner = state in (_State.MISSING, _State.UNSTORED) or bool(foreign)
+
+    def work(tx: Transaction) -> Settled:
+        if foreign or secrets_too:  # nobody can use them any more, and the next start must not ask again
+            _give_up_sealed_by_others(tx, vault, now)
+        return _settled(tx, vault, known, state, now, by_owner=by_owner)
+
+    settled = Settled() if state is _State.GOOD and not (foreign or secrets_too) else database.write(work)
     if settled.told:
         LOG.warning("%s", settled.told)
     return settled
@@ -111,34 +118,41 @@ def _state(tx: Transaction, vault: Vault, known: tuple[str, str] | None, now: in
     found = KEYS.get(tx, known[0])
     if found is None or found.sealed is None:
         return _State.UNKNOWN if USERS.count(tx) else _State.UNSTORED
-    if found.sealed.master != vault.name:
+    ended, lost = over(found.expires_at, now), found.sealed.master != vault.name
+    if lost and not ended:
         return _State.UNSTORED
     try:
-        same = vault.open(found.sealed, found.id) == known[1].encode()
+        same = lost or vault.open(found.sealed, found.id) == known[1].encode()
     except VaultLocked:
         same = False
-    if same and not over(found.expires_at, now):
+    if same and not ended:
         return _State.GOOD
     others = KEYS.find(tx, user=found.user, limit=ALL)
     rotated = any(other.bootstrap and not over(other.expires_at, now) for other in others)
     return _State.ENDED if same and not rotated else _State.UNKNOWN
 
 
-def _settled(tx: Transaction, vault: Vault, known: tuple[str, str] | None, state: _State, now: int) -> Settled:
+def _settled(
+    tx: Transaction, vault: Vault, known: tuple[str, str] | None, state: _State, now: int, *, by_owner: bool
+) -> Settled:
     if state is _State.ENDED and known is not None:
-        return Settled(told=f"the access key {known[0]} in {FILE} was revoked: nobody can call by it; {NEW_KEY}")
-    first = next(iter(USERS.find(tx, name=FIRST_USER, limit=1)), None)
+        return Settled(
+            told=f"the access key {known[0]} in {FILE} was revoked: nobody can call by it; for a new one: {NEW_KEY}"
+        )
+    first, restored = next(iter(USERS.find(tx, name=FIRST_USER, limit=1)), None), ""
+    if first is not None and by_owner and not first.administrator:
+        first, restored = _restored(tx, first, now)
     if first is not None and first.removed_at is not None:
-        if state is _State.MISSING:
-            return Settled()
         others = sorted(user.name for user in USERS.find(tx, limit=ALL) if user.administrator)
         return Settled(
             told=f"user {FIRST_USER} was removed, and {FILE} with it: nobody can call by it; "
-            f"administrators are {', '.join(others)}"
+            f"administrators are {', '.join(others)}; for who owns the platform to be one again: {NEW_KEY}"
         )
+    if state is _State.GOOD:
+        return Settled(told=restored)
     if state is _State.UNSTORED and known is not None:
         _store(tx, vault, first, known, now)
-        return Settled()
+        return Settled(told=restored)
     key = (make_id("k", now, secrets.randbits(RANDOM_BITS)), SECRET_PREFIX + secrets.token_hex(KEY_BYTES))
     _store(tx, vault, first, key, now)
     if first is None:
@@ -150,12 +164,33 @@ def _settled(tx: Transaction, vault: Vault, known: tuple[str, str] | None, state
             "was put back"
         )
     told = f"{why}; a new one, {key[0]}, takes its place"
+    if restored:
+        told += f"; {restored}"
+    elif not first.administrator:
+        told += f"; user {FIRST_USER} is no administrator: to be one again: {NEW_KEY}"
     event = Event(
         at=now, project=PLATFORM, kind=AccessKey.KIND, object_id=key[0], state="created", reason="BootstrapKeyReplaced",
         message=told,
     )  # fmt: skip
     add_event(tx, event)
     return Settled(key, told)
+
+
+def _restored(tx: Transaction, first: User, now: int) -> tuple[User, str]:
+    """Makes the first user an administrator again; returns it, and what is told of it."""
+    lost = "was no administrator any more" if first.removed_at is None else "was removed"
+    again = first.evolved(now=now, administrator=True, removed_at=None)
+    USERS.put(tx, first, again)
+    told = f"user {FIRST_USER}, who {lost}, is an administrator again, as who owns the data folder asks for it"
+    others = [key for key in KEYS.find(tx, user=first.id, limit=ALL) if not key.bootstrap]
+    if number := len(others) + TOKENS.count(tx, user=first.id):
+        told += f"; its other keys and tokens ({number}) are an administrator's too: danlu key ls, danlu token ls"
+    event = Event(
+        at=now, project=PLATFORM, kind=User.KIND, object_id=first.id, state="changed", reason="FirstUserRestored",
+        message=told,
+    )  # fmt: skip
+    add_event(tx, event)
+    return again, told
 
 
 def _store(tx: Transaction, vault: Vault, first: User | None, key: tuple[str, str], now: int) -> None:

@@ -54,3 +54,17 @@ def test_a_file_is_replaced_where_there_is_no_posix(tmp_path: Path, monkeypatch:
     formats.write_atomically(path, b"new\n", durable=True)
     monkeypatch.undo()
     assert (tmp_path / "file").read_bytes() == b"new\n"
+
+
+def test_what_a_killed_writer_has_left_of_a_key_is_gone_when_the_key_is_written_next(tmp_path: Path) -> None:
+    kept = {tmp_path / name for name in ("key.part", "keys.7.part", "key.7.partly")}
+    for path in (*kept, tmp_path / "key.7.part"):
+        path.write_text("a secret")
+    write_private(tmp_path / "key", "text")
+    assert set(tmp_path.iterdir()) == {*kept, tmp_path / "key"}
+
+
+def test_what_a_killed_writer_has_left_of_a_key_is_gone_when_the_server_starts(tmp_path: Path) -> None:
+    for name in ("bootstrap.7.part", "master.7.part", "bootstrap"):
+        keys.make_folder(tmp_path).joinpath(name).write_text("a secret")
+    assert [path.name for path in keys.make_folder(tmp_path).iterdir()] == ["bootstrap"]

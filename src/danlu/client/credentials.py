@@ -15,7 +15,7 @@ from typing import Final
 
 from danlu.domain.signing import NONCE_BYTES, SAFE_METHODS, SKEW_S, Message, content_digest, sign
 from danlu.errors import DanluError, NotAuthenticated
-from danlu.runner.formats import write_atomically
+from danlu.runner.formats import sweep, write_atomically
 
 KEY_ID_VARIABLE: Final = "DANLU_ACCESS_KEY_ID"
 SECRET_VARIABLE: Final = "DANLU_SECRET_ACCESS_KEY"  # noqa: S105 - the name of a variable
@@ -127,13 +127,14 @@ def write_bootstrap(file: Path, credentials: Credentials) -> None:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Writes a file that only its owner may read: durable, whole or not at all.
+    """Writes a file that only its owner may read: durable, whole or not at all. One at a time may do so.
 
     Raises:
         NotAuthenticated: it cannot be written.
     """
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sweep(str(file))
         write_atomically(str(file), text.encode(), durable=True)
     except OSError as error:
         raise NotAuthenticated(f"the key cannot be stored in {file}: {error.strerror or error}") from error

@@ -34,6 +34,7 @@ WHOLE, PIECE, PROGRESS = b".", b"+", b"~"
 LOG, METRICS = "log", "metrics"
 SYSTEM = "system/"
 PROCESSES = "processes.json"
+UNFINISHED = ".part"
 
 
 class Line(NamedTuple):
@@ -212,7 +213,7 @@ def write_atomically(path: str, data: bytes, mode: int = 0o600, durable: bool = 
 
     With ``durable`` the new one is there after a loss of power too: its name is stored with its bytes.
     """
-    unfinished = "%s.%d.part" % (path, os.getpid())
+    unfinished = "%s.%d%s" % (path, os.getpid(), UNFINISHED)
     try:
         os.unlink(unfinished)
     except FileNotFoundError:
@@ -238,6 +239,21 @@ def write_atomically(path: str, data: bytes, mode: int = 0o600, durable: bool = 
         raise
     if durable:
         sync(os.path.dirname(path) or ".")
+
+
+def sweep(path: str) -> None:
+    """Removes what writers of a file have left beside it that were killed; nobody else may be writing it now."""
+    folder, name = os.path.split(path)
+    for found in os.listdir(folder or "."):
+        if (
+            found.startswith(name + ".")
+            and found.endswith(UNFINISHED)
+            and found[len(name) + 1 : -len(UNFINISHED)].isdigit()
+        ):
+            try:
+                os.unlink(os.path.join(folder, found))
+            except FileNotFoundError:
+                pass
 
 
 def sync(path: str) -> None:

@@ -30,12 +30,17 @@ class Keys(NamedTuple):
 
 
 def make_folder(home: Path) -> Path:
-    """Returns the folder of the keys, which is there from then on, also after a loss of power; its owner's alone."""
+    """Returns the folder of the keys, which is there from then on, also after a loss of power; its owner's alone.
+
+    Keys that were not written to their end are gone from it: the data folder is locked.
+    """
     folder = home / "keys"
     if not folder.is_dir():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         formats.sync(str(home))
     folder.chmod(0o700)
+    for unfinished in folder.glob("*" + formats.UNFINISHED):
+        unfinished.unlink()
     return folder
 
 

@@ -21,7 +21,7 @@ from danlu.domain.environments import PYTHON_PATTERN, Environment
 from danlu.domain.events import Event
 from danlu.domain.isolation import Layer
 from danlu.domain.jobs import Attempt, Job, JobSpec, JobState
-from danlu.domain.keys import AccessKey, Token
+from danlu.domain.keys import AccessKey, Revoked, Token
 from danlu.domain.projects import Project
 from danlu.domain.records import Flag, Value
 from danlu.domain.resources import Seconds
@@ -287,8 +287,11 @@ class KeyRequest(Value):
     replaces: str | None = Field(
         default=None, max_length=80,
         description="the key that signs this request: the new one has its name, lives as long as it from making to end, "
-        "and is the only one to replace it; the other fields are left out",
+        "and is the only one to replace it; the other fields but overlap are left out",
     )  # fmt: skip
+    overlap: Seconds | None = Field(
+        default=None, description="for example 1d: so long the key that is replaced still works; without it, as it did"
+    )
 
 
 class KeyMade(Value):
@@ -472,11 +475,11 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       status=201, tells=("user", "name", "valid_for", "replaces")),
     O("keys.expire", "POST", "/v1/keys/{key}/expire", "Let an access key end soon", AccessKey, body=KeyExpiry,
       permission=Permission.SELF, tells=("after",)),
-    O("keys.revoke", "DELETE", "/v1/keys/{key}", "Revoke an access key, at once", Accepted, permission=Permission.SELF),
+    O("keys.revoke", "DELETE", "/v1/keys/{key}", "Revoke an access key, at once", Revoked, permission=Permission.SELF),
     O("tokens.list", "GET", "/v1/tokens", "One's bearer tokens", Page[Token], query=OwnerQuery, permission=Permission.SELF),
     O("tokens.make", "POST", "/v1/tokens", "Make a bearer token, for what cannot sign", TokenMade, body=TokenRequest,
       permission=Permission.SELF, status=201, tells=("name", "project", "valid_for")),
-    O("tokens.revoke", "DELETE", "/v1/tokens/{token}", "Revoke a token, at once", Accepted, permission=Permission.SELF),
+    O("tokens.revoke", "DELETE", "/v1/tokens/{token}", "Revoke a token, at once", Revoked, permission=Permission.SELF),
     O("secrets.list", "GET", "/v1/secrets", "The project's secrets: their names, never their values", Page[Secret],
       query=Paging),
     O("secrets.set", "PUT", "/v1/secrets/{secret}", "Give a secret a value, instead of the one before", Secret,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
+from danlu.api import KeyExpiry
+from danlu.client import rotating
 from danlu.client.connection import KEY_FILE
 from tests.process.commands import Person
 from tests.process.platform import Server
@@ -103,6 +106,41 @@ def test_a_key_with_an_end_is_rotated_for_as_long_again(server: Server, admin: P
     assert told["expires_at"] - told["created_at"] == ends - made["key"]["created_at"]
     ci.danlu("key", "rotate", code=1)
     assert f"danlu key rm {told['id']}" in ci.said
+
+
+def test_who_is_killed_before_the_new_key_is_stored_leaves_no_old_one_for_ever(
+    server: Server, admin: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rotating, "write_bootstrap", killed)
+    for overlap, most_s in (("1d", 86_400), ("1ms", 60)):
+        with server.client() as client:
+            with pytest.raises(KeyboardInterrupt):
+                rotating.rotate(client, KeyExpiry.model_validate({"after": overlap}))
+            new, *_, old = admin.json("key", "ls")["items"]
+            assert new["replaces"] == old["id"] == client.connection.credentials.key_id
+            assert 0 < old["expires_at"] - time.time_ns() <= most_s * 1_000_000_000
+        admin.danlu("key", "rm", new["id"])  # as the next try says
+    monkeypatch.undo()
+    told = admin.json("key", "rotate")["key"]
+    assert told["expires_at"] is None
+    assert admin.json("whoami")["by"] == told["id"]
+
+
+def test_what_a_stolen_key_has_made_is_named_when_it_is_revoked(admin: Person, ada: Person) -> None:
+    made = ada.json("key", "create", "--name", "stolen")
+    thief = Person(ada.folder, {**ada.variables, "DANLU_ACCESS_KEY_ID": made["key"]["id"],
+                                "DANLU_SECRET_ACCESS_KEY": made["secret"]})  # fmt: skip
+    thief.danlu("token", "create", "hidden")
+    (token,) = ada.json("token", "ls")["items"]
+    assert token["made_by"] == made["key"]["id"]
+    assert ada.danlu("key", "rm", made["key"]["id"]) == f"key/{made['key']['id']}\n"
+    assert f"and what was made by it: {token['id']}" in ada.said
+    assert ada.json("token", "ls")["items"] == []
+    mine = ada.variables["DANLU_ACCESS_KEY_ID"]
+    assert admin.json("key", "rm", admin.json("whoami")["by"])["left"] == [mine]
 
 
 def test_the_key_of_the_platform_here_is_rotated_where_it_lies(server: Server, admin: Person) -> None:

@@ -131,7 +131,9 @@ def rm(
     output: Output = "table",
     common: Common | None = None,
 ) -> int:
-    """Revoke an access key, at once.
+    """Revoke an access key, at once, and with it what its user has made by it, but not what calls here.
+
+    Keys that it has made for other users, and one that has replaced it, go on: they are named.
 
     Example: danlu key rm k1f2e3d4c5b6a7f8e9d0c1b2a3f
     """

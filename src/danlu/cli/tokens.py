@@ -89,7 +89,7 @@ def rm(
     output: Output = "table",
     common: Common | None = None,
 ) -> int:
-    """Revoke a token, at once.
+    """Revoke a token, at once, and with it what was made by it, but not what calls here.
 
     Example: danlu token rm t1f2e3d4c5b6a7f8e9d0c1b2a3f
     """

@@ -88,12 +88,20 @@ members: Final = _record(
     UniqueConstraint("project", "user"),
     Index("ix_members_user", "user"),
 )
-keys: Final = _record("keys", Column("user", String(27), nullable=False), Index("ix_keys_user", "user"))
+keys: Final = _record(
+    "keys",
+    Column("user", String(27), nullable=False),
+    Column("made_by", String(27), nullable=False),
+    Index("ix_keys_user", "user"),
+    Index("ix_keys_made_by", "made_by"),
+)
 tokens: Final = _record(
     "tokens",
     Column("user", String(27), nullable=False),
     Column("digest", String(64), nullable=False, unique=True),
+    Column("made_by", String(27), nullable=False),
     Index("ix_tokens_user", "user"),
+    Index("ix_tokens_made_by", "made_by"),
 )
 CURRENT: Final = text("replaced_at IS NULL")
 secrets: Final = _record(

@@ -29,9 +29,13 @@ class AccessKey(Record):
     name: str = Field(default="", max_length=63, description="what it is for")
     sealed: Sealed | None = Field(default=None, repr=False, description="its secret; not shown")
     created_by: str
+    made_by: str = Field(default="", description="the access key or the token by which it was made")
     expires_at: Ns | None = Field(default=None, description="None: never")
     last_used_at: Ns | None = Field(default=None, description="to the hour")
     replaces: str = Field(default="", description="the key that was to be replaced by it")
+    successor_ns: Ns | None = Field(
+        default=None, description="how long what replaces it lives, once that was asked for; 0: without an end"
+    )
     bootstrap: bool = Field(default=False, description="the one that the platform keeps for who owns its data folder")
 
     def shown(self) -> Self:
@@ -49,8 +53,17 @@ class Token(Record):
     digest: str = Field(description="SHA-256 of the secret, hex; not shown")
     bound: bool = Field(default=True, description="to its project; else it is good for all of the user's")
     created_by: str
+    made_by: str = Field(default="", description="the access key or the token by which it was made")
     expires_at: Ns | None = Field(default=None, description="None: never")
 
     def shown(self) -> Self:
         """Returns it as it may be seen."""
         return self.model_copy(update={"digest": ""})
+
+
+class Revoked(Value):
+    """What was revoked, and what of that which was made by it."""
+
+    message: str
+    ended: tuple[str, ...] = Field(default=(), description="access keys and tokens that ended with it")
+    left: tuple[str, ...] = Field(default=(), description="access keys that it has made and that go on")

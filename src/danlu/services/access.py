@@ -167,23 +167,33 @@ def again(platform: Platform, actor: Actor) -> Actor:
         NotAuthenticated: its key or token, or its user, is not valid any more.
         StaleAttempt: it is an attempt that has ended.
     """
-    now = platform.clock.now()
-
-    def work(tx: Transaction) -> Actor | None:
-        by = credential(tx, actor)
-        if by is None or over(by.expires_at, now):
-            return None
-        return _user(tx, by.user, by.id, actor.project)
-
-    found = platform.database.read(work) if actor.attempt_id is None else _of_attempt(platform, actor.attempt_id)
+    if actor.attempt_id is None:
+        return platform.database.read(lambda tx: user_again(tx, actor, platform.clock.now()))
+    found = _of_attempt(platform, actor.attempt_id)
     if found is None:
         raise NotAuthenticated
     return found
 
 
-def credential(tx: Transaction, actor: Actor) -> AccessKey | Token | None:
-    """Returns by what a user calls; None where it was revoked since."""
-    return KEYS.get(tx, actor.id) or TOKENS.get(tx, actor.id)
+def user_again(tx: Transaction, actor: Actor, now: int) -> Actor:
+    """Returns as ``again`` does, within a transaction, who a user is by now."""
+    by = credential(tx, actor, now)
+    found = _user(tx, by.user, by.id, actor.project)
+    if found is None:
+        raise NotAuthenticated
+    return found
+
+
+def credential(tx: Transaction, actor: Actor, now: int) -> AccessKey | Token:
+    """Returns by what a user calls.
+
+    Raises:
+        NotAuthenticated: it was revoked since, or has ended.
+    """
+    found = KEYS.get(tx, actor.id) or TOKENS.get(tx, actor.id)
+    if found is None or over(found.expires_at, now):
+        raise NotAuthenticated
+    return found
 
 
 def permitted(call: Call, permission: Permission) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from danlu.api import Accepted, OwnerQuery, TokenMade, TokenRequest
+from danlu.api import OwnerQuery, TokenMade, TokenRequest
 from danlu.database.engine import Transaction
 from danlu.database.records import TOKENS
-from danlu.domain.keys import Token
+from danlu.domain.keys import Revoked, Token
 from danlu.domain.users import PLATFORM
 from danlu.domain.views import Page
 from danlu.errors import Conflict, NotFound
@@ -23,6 +23,7 @@ def make(call: Call, body: TokenRequest) -> TokenMade:
     Raises:
         NotFound: there is no such project, or the caller is no member of it.
         Conflict: the caller has as many as one may have.
+        NotAuthenticated: what it is made by was revoked while the request came.
     """
     platform, now = call.platform, call.platform.clock.now()
     if body.project is not None and (
@@ -35,12 +36,13 @@ def make(call: Call, body: TokenRequest) -> TokenMade:
     def work(tx: Transaction) -> Token:
         user = credentials.owner(tx, call, None)
         credentials.forget_ended(tx, call, TOKENS, user)
+        by = credentials.acting(tx, call)
         if TOKENS.count(tx, user=user.id) >= MAX_TOKENS:
             raise Conflict(f"{user.name} has {MAX_TOKENS} tokens already", next_step="revoke one: danlu token rm TOKEN")
         token = Token(
             id=token_id, project=body.project or PLATFORM, user=user.id, name=body.name, digest=digest(secret),
             bound=body.project is not None, created_by=call.actor.name, created_at=now, updated_at=now,
-            expires_at=credentials.end(tx, call, body.valid_for),
+            expires_at=credentials.end(call, by, body.valid_for), made_by=by.id,
         )  # fmt: skip
         TOKENS.add(tx, token, actor=call.actor.name)
         return token
@@ -53,7 +55,6 @@ def list(call: Call, query: OwnerQuery) -> Page[Token]:
     return credentials.page(call, TOKENS, query)
 
 
-def revoke(call: Call, token: str) -> Accepted:
-    """Ends a token at once. Revoking twice is an error of the second: there is nothing left to revoke."""
-    call.write(lambda tx: TOKENS.remove(tx, credentials.require(tx, call, TOKENS, token)))
-    return Accepted(message=f"token {token} is revoked")
+def revoke(call: Call, token: str) -> Revoked:
+    """Ends a token at once, and what it has made. Revoking twice is an error of the second: nothing is left to revoke."""
+    return call.write(lambda tx: credentials.revoke(tx, call, credentials.require(tx, call, TOKENS, token)))

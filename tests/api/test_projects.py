@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,22 @@ def test_only_who_manages_it_says_so(api: Api, actor: str) -> None:
 def test_what_cannot_be_had_is_refused_with_the_reason(api: Api, layer: str, status: int, said: str) -> None:
     answer = api.call("projects.change", actor="manager", data={"require": [layer]})
     assert (answer.status, said in answer.json()["detail"]) == (status, True), answer.json()
+
+
+@pytest.mark.parametrize(("layer", "asked", "flag"), [
+    ("memory-limit", {"memory": "200MiB"}, "--memory"), ("cpu-limit", {"cpu": 0.5}, "--cpu"),
+])  # fmt: skip
+def test_a_limit_that_is_required_has_to_be_asked_for(api: Api, layer: str, asked: dict[str, Any], flag: str) -> None:
+    api.platform.facts = dataclasses.replace(api.platform.facts, layers=tuple(Layer))
+    assert api.call("projects.change", actor="manager", data={"require": [layer]}).status == 200
+    answer = api.submit(actor="member")
+    assert (answer.status, answer.json()["code"]) == (422, "InvalidSpec"), answer.json()
+    assert f"{layer}: it is in force only for a job that asks for {flag[2:]}, and this one" in answer.json()["detail"]
+    assert flag in answer.json()["next_step"]
+    some = api.submit(actor="member", roles={"chief": asked, "worker": {"replicas": 2}}, framework="none")
+    assert "and task worker-0 asks for none" in some.json()["detail"]
+    assert api.submit(actor="member", **asked).status == 201
+    assert api.submit(actor="foreign").status == 201
 
 
 def test_a_machine_that_lost_a_layer_runs_nothing_of_the_project(api: Api) -> None:

@@ -74,7 +74,8 @@ def change(
 ) -> int:
     """Say what holds for the project's jobs from their next attempt on. For those who manage it.
 
-    A job that cannot have a layer that is required fails instead of running with less. Which there are: danlu doctor.
+    A job that cannot have a layer that is required fails instead of running with less. Which there are: danlu doctor. With
+    memory-limit or cpu-limit each job has to ask: --memory, --cpu.
 
     Example: danlu project set --project vision --require seccomp --require hidden-processes
     """

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
 
+from danlu.domain.jobs import JobSpec
+
 
 class Layer(StrEnum):
     """One layer. A record names those that were really in force; an order, those without which nothing may start."""
@@ -48,6 +50,20 @@ MEANING: Final = {
 def limit(controller: str) -> Layer:
     """Returns the layer that a controller of the kernel's control groups makes: ``memory``, ``cpu`` or ``pids``."""
     return Layer(f"{controller}-limit")
+
+
+def unasked(spec: JobSpec) -> dict[Layer, str]:
+    """Returns the limits that a job cannot have because it asks for none, and how it asks."""
+    why = {}
+    for layer, what, limits in (
+        (Layer.MEMORY_LIMIT, "memory", {task.name: task.memory_bytes for task in spec.tasks}),
+        (Layer.CPU_LIMIT, "cpu", {task.name: task.cpu for task in spec.tasks}),
+    ):
+        without = [name for name, limit in limits.items() if limit is None]
+        if without:
+            who = f"task {without[0]} asks" if spec.roles else "this one asks"
+            why[layer] = f"it is in force only for a job that asks for {what}, and {who} for none: --{what}"
+    return why
 
 
 def known(names: Iterable[str]) -> tuple[Layer, ...]:

@@ -199,7 +199,7 @@ class Sandbox:
                     else "its container is isolated by the engine"
                 )
                 raise mounts.Refused(
-                    "%s is required, and is not in force on this machine: %s" % (name, self.missing.get(name, other))
+                    "%s is required, and is not in force: %s" % (name, self.missing.get(name, other))
                 )
 
 

@@ -67,7 +67,9 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
     if spec.image is not None:
         environments.need_images(call)
     what = None if spec.env == HOST else environments.wanted(spec.env, spec.requirements, spec.python, spec.image)
-    projects.require_offered(platform, projects.get(call).require)
+    required = projects.get(call).require
+    projects.require_offered(platform, required)
+    projects.require_asked(required, spec)
     if spec.code is not None:
         blobs.require_tree(call, spec.code)
     if spec.git is not None and spec.git.diff is not None:

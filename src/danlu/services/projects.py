@@ -9,10 +9,11 @@ from danlu.api import Paging, ProjectChange, ProjectRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import PROJECTS
-from danlu.domain.isolation import Layer
+from danlu.domain.isolation import Layer, unasked
+from danlu.domain.jobs import JobSpec
 from danlu.domain.projects import Project
 from danlu.domain.views import Page
-from danlu.errors import NeverFits
+from danlu.errors import InvalidSpec, NeverFits
 from danlu.services.context import Call, Platform
 from danlu.services.users import require_name
 
@@ -73,6 +74,18 @@ def change(call: Call, body: ProjectChange) -> Project:
         return new
 
     return call.write(work)
+
+
+def require_asked(layers: Iterable[Layer], spec: JobSpec) -> None:
+    """Raises InvalidSpec unless a job asks for the limits among these layers, without which it could not start."""
+    why = unasked(spec)
+    missing = [layer for layer in layers if layer in why]
+    if missing:
+        asks = {Layer.MEMORY_LIMIT: "--memory 8GiB", Layer.CPU_LIMIT: "--cpu 2"}
+        raise InvalidSpec(
+            f"the project requires {'; '.join(f'{layer}: {why[layer]}' for layer in missing)}",
+            next_step=f"danlu run {' '.join(asks[layer] for layer in missing)}, or memory and cpu in the job's file",
+        )
 
 
 def require_offered(platform: Platform, layers: Iterable[Layer]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from danlu import __version__
+from danlu.domain.isolation import unasked
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull, VaultLocked
@@ -362,7 +363,8 @@ class LocalExecutor(LocalSpools):
     def _sandbox(self, order: LaunchOrder) -> dict[str, Any]:
         return isolation.sandbox(
             self.config.home, self._layers.temporary(order.attempt.id) if self._root else None, tenants=self._root,
-            missing=self.capabilities.no_layers, require=order.require, confine=order.image is None,
+            missing={**unasked(order.job.spec), **self.capabilities.no_layers}, require=order.require,
+            confine=order.image is None,
             naming=any(named(asked) for asked in order.job.spec.tasks),
         )  # fmt: skip
 

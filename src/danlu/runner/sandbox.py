@@ -198,9 +198,7 @@ class Sandbox:
                     if self.confine
                     else "its container is isolated by the engine"
                 )
-                raise mounts.Refused(
-                    "%s is required, and is not in force: %s" % (name, self.missing.get(name, other))
-                )
+                raise mounts.Refused("%s is required, and is not in force: %s" % (name, self.missing.get(name, other)))
 
 
 def _folders(paths: Iterable[str]) -> List[str]:

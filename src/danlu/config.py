@@ -26,7 +26,7 @@ class Settings:
         tls_key: its key.
         self_signed: serve with a certificate made here.
         insecure_http: serve others without TLS.
-        port: None: the first free one from 7070 on.
+        port: None: the one that it last had, at first the first free one from 7070 on.
         gpus: declared GPUs, such as ``8`` or ``2:h100``; None: what the driver shows.
         database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
         ready_fd: where to say, in one JSON line, that the server is ready or why it is not.
@@ -93,7 +93,9 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
     parser = argparse.ArgumentParser(prog="danlu.server", description="The Danlu server; usually started by: danlu up")
     parser.add_argument("--home", type=Path, help="the data folder")
-    parser.add_argument("--port", type=int, help=f"the port; without it the first free one from {DEFAULT_PORT} on")
+    parser.add_argument(
+        "--port", type=int, help=f"the port; else the last one, or the first free one from {DEFAULT_PORT} on"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; beyond loopback, TLS is needed")
     parser.add_argument("--tls-cert", type=Path, help="a certificate in PEM, with its chain")
     parser.add_argument("--tls-key", type=Path, help="its key in PEM, which only its owner may read")

@@ -67,7 +67,10 @@ def test_a_damaged_database_is_refused_and_never_written_to(home: Path, harm: st
     for number in range(50):
         server.submit("true", name=f"job-{number}", gpu=0, cpu=0.01, retry={"attempts": 1}, priority=-1)
     server.end()
-    server.start()  # a start makes a backup first
+    for copy in (home / "backups").iterdir():
+        os.utime(copy, (0, 0))
+    server.start()  # its copy is old, so it makes another
+    until(lambda: any(p.stat().st_mtime for p in (home / "backups").glob("danlu-*.db")), 20, "it is made")
     server.end()
     path = home / "danlu.db"
     data = bytearray(contents(path))

@@ -85,7 +85,9 @@ def up(
     foreground: Annotated[
         bool, Parameter(help="stay, and log to this terminal; for systemd and the like"), Flag
     ] = False,
-    port: Annotated[int | None, Parameter(help="the port; the first free one from 7070 when left out")] = None,
+    port: Annotated[
+        int | None, Parameter(help="the port; left out: the last one, or the first free one from 7070")
+    ] = None,
     gpus: Annotated[int | None, Parameter(help="declare so many GPUs where the driver finds none")] = None,
     new_master_key: Annotated[
         bool, Parameter(help="go on though the master key is lost: everybody needs a new access key"), Flag

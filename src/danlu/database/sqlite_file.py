@@ -15,13 +15,13 @@ from danlu.runner.formats import sync
 HEADER: Final = b"SQLite format 3\x00"
 BACKUPS: Final = "backups"
 BACKUP_PATTERN: Final = "danlu-*.db"
-KEPT_NEWEST: Final = 3
+BEFORE_MIGRATION: Final = "-before-migration"
 KEPT_DAYS: Final = 7
 DAY_CHARACTERS: Final = len("danlu-20261124")
 
 
-def check(path: Path, *, newest: str, known: frozenset[str]) -> None:
-    """Raises unless the file is new, or sound and of a known version. Writes nothing.
+def check(path: Path, *, newest: str, known: frozenset[str]) -> str | None:
+    """Returns the schema's version, None of a new file; raises unless it is sound and known. Writes nothing.
 
     After a crash a write-ahead log beside the file is normal: it is read as part of the database.
 
@@ -33,7 +33,7 @@ def check(path: Path, *, newest: str, known: frozenset[str]) -> None:
         log = path.with_name(path.name + "-wal")
         if (log.exists() and log.stat().st_size) or any((path.parent / BACKUPS).glob(BACKUP_PATTERN)):
             raise _damaged(path, "it is empty or missing, though there was one")
-        return
+        return None
     with path.open("rb") as file:
         if file.read(16) != HEADER:
             raise _damaged(path, "it does not begin as a SQLite file does")
@@ -62,23 +62,26 @@ def check(path: Path, *, newest: str, known: frozenset[str]) -> None:
             "it was not written to",
             next_step="start that version again, or restore a backup made by this one",
         )
+    return None if version is None else str(version[0])
 
 
 def _damaged(path: Path, finding: str) -> DatabaseDamaged:
     backups = sorted((path.parent / BACKUPS).glob(BACKUP_PATTERN))
     if backups:
-        step = f"the newest backup: cp {backups[-1]} {path} (keep a copy of the damaged file first)"
+        step = (
+            f"the newest backup: move {path} away with its -wal and -shm, which belong to no other, "
+            f"then cp {backups[-1]} {path}"
+        )
     else:
         step = f"there is no backup in {path.parent / BACKUPS}; keep the file for repair by sqlite3 .recover"
     return DatabaseDamaged(f"{path} is damaged: {finding}; it was not written to", next_step=step)
 
 
-def backup(path: Path, folder: Path, *, now: int) -> Path | None:
+def backup(path: Path, folder: Path, *, now: int, migration: bool = False) -> Path | None:
     """Copies a database in use to ``folder`` and returns the copy, checked and complete, or None where there is no file.
 
-    What stays: the newest KEPT_NEWEST, and the newest of each of the last KEPT_DAYS days that have one, so that a server
-    that starts again and again does not push all good copies out. A copy that was not finished is never seen under a
-    backup's name.
+    What stays: the newest of each of the last KEPT_DAYS days that have one, and the newest that was made before a
+    ``migration``. A copy that was not finished is never seen under a backup's name.
 
     Raises:
         StorageFull, DatabaseUnavailable: there is no new copy; the older ones are untouched.
@@ -87,7 +90,8 @@ def backup(path: Path, folder: Path, *, now: int) -> Path | None:
         return None
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stamp = datetime.fromtimestamp(now / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
-    unfinished, finished = folder / f".{stamp}.{os.getpid()}.part", folder / f"danlu-{stamp}.db"
+    kind = BEFORE_MIGRATION if migration else ""
+    unfinished, finished = folder / f".{stamp}.{os.getpid()}.part", folder / f"danlu-{stamp}{kind}.db"
     try:
         with (
             contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
@@ -108,6 +112,7 @@ def backup(path: Path, folder: Path, *, now: int) -> Path | None:
         unfinished.unlink(missing_ok=True)
     copies = sorted(folder.glob(BACKUP_PATTERN))
     by_day = {copy.name[:DAY_CHARACTERS]: copy for copy in copies}
-    for old in set(copies) - set(copies[-KEPT_NEWEST:]) - set([*by_day.values()][-KEPT_DAYS:]):
+    before_migrations = [copy for copy in copies if copy.stem.endswith(BEFORE_MIGRATION)]
+    for old in set(copies) - set([*by_day.values()][-KEPT_DAYS:]) - set(before_migrations[-1:]):
         old.unlink()
     return finished

@@ -7,12 +7,16 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from danlu.errors import PlatformError, PortTaken
+from danlu.runner import formats
 
 BACKLOG = 512
 LOOPBACK = "127.0.0.1"
 PORTS_BESIDE = 100
+PORT_FILE = "port"
+"""Of the data folder: the port that the platform was last reached at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,12 @@ class Listening:
     inner: socket.socket | None = None
 
     @property
+    def port(self) -> int:
+        """The port that was asked for, or found."""
+        number: int = self.outer.getsockname()[1]
+        return number
+
+    @property
     def url(self) -> str:
         """The address for this machine's own commands and jobs."""
         host, port = (self.inner or self.outer).getsockname()[:2]
@@ -54,6 +64,21 @@ class Listening:
         bound, port = self.outer.getsockname()[:2]
         name = socket.gethostname() if ipaddress.ip_address(bound.partition("%")[0]).is_unspecified else host
         return f"{scheme}://{f'[{name}]' if ':' in name else name}:{port}"
+
+
+def last_port(home: Path) -> int | None:
+    """Returns the port that a data folder's platform was last reached at; None: it has had none, or nobody knows."""
+    try:
+        port = int((home / PORT_FILE).read_text()[:8])
+    except (OSError, ValueError):
+        return None
+    return port if 0 < port < 65_536 else None
+
+
+def remember_port(home: Path, port: int) -> None:
+    """Stores it for the next start."""
+    if last_port(home) != port:
+        formats.write_atomically(str(home / PORT_FILE), f"{port}\n".encode())
 
 
 def resolve(host: str) -> Address:

@@ -50,7 +50,7 @@ from danlu.domain.projects import DEFAULT_PROJECT, Project
 from danlu.environments import diagnosis as environments_diagnosis
 from danlu.environments.builder import Builder
 from danlu.environments.uv_command import Uv
-from danlu.errors import AlreadyRunning, DanluError, PlatformError
+from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken
 from danlu.executors.local import diagnosis as machine_diagnosis
 from danlu.executors.local.engines import machine as engine_machine
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
@@ -62,7 +62,7 @@ from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
 from danlu.server.connections import Handshake, Quiet, counted
 from danlu.server.limits import Limits
-from danlu.server.listening import Listening, resolve
+from danlu.server.listening import Listening, last_port, remember_port, resolve
 from danlu.server.listening import listen as sockets
 from danlu.server.log import RateLimit
 from danlu.server.sessions import MAX_MESSAGE_BYTES
@@ -132,6 +132,13 @@ class Doors(NamedTuple):
 
     listening: Listening
     certificate: tls.Certificate | None
+    moved: str = ""
+    """Why it is at another port than before, where it is."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What who starts it is to know."""
+        return ((self.moved,) if self.moved else ()) + (() if self.certificate is None else self.certificate.warnings)
 
 
 def take_lock(home: Path) -> int:
@@ -166,17 +173,35 @@ def listen(settings: Settings) -> Doors:
     wanted = tls.Wanted(settings.tls_cert, settings.tls_key, settings.self_signed, settings.insecure_http)
     tls.require_choice(settings.host, address.loopback, wanted)
     found = tls.certificate(keys.make_folder(settings.home), settings.host, wanted, datetime.datetime.now(datetime.UTC))
-    ports = [settings.port] if settings.port is not None else range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
-    return Doors(sockets(address, ports, asked=settings.port is not None, tls=found is not None), found)
+    secured = found is not None
+    if settings.port is not None:
+        return Doors(sockets(address, [settings.port], asked=True, tls=secured), found)
+    last, taken = last_port(settings.home), ""
+    if last is not None:  # others know the platform by it
+        try:
+            return Doors(sockets(address, [last], asked=True, tls=secured), found)
+        except PortTaken as error:
+            taken = error.message
+    ports = range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED)
+    listening = sockets(address, ports, asked=False, tls=secured)
+    return Doors(listening, found, taken and (
+        f"{taken}: this platform was at that port, and is at port {listening.port} from now on. Whoever answers at port "
+        f"{last} is another program: profiles and DANLU_URL that name it have to change "
+        f"(danlu login {listening.public_url(settings.host, 'https' if secured else 'http') or listening.url})"
+    ))  # fmt: skip
 
 
 def open_database(settings: Settings, now: int) -> Database:
-    """Opens the database: checked, backed up, then brought to this version's schema."""
+    """Opens the database: checked, backed up where its schema is older, then brought to this version's.
+
+    No other copy is made here: a start may still be refused, and of many starts none may push older copies out.
+    """
     if settings.database_url is not None:
         return Database.open(settings.database_url)
     path = settings.home / "danlu.db"
-    sqlite_file.check(path, newest=migrations.head(), known=migrations.revisions())
-    sqlite_file.backup(path, settings.home / sqlite_file.BACKUPS, now=now)
+    newest = migrations.head()
+    if sqlite_file.check(path, newest=newest, known=migrations.revisions()) != newest:
+        sqlite_file.backup(path, settings.home / sqlite_file.BACKUPS, now=now, migration=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return Database.open(f"sqlite:///{path}")
 
@@ -339,11 +364,12 @@ def serve(composition: Composition, doors: Doors) -> None:
         "url": platform.url, "pid": os.getpid(), "start_time": formats.start_time(os.getpid()),
         "boot_id": formats.boot_id(), "version": __version__, "home": str(settings.home), "public_url": public_url,
         "fingerprint": "" if certificate is None else certificate.fingerprint,
-        "warnings": [*composition.warnings, *(() if certificate is None else certificate.warnings)],
+        "warnings": [*composition.warnings, *doors.warnings],
     }  # fmt: skip
     described = settings.home / "platform.json"
 
     def ready() -> None:
+        remember_port(settings.home, doors.listening.port)
         formats.write_atomically(str(described), json.dumps(facts).encode())
         say(settings.ready_fd, {"ready": True, "url": platform.url})
         LOG.info("danlu %s serves %s at %s %s", __version__, settings.home, platform.url, public_url)
@@ -429,7 +455,7 @@ def main() -> int:
         prepare_home(settings)
         take_lock(settings.home)
         doors = listen(settings)
-        for warning in () if doors.certificate is None else doors.certificate.warnings:
+        for warning in doors.warnings:
             LOG.warning("%s", warning)
         composition = compose(settings)
     except DanluError as error:

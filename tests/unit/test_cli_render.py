@@ -15,7 +15,7 @@ from rich.console import Console
 from danlu.api import EventsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.commands import COMMANDS, build, overview
-from danlu.cli.get import BY_NAME, Wanted
+from danlu.cli.get import BY_NAME, Wanted, _table
 from danlu.cli.lines import LogLines, Prefixes, Screen
 from danlu.cli.main import _flags_after_command, main
 from danlu.cli.metrics import _form
@@ -115,6 +115,44 @@ WIDE_ROW = ["a-rather-long-name", "failed", "j06h1jq02qgrtt9q43e73hfanfj", "imag
 )
 def test_what_is_too_wide_is_taken_from_texts_then_from_names_then_from_the_right(most, line):
     assert output.table_lines(WIDE, [WIDE_ROW], with_head=False, most=most) == [line]
+
+
+FAILED = "exit code 1: ValueError: the shapes (32, 10) and (32, 12) do not match in the loss of train.py"
+EVENTS = [
+    ["3m", "job", "j06h1jq02qgrtt9q43e73hfanfj", "queued", "waits-for-gpu", "-"],
+    ["2m", "attempt", "j06h1jq02qgrtt9q43e73hfanfj-1", "ended", "command-failed", FAILED],
+]
+
+
+def test_a_message_stands_below_its_row_where_it_has_no_room_beside_it():
+    headers = ["AGE", "KIND", "OBJECT", "STATE", "REASON", "MESSAGE"]
+    lines = output.told_lines(headers, EVENTS, most=80)
+    assert lines == [
+        "AGE  KIND     OBJECT          STATE   REASON          MESSAGE",
+        "3m   job      j06h…e73hfanfj  queued  waits-for-gpu   -",
+        "2m   attempt  j06h…3hfanfj-1  ended   command-failed",
+        "    exit code 1: ValueError: the shapes (32, 10) and (32, 12) do not match in",
+        "    the loss of train.py",
+    ]
+    assert " ".join(" ".join(output.told_lines(headers, EVENTS, most=30)).split()).endswith(FAILED)
+    assert FAILED in output.told_lines(headers, EVENTS, most=200)[2]
+
+
+def test_from_where_a_call_came_has_room_beside_ids():
+    headers = ["AGE", "ACTOR", "DID", "TO", "OUTCOME", "FROM"]
+    row = ["3m", "administrator", "members.remove", "j06h1jq02qgrtt9q43e73hfanfj", "NotAllowed", "203.0.113.212"]
+    (line,) = output.table_lines(headers, [row], with_head=False, most=80)
+    assert line.endswith("  203.0.113.212")
+
+
+@pytest.mark.parametrize(("form", "whole"), [("table", False), ("wide", True)])
+def test_a_wide_table_may_run_over(monkeypatch, capsys, form, whole):
+    monkeypatch.setattr(output, "room", lambda indent=0: 60)
+    event = Event(seq=7, at=1, project="p", kind="job", object_id=WIDE_ROW[2], state="failed", message=FAILED)
+    _table(BY_NAME["events"], [event], form, with_head=False)
+    said = capsys.readouterr().out
+    assert " ".join(said.split()).endswith(FAILED) is not whole
+    assert any(WIDE_ROW[2] in line and FAILED in line for line in said.splitlines()) is whole
 
 
 CELLS = st.text(st.characters(categories=["L", "N", "P"]), max_size=60)

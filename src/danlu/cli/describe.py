@@ -10,6 +10,7 @@ from typing import Final
 from danlu.api import MetricsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
+from danlu.cli.get import MAX_MESSAGE
 from danlu.cli.options import Common, Names, Output, one
 from danlu.cli.session import connect
 from danlu.cli.terminal import STATE_STYLES, paint
@@ -158,7 +159,7 @@ def _attempts(attempts: list[Attempt], now: int) -> list[str]:
         said = "   ".join(filter(None, (resumed, error)))
         rows.append([str(attempt.number), state, ran, wording.where(attempt), attempt.start, peak, cpu, said])
     headers = ("", "", "", "NODE", "", "", "", "MESSAGE")
-    lines = out.table_lines(headers, rows, with_head=False, most=out.room(out.INDENT))
+    lines = out.told_lines(headers, rows, with_head=False, most=out.room(out.INDENT))
     left = len(attempts) - SHOWN_ATTEMPTS
     return ([f"({left} earlier ones)"] if left > 0 else []) + lines
 
@@ -203,13 +204,13 @@ def _events(events: list[Event], now: int) -> list[str]:
         for event in events
     ]
     headers = ("", "", "", "MESSAGE")
-    return out.table_lines(headers, rows, with_head=False, most=out.room(out.INDENT)) or ["none"]
+    return out.told_lines(headers, rows, with_head=False, most=out.room(out.INDENT)) or ["none"]
 
 
 def _said(event: Event) -> str:
     """Returns who asked and why, on one line; what a program wrote last stands above."""
     by = f"by {event.actor} " if event.actor else ""
-    return by + " ".join(wording.without_output(event.message).split())[:100]
+    return by + " ".join(wording.without_output(event.message).split())[:MAX_MESSAGE]
 
 
 def _next(job: Job, artifacts: list[Artifact], *, measured: bool) -> list[str]:

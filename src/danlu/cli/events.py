@@ -126,7 +126,7 @@ def _show(found: Iterable[Event], query: EventsQuery, form: Format, *, head: boo
         headers = (CALLS if calls else MOVES) + (WIDE[calls] if form == "wide" else ())
         rows = [(_call_row if calls else event_row)(event, now)[: len(headers)] for event in found]
         if rows:
-            out.table(headers, rows, with_head=head)
+            out.table(headers, rows, with_head=head, whole=form == "wide")
 
 
 def _call_row(event: Event, now: int) -> list[str]:

@@ -27,6 +27,8 @@ from danlu.domain.views import EnvironmentEntry, NodeUse
 from danlu.errors import InvalidRequest, NotFound
 
 WATCH_S: Final = 1.0
+MAX_MESSAGE: Final = 400
+"""So much of an event's message is shown in a table; -o json has all of it."""
 LISTS: Final = {"node": "nodes", "environment": "envs"}
 Row = list[str]
 
@@ -63,7 +65,7 @@ def get(
 ) -> int:
     """List jobs, nodes, envs or events, or show single ones.
 
-    On a terminal a table is cut to its width; all of it: danlu get jobs -o wide | less -S
+    On a terminal a table is cut to its width, unless it is a wide one: danlu get jobs -o wide | less -S
 
     Example: danlu get jobs --state running -o wide
     """
@@ -101,7 +103,9 @@ def show(client: Client, kind: Kind, wanted: Wanted, form: Format, messages: Mes
 def _table(kind: Kind, items: list[Any], form: Format, *, with_head: bool) -> None:
     now = time.time_ns()
     headers = kind.columns + (kind.wide if form == "wide" else ())
-    out.table(headers, [kind.row(item, now)[: len(headers)] for item in items], with_head=with_head)
+    out.table(
+        headers, [kind.row(item, now)[: len(headers)] for item in items], with_head=with_head, whole=form == "wide"
+    )
 
 
 def _watch(client: Client, kind: Kind, wanted: Wanted, form: Format) -> int:
@@ -243,7 +247,7 @@ def event_row(event: Event, now: int) -> Row:
         event.object_id,
         event.state,
         event.reason or "-",
-        " ".join(event.message.split())[:100] or "-",
+        " ".join(event.message.split())[:MAX_MESSAGE] or "-",
         event.actor or "-",
         str(event.seq),
     ]

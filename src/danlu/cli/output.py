@@ -22,11 +22,16 @@ INDENT: Final = 14
 """Columns before what ``labelled`` writes."""
 COLOURED: Final = ("STATE",)
 TEXTS: Final = frozenset({"ASKS", "BY", "COMMAND", "DESCRIPTION", "GPU", "GPUS", "HOW", "MEANING", "MESSAGE"})
-NAMES: Final = frozenset({"ENV", "JOB", "NAME", "NODE", "PATH", "WAITING"})
-SHORTENED: Final = ((TEXTS, 24), (NAMES, 10), (TEXTS, 12))
+NAMES: Final = frozenset({"ACTOR", "ENV", "JOB", "NAME", "NODE", "PATH", "WAITING"})
+IDS: Final = frozenset({"OBJECT", "TO"})
+"""Of these the middle is taken away: ids of one hour begin alike, and an attempt's ends with its number."""
+SHORTENED: Final = ((TEXTS, 24), (IDS, 14), (NAMES, 10), (TEXTS, 12))
 """Which columns are shortened where a table is too wide, and down to what, one step after the other. Numbers, states, codes
-and ids are of no use in part.
+and ids that are to be copied are of no use in part.
 """
+MESSAGE: Final = "MESSAGE"
+BELOW: Final = "    "
+"""Before a message that stands below its row."""
 LEAST_EXPLAINED: Final = 24
 
 
@@ -69,10 +74,13 @@ def room(indent: int = 0) -> int | None:
     return max(1, width() - indent) if is_terminal(sys.stdout) else None
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, with_head: bool = True) -> None:
-    """Writes a table, ``-`` for nothing; on a terminal it is no wider than that."""
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], *, with_head: bool = True, whole: bool = False
+) -> None:
+    """Writes a table, ``-`` for nothing; on a terminal it is no wider than that, unless the ``whole`` of it is wanted."""
     cells = [[_cell(cell) for cell in row] for row in rows]
-    for line in table_lines(headers, cells, with_head=with_head, most=room()):
+    lines = told_lines if headers[-1] == MESSAGE else table_lines
+    for line in lines(headers, cells, with_head=with_head, most=None if whole else room()):
         write(line)
 
 
@@ -105,6 +113,37 @@ def table_lines(
     return [_line(row, widths, gap, headers) for row in cells]
 
 
+def told_lines(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, with_head: bool = True, most: int | None = None
+) -> list[str]:
+    """Returns a table's lines, the last column a message: all of it, below its row where it has no room beside it."""
+    cells = [headers, *rows] if with_head else rows
+    widths = [max((columns(row[at]) for row in cells), default=0) for at in range(len(headers))]
+    if most is None or _total(widths, GAP) <= most:
+        return table_lines(headers, rows, with_head=with_head, most=most)
+    *before, longest = widths
+    before = _shortened(headers, before, most - longest - len(NARROW_GAP), ((IDS, 14),))
+    if _total(before, NARROW_GAP) > most:
+        before = _fitted(headers[:-1], before, most)
+    left = most - _total(before, NARROW_GAP) - len(NARROW_GAP)
+    lines = []
+    for row in cells:
+        if len(before) == len(row) - 1 and columns(row[-1]) <= left:
+            lines.append(_line(row, [*before, left], NARROW_GAP, headers))
+        else:
+            lines.append(_line(row[:-1], before, NARROW_GAP, headers))
+            lines += [BELOW + line for line in wrapped(row[-1], most - len(BELOW))]
+    return lines
+
+
+def cut_middle(text: str, most: int) -> str:
+    """Returns a text of at most so many columns; where its middle was taken away, a mark stands for it."""
+    if columns(text) <= most or not text.isascii():
+        return cut(text, most)
+    head = (most - len(CUT)) // 3
+    return text[:head] + CUT + text[len(text) - (most - len(CUT) - head) :]
+
+
 def cut(text: str, most: int | None) -> str:
     """Returns a text of at most so many columns, all of it for None; where something was taken away, it ends with a mark."""
     if most is None or columns(text) <= most:
@@ -132,11 +171,16 @@ def _fitted(headers: Sequence[str], widths: Sequence[int], most: int) -> list[in
     return [min(widths[0], max(1, most - len(NARROW_GAP) - columns(CUT)))]
 
 
-def _shortened(headers: Sequence[str], widths: Sequence[int], space: int) -> list[int]:
+def _shortened(
+    headers: Sequence[str],
+    widths: Sequence[int],
+    space: int,
+    steps: Iterable[tuple[frozenset[str], int]] = SHORTENED,
+) -> list[int]:
     """Returns widths that need no more than ``space``, or as little as can be: each time the widest gives one column."""
     found = list(widths)
     over = _total(found, NARROW_GAP) - space
-    for names, narrowest in SHORTENED:
+    for names, narrowest in steps:
         able = [at for at in range(len(found)) if headers[at] in names]
         while over > 0 and able and found[widest := max(able, key=found.__getitem__)] > narrowest:
             found[widest] -= 1
@@ -156,7 +200,7 @@ def columns(text: str) -> int:
 def _line(cells: Sequence[str], widths: Sequence[int], gap: str, headers: Sequence[str]) -> str:
     parts = []
     for at, wide in enumerate(widths):
-        cell = cut(cells[at], wide)
+        cell = (cut_middle if headers[at] in IDS else cut)(cells[at], wide)
         padding = " " * (wide - columns(cell)) if at < len(cells) - 1 else ""
         style = STATE_STYLES.get(cells[at]) if headers[at] in COLOURED else None
         parts.append(paint(cell, style, sys.stdout) + padding)

@@ -63,7 +63,34 @@ def test_a_token_is_a_way_to_log_in_too_and_a_project_may_be_meant(server: Serve
     ada.danlu("login", server.url, stdin=secret, code=2)
     assert "--key-id" in ada.said
     ada.danlu("login", code=2)
-    ada.danlu("login", "company", "--token", stdin=secret, code=3)
+    ada.danlu("login", "company", "--token", stdin=secret, code=2)
+    ada.danlu("whoami", "--url", "company", code=2)
+
+
+def test_a_project_that_is_named_is_one_in_which_one_may_act(server: Server, admin: Person, ada: Person) -> None:
+    made = admin.json("user", "create", "ada")
+    for name in ("vision", "speech", "sound"):
+        admin.danlu("project", "create", name)
+    for name in ("vision", "speech"):
+        admin.danlu("member", "add", "ada", "--project", name)
+    login = ("login", server.url, "--key-id", made["key"]["id"], "--profile", "work")
+    ada.danlu(*login, "--project", "vison", stdin=made["secret"], code=1)
+    assert "did you mean vision?" in ada.said
+    assert "danlu project ls" in ada.said
+    assert not ada.profiles.exists()
+    ada.danlu(*login, "--project", "sound", stdin=made["secret"], code=1)
+    ada.danlu(*login, "--project", "speech", stdin=made["secret"])
+    ada.danlu("whoami", "--project", "vision")
+    ada.danlu("whoami", "--project", "vison", code=1)
+    assert "did you mean vision?" in ada.said
+    admin.danlu("whoami", "--project", "sound")
+    admin.danlu("whoami", "--project", "silence", code=1)
+    ada.danlu(*login, stdin=made["secret"])
+    assert "project speech, as before" in ada.said
+    assert 'project = "speech"' in ada.profiles.read_text()
+    admin.danlu("member", "rm", "ada", "--project", "speech")
+    ada.danlu(*login, stdin=made["secret"])
+    assert "project =" not in ada.profiles.read_text()
 
 
 def test_a_program_finds_the_same_platform(

@@ -12,10 +12,11 @@ from cyclopts import Parameter
 from danlu.api import Identity
 from danlu.cli import output as out
 from danlu.cli.options import Common, Flag, Output
-from danlu.cli.terminal import Messages
+from danlu.cli.terminal import Messages, agreed
 from danlu.client import certificates, profiles
 from danlu.client.connection import Connection, is_loopback, require_url
 from danlu.client.credentials import Credentials, sendable
+from danlu.client.membership import projects_of, require_membership
 from danlu.client.profiles import Profile
 from danlu.client.transport import Client
 from danlu.errors import InvalidRequest, NotAuthenticated, NotTrusted
@@ -53,6 +54,10 @@ def login(
     project = profiles.require_project(common.project) if common.project else ""
     with Client(Connection(address, credentials, fingerprint=pinned), notice=messages.say) as client:
         who = _whoami(client)
+        if project:
+            require_membership(client, who.name, project)
+        else:
+            project = _as_before(client, common.profile, address, profiles.read(file))
     made = Profile(address, credentials.secret, credentials.key_id, project, pinned)
     # the name is found anew: another login may have taken it meanwhile
     name = profiles.change(file, lambda now: now.with_one(_name(common.profile, address, now), made)).current
@@ -64,6 +69,8 @@ def login(
     mine = ", ".join(f"{one.project} ({one.role})" for one in who.projects)
     none = "all projects" if who.administrator else "no project yet: an administrator adds you with danlu member add"
     messages.say(f"projects: {mine}" if mine else none)
+    if project and not common.project:
+        messages.say(f"commands mean project {project}, as before; another: danlu login {address} --project NAME")
     messages.say("back to the platform of this machine: danlu profile use local")
     for variable in ("DANLU_URL", profiles.PROFILE_VARIABLE, "DANLU_HOME"):
         if os.environ.get(variable):
@@ -86,6 +93,14 @@ def _name(given: str | None, address: str, known: profiles.Profiles) -> str:
     return name
 
 
+def _as_before(client: Client, given: str | None, address: str, known: profiles.Profiles) -> str:
+    """Returns the project of the profile that is replaced, where it is of this platform and who logs in may act there."""
+    old = known.by_name.get(_name(given, address, known))
+    if old is None or old.url != address or old.project not in projects_of(client):
+        return ""
+    return old.project
+
+
 def _pinned(address: str, given: str | None, messages: Messages) -> str:
     """Returns the fingerprint of the only certificate that is to be accepted; "" where authorities decide."""
     if not address.startswith("https:"):
@@ -104,8 +119,7 @@ def _pinned(address: str, given: str | None, messages: Messages) -> str:
         raise NotTrusted(f"no authority vouches for the certificate of {address}: {shown}", next_step=step)
     messages.say(f"no authority vouches for the certificate of {address}. Its fingerprint is\n  {shown}")
     messages.say("danlu up has printed the right one there.")
-    print("  is it the same? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not agreed("is it the same?"):
         raise NotTrusted(f"the certificate of {address} was not accepted; nothing was sent there", next_step=step)
     return shown
 

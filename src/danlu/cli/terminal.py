@@ -56,6 +56,12 @@ def width() -> int:
     return max(20, shutil.get_terminal_size((100, 24)).columns)
 
 
+def agreed(question: str) -> bool:
+    """Asks on the terminal, and says whether the answer is yes; Enter is no."""
+    print(f"  {question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 class Messages:
     """What danlu itself says, on stderr: lines that stay, and at the bottom of a terminal one line that changes."""
 

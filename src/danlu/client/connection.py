@@ -133,9 +133,9 @@ def find(
     own address.
 
     Raises:
-        InvalidRequest: both are given, or there is no such profile.
+        InvalidRequest: both are given, there is no such profile, or the address is not one.
         NotAuthenticated: there is no key for that address, or others may read it.
-        PlatformError: the address is not one, or a file cannot be read.
+        PlatformError: a file cannot be read.
     """
     if url and profile:
         raise InvalidRequest(f"--url {url} and --profile {profile} may be two platforms", next_step="name one of them")
@@ -200,14 +200,14 @@ def require(
 
 
 def require_url(text: str) -> str:
-    """Returns an http or https address without a slash at its end, or raises PlatformError."""
+    """Returns an http or https address without a slash at its end, or raises InvalidRequest."""
     try:
         parts = urlsplit(text)
         port_ok = parts.port is None or 0 < parts.port < 65536
     except ValueError:
         parts, port_ok = urlsplit(""), False
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok or parts.query or parts.fragment:
-        raise PlatformError(
+        raise InvalidRequest(
             f"{text!r} is not the address of a platform", next_step="write for example http://127.0.0.1:7070"
         )
     return text.rstrip("/")

@@ -136,8 +136,9 @@ def test_a_removed_secret_fails_a_job_that_waits(server: Server) -> None:
     script = 'test -e "$DANLU_CHECKPOINT_DIR/go" && exit 1; touch "$DANLU_CHECKPOINT_DIR/up"; sleep 600'
     job: Job = server.submit("/bin/sh", "-c", script, name="waits", secrets=["TOKEN"])
     until(lambda: any(e["event"] == "started" for e in server.events(f"{job.id}-1")), TIMEOUT_S, "it starts")
-    said = danlu(server, "secret", "rm", "TOKEN").stderr
-    assert "it is needed by waits" in said
+    told = danlu(server, "secret", "rm", "TOKEN", "-o", "name")
+    assert told.stdout == "secret/TOKEN\n"
+    assert "it is needed by waits" in told.stderr
     runner = next(e["pid"] for e in server.events(f"{job.id}-1") if e["event"] == "runner")
     os.kill(runner, 9)  # it is repeated, and begins anew
     ended = server.wait(job.id)

@@ -84,6 +84,11 @@ def test_keys_and_tokens_are_made_and_revoked(admin: Person, ada: Person) -> Non
     other.danlu("whoami", code=1)
     ada.danlu("key", "rm", made["key"]["id"], code=1)
     ada.danlu("key", "create", "--valid-for", "soon", code=2)
+    assert "--valid-for: " in ada.said
+    assert "valid_for" not in ada.said
+    ada.danlu("key", "rotate", "--overlap", "0", code=2)
+    assert "--overlap: " in ada.said
+    assert "danlu key rm" in ada.said
     secret = ada.danlu("token", "create", "mlflow").strip()
     shower = Person(ada.folder, {"DANLU_URL": ada.variables["DANLU_URL"], "DANLU_TOKEN": secret})
     assert shower.json("whoami")["name"] == "ada"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated, Any, TypeVar
 
@@ -13,22 +14,23 @@ from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import Kind
 from danlu.cli.nouns import list_all, take_away
-from danlu.cli.options import Common, Limit, Output
+from danlu.cli.options import Common, Limit, Output, Yes
 from danlu.cli.output import Format
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
 from danlu.client import rotating
 from danlu.client.lists import listed
+from danlu.client.transport import Client
 from danlu.domain.keys import AccessKey
 from danlu.domain.validation import invalid_spec
-from danlu.errors import InvalidRequest
+from danlu.errors import InvalidRequest, InvalidSpec
 
 Model = TypeVar("Model", bound=BaseModel)
 app = App(name="key", help="Access keys: an id, and a secret that signs.", help_format="plaintext")
 
 
-def request(model: type[Model], fields: dict[str, Any]) -> Model:
-    """Returns a request of the fields that were given.
+def request(model: type[Model], fields: dict[str, Any], **flags: str) -> Model:
+    """Returns a request of the fields that were given; ``flags``: by which flag a field is given, where not by its own name.
 
     Raises:
         InvalidSpec: a value cannot be so.
@@ -36,7 +38,12 @@ def request(model: type[Model], fields: dict[str, Any]) -> Model:
     try:
         return model.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise invalid_spec(error, model) from error
+        told = invalid_spec(error, model)
+        for name in fields:
+            flag = flags.get(name, name).replace("_", "-")
+            told.message = re.sub(rf"(^|; ){name}:", rf"\1--{flag}:", told.message)
+        told.args = (told.message,)
+        raise told from error
 
 
 def no_names(form: Format, also: str = "") -> None:
@@ -128,6 +135,7 @@ def rm(
     key: Annotated[str, Parameter(help="its id: danlu key ls")],
     /,
     *,
+    yes: Yes = False,
     output: Output = "table",
     common: Common | None = None,
 ) -> int:
@@ -137,7 +145,16 @@ def rm(
 
     Example: danlu key rm k1f2e3d4c5b6a7f8e9d0c1b2a3f
     """
-    return take_away("keys.revoke", {"key": key}, f"key/{key}", output, common)
+
+    def lost(client: Client) -> str:
+        if client.call("access.whoami").by != key:
+            return ""
+        return (
+            f"{key} is the key by which you call: at once nothing more is accepted from here.\n"
+            "to go on with a new one instead: danlu key rotate"
+        )
+
+    return take_away("keys.revoke", {"key": key}, f"key/{key}", output, common, lost=lost, yes=yes)
 
 
 @app.command(name="rotate")
@@ -156,7 +173,11 @@ def rotate(
     Example: danlu key rotate --overlap 7d
     """
     no_names(output)
-    after = request(KeyExpiry, {"after": overlap})
+    try:
+        after = request(KeyExpiry, {"after": overlap}, after="overlap")
+    except InvalidSpec as error:
+        error.next_step = f"{error.next_step}   without any overlap: rotate, then danlu key rm OLD".strip()
+        raise
     messages = Messages(quiet=output in ("json", "yaml"))
     with connect(common, messages) as client:
         whose, old, url = client.call("access.whoami").name, client.connection.credentials.key_id, client.url

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ Output = Annotated[
     Format,
     Parameter(name=("--output", "-o"), help="table, wide, json, yaml or name", show_choices=False, show_default=False),
 ]
+Yes = Annotated[bool, Parameter(name=("--yes", "-y"), help="do not ask; without a terminal nobody is asked"), Flag]
 Limit = Annotated[int, Parameter(help="at most so many, the newest; 0 for all", validator=validators.Number(gte=0))]
 
 
@@ -40,6 +42,12 @@ class Common:
     url: Annotated[str | None, Parameter(help="the platform's address, instead of DANLU_URL or the one here")] = None
     profile: Annotated[str | None, Parameter(help="a platform that you logged in to; local: the one here")] = None
     project: Annotated[str | None, Parameter(help="the project, instead of DANLU_PROJECT or default")] = None
+
+
+def again(common: Common | None) -> str:
+    """Returns the flags by which another command means the same platform and project, each after a space."""
+    given = {"url": common.url, "profile": common.profile, "project": common.project} if common else {}
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in given.items() if value)
 
 
 @Parameter(name="*", group=DISTRIBUTED)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from danlu.api import Paging
 from danlu.cli import output as out
 from danlu.cli import wording
+from danlu.cli.nouns import take_away
 from danlu.cli.options import Common, Output
 from danlu.cli.session import connect, connect_or_start
 from danlu.cli.terminal import Messages
@@ -84,14 +85,12 @@ def set_one(
 
 
 @app.command(name="rm", usage="Usage: danlu secret rm NAME [FLAGS]")
-def rm(name: Name, /, *, common: Common | None = None) -> int:
+def rm(name: Name, /, *, output: Output = "table", common: Common | None = None) -> int:
     """Remove a secret. What runs keeps it; jobs that start later and need it fail.
 
     Example: danlu secret rm HF_TOKEN
     """
-    with connect(common) as client:
-        Messages().say(client.call("secrets.remove", {"secret": name}).message)
-    return 0
+    return take_away("secrets.remove", {"secret": name}, f"secret/{name}", output, common)
 
 
 def _value(name: str, file: Path | None) -> str:

@@ -62,6 +62,18 @@ def agreed(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def confirmed(what: str, *, yes: bool) -> bool:
+    """Says whether to do what cannot be taken back: asked on a terminal, unless ``yes``; without one nobody is asked."""
+    if yes or not sys.stdin.isatty():
+        return True
+    for line in what.splitlines():
+        print(f"  {line}", file=sys.stderr)
+    done = agreed("go on?")
+    if not done:
+        print("  nothing was changed; without this question: --yes", file=sys.stderr)
+    return done
+
+
 class Messages:
     """What danlu itself says, on stderr: lines that stay, and at the bottom of a terminal one line that changes."""
 

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Final
 from cyclopts import App, Parameter
 
 from danlu.api import KeyRequest, OwnerQuery, Paging, UserChange, UserRequest
+from danlu.cli import exits, wording
 from danlu.cli import output as out
-from danlu.cli import wording
 from danlu.cli.get import Kind
 from danlu.cli.keys import no_names, tell_secret
 from danlu.cli.nouns import list_all
-from danlu.cli.options import Common, Flag, Limit, Output
+from danlu.cli.options import Common, Flag, Limit, Output, Yes
 from danlu.cli.session import connect
-from danlu.cli.terminal import Messages
+from danlu.cli.terminal import Messages, confirmed
 from danlu.client.lists import listed
 from danlu.domain.users import User
 from danlu.errors import InvalidRequest
@@ -111,13 +111,16 @@ def change(
 
 
 @app.command(name="rm")
-def rm(name: Name, /, *, output: Output = "table", common: Common | None = None) -> int:
-    """Take everything from a user, at once: keys, tokens, memberships. Jobs go on; the name stays taken.
+def rm(name: Name, /, *, yes: Yes = False, output: Output = "table", common: Common | None = None) -> int:
+    """Take everything from a user, at once and for ever: keys, tokens, memberships. Jobs go on; the name stays taken.
 
     Example: danlu user rm ada
     """
     messages = Messages(quiet=output in ("json", "yaml"))
     with connect(common, messages) as client:
+        lost = f"{name} loses all keys, tokens and memberships at once. It is final: the name is never free again."
+        if not confirmed(lost, yes=yes):
+            return exits.FAILED
         user = client.call("users.remove", {"user": name})
     out.made(user, f"user/{user.name}", output)
     messages.say(f"nothing of {user.name} is accepted any more; its jobs and data are the projects', and stay")

@@ -45,13 +45,18 @@ def test_a_user_works_in_the_project_that_it_is_a_member_of(admin: Person, ada: 
     assert ada.json("whoami")["projects"] == [{"project": "vision", "role": "viewer"}]
     ada.danlu("get", "jobs", "--project", "speech", code=1)
     ada.danlu("member", "add", "ada", "--role", "admin", code=1)
-    assert "viewer" in ada.said
+    assert "ada is viewer in project vision; this is for admin or administrator" in ada.said
+    assert "danlu member ls --project vision" in ada.said
     ada.danlu("user", "ls", code=1)
+    assert "ask an administrator of the platform" in ada.said
+    ada.danlu("get", "projects", code=2)
+    assert "danlu project ls" in ada.said
     admin.danlu("member", "rm", "ada", "--project", "vision")
     ada.danlu("get", "jobs", "--project", "vision", code=1)
     assert admin.danlu("member", "ls", "-o", "name", "--project", "vision") == ""
     admin.danlu("user", "rm", "ada")
     ada.danlu("whoami", code=1)
+    assert f"access key {ada.variables['DANLU_ACCESS_KEY_ID']} of DANLU_ACCESS_KEY_ID" in ada.said
     assert "ada" in admin.danlu("user", "ls")
 
 

@@ -120,9 +120,13 @@ def test_a_problem_is_the_same_error_again(wire, client):
     assert len(wire.asked) == 1
 
 
-def test_a_refused_key_names_the_address(wire, client):
+def test_a_refused_key_is_named_with_the_address(wire):
     wire.answer = in_turn((401, problem(NotAuthenticated())))
-    with pytest.raises(NotAuthenticated, match=f"401 from {wire.url}"):
+    by = f"access key {KEY.key_id} of profile work"
+    with (
+        Client(Connection(wire.url, KEY, profile="work")) as client,
+        pytest.raises(NotAuthenticated, match=f"401 from {wire.url}.* {by}"),
+    ):
         client.call("jobs.get", {"job": "a"})
 
 
@@ -339,18 +343,18 @@ def test_the_platform_is_found_in_order(tmp_path):
     here = {"DANLU_HOME": str(home)}
     assert connection.find(None, here) == Connection("http://127.0.0.1:7071", KEY, home)
     named = {**here, "DANLU_URL": "http://h:1/", "DANLU_TOKEN": "t"}
-    assert connection.find(None, named) == Connection("http://h:1", Credentials("t"))
+    assert connection.find(None, named) == Connection("http://h:1", Credentials("t"), variable="DANLU_TOKEN")
     assert connection.find("http://127.0.0.1:7071", named) == Connection("http://127.0.0.1:7071", KEY, home)
     with pytest.raises(NotAuthenticated):  # the key of one platform is never sent to another
         connection.find("http://evil:1", named)
-    with pytest.raises(PlatformError, match="address"):
+    with pytest.raises(InvalidRequest, match="address"):
         connection.find("h:1", named)
 
 
 def test_a_token_is_read_from_its_file(tmp_path):
     (tmp_path / "token").write_text("t\n")
     environ = {"DANLU_HOME": str(tmp_path), "DANLU_URL": "http://h", "DANLU_TOKEN_FILE": str(tmp_path / "token")}
-    assert connection.find(None, environ) == Connection("http://h", Credentials("t"))
+    assert connection.find(None, environ) == Connection("http://h", Credentials("t"), variable="DANLU_TOKEN_FILE")
     (tmp_path / "token").write_text("a\nb")
     with pytest.raises(NotAuthenticated, match="one printable word"):
         connection.find(None, environ)

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from danlu.api import EventsQuery, JobsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
+from danlu.cli.commands import NESTED
 from danlu.cli.options import Common, Flag, Output
 from danlu.cli.output import Format
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
@@ -144,6 +145,9 @@ def _kind(word: str, names: tuple[str, ...]) -> tuple[Kind, tuple[str, ...]]:
         if head in (kind.name, *kind.also):
             return kind, tuple(n.removeprefix(f"{head}/") for n in names)
     every = [kind.name for kind in KINDS]
+    noun = next((noun for noun in sorted(NESTED - {"env", "artifacts"}) if head in (noun, f"{noun}s")), None)
+    if noun:
+        raise InvalidRequest(f'"{head}" are listed by a command of their own', next_step=f"danlu {noun} ls")
     hint = suggestion(head, [*every, *(also for kind in KINDS for also in kind.also)])
     raise InvalidRequest(f'there is no list of "{head}"', next_step=f"{hint}   there are: {', '.join(every)}".strip())
 

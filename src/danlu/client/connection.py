@@ -11,7 +11,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from danlu.client import certificates, profiles
-from danlu.client.credentials import Credentials, bootstrap, given
+from danlu.client.credentials import (
+    KEY_ID_VARIABLE,
+    TOKEN_FILE_VARIABLE,
+    TOKEN_VARIABLE,
+    Credentials,
+    bootstrap,
+    given,
+)
 from danlu.config import default_home
 from danlu.errors import InvalidRequest, NotAuthenticated, PlatformError
 from danlu.runner.formats import boot_id, start_time
@@ -30,6 +37,7 @@ class Connection:
         fingerprint: of the only certificate that is accepted; empty: any that an authority vouches for.
         profile: the profile by which it was found, if by one.
         project: the profile's; may be empty.
+        variable: of the environment, that named the key or token, if one did.
     """
 
     url: str
@@ -38,6 +46,14 @@ class Connection:
     fingerprint: str = ""
     profile: str = ""
     project: str = ""
+    variable: str = ""
+
+    @property
+    def by(self) -> str:
+        """By what it calls, in words: which key or token, and where that was found."""
+        what = f"access key {self.credentials.key_id}" if self.credentials.key_id else "a token"
+        where = f"profile {self.profile}" if self.profile else self.variable
+        return f"{what} of {where}" if where else what
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +174,11 @@ def _at(address: str, home: Path, environ: Mapping[str, str]) -> Connection:
     own = environ.get("DANLU_URL")
     if (credentials := given(environ)) is not None and (not own or require_url(own) == address):
         pinned = environ.get(certificates.FINGERPRINT_VARIABLE, "")
-        return Connection(address, credentials, fingerprint=certificates.parsed(pinned) if pinned else "")
+        token = TOKEN_VARIABLE if environ.get(TOKEN_VARIABLE, "").strip() else TOKEN_FILE_VARIABLE
+        return Connection(
+            address, credentials, fingerprint=certificates.parsed(pinned) if pinned else "",
+            variable=KEY_ID_VARIABLE if credentials.key_id else token,
+        )  # fmt: skip
     server = running(home)
     if server is not None and server.url == address and (here := local(home)) is not None:
         return here

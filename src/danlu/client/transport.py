@@ -6,7 +6,6 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
@@ -138,7 +137,7 @@ class Client:
             answer = http.request(
                 request.method, url + request.target, content=request.content, headers=request.headers
             )
-            _check(answer, url, self.connection.home)
+            _check(answer, url, self.connection)
             return parse(request.operation, answer.content, url)
 
         return self._patiently(send, repeatable=request.repeatable, once_sent_s=once_sent_s)
@@ -163,7 +162,7 @@ class Client:
                     headers={"Accept": "text/event-stream", "Accept-Encoding": "identity"},
                     timeout=_timeout(STREAM_SILENCE_S),
                 ) as answer:
-                    _check(answer, url, self.connection.home)
+                    _check(answer, url, self.connection)
                     waiting.answered()  # it is there again, even if it has nothing to say for long
                     for event in httpx2.EventSource(answer, max_event_size=MAX_EVENT_BYTES):
                         waiting.over()
@@ -221,7 +220,7 @@ class Client:
             target.truncate()
             url, http = self._reach()
             with http.stream("GET", url + request.target) as answer:
-                _check(answer, url, self.connection.home)
+                _check(answer, url, self.connection)
                 for chunk in answer.iter_bytes(CHUNK_BYTES):
                     target.write(chunk)
                     if progress is not None:
@@ -410,7 +409,7 @@ def _sender(connection: Connection, project: str | None) -> httpx2.Client:
     )
 
 
-def _check(answer: httpx2.Response, url: str, home: Path | None) -> None:
+def _check(answer: httpx2.Response, url: str, connection: Connection) -> None:
     if answer.is_success:
         return
     answer.read()
@@ -419,11 +418,15 @@ def _check(answer: httpx2.Response, url: str, home: Path | None) -> None:
             f"{url} redirects to {answer.headers.get('location', '?')[:200]}", next_step="use that address"
         )
     error = failure(answer.status_code, answer.content, url, version=answer.headers.get(VERSION_HEADER, ""))
-    if home is not None and isinstance(error, NotAuthenticated):
-        error.next_step = (
-            f"it does not accept the key in {home / KEY_FILE}; its log says why\n"
-            f"for a new one: danlu down, then rm {home / KEY_FILE}, then danlu up"
-        )
+    if isinstance(error, NotAuthenticated):
+        error.message = f"{error.message} It was called by {connection.by}"
+        if connection.home is not None:
+            file = connection.home / KEY_FILE
+            error.next_step = (
+                f"it does not accept the key in {file}; its log says why\n"
+                f"for a new one: danlu down, then rm {file}, then danlu up"
+            )
+        error.args = (error.message,)
     compare_clocks(error, time.time_ns())
     compare_hosts(error, answer.request.headers["host"] if "signature" in answer.request.headers else "")
     raise error

@@ -206,7 +206,7 @@ def permitted(call: Call, permission: Permission) -> None:
     standing = _of_the_platform(call.actor) if call.project == PLATFORM else call.actor.standing(call.project)
     if standing is None:
         raise no_project(call.project)
-    authorize(call.actor, standing, permission)
+    authorize(call.actor, standing, permission, call.project)
 
 
 def no_project(name: str) -> NotFound:
@@ -231,10 +231,20 @@ def _of_the_platform(actor: Actor) -> Standing:
     return Standing.ADMINISTRATOR if actor.sees_all else Standing.USER
 
 
-def authorize(actor: Actor, standing: Standing, permission: Permission) -> None:
-    """Raises NotAllowed unless a standing has the permission. What no rule allows is refused."""
-    if standing not in GRANTS.get(permission, frozenset()):
-        raise NotAllowed(f"{actor.name} is {standing} here; this is for {' or '.join(sorted(GRANTS[permission]))}")
+def authorize(actor: Actor, standing: Standing, permission: Permission, project: str) -> None:
+    """Raises NotAllowed unless a standing in a project has the permission. What no rule allows is refused."""
+    if standing in GRANTS.get(permission, frozenset()):
+        return
+    needed = " or ".join(sorted(GRANTS[permission]))
+    if project == PLATFORM:
+        raise NotAllowed(
+            f"{actor.name} is {standing} of the platform; this is for {needed}",
+            next_step="ask an administrator of the platform",
+        )
+    raise NotAllowed(
+        f"{actor.name} is {standing} in project {project}; this is for {needed}",
+        next_step=f"ask one of them: danlu member ls --project {project}",
+    )
 
 
 def whoami(call: Call) -> Identity:

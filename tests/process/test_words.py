@@ -204,3 +204,9 @@ def test_doctor_sees_the_server_and_a_key_that_others_can_read(words: Words) -> 
 def test_what_was_probably_meant(line: str, said: str, code: int, words: Words) -> None:
     assert words.run(*line.split(), expect=code) == ""
     assert said in words.said
+
+
+def test_a_wide_table_runs_over_a_narrow_terminal(words: Words) -> None:
+    narrow = words.on_a_terminal("get", "jobs", COLUMNS="60")
+    assert all(len(line) <= 60 + len(ESCAPE) * 8 for line in narrow.splitlines())
+    assert "COMMAND" in words.on_a_terminal("get", "jobs", "-o", "wide", COLUMNS="60")

@@ -15,7 +15,7 @@ from rich.console import Console
 from danlu.api import EventsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.commands import COMMANDS, build, overview
-from danlu.cli.get import BY_NAME, Wanted, _table
+from danlu.cli.get import BY_NAME, Wanted
 from danlu.cli.lines import LogLines, Prefixes, Screen
 from danlu.cli.main import _flags_after_command, main
 from danlu.cli.metrics import _form
@@ -143,16 +143,6 @@ def test_from_where_a_call_came_has_room_beside_ids():
     row = ["3m", "administrator", "members.remove", "j06h1jq02qgrtt9q43e73hfanfj", "NotAllowed", "203.0.113.212"]
     (line,) = output.table_lines(headers, [row], with_head=False, most=80)
     assert line.endswith("  203.0.113.212")
-
-
-@pytest.mark.parametrize(("form", "whole"), [("table", False), ("wide", True)])
-def test_a_wide_table_may_run_over(monkeypatch, capsys, form, whole):
-    monkeypatch.setattr(output, "room", lambda indent=0: 60)
-    event = Event(seq=7, at=1, project="p", kind="job", object_id=WIDE_ROW[2], state="failed", message=FAILED)
-    _table(BY_NAME["events"], [event], form, with_head=False)
-    said = capsys.readouterr().out
-    assert " ".join(said.split()).endswith(FAILED) is not whole
-    assert any(WIDE_ROW[2] in line and FAILED in line for line in said.splitlines()) is whole
 
 
 CELLS = st.text(st.characters(categories=["L", "N", "P"]), max_size=60)

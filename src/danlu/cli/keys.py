@@ -154,7 +154,7 @@ def rm(
             "to go on with a new one instead: danlu key rotate"
         )
 
-    return take_away("keys.revoke", {"key": key}, f"key/{key}", output, common, lost=lost, yes=yes)
+    return take_away("keys.revoke", {"key": key}, f"key/{key}", output, common, None if yes else lost)
 
 
 @app.command(name="rotate")

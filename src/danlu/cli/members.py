@@ -64,7 +64,7 @@ def add(
     with connect(common, messages) as client:
         if role is None:
             _keep_role(client, user, common)
-        elif role != "admin" and not willing(client, lambda asked: _lost(asked, user), yes=yes):
+        elif role != "admin" and not willing(client, None if yes else lambda asked: _lost(asked, user)):
             return exits.FAILED
         member = client.call("members.set", {"user": user}, body=MemberRequest(role=Role(role or Role.DEVELOPER)))
     out.made(member, f"member/{member.name}", output)
@@ -115,4 +115,4 @@ def rm(
     Example: danlu member rm ada --project vision
     """
     path, name = {"user": user}, f"member/{user}"
-    return take_away("members.remove", path, name, output, common, lost=lambda asked: _lost(asked, user), yes=yes)
+    return take_away("members.remove", path, name, output, common, None if yes else lambda asked: _lost(asked, user))

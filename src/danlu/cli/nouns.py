@@ -28,17 +28,15 @@ def take_away(
     name: str,
     form: Format,
     common: Common | None,
-    *,
     lost: Callable[[Client], str] | None = None,
-    yes: bool = False,
 ) -> int:
     """Does what ends or removes one thing, whose ``name`` is as ``-o name`` prints it, and says what became of it.
 
-    ``lost`` says what the caller loses by it, "" for nothing: a person at a terminal is asked first, unless ``yes``.
+    ``lost`` says what the caller loses by it, "" for nothing: a person at a terminal is asked first.
     """
     messages = Messages(quiet=form in ("json", "yaml"))
     with connect(common, messages) as client:
-        if not willing(client, lost, yes=yes):
+        if not willing(client, lost):
             return exits.FAILED
         gone = client.call(operation, path)
     out.made(gone, name, form)
@@ -46,9 +44,9 @@ def take_away(
     return 0
 
 
-def willing(client: Client, lost: Callable[[Client], str] | None, *, yes: bool) -> bool:
+def willing(client: Client, lost: Callable[[Client], str] | None) -> bool:
     """Says whether to go on; what would be lost is looked up only where somebody can be asked."""
-    if lost is None or yes or not sys.stdin.isatty():
+    if lost is None or not sys.stdin.isatty():
         return True
     what = lost(client)
-    return not what or confirmed(what, yes=yes)
+    return not what or confirmed(what, yes=False)

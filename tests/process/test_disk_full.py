@@ -91,7 +91,7 @@ def test_a_server_killed_on_a_full_disk_says_why_it_cannot_start_and_starts_with
     filler = fill(small)
     small.kill()
     said = small.start()
-    assert said.get("ready") or said["error"]["code"] == "StorageFull"
+    assert said.get("ready") or said["error"]["code"] == "StorageFull", str(said)
     if said.get("ready"):
         small.kill()
     filler.unlink()

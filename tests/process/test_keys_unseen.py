@@ -70,7 +70,7 @@ def test_a_job_finds_no_key(server: Server) -> None:
     assert len(wanted) > 2
     variables = {"WANTED": json.dumps(wanted), "FOLDERS": json.dumps([str(server.home), str(folder)])}
     job = server.submit("python", "-c", SEARCH, name="search", variables=variables)
-    assert server.wait(job.id).state is JobState.SUCCEEDED, server.lines(job.id, 1)
+    assert server.wait(job.id, 300).state is JobState.SUCCEEDED, server.lines(job.id, 1)
     with server.client() as client:
         (attempt,) = client.call("jobs.attempts", {"job": job.id}).items
     if Layer.CLOSED_DATA_FOLDER not in attempt.limits:

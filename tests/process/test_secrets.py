@@ -153,7 +153,7 @@ def test_a_lost_master_key_is_told_and_its_secrets_are_set_again(server: Server)
     server.end()
     (server.home / "keys" / "master").write_text("ab" * KEY_BYTES + "\n")
     said = server.start()
-    assert "1 secrets were sealed by another one" in said["error"]["detail"]
+    assert "1 secret was sealed by another one" in said["error"]["detail"]
     server.arguments = ("--new-master-key",)
     assert server.start().get("ready")
     with pytest.raises(InvalidSpec, match="TOKEN"):  # the name means nothing until it is set again

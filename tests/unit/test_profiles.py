@@ -85,7 +85,8 @@ def test_what_is_typed_comes_before_the_environment_and_that_before_what_is_stor
     assert connection.find(None, environ) == company
     assert connection.find(None, environ, profile="home") == home
     assert connection.find(None, {**environ, "DANLU_PROFILE": "home"}) == home
-    assert connection.find(None, {**environ, **keys}) == Connection("http://ci:1", Credentials("t"))
+    of_ci = Connection("http://ci:1", Credentials("t"), variable="DANLU_TOKEN")
+    assert connection.find(None, {**environ, **keys}) == of_ci
     assert connection.find(None, {**environ, **keys}, profile="home") == home
     assert connection.find("http://nas:7070/", {**environ, **keys}) == home
     assert connection.find(None, environ, profile="local") is None

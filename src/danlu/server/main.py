@@ -50,7 +50,7 @@ from danlu.domain.projects import DEFAULT_PROJECT, Project
 from danlu.environments import diagnosis as environments_diagnosis
 from danlu.environments.builder import Builder
 from danlu.environments.uv_command import Uv
-from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken
+from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken, storage_full_is_an_error
 from danlu.executors.local import diagnosis as machine_diagnosis
 from danlu.executors.local.engines import machine as engine_machine
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
@@ -369,7 +369,10 @@ def serve(composition: Composition, doors: Doors) -> None:
     described = settings.home / "platform.json"
 
     def ready() -> None:
-        remember_port(settings.home, doors.listening.port)
+        try:
+            remember_port(settings.home, doors.listening.port)
+        except OSError as error:  # a full disk, say: the next start may find another one
+            LOG.warning("the port is not remembered: %s", error)
         formats.write_atomically(str(described), json.dumps(facts).encode())
         say(settings.ready_fd, {"ready": True, "url": platform.url})
         LOG.info("danlu %s serves %s at %s %s", __version__, settings.home, platform.url, public_url)
@@ -457,7 +460,8 @@ def main() -> int:
         doors = listen(settings)
         for warning in doors.warnings:
             LOG.warning("%s", warning)
-        composition = compose(settings)
+        with storage_full_is_an_error("the start of the server"):
+            composition = compose(settings)
     except DanluError as error:
         LOG.error("%s %s", error.message, error.next_step)
         say(settings.ready_fd, {"error": error.to_problem()})

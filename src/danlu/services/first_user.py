@@ -75,7 +75,8 @@ def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now:
         raise PlatformError(
             f"the master key is {vault.name}, but {' and '.join(lost)} {'was' if foreign + secrets_too == 1 else 'were'} "
             "sealed by another one",
-            next_step="restore keys/master of the data folder, or name it: DANLU_MASTER_KEY_FILE=FILE. If it is lost: "
+            next_step="restore keys/master of the data folder (where it was missing, a start has made another one in its "
+            "place), or name it: DANLU_MASTER_KEY_FILE=FILE. If it is lost: "
             "danlu up --new-master-key, after which those keys are refused and everybody needs new ones, and each secret "
             "has to be set again",
         )

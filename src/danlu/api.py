@@ -472,7 +472,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.MANAGE),
     O("keys.list", "GET", "/v1/keys", "One's access keys", Page[AccessKey], query=OwnerQuery, permission=Permission.SELF),
     O("keys.make", "POST", "/v1/keys", "Make an access key", KeyMade, body=KeyRequest, permission=Permission.SELF,
-      status=201, tells=("user", "name", "valid_for", "replaces")),
+      status=201, tells=("user", "name", "valid_for", "replaces", "overlap")),
     O("keys.expire", "POST", "/v1/keys/{key}/expire", "Let an access key end soon", AccessKey, body=KeyExpiry,
       permission=Permission.SELF, tells=("after",)),
     O("keys.revoke", "DELETE", "/v1/keys/{key}", "Revoke an access key, at once", Revoked, permission=Permission.SELF),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -13,9 +12,8 @@ from danlu import __version__
 from danlu.api import SessionQuery
 from danlu.client import certificates
 from danlu.client.connection import authority, is_loopback
-from danlu.client.credentials import compare_clocks, compare_hosts
 from danlu.client.requests import VERSION_HEADER, build, failure
-from danlu.client.transport import Client
+from danlu.client.transport import Client, explain
 from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.errors import PlatformError, Unavailable, from_problem
 from danlu.runner import frames
@@ -186,8 +184,7 @@ def _connect(client: Client, job: str, task: str | None, first: bytes, stack: co
         refusal = failure(
             answer.status_code, bytes(answer.body or b""), url, version=answer.headers.get(VERSION_HEADER, "")
         )
-        compare_clocks(refusal, time.time_ns())
-        compare_hosts(refusal, authority(url) if client.connection.credentials.key_id else "")
+        explain(refusal, client.connection, authority(url))
         raise refusal from error
     except (OSError, InvalidHandshake, EOFError) as error:
         if (refused := certificates.refusal(error, url)) is not None:

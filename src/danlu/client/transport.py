@@ -418,6 +418,12 @@ def _check(answer: httpx2.Response, url: str, connection: Connection) -> None:
             f"{url} redirects to {answer.headers.get('location', '?')[:200]}", next_step="use that address"
         )
     error = failure(answer.status_code, answer.content, url, version=answer.headers.get(VERSION_HEADER, ""))
+    explain(error, connection, answer.request.headers["host"])
+    raise error
+
+
+def explain(error: DanluError, connection: Connection, host: str) -> None:
+    """Says in a refusal by what key it was called, and what about a signature may be wrong: a clock, or the ``host``."""
     if isinstance(error, NotAuthenticated):
         error.message = f"{error.message} It was called by {connection.by}"
         if connection.home is not None:
@@ -428,8 +434,7 @@ def _check(answer: httpx2.Response, url: str, connection: Connection) -> None:
             )
         error.args = (error.message,)
     compare_clocks(error, time.time_ns())
-    compare_hosts(error, answer.request.headers["host"] if "signature" in answer.request.headers else "")
-    raise error
+    compare_hosts(error, host if connection.credentials.key_id else "")
 
 
 def _timeout(read_s: float) -> Any:

@@ -39,9 +39,11 @@ def danlu(server: Server, *words: str, given: str | None = None, expect: int = 0
 
 def where(server: Server, *words: bytes) -> set[str]:
     """Returns the files of the platform, and its log, in which one of these can be read."""
-    files = [path for path in server.home.parent.rglob("*") if path.is_file() and not path.is_symlink()]
     found = set()
-    for path in files:
+    # os.walk passes over folders that a sweep takes away meanwhile; rglob fails at them.
+    for path in (Path(folder) / name for folder, _, names in os.walk(server.home.parent) for name in names):
+        if not path.is_file() or path.is_symlink():
+            continue
         try:
             data = path.read_bytes()
         except FileNotFoundError:

@@ -22,7 +22,7 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from benchmarks.platform import Figure, Times, in_turns, platform, timed
-from danlu.api import EnvironmentRequest
+from danlu.api.bodies import EnvironmentRequest
 from danlu.client.connection import require
 from danlu.client.transport import Client
 from danlu.environments.builder import Builder

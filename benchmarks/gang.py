@@ -7,11 +7,11 @@ import subprocess
 import time
 
 from benchmarks.platform import Figure, Times, platform, timed
-from danlu.api import LogsQuery
+from danlu.api.bodies import LogsQuery
 from danlu.client.connection import require
 from danlu.client.transport import Client
 from danlu.domain.ids import RANDOM_BITS, make_id
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 
 TURNS, TASKS = 15, 8
 LINE = "echo up; exec sleep 0.2"

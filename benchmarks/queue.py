@@ -13,7 +13,7 @@ from benchmarks.platform import Figure, Times, platform, timed
 from danlu.client.connection import require
 from danlu.client.transport import Client
 from danlu.domain.ids import make_id
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 
 QUEUED, TIMED, WAITING_GPUS = 10_000, 300, 4
 

@@ -19,18 +19,20 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from danlu import errors
-from danlu.api import GRANTS, MAX_PAGE, OPEN_PATHS, OPERATIONS, PROJECT_HEADER, Operation, Permission
+from danlu.api import GRANTS, OPEN_PATHS, OPERATIONS, PROJECT_HEADER, Operation, Permission
+from danlu.api.bodies import MAX_PAGE
 from danlu.cli import commands, exits
 from danlu.domain import fields, jobs
 from danlu.domain.actors import Standing
 from danlu.domain.commands import RESERVED_VARIABLES
 from danlu.domain.environments import Environment, EnvironmentReason
 from danlu.domain.frameworks import FRAMEWORKS, RoleRule
-from danlu.domain.jobs import Attempt, Job, JobSpec, Reason
+from danlu.domain.jobs import Attempt, Job, Reason
 from danlu.domain.meanings import ATTEMPT_STATES, ENVIRONMENT_REASONS, ENVIRONMENT_STATES, JOB_STATES, REASONS
 from danlu.domain.records import Living
 from danlu.domain.resources import format_bytes
 from danlu.domain.roles import MAX_TASKS
+from danlu.domain.specs import JobSpec
 from danlu.runner import frames
 
 ROOT: Final = Path(__file__).parents[1]

@@ -10,12 +10,13 @@ from danlu.domain.actors import Role
 from danlu.domain.artifacts import Artifact
 from danlu.domain.environments import Environment, EnvironmentSource
 from danlu.domain.ids import RANDOM_BITS, attempt_id, make_id
-from danlu.domain.jobs import Attempt, Job, JobSpec, Task
+from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import NODE_PROJECT, Gpu, Node, NodeCapacity
 from danlu.domain.projects import Project
 from danlu.domain.resources import Resources
 from danlu.domain.secrets import Secret
+from danlu.domain.specs import JobSpec
 from danlu.domain.trees import Entry, address_of, encode
 from danlu.domain.users import PLATFORM, Member, User
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
-from danlu.api import Addresses, AddressesAndTrees, Received, Splices, Stored
+from danlu.api.bodies import Addresses, AddressesAndTrees, Received, Splices, Stored
 from danlu.domain.splices import spliced
 from danlu.domain.trees import address_of, decode, unpack
 from danlu.errors import Conflict, InvalidRequest, NotFound

@@ -11,8 +11,8 @@ import pytest
 from danlu.blobs.streams import StreamKey
 from danlu.database.engine import Transaction
 from danlu.database.records import JOBS, SECRETS
-from danlu.domain.jobs import JobSpec
 from danlu.domain.secrets import MAX_LINES_OF_AN_ATTEMPT
+from danlu.domain.specs import JobSpec
 from danlu.services.attempts import MAX_HIDDEN_BYTES, MAX_LINE_BYTES
 from danlu.services.vault import Vault
 from tests.api.edge import Api

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from danlu.api import LogsQuery
+from danlu.api.bodies import LogsQuery
 from danlu.blobs.streams import StreamKey
 from danlu.client.logs import in_time
 from danlu.database.engine import Database

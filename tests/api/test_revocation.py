@@ -12,7 +12,7 @@ import anyio.to_thread
 import httpx2
 import pytest
 
-from danlu.api import UserChange
+from danlu.api.bodies import UserChange
 from danlu.client.credentials import Credentials
 from danlu.database.records import KEYS, TOKENS
 from danlu.services import keys, users

@@ -13,7 +13,8 @@ import anyio.to_thread
 import httpx2
 import pytest
 
-from danlu.api import EventsQuery, MemberRequest, Permission
+from danlu.api import Permission
+from danlu.api.bodies import EventsQuery, MemberRequest
 from danlu.database.engine import Transaction
 from danlu.database.queries import Chosen, events_after
 from danlu.database.records import JOBS, KEYS, MEMBERS, TOKENS

@@ -14,7 +14,8 @@ from danlu.database.records import (
     ATTEMPTS,
     JOBS,
 )
-from danlu.domain.jobs import Job, JobSpec
+from danlu.domain.jobs import Job
+from danlu.domain.specs import JobSpec
 from danlu.errors import (
     Conflict,
     DatabaseUnavailable,

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from danlu.api import LogsQuery, WaitQuery
+from danlu.api.bodies import LogsQuery, WaitQuery
 from danlu.client.connection import KEY_FILE, Connection
 from danlu.client.credentials import bootstrap
 from danlu.client.transport import Client
 from danlu.domain.ids import make_id
-from danlu.domain.jobs import Job, JobSpec
+from danlu.domain.jobs import Job
+from danlu.domain.specs import JobSpec
 from danlu.runner import formats
 
 START_TIMEOUT_S = 60.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from danlu.api import MAX_PAGE, MemberRequest
+from danlu.api.bodies import MAX_PAGE, MemberRequest
 from danlu.client.connection import Connection
 from danlu.client.credentials import Credentials
 from danlu.client.transport import Client

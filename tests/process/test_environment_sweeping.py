@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from danlu.api import EnvironmentRequest, PruneRequest, StopRequest
+from danlu.api.bodies import EnvironmentRequest, PruneRequest, StopRequest
 from danlu.domain.environments import Environment
 from danlu.domain.views import Pruned
 from danlu.environments import sweeping

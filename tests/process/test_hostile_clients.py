@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from danlu.api import KeyRequest, MemberRequest, UserRequest
+from danlu.api.bodies import KeyRequest, MemberRequest, UserRequest
 from danlu.client.connection import Connection
 from danlu.client.credentials import Credentials
 from danlu.client.transport import Client

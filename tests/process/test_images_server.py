@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from danlu.api import PruneRequest, StopRequest
+from danlu.api.bodies import PruneRequest, StopRequest
 from danlu.domain.environments import Environment
 from danlu.domain.jobs import Job, JobState, Reason
 from danlu.domain.views import Pruned

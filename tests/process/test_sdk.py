@@ -12,7 +12,7 @@ import pytest
 
 import danlu
 from danlu import errors
-from danlu.api import PlatformStop
+from danlu.api.bodies import PlatformStop
 from danlu.client import starting
 from tests.process.platform import Server
 

@@ -125,7 +125,7 @@ def test_jobs_go_on_without_the_server(server: Server) -> None:
 def test_down_with_jobs_ends_them_first(server: Server) -> None:
     job = server.submit("sleep", "1000", name="sleeper", grace=5)
     until(lambda: server.job(job.id).state is JobState.RUNNING, 20, "it runs")
-    from danlu.api import PlatformStop
+    from danlu.api.bodies import PlatformStop
 
     with server.client() as client:
         client.call("platform.stop", body=PlatformStop(jobs=True))
@@ -139,7 +139,7 @@ def test_down_with_jobs_ends_them_first(server: Server) -> None:
 def test_a_stop_that_was_accepted_survives_kill_9(server: Server) -> None:
     job = server.submit("sleep", "1000", name="sleeper", grace=5)
     until(lambda: server.job(job.id).state is JobState.RUNNING, 20, "it runs")
-    from danlu.api import StopRequest
+    from danlu.api.bodies import StopRequest
 
     with server.client() as client:
         client.call("jobs.stop", {"job": job.id}, body=StopRequest())

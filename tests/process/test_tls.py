@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from danlu.api import WaitQuery
+from danlu.api.bodies import WaitQuery
 from danlu.client.certificates import shown_by
 from danlu.domain.jobs import JobState
 from danlu.errors import PlatformError

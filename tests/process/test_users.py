@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from danlu.api import KeyExpiry
+from danlu.api.bodies import KeyExpiry
 from danlu.client import rotating
 from danlu.client.connection import KEY_FILE
 from tests.process.commands import Person

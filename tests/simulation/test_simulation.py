@@ -14,7 +14,8 @@ from danlu.controllers.decisions import Action, Decision, decide
 from danlu.controllers.environments import EnvironmentsController
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS
-from danlu.domain.jobs import Attempt, Job, JobSpec, JobState, Reason
+from danlu.domain.jobs import Attempt, Job, JobState, Reason
+from danlu.domain.specs import JobSpec
 from danlu.executors.base import LaunchOrder, Observation, Phase
 from danlu.executors.simulated import SimulatedExecutor
 from danlu.services import jobs

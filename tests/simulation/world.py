@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from danlu.api import RetryRequest, StopRequest
+from danlu.api.bodies import RetryRequest, StopRequest
 from danlu.blobs.local import LocalBlobs
 from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.attempts import AttemptsController, Launches
@@ -24,9 +24,10 @@ from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.actors import Actor
 from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
-from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobSpec, JobState, Reason, TaskSpec
+from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobState, Reason
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.projects import Project
+from danlu.domain.specs import JobSpec, TaskSpec
 from danlu.environments.sources import source_digest
 from danlu.errors import Conflict, DanluError, EnvironmentFailed, NeverFits
 from danlu.executors.base import Phase

@@ -10,8 +10,9 @@ from danlu.cli.follow import Detached, Following
 from danlu.cli.submitting import conclude
 from danlu.cli.terminal import Messages
 from danlu.domain.events import Event
-from danlu.domain.jobs import Attempt, AttemptState, Job, JobSpec, JobState, Reason, Task
+from danlu.domain.jobs import Attempt, AttemptState, Job, JobState, Reason, Task
 from danlu.domain.resources import Resources
+from danlu.domain.specs import JobSpec
 from danlu.domain.views import LogChunk, LogPage, Page
 from danlu.errors import NotAllowed, Unavailable
 

@@ -16,8 +16,9 @@ from danlu.client.connection import Connection, data_folder
 from danlu.client.credentials import Credentials
 from danlu.client.starting import once_free
 from danlu.config import default_home, parse
-from danlu.domain.jobs import Attempt, JobSpec, Task
+from danlu.domain.jobs import Attempt, Task
 from danlu.domain.resources import Resources
+from danlu.domain.specs import JobSpec
 from danlu.errors import AlreadyRunning, Unavailable
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from danlu.api import EventsQuery
+from danlu.api.bodies import EventsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.commands import COMMANDS, build, overview
 from danlu.cli.get import BY_NAME, Wanted
@@ -25,7 +25,8 @@ from danlu.cli.retry import _set
 from danlu.client.history import newest_events
 from danlu.client.submitting import changed
 from danlu.domain.events import Event
-from danlu.domain.jobs import Job, JobSpec, JobState, Reason, job_exit_code
+from danlu.domain.jobs import Job, JobState, Reason, job_exit_code
+from danlu.domain.specs import JobSpec
 from danlu.domain.views import EnvironmentEntry, LogChunk, LogPage, Page
 from danlu.errors import InvalidRequest, InvalidSpec, NeverFits, NotFound, PlatformError, Unavailable
 from tests.factories import make_environment

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from danlu import __version__
-from danlu.api import EventsQuery, JobsQuery, LogsQuery, StopRequest
+from danlu.api.bodies import EventsQuery, JobsQuery, LogsQuery, StopRequest
 from danlu.client import connection
 from danlu.client.connection import Connection
 from danlu.client.credentials import Credentials
 from danlu.client.requests import build
 from danlu.client.transport import Client
-from danlu.domain.jobs import Job, JobSpec
+from danlu.domain.jobs import Job
+from danlu.domain.specs import JobSpec
 from danlu.domain.trees import address_of
 from danlu.domain.views import LogChunk, LogPage, Page
 from danlu.errors import (
@@ -146,7 +147,7 @@ def test_what_may_be_repeated_is_repeated_while_the_platform_is_unavailable(wire
 
 
 def test_a_post_that_may_have_been_done_is_not_repeated(wire, client):
-    from danlu.api import TokenRequest
+    from danlu.api.bodies import TokenRequest
 
     wire.answer = in_turn((503, problem(Unavailable("the database is busy"))))
     with pytest.raises(Unavailable, match="busy"):

@@ -16,7 +16,7 @@ from danlu.blobs.folders import scan
 from danlu.cli.diff import _change
 from danlu.client import comparing
 from danlu.domain.differences import MAX_TEXT_BYTES, flat, text_difference, tree_changes, value_changes
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 from danlu.domain.trees import Entry, address_of, encode
 from danlu.errors import DataDamaged
 from tests.factories import make_job

@@ -12,10 +12,11 @@ from danlu.cli.explain import NOUNS, _find, explain
 from danlu.cli.init import FILLED_IN
 from danlu.cli.options import FLAGS, Asked, Roles, flag_of
 from danlu.domain.fields import described, nested
-from danlu.domain.jobs import JobSpec, Reason
+from danlu.domain.jobs import Reason
 from danlu.domain.meanings import ADVICE
 from danlu.domain.records import Value
 from danlu.domain.resources import GpuCount, MemoryBytes, Seconds
+from danlu.domain.specs import JobSpec
 from danlu.errors import InvalidRequest
 
 

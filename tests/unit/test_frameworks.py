@@ -22,8 +22,8 @@ from danlu.domain.frameworks import (
     meant_roles,
     variables_of,
 )
-from danlu.domain.jobs import JobSpec
 from danlu.domain.roles import RoleSpec
+from danlu.domain.specs import JobSpec
 from danlu.domain.validation import invalid_spec
 from danlu.environments.catalogue import CATALOGUE
 from danlu.errors import InvalidSpec

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from danlu.domain.images import Image, full_reference
-from danlu.domain.jobs import JobSpec, Task
+from danlu.domain.jobs import Task
+from danlu.domain.specs import JobSpec
 from danlu.errors import LaunchRejected
 from danlu.executors.local import containers, engines
 from danlu.executors.local.orders import Folders

@@ -14,7 +14,7 @@ from danlu.client.guessing import MAX_FILES, guess
 from danlu.domain.fields import described
 from danlu.domain.frameworks import FRAMEWORKS
 from danlu.domain.guesses import ENVIRONMENTS, environment, imported, packages
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 from danlu.errors import Conflict, InvalidSpec
 
 TF1 = "import tensorflow as tf\nx = tf.placeholder(tf.float32)\n"

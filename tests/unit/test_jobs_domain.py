@@ -12,18 +12,9 @@ from pydantic import ValidationError
 from danlu.domain.commands import name_from_command
 from danlu.domain.environments import Environment
 from danlu.domain.ids import RANDOM_BITS, attempt_id, is_id, job_of_attempt, make_id
-from danlu.domain.jobs import (
-    LIVE_JOB_STATES,
-    Attempt,
-    AttemptState,
-    Job,
-    JobSpec,
-    JobState,
-    Reason,
-    job_exit_code,
-    json_changes,
-)
+from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, AttemptState, Job, JobState, Reason, job_exit_code
 from danlu.domain.records import terminal
+from danlu.domain.specs import JobSpec, json_changes
 from danlu.errors import IllegalMove
 from tests.factories import NOW, Ids, make_attempt, make_environment, make_job, make_spec, make_task
 

@@ -18,7 +18,7 @@ from danlu.client import measured
 from danlu.client.fields import JobFields
 from danlu.client.jobs import completed
 from danlu.client.submitting import changed, spec_of
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 from danlu.domain.views import Series
 
 PACKAGE = Path(danlu.__file__).parent

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from danlu.domain.jobs import JobSpec
 from danlu.domain.nodes import NodeCapacity
+from danlu.domain.specs import JobSpec
 from danlu.scheduler.sizing import never_fits
 from tests.factories import GIB, make_capacity
 

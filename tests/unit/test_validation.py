@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 from danlu.domain.validation import MAX_PROBLEMS, invalid_spec, nearest, suggestion
 from danlu.errors import InvalidSpec, from_problem
 

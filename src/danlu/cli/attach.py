@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from danlu.api import LogsQuery
+from danlu.api.bodies import LogsQuery
 from danlu.cli import wording
 from danlu.cli.logs import MAX_TAIL
 from danlu.cli.options import Common, Names, one

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Final
 
-from danlu.api import MetricsQuery
+from danlu.api.bodies import MetricsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import MAX_MESSAGE

@@ -11,7 +11,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from pydantic import BaseModel, ValidationError
 
-from danlu.api import EnvironmentRequest, OffsetQuery, PruneRequest
+from danlu.api.bodies import EnvironmentRequest, OffsetQuery, PruneRequest
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import BY_NAME, Wanted, show

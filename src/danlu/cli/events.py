@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter, validators
 
-from danlu.api import EventsQuery
+from danlu.api.bodies import EventsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import event_row

@@ -18,7 +18,7 @@ from danlu.domain.artifacts import Artifact
 from danlu.domain.environments import Environment
 from danlu.domain.events import Event
 from danlu.domain.fields import Described, described, first_line
-from danlu.domain.jobs import Attempt, JobSpec, Task
+from danlu.domain.jobs import Attempt, Task
 from danlu.domain.meanings import (
     ADVICE,
     ATTEMPT_STATES,
@@ -28,6 +28,7 @@ from danlu.domain.meanings import (
     REASONS,
 )
 from danlu.domain.nodes import Node
+from danlu.domain.specs import JobSpec
 from danlu.domain.validation import nearest
 from danlu.errors import InvalidRequest
 

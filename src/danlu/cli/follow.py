@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from danlu.api import EventsQuery, LogsQuery, OffsetQuery, Paging, StopRequest
+from danlu.api.bodies import EventsQuery, LogsQuery, OffsetQuery, Paging, StopRequest
 from danlu.cli import exits, wording
 from danlu.cli.lines import LogLines, Prefixes, emit, screens
 from danlu.cli.session import FOLLOW_PATIENCE_S

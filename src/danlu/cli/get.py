@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from cyclopts import Parameter
 
-from danlu.api import EventsQuery, JobsQuery
+from danlu.api.bodies import EventsQuery, JobsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.commands import NESTED

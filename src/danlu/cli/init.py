@@ -18,7 +18,7 @@ from danlu.cli.terminal import Messages
 from danlu.domain.commands import as_name
 from danlu.domain.fields import Described, described
 from danlu.domain.frameworks import FRAMEWORKS
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 from danlu.domain.validation import suggestion
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, UnknownEnvironment
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from pydantic import ValidationError
 
-from danlu.api import StopRequest
+from danlu.api.bodies import StopRequest
 from danlu.cli import exits, wording
 from danlu.cli import output as out
 from danlu.cli.options import Common, Flag, Names, Output, several

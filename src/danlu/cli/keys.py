@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import App, Parameter
 from pydantic import BaseModel, ValidationError
 
-from danlu.api import KeyExpiry, KeyMade, KeyRequest, OwnerQuery
+from danlu.api.bodies import KeyExpiry, KeyMade, KeyRequest, OwnerQuery
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import Kind

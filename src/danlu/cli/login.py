@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 
-from danlu.api import Identity
+from danlu.api.bodies import Identity
 from danlu.cli import output as out
 from danlu.cli.options import Common, Flag, Output
 from danlu.cli.terminal import Messages, agreed

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 from pydantic import ValidationError
 
-from danlu.api import LogsQuery
+from danlu.api.bodies import LogsQuery
 from danlu.cli.lines import LogLines, Prefixes, emit, screens
 from danlu.cli.options import Common, Flag, Names, Words, one
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect

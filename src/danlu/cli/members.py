@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from cyclopts import App, Parameter
 
-from danlu.api import MemberRequest, Paging
+from danlu.api.bodies import MemberRequest, Paging
 from danlu.cli import exits, wording
 from danlu.cli import output as out
 from danlu.cli.get import Kind

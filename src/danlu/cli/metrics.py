@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from danlu.api import MetricsQuery
+from danlu.api.bodies import MetricsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.options import Common, Flag, Names, one

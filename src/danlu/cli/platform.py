@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 from cyclopts import Group, Parameter, validators
 
-from danlu.api import PlatformStop
+from danlu.api.bodies import PlatformStop
 from danlu.cli import exits, wording
 from danlu.cli import output as out
 from danlu.cli.options import Common, Flag, Output

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from cyclopts import App, Parameter
 
-from danlu.api import Paging, ProjectChange, ProjectRequest
+from danlu.api.bodies import Paging, ProjectChange, ProjectRequest
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import Kind

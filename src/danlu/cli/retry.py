@@ -13,7 +13,7 @@ from danlu.cli.session import connect
 from danlu.cli.submitting import conclude, send_code, tell_environment, telling_what_is_unknown
 from danlu.cli.terminal import Messages
 from danlu.client import submitting
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 from danlu.errors import InvalidRequest
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
-from danlu.api import Paging
+from danlu.api.bodies import Paging
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.nouns import take_away

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from danlu.api import LogsQuery
+from danlu.api.bodies import LogsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.follow import Detached, Following
 from danlu.cli.output import Format
@@ -18,8 +18,9 @@ from danlu.client import submitting
 from danlu.client.submitting import new_job_id
 from danlu.client.transport import Client
 from danlu.domain.frameworks import meant_roles
-from danlu.domain.jobs import Job, JobSpec, job_exit_code
+from danlu.domain.jobs import Job, job_exit_code
 from danlu.domain.resources import format_bytes
+from danlu.domain.specs import JobSpec
 
 if TYPE_CHECKING:
     from danlu.client.code import Sent

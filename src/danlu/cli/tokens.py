@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from danlu.api import OwnerQuery, TokenRequest
+from danlu.api.bodies import OwnerQuery, TokenRequest
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import Kind

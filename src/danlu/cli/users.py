@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
-from danlu.api import KeyRequest, OwnerQuery, Paging, UserChange, UserRequest
+from danlu.api.bodies import KeyRequest, OwnerQuery, Paging, UserChange, UserRequest
 from danlu.cli import exits, wording
 from danlu.cli import output as out
 from danlu.cli.get import Kind

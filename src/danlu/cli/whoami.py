@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from danlu.api import Identity
+from danlu.api.bodies import Identity
 from danlu.cli import output as out
 from danlu.cli.options import Common, Output
 from danlu.cli.session import connect

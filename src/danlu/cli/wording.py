@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     from danlu.domain.environments import Environment
     from danlu.domain.git import GitState
-    from danlu.domain.jobs import Attempt, Job, JobSpec, Task
+    from danlu.domain.jobs import Attempt, Job, Task
     from danlu.domain.nodes import Node
     from danlu.domain.resources import Resources
+    from danlu.domain.specs import JobSpec
 
 SECOND_NS: Final = 1_000_000_000
 

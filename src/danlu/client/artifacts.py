@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from danlu.api import Paging
+from danlu.api.bodies import Paging
 from danlu.blobs.folders import checkout
 from danlu.client.transport import Client
 from danlu.domain.artifacts import Artifact

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from danlu.api import MAX_PACK_BYTES, MAX_SPLICED_BYTES, MAX_SPLICES, Splices
+from danlu.api import MAX_PACK_BYTES, MAX_SPLICED_BYTES
+from danlu.api.bodies import MAX_SPLICES, Splices
 from danlu.blobs.folders import Cache, Scan, scan
 from danlu.client.connection import cache_folder
 from danlu.client.git import Looking

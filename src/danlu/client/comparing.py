@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from danlu.api import MetricsQuery, Paging
+from danlu.api.bodies import MetricsQuery, Paging
 from danlu.blobs.folders import scan
 from danlu.client.transport import Client
 from danlu.domain.differences import MAX_TEXT_BYTES, TreeChange, text_difference, tree_changes, value_changes
 from danlu.domain.environments import Environment
-from danlu.domain.jobs import Attempt, Job, JobSpec
+from danlu.domain.jobs import Attempt, Job
+from danlu.domain.specs import JobSpec
 from danlu.domain.trees import MAX_NODE_BYTES, Entry, address_of
 from danlu.errors import DataDamaged, InvalidSpec, NotFound
 

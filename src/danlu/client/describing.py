@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from danlu.api import EventsQuery, Paging
+from danlu.api.bodies import EventsQuery, Paging
 from danlu.client.artifacts import left_by
 from danlu.client.history import newest_events
 from danlu.client.transport import Client

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from danlu import __version__
-from danlu.api import DoctorQuery
+from danlu.api.bodies import DoctorQuery
 from danlu.client.connection import PLATFORM_FILE, Connection, data_folder, find, running
 from danlu.client.opening import open_client
 from danlu.client.starting import server_command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from danlu.api import MAX_PAGE, EventsQuery
+from danlu.api.bodies import MAX_PAGE, EventsQuery
 from danlu.client.transport import Client
 from danlu.domain.events import Event
 

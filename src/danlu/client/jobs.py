@@ -9,7 +9,7 @@ from typing import Any, Final, Self, Unpack
 
 from pydantic import ValidationError
 
-from danlu.api import LogsQuery, MetricsQuery, Paging, StopRequest
+from danlu.api.bodies import LogsQuery, MetricsQuery, Paging, StopRequest
 from danlu.client import describing, measured, submitting
 from danlu.client.artifacts import fetch, left_by
 from danlu.client.fields import JobFields
@@ -18,7 +18,8 @@ from danlu.client.transport import FOLLOW_PATIENCE_S, Client
 from danlu.client.waiting import until
 from danlu.domain import jobs as domain
 from danlu.domain.artifacts import Artifact
-from danlu.domain.jobs import Attempt, JobSpec, JobState, Reason, reached
+from danlu.domain.jobs import Attempt, JobState, Reason, reached
+from danlu.domain.specs import JobSpec
 from danlu.domain.validation import invalid_spec
 from danlu.domain.views import Metrics, Series, Why
 from danlu.errors import InvalidRequest, NotFound

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from danlu.api import MAX_PAGE, Paging
+from danlu.api.bodies import MAX_PAGE, Paging
 from danlu.client.transport import Client
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from danlu.api import LogsQuery
+from danlu.api.bodies import LogsQuery
 from danlu.client.transport import Client
-from danlu.domain.jobs import JobSpec, chosen
+from danlu.domain.jobs import chosen
+from danlu.domain.specs import JobSpec
 from danlu.domain.views import LogChunk, LogPage
 from danlu.runner.formats import parse_lines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from danlu.api import Paging
+from danlu.api.bodies import Paging
 from danlu.client.lists import listed
 from danlu.client.transport import Client
 from danlu.domain.validation import suggestion

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from danlu.api import MAX_ADDRESSES, MAX_TREES, AddressesAndTrees
+from danlu.api.bodies import MAX_ADDRESSES, MAX_TREES, AddressesAndTrees
 from danlu.client.transport import Client
 from danlu.domain.trees import Entry, decode, frames, unpack
 from danlu.errors import InvalidRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from danlu.api import KeyExpiry, KeyMade, KeyRequest
+from danlu.api.bodies import KeyExpiry, KeyMade, KeyRequest
 from danlu.client import profiles
 from danlu.client.connection import KEY_FILE
 from danlu.client.credentials import Credentials, write_bootstrap

@@ -12,7 +12,7 @@ from typing import Any, Final, Self, Unpack
 
 from pydantic import ValidationError
 
-from danlu.api import JobsQuery
+from danlu.api.bodies import JobsQuery
 from danlu.client import submitting
 from danlu.client.connection import data_folder, find, require
 from danlu.client.fields import JobFields

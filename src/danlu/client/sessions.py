@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from danlu import __version__
-from danlu.api import SessionQuery
+from danlu.api.bodies import SessionQuery
 from danlu.client import certificates
 from danlu.client.connection import authority, is_loopback
 from danlu.client.requests import VERSION_HEADER, build, failure

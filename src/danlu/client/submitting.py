@@ -12,11 +12,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from danlu.api import RetryRequest
+from danlu.api.bodies import RetryRequest
 from danlu.client.transport import Client
 from danlu.domain.frameworks import ROLES
 from danlu.domain.ids import RANDOM_BITS, make_id
-from danlu.domain.jobs import Job, JobSpec
+from danlu.domain.jobs import Job
+from danlu.domain.specs import JobSpec
 from danlu.domain.validation import invalid_spec
 from danlu.errors import DanluError, InvalidSpec
 

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 from danlu import __version__
-from danlu.api import PROJECT_HEADER, PieceQuery
+from danlu.api import PROJECT_HEADER
+from danlu.api.bodies import PieceQuery
 from danlu.client import certificates
 from danlu.client.connection import KEY_FILE, Connection, authority, is_loopback, running
 from danlu.client.credentials import compare_clocks, compare_hosts

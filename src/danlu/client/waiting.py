@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from danlu.api import WaitQuery
+from danlu.api.bodies import WaitQuery
 from danlu.client.transport import Client
 from danlu.domain.jobs import Job, JobState, reached
 

@@ -14,9 +14,10 @@ from danlu.database import tables
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.events import CALL, Event
-from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobSpec, JobState
+from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobState
 from danlu.domain.resources import Resources
 from danlu.domain.roles import RoleSpec, task_resources
+from danlu.domain.specs import JobSpec
 
 MAX_OPEN_ATTEMPTS: Final = 100_000
 EVENTS_AT_ONCE: Final = 1000

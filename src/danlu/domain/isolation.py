@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
 
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 
 
 class Layer(StrEnum):

@@ -1,32 +1,20 @@
-"""A job: what was asked (JobSpec), what became of it (Job), its executions (Attempt) and their processes (Task)."""
+"""A job: what became of what was asked (Job), its executions (Attempt) and their processes (Task)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field
 
-from danlu.domain.commands import Command, Variables, argv_of
-from danlu.domain.environments import PYTHON_PATTERN
-from danlu.domain.frameworks import FRAMEWORKS, Framework, check_alone, check_roles, framework_of
-from danlu.domain.git import GitState
-from danlu.domain.ids import ID_PATTERN, NAME_PATTERN
-from danlu.domain.images import full_reference
-from danlu.domain.records import Flag, Living, Ns, Said, Text, Value
-from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds, format_bytes
-from danlu.domain.roles import ALONE, MAX_STARTED_BYTES, RoleName, RoleSpec, task_resources
-from danlu.domain.secrets import MAX_SECRETS_OF_A_JOB, SecretUses, check_variables
-from danlu.domain.trees import ADDRESS_PATTERN
-from danlu.domain.validation import suggestion
+from danlu.domain.ids import ID_PATTERN
+from danlu.domain.records import Living, Ns, Said, Value
+from danlu.domain.resources import Resources
+from danlu.domain.specs import JobSpec, Name, TaskSpec
 
 INFRASTRUCTURE_ATTEMPTS: Final = 20
 """How often an attempt is repeated that was lost by no fault of the user's code, before the job fails."""
-
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 
 class JobState(StrEnum):
@@ -103,241 +91,6 @@ class Desired(StrEnum):
 
     RUN = "run"
     STOP = "stop"
-
-
-class Retry(Value):
-    """How often a failed job is repeated."""
-
-    attempts: int = Field(default=1, ge=1, le=100, description="executions in all, the first included")
-    backoff: Seconds | None = Field(default=None, description="wait this long before each repetition, e.g. 30s")
-
-
-class JobSpec(Value):
-    """What is asked for: a command, its code and environment, the resources it needs."""
-
-    name: Name | None = Field(
-        default=None, description="unique among the project's live jobs; made up when left out", examples=["mnist"]
-    )
-    command: Command | None = Field(
-        default=None,
-        description="a list of words, or one line for /bin/sh; needed unless each role has its own",
-        examples=["python train.py"],
-    )
-    roles: dict[RoleName, RoleSpec] = Field(
-        default_factory=dict, max_length=16,
-        description="replica roles of a distributed job, started and ended together, e.g. {ps: {}, worker: {replicas: 2}}",
-        examples=[{"worker": {"replicas": 2}}],
-    )  # fmt: skip
-    framework: str | None = Field(
-        default=None, max_length=63,
-        description="whose convention connects the roles: tensorflow, pytorch, jax, mpi, horovod, mxnet or none; "
-        "left out: the environment's, or the one that the roles show",
-        examples=["tensorflow"],
-    )  # fmt: skip
-    code: str | None = Field(
-        default=None,
-        pattern=ADDRESS_PATTERN,
-        description="address of the code's tree; in a file, a folder's name",
-        examples=["."],
-    )
-    git: GitState | None = Field(
-        default=None,
-        description="the repository's state that the code was sent from; filled in by the client",
-        examples=[{"commit": "0123456789abcdef0123456789abcdef01234567", "branch": "main", "dirty": False}],
-    )
-    env: Text = Field(default="python", max_length=63, description="environment: danlu env ls")
-    requirements: Text | None = Field(
-        default=None,
-        max_length=1_048_576,
-        description="a requirements.txt as text, instead of a catalogue environment",
-        examples=["numpy==2.0.2"],
-    )
-    python: str | None = Field(
-        default=None, pattern=PYTHON_PATTERN, description="Python version, for requirements", examples=["3.11"]
-    )
-    interpreter: str | None = Field(
-        default=None,
-        max_length=4096,
-        pattern=r"^/[^\x00]*$",
-        description="absolute path of the Python of env: host",
-        examples=["/usr/bin/python3"],
-    )
-    image: str | None = Field(
-        default=None,
-        description="container image, instead of an environment, for example python:3.12",
-        examples=["python:3.12"],
-    )
-    variables: Variables = Field(
-        default_factory=dict,
-        max_length=500,
-        description="environment variables of the command",
-        examples=[{"LR": "0.1"}],
-    )
-    secrets: SecretUses = Field(
-        default_factory=dict, max_length=MAX_SECRETS_OF_A_JOB,
-        description="the project's secrets that it needs: [HF_TOKEN], or variable: secret, or {secret: NAME, file: true}",
-        examples=[{"HF_TOKEN": {"secret": "huggingface"}}],
-    )  # fmt: skip
-    cpu: Cores | None = Field(
-        default=None, description="cores, for example 2 or 0.5, and no more; left out: it counts as 1 and has no limit"
-    )
-    memory: MemoryBytes | None = Field(
-        default=None, description="for example 4GiB; a limit where the machine can set one"
-    )
-    gpu: GpuCount = Field(default=0, description="whole GPUs")
-    gpu_kind: str | None = Field(
-        default=None, pattern=r"^[a-z0-9][-a-z0-9_.]{0,62}$", description="for example h100", examples=["h100"]
-    )
-    priority: int = Field(default=0, ge=-1000, le=1000, description="a higher one starts earlier")
-    retry: Retry = Field(
-        default_factory=Retry, description="how often a failed attempt is repeated", examples=[{"attempts": 3}]
-    )
-    max_time: Seconds | None = Field(
-        default=None, description="an attempt that runs longer is ended, for example 2h", examples=["2h"]
-    )
-    grace: Seconds = Field(default=30.0, le=3600, description="time between SIGTERM and SIGKILL")
-    parse_metrics: Flag = Field(default=False, description="take printed `name: value` and `name=value` as metrics")
-    log_limit: MemoryBytes = Field(default=2**30, description="what is kept of each attempt's output")
-    labels: dict[Name, Annotated[Text, StringConstraints(max_length=255)]] = Field(
-        default_factory=dict, max_length=64, description="names and texts of your own", examples=[{"team": "vision"}]
-    )
-
-    @field_validator("image")
-    @classmethod
-    def _whole_name(cls, image: str | None) -> str | None:
-        return None if image is None else full_reference(image)
-
-    @model_validator(mode="after")
-    def _one_environment(self) -> JobSpec:
-        if self.image is not None:
-            given = [name for name in ("requirements", "python", "interpreter") if getattr(self, name) is not None]
-            if self.env != "python" or given:
-                other = "env" if self.env != "python" else given[0]
-                raise ValueError(f"image and {other} exclude each other: what the job needs is in its image")
-        if self.requirements is not None and self.env != "python":
-            raise ValueError("env and requirements exclude each other: leave one of them out")
-        if (self.interpreter is not None) != (self.env == "host"):
-            raise ValueError("interpreter belongs to env: host, which needs it")
-        return self
-
-    @model_validator(mode="after")
-    def _right_roles(self) -> JobSpec:
-        if self.framework is not None and self.framework not in FRAMEWORKS:
-            near = suggestion(self.framework, FRAMEWORKS)
-            raise ValueError(
-                f"framework {self.framework!r} is not known" + (f": {near}" if near else f": {', '.join(FRAMEWORKS)}")
-            )
-        if self.roles:
-            check_roles(self.convention, self.gang_roles, has_command=self.command is not None)
-            if (size := self.started_bytes) > MAX_STARTED_BYTES:
-                raise ValueError(
-                    f"roles: commands and variables of all {len(self.tasks):,} tasks are {format_bytes(size)} together; "
-                    f"{format_bytes(MAX_STARTED_BYTES)} is the most: what all tasks share belongs into the job's own "
-                    "variables, which count once, or into a file of its code"
-                )
-        else:
-            check_alone(self.framework, has_command=self.command is not None)
-        check_variables(self.secrets, self.variables, *(role.variables for role in self.roles.values()))
-        if self.gpu_kind is not None and not any(shape.gpus for shape in self.shapes):
-            raise ValueError("gpu_kind is set but gpu is 0")
-        return self
-
-    @property
-    def convention(self) -> Framework:
-        """The framework whose roles, variables and end rule hold."""
-        return framework_of(self.framework, self.env, self.roles)
-
-    @property
-    def gang_roles(self) -> dict[str, RoleSpec]:
-        """The roles that are named, and those that the framework adds; none where none is named."""
-        return {**self.convention.implied, **self.roles} if self.roles else {}
-
-    @property
-    def tasks(self) -> tuple[TaskSpec, ...]:
-        """The tasks of the gang, in rank order; one of role ``main`` where there are no roles."""
-        found: list[TaskSpec] = []
-        framework, roles = self.convention, self.gang_roles
-        for name in framework.ordered(roles) if roles else (ALONE,):
-            role = roles.get(name, RoleSpec())
-            found += [
-                TaskSpec(self, framework, role, name, index, len(found) + index) for index in range(role.replicas)
-            ]
-        return tuple(found)
-
-    @property
-    def shapes(self) -> tuple[Resources, ...]:
-        """What each task of the gang needs, in rank order."""
-        return tuple(task.resources for task in self.tasks)
-
-    @property
-    def started_bytes(self) -> int:
-        """How large commands and variables of its tasks are, as JSON; the job's variables count once."""
-        size = len(json.dumps(self.variables))
-        for name, role in self.gang_roles.items():
-            task = TaskSpec(self, self.convention, role, name, 0, 0)
-            size += role.replicas * len(json.dumps([task.argv, role.variables]))
-        return size
-
-    @property
-    def ports(self) -> int:
-        """How many ports it needs: each task of a gang needs an address."""
-        return len(self.tasks) if self.roles else 0
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSpec:
-    """One task that a job asks for: its role's specification, and for what that leaves out the job's."""
-
-    job: JobSpec
-    framework: Framework
-    spec: RoleSpec
-    role: str
-    index: int
-    rank: int
-
-    @property
-    def name(self) -> str:
-        """``ROLE-INDEX``."""
-        return f"{self.role}-{self.index}"
-
-    @property
-    def resources(self) -> Resources:
-        """What it needs."""
-        gpus = self.spec.gpu
-        if gpus is None:
-            gpus = self.job.gpu if self.framework.rule(self.role).gpu else 0
-        return task_resources(self.cpu, self.memory_bytes, gpus)
-
-    @property
-    def cpu(self) -> float | None:
-        """Its limit in cores, if it has one."""
-        return self.job.cpu if self.spec.cpu is None else self.spec.cpu
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """Its limit, if it has one."""
-        return self.job.memory if self.spec.memory is None else self.spec.memory
-
-    @property
-    def argv(self) -> tuple[str, ...]:
-        """Its command as words."""
-        own = self.spec.command or self.framework.rule(self.role).command or self.job.command
-        return argv_of(own or ())
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """The user's variables: the job's, and over them the role's."""
-        return {**self.job.variables, **self.spec.variables}
-
-    @property
-    def linger_s(self) -> float:
-        """How long it may go on once the job's result is known."""
-        return self.framework.rule(self.role).linger_s if self.spec.linger is None else self.spec.linger
-
-    @property
-    def decides(self) -> bool:
-        """Whether its end is part of the job's result."""
-        return not self.job.roles or self.framework.decides(self.job.gang_roles, self.role, self.index)
 
 
 J = JobState
@@ -481,8 +234,3 @@ def job_exit_code(job: Job) -> int:
     if job.state is J.CANCELLED:
         return 130
     return job.exit_code or 1
-
-
-def json_changes(old: JobSpec, changes: Mapping[str, Any]) -> JobSpec:
-    """Returns ``old`` with some fields given anew, validated as a whole."""
-    return JobSpec.model_validate({**old.model_dump(mode="json", exclude_defaults=True), **changes})

@@ -17,9 +17,10 @@ from pathlib import Path
 from random import Random
 from typing import Final, Protocol
 
-from danlu.domain.jobs import Task, TaskSpec
+from danlu.domain.jobs import Task
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.sessions import SessionRequest
+from danlu.domain.specs import TaskSpec
 from danlu.errors import ExecutorUnavailable, LaunchRejected, NotRunning
 from danlu.executors.base import Capabilities, Collected, LaunchOrder, Observation, Phase
 from danlu.runner import formats, gang

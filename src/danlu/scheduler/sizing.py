@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from danlu.domain.frameworks import describe_roles
-from danlu.domain.jobs import JobSpec
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.resources import Resources, format_bytes, format_cpu
+from danlu.domain.specs import JobSpec
 from danlu.scheduler.cycle import Shape, asks, could_ever_fit
 
 CPU_STEP = 50

@@ -26,15 +26,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import WebSocketRoute
 
 from danlu import __version__
-from danlu.api import (
-    MAX_BLOB_BYTES,
-    MAX_PACK_BYTES,
-    OPERATIONS,
-    PROJECT_HEADER,
-    Kind,
-    Operation,
-    Permission,
-)
+from danlu.api import MAX_PACK_BYTES, OPERATIONS, PROJECT_HEADER, Kind, Operation, Permission
+from danlu.api.bodies import MAX_BLOB_BYTES
 from danlu.domain.actors import Actor
 from danlu.domain.projects import DEFAULT_PROJECT
 from danlu.domain.records import build_models

@@ -22,7 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from danlu.api import Permission, SessionQuery
+from danlu.api import Permission
+from danlu.api.bodies import SessionQuery
 from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.domain.validation import invalid_spec
 from danlu.errors import (

@@ -11,7 +11,8 @@ from typing import Final
 import anyio.to_thread
 from starlette.responses import StreamingResponse
 
-from danlu.api import EventsQuery, LogsQuery, Permission, WaitQuery
+from danlu.api import Permission
+from danlu.api.bodies import EventsQuery, LogsQuery, WaitQuery
 from danlu.domain.jobs import Job, reached
 from danlu.domain.views import LogPage
 from danlu.errors import DanluError

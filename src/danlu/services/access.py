@@ -8,7 +8,8 @@ import logging
 from dataclasses import replace
 from typing import Final
 
-from danlu.api import GRANTS, Identity, Membership, Permission
+from danlu.api import GRANTS, Permission
+from danlu.api.bodies import Identity, Membership
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS, KEYS, MEMBERS, TOKENS, USERS
 from danlu.domain.actors import Actor, Standing

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from danlu.api import OffsetQuery
+from danlu.api.bodies import OffsetQuery
 from danlu.blobs.streams import StreamKey
 from danlu.database.records import ATTEMPTS
 from danlu.domain.secrets import MAX_LINES_OF_AN_ATTEMPT, lines_of

@@ -6,17 +6,8 @@ import io
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
-from danlu.api import (
-    MAX_ADDRESSES,
-    MAX_PACK_BYTES,
-    MAX_SPLICED_BYTES,
-    Addresses,
-    AddressesAndTrees,
-    PieceQuery,
-    Received,
-    Splices,
-    Stored,
-)
+from danlu.api import MAX_PACK_BYTES, MAX_SPLICED_BYTES
+from danlu.api.bodies import MAX_ADDRESSES, Addresses, AddressesAndTrees, PieceQuery, Received, Splices, Stored
 from danlu.domain.splices import spliced
 from danlu.domain.trees import unpack
 from danlu.errors import InvalidSpec, TooLarge

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
-from danlu.api import OwnerQuery
+from danlu.api.bodies import OwnerQuery
 from danlu.database.engine import Transaction
 from danlu.database.records import KEYS, TOKENS, USERS, Records
 from danlu.domain.keys import AccessKey, Revoked, Token

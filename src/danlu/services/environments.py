@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from typing import NamedTuple
 
-from danlu.api import EnvironmentRequest, OffsetQuery, PruneRequest
+from danlu.api.bodies import EnvironmentRequest, OffsetQuery, PruneRequest
 from danlu.blobs.streams import StreamKey
 from danlu.database import queries
 from danlu.database.engine import Transaction

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from danlu.api import GRANTS, EventsQuery, Permission
+from danlu.api import GRANTS, Permission
+from danlu.api.bodies import EventsQuery
 from danlu.database import queries
 from danlu.domain.events import CALL, Event
 from danlu.domain.users import PLATFORM

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from danlu.api import JobsQuery, Paging, RetryRequest, StopRequest
+from danlu.api.bodies import JobsQuery, Paging, RetryRequest, StopRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, NODES
@@ -16,7 +16,8 @@ from danlu.domain.artifacts import Artifact
 from danlu.domain.commands import name_from_command
 from danlu.domain.environments import HOST
 from danlu.domain.ids import is_id
-from danlu.domain.jobs import Attempt, Desired, Job, JobSpec, JobState, Reason, json_changes
+from danlu.domain.jobs import Attempt, Desired, Job, JobState, Reason
+from danlu.domain.specs import JobSpec, json_changes
 from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from danlu.api import KeyExpiry, KeyMade, KeyRequest, OwnerQuery
+from danlu.api.bodies import KeyExpiry, KeyMade, KeyRequest, OwnerQuery
 from danlu.database.engine import Transaction
 from danlu.database.records import KEYS
 from danlu.domain.keys import AccessKey, Revoked, Token

@@ -8,12 +8,13 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from danlu.api import LogsQuery
+from danlu.api.bodies import LogsQuery
 from danlu.blobs.streams import StreamKey, line_time
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS
 from danlu.domain.ids import attempt_id
-from danlu.domain.jobs import Attempt, AttemptState, Job, Task, TaskSpec, chosen
+from danlu.domain.jobs import Attempt, AttemptState, Job, Task, chosen
+from danlu.domain.specs import TaskSpec
 from danlu.domain.validation import suggestion
 from danlu.domain.views import LogChunk, LogPage
 from danlu.errors import InvalidRequest, NotFound

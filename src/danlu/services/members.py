@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from danlu.api import Accepted, MemberRequest, Paging
+from danlu.api.bodies import Accepted, MemberRequest, Paging
 from danlu.database.engine import Transaction
 from danlu.database.records import MEMBERS
 from danlu.domain.users import Member

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from danlu.api import MetricsQuery
+from danlu.api.bodies import MetricsQuery
 from danlu.blobs.streams import StreamKey
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from danlu import __version__
-from danlu.api import Accepted, DoctorQuery, PlatformStop
+from danlu.api.bodies import Accepted, DoctorQuery, PlatformStop
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ENVIRONMENTS, JOBS

@@ -5,13 +5,13 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterable
 
-from danlu.api import Paging, ProjectChange, ProjectRequest
+from danlu.api.bodies import Paging, ProjectChange, ProjectRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import PROJECTS
 from danlu.domain.isolation import Layer, unasked
-from danlu.domain.jobs import JobSpec
 from danlu.domain.projects import Project
+from danlu.domain.specs import JobSpec
 from danlu.domain.views import Page
 from danlu.errors import InvalidSpec, NeverFits
 from danlu.services.context import Call, Platform

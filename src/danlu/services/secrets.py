@@ -9,13 +9,14 @@ from __future__ import annotations
 import builtins
 import re
 
-from danlu.api import Accepted, Paging
+from danlu.api.bodies import Accepted, Paging
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, SECRETS
 from danlu.domain.ids import job_of_attempt
-from danlu.domain.jobs import LIVE_JOB_STATES, Job, JobSpec
+from danlu.domain.jobs import LIVE_JOB_STATES, Job
 from danlu.domain.secrets import MAX_LINES_OF_AN_ATTEMPT, SECRET_PATTERN, HandedSecret, Secret, SecretRequest, lines_of
+from danlu.domain.specs import JobSpec
 from danlu.domain.validation import PATTERNS, nearest
 from danlu.domain.views import Page
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NotFound, SecretUnavailable, VaultLocked

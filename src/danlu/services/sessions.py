@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from danlu.api import SessionQuery
+from danlu.api.bodies import SessionQuery
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, add_event
 from danlu.domain.events import Event

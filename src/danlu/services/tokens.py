@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from danlu.api import OwnerQuery, TokenMade, TokenRequest
+from danlu.api.bodies import OwnerQuery, TokenMade, TokenRequest
 from danlu.database.engine import Transaction
 from danlu.database.records import TOKENS
 from danlu.domain.keys import Revoked, Token

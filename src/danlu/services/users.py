@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from danlu.api import Paging, UserChange, UserRequest
+from danlu.api.bodies import Paging, UserChange, UserRequest
 from danlu.database.engine import Transaction
 from danlu.database.records import KEYS, MEMBERS, TOKENS, USERS
 from danlu.domain.ids import NAME_PATTERN

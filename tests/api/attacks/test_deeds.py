@@ -37,7 +37,7 @@ from tests.api.attacks.sending import (
 from tests.api.edge import Api
 
 SOURCES = Path(__file__).parents[3] / "src" / "danlu"
-SERVER_SIDE = ("server", "services", "controllers", "database", "blobs", "domain", "scheduler", "api.py", "config.py")
+SERVER_SIDE = ("server", "services", "controllers", "database", "blobs", "domain", "scheduler", "api", "config.py")
 
 
 def sources() -> Iterator[tuple[str, str]]:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from danlu.domain.images import Image
 from danlu.domain.isolation import limit
-from danlu.domain.jobs import JobSpec, Task, TaskSpec
+from danlu.domain.jobs import Task
+from danlu.domain.specs import JobSpec, TaskSpec
 from danlu.errors import LaunchRejected
 from danlu.executors.local.engines import PATH, Engine
 from danlu.executors.local.orders import Folders

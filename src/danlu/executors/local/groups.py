@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from danlu.domain.isolation import limit
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 from danlu.executors.local.cgroups import MAX_PROCESSES, Group, Tree
 
 RUNNER: Final = "runner"

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from danlu.domain.images import IMAGE_ID, Image, is_local
-from danlu.domain.jobs import JobSpec
+from danlu.domain.specs import JobSpec
 from danlu.errors import DanluError, DataDamaged, EnvironmentFailed, ExecutorUnavailable
 from danlu.executors.base import LaunchOrder, StoredImage
 from danlu.executors.local import beneath, engine_output, folders, leftovers, machine, orphan_layers

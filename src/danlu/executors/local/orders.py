@@ -10,9 +10,9 @@ from typing import Any
 
 from danlu.domain.commands import RESERVED_VARIABLES
 from danlu.domain.frameworks import Gang, Means, Member, variables_of
-from danlu.domain.jobs import TaskSpec
 from danlu.domain.mpi import WORKER
 from danlu.domain.resources import format_bytes
+from danlu.domain.specs import TaskSpec
 from danlu.errors import LaunchRejected
 from danlu.executors.base import LaunchOrder
 from danlu.executors.local.observing import MAX_ORDER_BYTES

@@ -1,0 +1,125 @@
+"""What a decision depends on and what it says: jobs that wait, attempts that hold something, the policy, the plan.
+
+Times are ns UTC, durations ns. Everything here is a value; `state.py` keeps them up to date and decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from danlu.domain.jobs import Reason
+from danlu.domain.resources import Resources
+
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a gang asks for: one entry a task, the GPU kind that all of them need, and how many ports."""
+
+    tasks: tuple[Resources, ...]
+    gpu_kind: str | None = None
+    ports: int = 0
+
+    @property
+    def rate(self) -> int:
+        """How fast it attains service: its GPUs, in thousandths; without GPUs its thousandths of cores."""
+        return 1000 * sum(task.gpus for task in self.tasks) or sum(task.cpu_milli for task in self.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that could start now if there were room.
+
+    Attributes:
+        shapes: what it can run with, the one that it would rather have first; most jobs have one.
+        attained: service of its attempts so far: time x ``Shape.rate``, in ns x thousandths of a GPU.
+        duration: how long it runs at most, where its user has said so.
+        array: the job array that it belongs to, of which at most ``parallel`` hold something at once.
+    """
+
+    id: str
+    project: str
+    priority: int
+    queued_at: int
+    shapes: tuple[Shape, ...]
+    attained: int = 0
+    duration: int | None = None
+    array: str | None = None
+    parallel: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where one task of a gang goes."""
+
+    node: str
+    devices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An attempt that holds its resources.
+
+    Attributes:
+        shape, seats: what it holds and where, in rank order.
+        attained: service of the job's attempts before this one.
+        ends_by: when it ends at the latest, where its user has said so.
+        saved_at: what it had done by then is kept by a checkpoint; None: all of it would be lost.
+        yields_to: the job that it was asked to make way for; None: it was not asked.
+    """
+
+    id: str
+    job_id: str
+    project: str
+    priority: int
+    placed_at: int
+    shape: Shape
+    seats: tuple[Seat, ...]
+    attained: int = 0
+    ends_by: int | None = None
+    saved_at: int | None = None
+    yields_to: str | None = None
+    array: str | None = None
+
+    def service(self, now: int) -> int:
+        """Returns the job's service so far, as ``Waiting.attained``."""
+        return self.attained + max(0, now - self.placed_at) * self.shape.rate
+
+    def lost(self, now: int) -> int:
+        """Returns the service that would be lost if it ended now."""
+        since = self.placed_at if self.saved_at is None else max(self.saved_at, self.placed_at)
+        return max(0, now - since) * self.shape.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A job that starts now; one seat a task of ``shape``, in rank order."""
+
+    job_id: str
+    seats: tuple[Seat, ...]
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """An attempt that is to make way, for which job, why, and what would be lost of it (as ``Running.lost``)."""
+
+    attempt_id: str
+    for_job: str
+    why: str
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do: who starts where, who makes way, why the others wait (a code and its arithmetic).
+
+    ``again_at``: something would be decided otherwise then, although nothing else changes; None: never.
+    """
+
+    placements: tuple[Placement, ...] = ()
+    preemptions: tuple[Preemption, ...] = ()
+    waits: Mapping[str, tuple[Reason, str]] = field(default_factory=dict)
+    again_at: int | None = None

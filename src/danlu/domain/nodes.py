@@ -30,6 +30,7 @@ class NodeCapacity(Value):
     memory_bytes: int = Field(ge=0)
     gpus: tuple[Gpu, ...] = ()
     boot_id: str = ""
+    pool: str = Field(default="", description="what it is near to: the tasks of a gang go into one pool if they can")
 
 
 class Node(Record):

@@ -1,376 +1,326 @@
-"""One decision of who runs where: a snapshot in, a plan out. No clock, no database, no randomness.
+"""One decision of who runs where: a state in, a plan out. No clock, no database, no randomness.
 
-1. Order: priority (higher first), then who waits longest, then the id.
-2. Place: each job's tasks as one gang, all or none, on the nodes with the least left over that still hold them (packing).
-3. Keep: what a job that does not fit is waiting for is kept for it. On the node that could hold it soonest its share of
-   what is free is taken out of this cycle, so that smaller jobs behind it use only what it does not need, and none starves.
-   Of ports there are so many for all nodes; a gang that lacks some gets those that become free before any other does.
-4. Say why: one reason code for each job that waits; equal shapes are decided once.
+1. Order: who asks for no more than his guarantee, then priority, then projects by their share of late (in coarse steps), then
+   jobs by what they have had (in coarse steps), then who waits longest. Equal jobs are decided once.
+2. Quota: what would break a limit waits, whatever is free.
+3. Place: a job's tasks as one gang, all or none; with a range, as much of it as fits.
+4. Make way: for a job that does not fit and stands before what runs, that is asked to make way of which least is lost.
+5. Keep: what a job that does not fit is waiting for is kept for it. Others use it meanwhile only if they end before, or if
+   they lose nothing by making way. So smaller jobs never delay the first one, and none starves.
+6. Say why: one reason code for each job that waits, told when it changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from heapq import heapify, heappop, heappush
 
 from danlu.domain.jobs import Reason
-from danlu.domain.nodes import NodeCapacity
-from danlu.domain.resources import Resources, format_bytes, format_cpu
-from danlu.scheduler import ports
+from danlu.domain.resources import Resources
+from danlu.scheduler import ports, words
+from danlu.scheduler.model import Placement, Plan, Preemption, Seat, Shape, Waiting
+from danlu.scheduler.preempting import Choice, choose
+from danlu.scheduler.quota import Excess, amounts
+from danlu.scheduler.rooms import EVERYTHING, NEVER, Borrowing, seat
+from danlu.scheduler.state import Group, GroupKey, Kept, State
 
-KEPT_FOR = 16
-"""For how many of the first waiting jobs resources are kept; those behind them wait for their turn all the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a gang asks for: one entry a task, the GPU kind that all of them need, and how many ports."""
-
-    tasks: tuple[Resources, ...]
-    gpu_kind: str | None = None
-    ports: int = 0
+Rank = tuple[bool, int, int, int]
+"""Who stands before whom, in steps: not within a guarantee, -priority, step of the project's share, level."""
+Turn = tuple[bool, int, int, int, float, int, str]
+"""A rank, then the part of the cluster that its project holds, since when it waits, its id."""
+SHARE_STEPS_PER_DOUBLING = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A job that could start now if there were room."""
+class Scheduler(State):
+    """Who runs where: what changes is told to it, call by call; it decides when it is asked."""
 
-    id: str
-    priority: int
-    queued_at: int
-    shape: Shape
+    def decide(self, now: int) -> Plan:
+        """Returns who starts now, who makes way for whom, and why the others wait: what has changed of that.
+
+        What it says takes effect when it is told so: ``gone`` and ``holds`` of what was started, ``freed`` of what has ended.
+        """
+        return Cycle(self, now).plan()
 
 
 @dataclass(slots=True)
-class Room:
-    """What is free on one node, changed while a plan is made."""
+class Cycle:
+    """What is tried while one decision is made."""
 
-    name: str
-    cpu_milli: int
-    memory_bytes: int
-    gpus: dict[str, list[int]] = field(default_factory=dict)
-    """kind -> indexes of free GPUs, ascending"""
+    state: State
+    now: int
+    placements: list[Placement] = field(default_factory=list)
+    preemptions: list[Preemption] = field(default_factory=list)
+    waits: dict[str, tuple[Reason, str]] = field(default_factory=dict)
+    yielding: set[str] = field(default_factory=set)
+    _heap: list[tuple[Turn, GroupKey]] = field(default_factory=list)
+    _at: dict[GroupKey, int] = field(default_factory=dict)
+    _refused: set[tuple[Shape, Borrowing]] = field(default_factory=set)
+    _counted: list[tuple[str, dict[str, int]]] = field(default_factory=list)
+    _arrays: dict[str, int] = field(default_factory=dict)
+    _steps: dict[str, int] = field(default_factory=dict)
+    _settled: set[str] = field(default_factory=set)
+    _kept: set[str] = field(default_factory=set)
+    _searches: int = 0
+    _ports: int = 0
 
-    def fits(self, need: Resources, kind: str | None) -> bool:
-        """Says whether one task fits here now."""
-        return (
-            need.cpu_milli <= self.cpu_milli
-            and need.memory_bytes <= self.memory_bytes
-            and (need.gpus == 0 or self._kind_for(need.gpus, kind) is not None)
+    def plan(self) -> Plan:
+        """Decides."""
+        state = self.state
+        again_at = state.step_back(self.now)
+        for room in state.rooms.by_name.values():
+            if room.kept_cpu_milli or room.kept_memory_bytes or room.kept_gpus:
+                room.keep_nothing()
+        self._ports = ports.COUNT - state.ports
+        self._weigh()
+        with state.rooms.trial():
+            self._heap = [(self._turn(group, 0), group.key) for group in state.groups.values()]
+            heapify(self._heap)
+            for group in self._turns():
+                self._serve(group)
+        for project, asks in self._counted:
+            state.tree.add(project, asks, -1)
+            state.shares.add(project, asks, self.now, -1)
+        for job_id in state.kept.keys() - self._kept:
+            del state.kept[job_id]
+        return Plan(tuple(self.placements), tuple(self.preemptions), self.waits, again_at if state.waiting else None)
+
+    # order
+
+    def _weigh(self) -> None:
+        """Finds each project's step: 0 up to its part of the cluster among those that are there, 1 up to twice as much ..."""
+        state = self.state
+        projects = sorted(
+            {key.project for key in state.groups} | {bucket.project for bucket, all_ in state.buckets.items() if all_}
         )
+        self._steps = {project: self.step(project, len(projects)) for project in projects}
 
-    def _kind_for(self, count: int, kind: str | None) -> str | None:
-        kinds = [kind] if kind is not None else sorted(self.gpus, key=lambda k: (len(self.gpus[k]), k))
-        return next((k for k in kinds if len(self.gpus.get(k, ())) >= count), None)
+    def step(self, project: str, count: int) -> int:
+        """Returns in which step of its share a project is, of so many projects."""
+        part = self.state.shares.lately(project, self.now) * count
+        return 0 if part <= 1 else math.ceil(math.log2(part) * SHARE_STEPS_PER_DOUBLING)
 
-    def take(self, need: Resources, kind: str | None) -> tuple[int, ...]:
-        """Takes one task's share and returns its GPUs' indexes, ascending. It must fit."""
-        self.cpu_milli -= need.cpu_milli
-        self.memory_bytes -= need.memory_bytes
-        if not need.gpus:
-            return ()
-        chosen = self._kind_for(need.gpus, kind)
-        if chosen is None:
-            raise ValueError(f"{need.gpus} GPUs of kind {kind} do not fit on {self.name}")
-        free = self.gpus[chosen]
-        self.gpus[chosen] = free[need.gpus :]
-        return tuple(free[: need.gpus])
+    def rank(self, project: str, priority: int, level: int, *, entitled: bool = False) -> Rank:
+        """Returns where a job of this project with this priority stands, that has had so much."""
+        return not entitled, -priority, self._steps.get(project, 0), level
 
-    def take_devices(self, need: Resources, devices: tuple[int, ...]) -> bool:
-        """Takes one task's share with exactly these GPUs, if all of it is free; returns whether it was."""
-        left = {kind: [index for index in free if index not in devices] for kind, free in self.gpus.items()}
-        found = sum(map(len, self.gpus.values())) - sum(map(len, left.values()))
-        if need.cpu_milli > self.cpu_milli or need.memory_bytes > self.memory_bytes or found != len(devices):
+    def _turn(self, group: Group, at: int) -> Turn:
+        key = group.key
+        entitled = self.state.tree.entitled(key.project, group.asks[-1]) is not None
+        rank = self.rank(key.project, key.priority, key.level, entitled=entitled)
+        return (*rank, self.state.shares.held(key.project), *group.jobs[at])
+
+    def _turns(self) -> Iterator[Group]:
+        """Yields groups whose next job is to be served, in order; what was placed meanwhile puts its project back."""
+        while self._heap:
+            turn, key = heappop(self._heap)
+            group = self.state.groups[key]
+            fresh = self._turn(group, self._at.get(key, 0))
+            if fresh > turn:
+                heappush(self._heap, (fresh, key))
+                continue
+            yield group
+
+    def _next(self, group: Group) -> None:
+        """The group's first job is settled: another one follows."""
+        at = self._at.get(group.key, 0)
+        self._settled.add(group.jobs[at][1])
+        at = self._at[group.key] = at + 1
+        if at < len(group.jobs):
+            heappush(self._heap, (self._turn(group, at), group.key))
+
+    # one job
+
+    def _serve(self, group: Group) -> None:
+        job = self.state.waiting[group.jobs[self._at.get(group.key, 0)][1]]
+        if job.array is not None and self.state.arrays[job.array] + self._arrays.get(job.array, 0) >= job.parallel > 0:
+            words_ = f"{job.parallel} jobs of its array hold something, and no more may at once"
+            self._refuse(group, Reason.WAITING_FOR_ARRAY, lambda: words_)
+            return
+        excess: Excess | None = None
+        for shape in job.shapes:
+            excess = self.state.tree.exceeded(job.project, self.state.asks(shape))
+            if excess is None and self._place(job, shape):
+                self._next(group)
+                return
+        if self._makes_room(group, job, excess):
+            self._next(group)
+            return
+        if excess is not None:
+            alone = excess.asks > excess.limit
+            reason = Reason.EXCEEDS_MAX_QUOTA if alone else Reason.WAITING_FOR_QUOTA
+            self._refuse(group, reason, partial(words.over_quota, excess))
+            return
+        self._keep(job)
+        self._refuse(group, *self._short(job))
+
+    def _place(self, job: Waiting, shape: Shape) -> bool:
+        if shape.ports > self._ports:
             return False
-        self.cpu_milli -= need.cpu_milli
-        self.memory_bytes -= need.memory_bytes
-        self.gpus = left
+        borrowing = self._borrowing(job)
+        for wanted in self._kinds(job, shape):
+            if (wanted, borrowing) in self._refused:
+                continue
+            seats = seat(self.state.rooms, wanted, borrowing)
+            if seats is None:
+                self._refused.add((wanted, borrowing))
+                continue
+            self.placements.append(Placement(job.id, seats, shape))
+            self._ports -= shape.ports
+            counted = self._count(seats)
+            asks = amounts(shape.tasks, counted)
+            self.state.tree.add(job.project, asks)
+            self.state.shares.add(job.project, asks, self.now)
+            self._counted.append((job.project, asks))
+            if job.array is not None:
+                self._arrays[job.array] = self._arrays.get(job.array, 0) + 1
+            return True
+        return False
+
+    def _kinds(self, job: Waiting, shape: Shape) -> Iterator[Shape]:
+        """Yields the shape, or the shape with each kind that the quota has left, where kinds are limited and none is asked."""
+        gpus = sum(task.gpus for task in shape.tasks)
+        if not gpus or shape.gpu_kind is not None or not self.state.tree.limits_kinds(job.project):
+            yield shape
+            return
+        for kind in self.state.rooms.kind_names():
+            if self.state.tree.exceeded(job.project, {f"gpu/{kind}": gpus}) is None:
+                yield Shape(shape.tasks, kind, shape.ports)
+
+    def _count(self, seats: tuple[Seat, ...]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for one in seats:
+            kinds = self.state.rooms.kinds[one.node]
+            for device in one.devices:
+                found[kinds[device]] = found.get(kinds[device], 0) + 1
+        return found
+
+    def _borrowing(self, job: Waiting) -> Borrowing:
+        if not self._kept:
+            return EVERYTHING  # nothing is kept yet
+        if job.keeps and self.state.policy.preempts:
+            return EVERYTHING
+        if job.duration is not None:
+            return Borrowing(ends_by=self.now + (1 << max(1, job.duration).bit_length()))
+        return NEVER
+
+    # making way, keeping
+
+    def _makes_room(self, group: Group, job: Waiting, excess: Excess | None) -> bool:
+        """Says whether others make way for a job, or do so already; what they give back is kept for it."""
+        state = self.state
+        if any(one in state.running for one in state.yielding.get(job.id, ())):
+            self._tell(job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, "what makes way for it has not ended yet")
+            self._keep(job)
+            return True
+        if not state.policy.preempts or self._searches >= state.policy.preempts_for:
+            return False
+        self._searches += 1
+        choice: Choice | None = choose(self, job, excess)
+        if choice is None:
+            return False
+        for victim, why in choice.victims:
+            self.yielding.add(victim.id)
+            self.preemptions.append(Preemption(victim.id, job.id, why, victim.lost(self.now)))
+        state.kept[job.id] = Kept(choice.seats, self.now)
+        self._keep(job)
+        self._tell(
+            job,
+            Reason.WAITING_FOR_PREEMPTED_WORKLOADS,
+            f"{len(choice.victims)} that run were asked to make way for it",
+        )
         return True
 
-    def copy(self) -> Room:
-        """Returns one that can be changed without changing this one."""
-        return Room(
-            self.name, self.cpu_milli, self.memory_bytes, {kind: list(free) for kind, free in self.gpus.items()}
+    def _keep(self, job: Waiting) -> None:
+        """Keeps what a job waits for, on the nodes that were chosen when it first had to wait, unless one is gone."""
+        state = self.state
+        if len(self._kept) >= state.policy.kept_for:
+            return
+        kept = state.kept.get(job.id)
+        if kept is None or any(node not in state.rooms.by_name for node, _, _ in kept.seats):
+            seats = self._nearest(job.shapes[-1])
+            if seats is None:
+                return
+            kept = state.kept[job.id] = Kept(seats, self.now)
+        self._kept.add(job.id)
+        for node, need, kind in kept.seats:
+            state.rooms.by_name[node].keep(need, kind, self._free_by(node, need, kind))
+
+    def _nearest(self, shape: Shape) -> tuple[tuple[str, Resources, str | None], ...] | None:
+        """Returns where a gang could be soonest: on the nodes that have most of it free; None: nowhere."""
+        state, planned, seats = self.state, {}, []
+        for task in shape.tasks:
+            for room in state.rooms.of_most():
+                capacity = state.rooms.capacities[room.name]
+                used = planned.get(room.name, Resources())
+                kinds = (
+                    {gpu.kind for gpu in capacity.gpus if shape.gpu_kind in (None, gpu.kind)} if task.gpus else {None}
+                )
+                for kind in sorted(kinds, key=lambda one: (-len(room.gpus.get(one or "", ())), one or "")):
+                    gpus = sum(gpu.kind == kind for gpu in capacity.gpus)
+                    total = used + task
+                    if (
+                        total.cpu_milli <= capacity.cpu_milli
+                        and total.memory_bytes <= capacity.memory_bytes
+                        and total.gpus <= gpus
+                    ):
+                        planned[room.name] = total
+                        seats.append((room.name, task, kind))
+                        break
+                else:
+                    continue
+                break
+            else:
+                return None
+        return tuple(seats)
+
+    def _free_by(self, node: str, need: Resources, kind: str | None) -> int | None:
+        """Returns when so much is free on a node at the latest, if all that has to end before has said until when it runs."""
+        state, room = self.state, self.state.rooms.by_name[node]
+        cpu_milli, memory_bytes, gpus = room.cpu_milli, room.memory_bytes, len(room.gpus.get(kind or "", ()))
+        if need.cpu_milli <= cpu_milli and need.memory_bytes <= memory_bytes and need.gpus <= gpus:
+            return self.now
+        ends = sorted(
+            (attempt.ends_by, attempt.id)
+            for attempt_id in state.on_node[node]
+            if (attempt := state.running[attempt_id]).ends_by is not None
         )
-
-    def give_back(self, need: Resources, devices: Iterable[int], kinds: dict[int, str]) -> None:
-        """Returns what ``take`` took."""
-        self.cpu_milli += need.cpu_milli
-        self.memory_bytes += need.memory_bytes
-        for device in devices:
-            kind = kinds[device]
-            self.gpus[kind] = sorted([*self.gpus.get(kind, []), device])
-
-    def keep(self, need: Resources, kind: str | None) -> None:
-        """Takes out whatever of ``need`` is free, its GPUs of this kind, for a job that waits for the rest."""
-        self.cpu_milli = max(0, self.cpu_milli - need.cpu_milli)
-        self.memory_bytes = max(0, self.memory_bytes - need.memory_bytes)
-        if kind is not None:
-            self.gpus[kind] = self.gpus[kind][need.gpus :]
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a live attempt holds on one node."""
-
-    node: str
-    resources: Resources
-    devices: tuple[int, ...]
-    ports: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything that a decision depends on."""
-
-    nodes: tuple[NodeCapacity, ...]
-    held: tuple[Held, ...]
-    waiting: tuple[Waiting, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """Where one task of a gang goes."""
-
-    node: str
-    devices: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """A job that starts now; one seat a task, in rank order."""
-
-    job_id: str
-    seats: tuple[Seat, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do: who starts where, and why the others wait (a code and its arithmetic), in queue order."""
-
-    placements: tuple[Placement, ...]
-    waits: dict[str, tuple[Reason, str]]
-
-
-def order(waiting: Iterable[Waiting]) -> list[Waiting]:
-    """Returns the jobs in the order in which they are served."""
-    return sorted(waiting, key=lambda job: (-job.priority, job.queued_at, job.id))
-
-
-def rooms(nodes: Iterable[NodeCapacity], held: Iterable[Held]) -> dict[str, Room]:
-    """Returns what is free on each node: all that it has less what live attempts hold.
-
-    What is held on a node that shrank or vanished never makes a free amount negative.
-    """
-    free: dict[str, Room] = {}
-    for node in nodes:
-        kinds: dict[str, list[int]] = {}
-        for gpu in sorted(node.gpus, key=lambda gpu: gpu.index):
-            kinds.setdefault(gpu.kind, []).append(gpu.index)
-        free[node.name] = Room(node.name, node.cpu_milli, node.memory_bytes, kinds)
-    for share in held:
-        room = free.get(share.node)
-        if room is None:
-            continue
-        room.cpu_milli = max(0, room.cpu_milli - share.resources.cpu_milli)
-        room.memory_bytes = max(0, room.memory_bytes - share.resources.memory_bytes)
-        for kind in room.gpus:
-            room.gpus[kind] = [index for index in room.gpus[kind] if index not in share.devices]
-    return free
-
-
-def seat(shape: Shape, free: dict[str, Room], kinds: dict[str, dict[int, str]]) -> tuple[Seat, ...] | None:
-    """Takes room for a whole gang and returns its seats in rank order, or takes nothing and returns None."""
-    seats = _seated(shape, free)
-    if len(seats) == len(shape.tasks):
-        return tuple(seats[rank] for rank in range(len(shape.tasks)))
-    for rank, taken in seats.items():
-        free[taken.node].give_back(shape.tasks[rank], taken.devices, kinds[taken.node])
-    return None
-
-
-def _seated(shape: Shape, free: dict[str, Room]) -> dict[int, Seat]:
-    """Takes room for a gang's tasks, the largest first, up to the first that does not fit; returns seats by rank."""
-    seats: dict[int, Seat] = {}
-    for rank in _largest_first(shape):
-        need = shape.tasks[rank]
-        candidates = [room for room in free.values() if room.fits(need, shape.gpu_kind)]
-        if not candidates:
-            break
-        room = min(candidates, key=lambda r: (sum(map(len, r.gpus.values())), r.cpu_milli, r.memory_bytes, r.name))
-        seats[rank] = Seat(room.name, room.take(need, shape.gpu_kind))
-    return seats
-
-
-def _largest_first(shape: Shape) -> Sequence[int]:
-    """Returns ranks in the order of placing: what is hardest to place comes first, equal tasks by rank."""
-    ranks = range(len(shape.tasks))
-    if len(shape.tasks) == 1:
-        return ranks
-    return sorted(
-        ranks,
-        key=lambda rank: (
-            -shape.tasks[rank].gpus,
-            -shape.tasks[rank].cpu_milli,
-            -shape.tasks[rank].memory_bytes,
-            rank,
-        ),
-    )
-
-
-def take_seats(free: dict[str, Room], needs: Sequence[Resources], seats: Sequence[Seat]) -> bool:
-    """Takes exactly these seats, one a task in rank order, if every one of them is still free; else takes nothing."""
-    trial = {seat.node: free[seat.node].copy() for seat in seats if seat.node in free}
-    for need, where in zip(needs, seats, strict=True):
-        if where.node not in trial or not trial[where.node].take_devices(need, where.devices):
-            return False
-    free.update(trial)
-    return True
-
-
-def plan(snapshot: Snapshot) -> Plan:
-    """Returns who starts now and why each other job waits."""
-    free = rooms(snapshot.nodes, snapshot.held)
-    empty = rooms(snapshot.nodes, ())
-    kinds = {node.name: {gpu.index: gpu.kind for gpu in node.gpus} for node in snapshot.nodes}
-    placements: list[Placement] = []
-    waits: dict[str, tuple[Reason, str]] = {}
-    refused: dict[Shape, tuple[Reason, str]] = {}
-    free_ports = _free_ports(snapshot.held)
-    kept = 0
-    for job in order(snapshot.waiting):
-        if job.shape in refused:  # within a cycle room only shrinks: what did not fit does not fit now
-            waits[job.id] = refused[job.shape]
-            continue
-        if job.shape.ports > free_ports:
-            waits[job.id] = refused[job.shape] = _short_of_ports(job.shape, free_ports)
-            free_ports = 0  # they are kept for it, as all is that the first ones wait for
-            continue
-        seats = seat(job.shape, free, kinds)
-        if seats is not None:
-            free_ports -= job.shape.ports
-            placements.append(Placement(job.id, seats))
-            continue
-        waits[job.id] = refused[job.shape] = explain(job.shape, free, empty)
-        if kept < KEPT_FOR and waits[job.id][0] is Reason.WAITING_FOR_RESOURCES:
-            kept += 1
-            _keep(job.shape, free, empty)
-    return Plan(tuple(placements), waits)
-
-
-def _free_ports(held: Iterable[Held]) -> int:
-    """Returns how many ports can be leased; on which node a task is does not matter, as no port is met twice in a gang."""
-    return ports.COUNT - sum(share.ports for share in held)
-
-
-def _short_of_ports(shape: Shape, free: int) -> tuple[Reason, str]:
-    words = f"asks {shape.ports:,} ports, one for each task; {free:,} of {ports.COUNT:,} are free"
-    return Reason.WAITING_FOR_RESOURCES, words
-
-
-def _keep(shape: Shape, free: dict[str, Room], empty: dict[str, Room]) -> None:
-    for need in shape.tasks:
-        able = [
-            (name, kind)
-            for name, room in empty.items()
-            for kind in (_kinds(room, shape.gpu_kind) if need.gpus else (None,))
-            if room.fits(need, kind)
-        ]
-        if able:
-            name, kind = max(able, key=lambda where: _nearness(need, free[where[0]], where[1]))
-            free[name].keep(need, kind)
-
-
-def _nearness(need: Resources, room: Room, kind: str | None) -> tuple[int, int, int, str, str]:
-    """Says how much of ``need`` is there. What is there beyond it does not count: others may use that, and were it counted
-    the choice would go to and fro between two nodes, and neither would ever be free.
-    """
-    gpus = 0 if kind is None else min(need.gpus, len(room.gpus.get(kind, ())))
-    return gpus, min(need.cpu_milli, room.cpu_milli), min(need.memory_bytes, room.memory_bytes), room.name, kind or ""
-
-
-def _kinds(room: Room, kind: str | None) -> Iterable[str]:
-    return room.gpus if kind is None else (kind,)
-
-
-def _gpus(room: Room, kind: str | None) -> int:
-    """Returns how many GPUs one task could have here: they are all of one kind."""
-    return max((len(room.gpus.get(one, ())) for one in _kinds(room, kind)), default=0)
-
-
-def asks(need: Resources, kind: str | None) -> str:
-    """Returns ``1 cpu, 4.0 GiB, 2 gpu (h100)``."""
-    parts = [f"{format_cpu(need.cpu_milli)} cpu"]
-    if need.memory_bytes:
-        parts.append(format_bytes(need.memory_bytes))
-    if need.gpus:
-        parts.append(f"{need.gpus} gpu" + (f" ({kind})" if kind else ""))
-    return ", ".join(parts)
-
-
-def asks_all(shape: Shape) -> str:
-    """Returns what a gang asks for: ``1 cpu``, ``3 tasks of 1 cpu each``, or ``3 tasks, in all 4 cpu, 2 gpu``."""
-    first, count = shape.tasks[0], len(shape.tasks)
-    if count == 1:
-        return asks(first, shape.gpu_kind)
-    if all(task == first for task in shape.tasks):
-        return f"{count} tasks of {asks(first, shape.gpu_kind)} each"
-    return f"{count} tasks, in all {asks(sum(shape.tasks, start=Resources()), shape.gpu_kind)}"
-
-
-def explain(shape: Shape, free: dict[str, Room], empty: dict[str, Room]) -> tuple[Reason, str]:
-    """Returns why a gang does not fit now: a code, and what is short with its numbers."""
-    never = next((task for task in shape.tasks if not any(r.fits(task, shape.gpu_kind) for r in empty.values())), None)
-    if never is not None:
-        return (
-            Reason.NO_MATCHING_FLAVOR,
-            f"asks {asks(never, shape.gpu_kind)}; {largest(empty.values(), shape.gpu_kind)}",
-        )
-    left = {name: room.copy() for name, room in free.items()}
-    seats = _seated(shape, left)
-    need = next((shape.tasks[rank] for rank in _largest_first(shape) if rank not in seats), shape.tasks[0])
-    short = []
-    cpu = max((room.cpu_milli for room in left.values()), default=0)
-    memory = max((room.memory_bytes for room in left.values()), default=0)
-    gpus = max((_gpus(room, shape.gpu_kind) for room in left.values()), default=0)
-    if need.cpu_milli > cpu:
-        short.append(f"cpu (at most {format_cpu(cpu)} free on one node)")
-    if need.memory_bytes > memory:
-        short.append(f"memory (at most {format_bytes(memory)} free on one node)")
-    if need.gpus > gpus:
-        short.append(f"gpu (at most {gpus} free on one node)")
-    what = ", ".join(short) or "one node with all of it free at once"
-    fit = f"{len(seats)} of them fit, the next, {asks(need, shape.gpu_kind)}, is " if len(shape.tasks) > 1 else ""
-    return Reason.WAITING_FOR_RESOURCES, f"asks {asks_all(shape)}; {fit}short of {what}"
-
-
-def largest(empty: Iterable[Room], kind: str | None) -> str:
-    """Returns the most that any node has, in words."""
-    nodes = list(empty)
-    if not nodes:
-        return "there is no node"
-    cpu = max(room.cpu_milli for room in nodes)
-    memory = max(room.memory_bytes for room in nodes)
-    gpus = max(_gpus(room, kind) for room in nodes)
-    return f"the largest node here has {asks(Resources(cpu_milli=cpu, memory_bytes=memory, gpus=0), None)}, " + (
-        f"{gpus} gpu" + (f" of kind {kind}" if kind else "")
-    )
-
-
-def shortage(shape: Shape, nodes: Sequence[NodeCapacity], held: Sequence[Held]) -> tuple[Reason, str] | None:
-    """Returns None if the gang fits beside what is held, else why it does not."""
-    if shape.ports > (left := _free_ports(held)):
-        return _short_of_ports(shape, left)
-    kinds = {node.name: {gpu.index: gpu.kind for gpu in node.gpus} for node in nodes}
-    if seat(shape, rooms(nodes, held), kinds) is not None:
+        for ends_by, attempt_id in ends:
+            attempt = state.running[attempt_id]
+            for held, where in zip(attempt.shape.tasks, attempt.seats, strict=True):
+                if where.node == node:
+                    cpu_milli, memory_bytes = cpu_milli + held.cpu_milli, memory_bytes + held.memory_bytes
+                    gpus += sum(state.rooms.kinds[node].get(device) == kind for device in where.devices)
+            if need.cpu_milli <= cpu_milli and need.memory_bytes <= memory_bytes and need.gpus <= gpus:
+                return ends_by
         return None
-    return explain(shape, rooms(nodes, held), rooms(nodes, ()))
 
+    # words
 
-def could_ever_fit(shape: Shape, nodes: Sequence[NodeCapacity]) -> str | None:
-    """Returns None if the gang fits on empty nodes, else why it never will."""
-    short = shortage(shape, nodes, ())
-    if short is None:
-        return None
-    reason, message = short
-    return message if reason is Reason.NO_MATCHING_FLAVOR else f"{message}, even when nothing else runs"
+    def _short(self, job: Waiting) -> tuple[Reason, Callable[[], str]]:
+        rooms, shape = self.state.rooms, job.shapes[-1]
+        if (why := self.state.never(shape)) is not None:
+            return Reason.NO_MATCHING_FLAVOR, lambda: why
+        if shape.ports > self._ports:
+            return Reason.WAITING_FOR_RESOURCES, partial(words.short_of_ports, shape, self._ports)
+        return words.code(shape, rooms), partial(words.short, shape, rooms)
+
+    def _refuse(self, group: Group, reason: Reason, why: Callable[[], str]) -> None:
+        """Tells all jobs of a group that were not settled that they wait, if they were not told so before."""
+        left = group.jobs[self._at.get(group.key, 0) :]
+        if reason is not group.told:
+            group.told, fresh = reason, [job_id for _, job_id in left]
+        else:
+            fresh = [job_id for job_id in group.untold if job_id not in self._settled]
+        if fresh:
+            text = why()
+            self.waits.update((job_id, (reason, text)) for job_id in fresh)
+        group.untold.clear()
+
+    def _tell(self, job: Waiting, reason: Reason, why: str) -> None:
+        """Tells one job that it waits for another reason than its group."""
+        if self.state.told.get(job.id) is not reason:
+            self.waits[job.id] = (reason, why)
+            self.state.told[job.id] = reason

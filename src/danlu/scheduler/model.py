@@ -5,6 +5,7 @@ Times are ns UTC, durations ns. Everything here is a value; `state.py` keeps the
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,6 +30,33 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """What the order and preemption go by.
+
+    Attributes:
+        half_life: how long it takes until what a project had counts half.
+        levels: service, in ns x thousandths of a GPU, at which a job steps back behind those that had less (Tiresias, NSDI 2019).
+        min_runtime: an attempt that began more recently is never asked to make way.
+        max_lost_part: who makes way only because others had less loses at most this part of what the attempt did.
+        preempts: whether anybody is asked to make way.
+        kept_for: for how many of the first waiting jobs resources are kept.
+        preempts_for: for how many of them others are asked to make way in one decision.
+    """
+
+    half_life: int = 24 * 3600 * SECOND_NS
+    levels: tuple[int, ...] = tuple(1000 * SECOND_NS * gpu_s for gpu_s in (600, 3600, 4 * 3600, 16 * 3600))
+    min_runtime: int = 300 * SECOND_NS
+    max_lost_part: float = 0.1
+    preempts: bool = True
+    kept_for: int = 16
+    preempts_for: int = 16
+
+    def level(self, service: int) -> int:
+        """Returns how many steps back a job with this service stands."""
+        return bisect_right(self.levels, service)
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """A job that could start now if there were room.
 
@@ -37,6 +65,7 @@ class Waiting:
         attained: service of its attempts so far: time x ``Shape.rate``, in ns x thousandths of a GPU.
         duration: how long it runs at most, where its user has said so.
         array: the job array that it belongs to, of which at most ``parallel`` hold something at once.
+        keeps: it writes a checkpoint when it is told to make way, so that nothing of it is lost.
     """
 
     id: str
@@ -48,6 +77,7 @@ class Waiting:
     duration: int | None = None
     array: str | None = None
     parallel: int = 0
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +98,14 @@ class Running:
         ends_by: when it ends at the latest, where its user has said so.
         saved_at: what it had done by then is kept by a checkpoint; None: all of it would be lost.
         yields_to: the job that it was asked to make way for; None: it was not asked.
+        keeps: as ``Waiting.keeps``.
     """
 
     id: str
     job_id: str
     project: str
     priority: int
+    queued_at: int
     placed_at: int
     shape: Shape
     seats: tuple[Seat, ...]
@@ -82,6 +114,7 @@ class Running:
     saved_at: int | None = None
     yields_to: str | None = None
     array: str | None = None
+    keeps: bool = False
 
     def service(self, now: int) -> int:
         """Returns the job's service so far, as ``Waiting.attained``."""
@@ -89,6 +122,8 @@ class Running:
 
     def lost(self, now: int) -> int:
         """Returns the service that would be lost if it ended now."""
+        if self.keeps:
+            return 0
         since = self.placed_at if self.saved_at is None else max(self.saved_at, self.placed_at)
         return max(0, now - since) * self.shape.rate
 

@@ -1,0 +1,103 @@
+"""What quotas allow: who is over a limit, who has a right to what is guaranteed, who holds what was only lent to him."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from danlu.domain.quotas import UNLIMITED, Quota
+from danlu.domain.resources import Resources
+
+
+class Excess(NamedTuple):
+    """A limit that is in the way: whose, of what, and the numbers. ``used`` is 0 where the job alone is above it."""
+
+    quota: str
+    resource: str
+    limit: int
+    used: int
+    asks: int
+
+
+def amounts(tasks: Iterable[Resources], gpus: Mapping[str, int]) -> dict[str, int]:
+    """Returns what a gang counts as. ``gpus``: kind -> how many of it, as far as the kinds are known."""
+    total = sum(tasks, start=Resources())
+    found = {"cpu": total.cpu_milli, "memory": total.memory_bytes, "gpu": total.gpus, "jobs": 1}
+    found.update({f"gpu/{kind}": count for kind, count in gpus.items()})
+    return {name: amount for name, amount in found.items() if amount}
+
+
+@dataclass(slots=True)
+class Tree:
+    """The quotas and what is used of each. A project without one is not limited, and has nothing guaranteed."""
+
+    quotas: dict[str, Quota] = field(default_factory=dict)
+    used: dict[str, dict[str, int]] = field(default_factory=dict)
+    _paths: dict[str, tuple[Quota, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, quotas: Iterable[Quota]) -> Tree:
+        """Returns these quotas, nothing of which is used."""
+        return cls({quota.id: quota for quota in quotas})
+
+    def path(self, project: str) -> tuple[Quota, ...]:
+        """Returns a project's quota and those of the groups above it, upwards."""
+        if (known := self._paths.get(project)) is None:
+            found: list[Quota] = []
+            name: str | None = project
+            while name is not None and (quota := self.quotas.get(name)) is not None and quota not in found:
+                found.append(quota)
+                name = quota.parent
+            known = self._paths[project] = tuple(found)
+        return known
+
+    def add(self, project: str, asks: Mapping[str, int], sign: int = 1) -> None:
+        """Counts what a project's job holds from now on; with ``sign`` -1: no longer."""
+        for quota in self.path(project):
+            used = self.used.setdefault(quota.id, {})
+            for name, amount in asks.items():
+                used[name] = used.get(name, 0) + sign * amount
+
+    def exceeded(self, project: str, asks: Mapping[str, int]) -> Excess | None:
+        """Returns the limit that a job would break, that of the project first; first of all one that it alone is above."""
+        worst: Excess | None = None
+        for quota in self.path(project):
+            used = self.used.get(quota.id, {})
+            for name, limit in quota.limit.items():
+                amount = asks.get(name, 0)
+                if limit == UNLIMITED or not amount:
+                    continue
+                if amount > limit:
+                    return Excess(quota.id, name, limit, 0, amount)
+                if worst is None and used.get(name, 0) + amount > limit:
+                    worst = Excess(quota.id, name, limit, used.get(name, 0), amount)
+        return worst
+
+    def limits_kinds(self, project: str) -> bool:
+        """Says whether GPUs of some kind are limited: then it matters of which kind a job without a wish gets."""
+        return any(name.startswith("gpu/") for quota in self.path(project) for name in quota.limit)
+
+    def entitled(self, project: str, asks: Mapping[str, int]) -> Quota | None:
+        """Returns the quota, the project's or a group's, whose guarantee a job fits into; None: it would borrow."""
+        for quota in self.path(project):
+            used = self.used.get(quota.id, {})
+            guaranteed = [name for name in quota.guarantee if asks.get(name)]
+            if guaranteed and all(used.get(name, 0) + asks[name] <= quota.guarantee[name] for name in guaranteed):
+                return quota
+        return None
+
+    def has_borrowed(self, project: str, asks: Mapping[str, int], *, beside: str) -> bool:
+        """Says whether what a project holds of these resources is lent, as seen from another project.
+
+        It is if neither it nor a group above it, up to the group that the two have in common, is within its guarantee.
+        """
+        common = {quota.id for quota in self.path(beside)}
+        for quota in self.path(project):
+            if quota.id in common:
+                break
+            used = self.used.get(quota.id, {})
+            guaranteed = [name for name in quota.guarantee if asks.get(name)]
+            if guaranteed and all(used.get(name, 0) <= quota.guarantee[name] for name in guaranteed):
+                return False
+        return True

@@ -1,0 +1,244 @@
+"""What the scheduler knows, kept up to date call by call, so that a decision costs what has changed and not what there is.
+
+Its decisions are a function of the calls made on it, in their order: recorded and played again they are the same.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from danlu.domain.jobs import Reason
+from danlu.domain.nodes import NodeCapacity
+from danlu.domain.quotas import Quota
+from danlu.domain.resources import Resources
+from danlu.scheduler import words
+from danlu.scheduler.model import Policy, Running, Shape, Waiting
+from danlu.scheduler.quota import Tree, amounts
+from danlu.scheduler.rooms import Rooms
+from danlu.scheduler.shares import Shares
+
+
+class GroupKey(NamedTuple):
+    """What the jobs of a group have in common: whatever is decided for the first of them holds for all."""
+
+    project: str
+    priority: int
+    level: int
+    shapes: tuple[Shape, ...]
+    lasts_log2: int | None
+    array: str | None
+    parallel: int
+    keeps: bool
+
+
+@dataclass(slots=True)
+class Group:
+    """Waiting jobs that differ in nothing but age, the oldest first. ``told``: why they wait, as last told."""
+
+    key: GroupKey
+    jobs: list[tuple[int, str]] = field(default_factory=list)
+    told: Reason | None = None
+    untold: set[str] = field(default_factory=set)
+    asks: tuple[dict[str, int], ...] = ()
+
+
+class Bucket(NamedTuple):
+    """Where an attempt stands among those that hold something."""
+
+    priority: int
+    project: str
+    level: int
+
+
+@dataclass(slots=True)
+class Kept:
+    """What is kept for a job that waits: where each of its tasks could be, since when."""
+
+    seats: tuple[tuple[str, Resources, str | None], ...]
+    since: int
+
+
+@dataclass(slots=True)
+class State:
+    """Nodes, quotas, what waits and what holds something. ``decide`` of ``cycle.py`` reads it."""
+
+    policy: Policy = field(default_factory=Policy)
+    rooms: Rooms = field(default_factory=Rooms)
+    tree: Tree = field(default_factory=Tree)
+    shares: Shares = field(init=False)
+    waiting: dict[str, Waiting] = field(default_factory=dict)
+    groups: dict[GroupKey, Group] = field(default_factory=dict)
+    running: dict[str, Running] = field(default_factory=dict)
+    buckets: dict[Bucket, set[str]] = field(default_factory=lambda: defaultdict(set))
+    on_node: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    arrays: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    yielding: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    kept: dict[str, Kept] = field(default_factory=dict)
+    told: dict[str, Reason] = field(default_factory=dict)
+    """jobs that wait for another reason than their group"""
+    ports: int = 0
+    _never: dict[Shape, str | None] = field(default_factory=dict)
+    _bucket_of: dict[str, Bucket] = field(default_factory=dict)
+    _steps: list[tuple[int, str]] = field(default_factory=list)
+    now: int = 0
+
+    def __post_init__(self) -> None:
+        self.shares = Shares(self.policy.half_life)
+
+    # nodes and quotas
+
+    def node(self, capacity: NodeCapacity) -> None:
+        """Says what a node has now."""
+        held = [
+            (need, seat.devices)
+            for attempt_id in sorted(self.on_node.get(capacity.name, ()))
+            for need, seat in zip(self.running[attempt_id].shape.tasks, self.running[attempt_id].seats, strict=True)
+            if seat.node == capacity.name
+        ]
+        self.rooms.node(capacity, held)
+        self._never.clear()
+        nodes = self.rooms.capacities.values()
+        self.shares.total = {
+            "cpu": sum(node.cpu_milli for node in nodes),
+            "memory": sum(node.memory_bytes for node in nodes),
+            "gpu": sum(len(node.gpus) for node in nodes),
+        }
+
+    def quotas(self, quotas: Iterable[Quota]) -> None:
+        """Says which quotas there are now, all of them."""
+        self.tree = Tree.of(quotas)
+        shares, self.shares = self.shares, Shares(self.policy.half_life, self.shares.total)
+        self.shares.quotas(self.tree)
+        self.shares.take_over(shares, self.now)
+        for attempt in self.running.values():
+            self._count(attempt, 1)
+
+    # what waits
+
+    def queued(self, job: Waiting) -> None:
+        """Says that a job waits, or what has changed of it."""
+        if self.waiting.get(job.id) == job:
+            return
+        self.gone(job.id)
+        self.waiting[job.id] = job
+        key = self._key(job)
+        group = self.groups.get(key)
+        if group is None:
+            asks = tuple(self.asks(shape) for shape in job.shapes)
+            group = self.groups[key] = Group(key, asks=asks)
+        insort(group.jobs, (job.queued_at, job.id))
+        group.untold.add(job.id)
+
+    def gone(self, job_id: str) -> None:
+        """Says that a job does not wait any more."""
+        job = self.waiting.pop(job_id, None)
+        if job is None:
+            return
+        self.kept.pop(job_id, None)
+        self.told.pop(job_id, None)
+        group = self.groups[self._key(job)]
+        del group.jobs[bisect_left(group.jobs, (job.queued_at, job.id))]
+        group.untold.discard(job_id)
+        if not group.jobs:
+            del self.groups[group.key]
+
+    def _key(self, job: Waiting) -> GroupKey:
+        lasts = None if job.duration is None else max(1, job.duration).bit_length()
+        level = self.policy.level(job.attained)
+        return GroupKey(
+            job.project, job.priority, level, job.shapes, lasts, job.array, job.parallel, job.keeps
+        )  # fmt: skip
+
+    @staticmethod
+    def asks(shape: Shape) -> dict[str, int]:
+        """Returns what a gang counts as, as far as it is known before it has its place."""
+        gpus = sum(task.gpus for task in shape.tasks)
+        return amounts(shape.tasks, {shape.gpu_kind: gpus} if shape.gpu_kind and gpus else {})
+
+    def holding(self, attempt: Running) -> dict[str, int]:
+        """Returns what an attempt counts as."""
+        gpus: dict[str, int] = defaultdict(int)
+        for seat in attempt.seats:
+            kinds = self.rooms.kinds.get(seat.node, {})
+            for device in seat.devices:
+                gpus[kinds.get(device, attempt.shape.gpu_kind or "gpu")] += 1
+        return amounts(attempt.shape.tasks, gpus)
+
+    def never(self, shape: Shape) -> str | None:
+        """Returns why a shape fits on no node, even an empty one; None: it does."""
+        if shape not in self._never:
+            self._never[shape] = words.never(shape, self.rooms)
+        return self._never[shape]
+
+    # what holds something
+
+    def holds(self, attempt: Running) -> None:
+        """Says that an attempt holds its seats, or what has changed of it."""
+        if self.running.get(attempt.id) == attempt:
+            return
+        if attempt.id in self.running:
+            self._let_go(self.running[attempt.id])
+        self.running[attempt.id] = attempt
+        for need, seat in zip(attempt.shape.tasks, attempt.seats, strict=True):
+            self.rooms.take(seat.node, need, seat.devices)
+            self.on_node[seat.node].add(attempt.id)
+        self.ports += attempt.shape.ports
+        self._count(attempt, 1)
+        if attempt.array is not None:
+            self.arrays[attempt.array] += 1
+        if attempt.yields_to is not None:
+            self.yielding[attempt.yields_to].add(attempt.id)
+        self._stand(attempt, self.policy.level(attempt.attained))
+
+    def freed(self, attempt_id: str, now: int) -> None:
+        """Says that an attempt has given back what it held."""
+        self.now = max(self.now, now)
+        attempt = self.running.pop(attempt_id, None)
+        if attempt is not None:
+            self._let_go(attempt)
+
+    def _let_go(self, attempt: Running) -> None:
+        for need, seat in zip(attempt.shape.tasks, attempt.seats, strict=True):
+            self.rooms.give(seat.node, need, seat.devices)
+            self.on_node[seat.node].discard(attempt.id)
+        self.ports -= attempt.shape.ports
+        self._count(attempt, -1)
+        if attempt.array is not None:
+            self.arrays[attempt.array] -= 1
+        if attempt.yields_to is not None:
+            self.yielding[attempt.yields_to].discard(attempt.id)
+        self.buckets[self._bucket_of.pop(attempt.id)].discard(attempt.id)
+
+    def _count(self, attempt: Running, sign: int) -> None:
+        asks = self.holding(attempt)
+        self.tree.add(attempt.project, asks, sign)
+        self.shares.add(attempt.project, asks, max(self.now, attempt.placed_at) if sign > 0 else self.now, sign)
+
+    def _stand(self, attempt: Running, level: int) -> None:
+        bucket = Bucket(attempt.priority, attempt.project, level)
+        self._bucket_of[attempt.id] = bucket
+        self.buckets[bucket].add(attempt.id)
+        rate = attempt.shape.rate
+        if level < len(self.policy.levels) and rate:
+            missing = self.policy.levels[level] - attempt.attained
+            heappush(self._steps, (attempt.placed_at + -(-missing // rate), attempt.id))
+
+    def step_back(self, now: int) -> int | None:
+        """Puts what has had its service by ``now`` a level back; returns when the next one follows."""
+        self.now = max(self.now, now)
+        while self._steps and (self._steps[0][0] <= now or self._steps[0][1] not in self.running):
+            _, attempt_id = heappop(self._steps)
+            attempt = self.running.get(attempt_id)
+            if attempt is None:
+                continue
+            bucket = self._bucket_of[attempt_id]
+            level = self.policy.level(attempt.service(now))
+            if level > bucket.level:
+                self.buckets[bucket].discard(attempt_id)
+                self._stand(attempt, level)
+        return self._steps[0][0] if self._steps else None

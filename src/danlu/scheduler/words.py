@@ -1,0 +1,116 @@
+"""Why something does not fit, in words: what it asks for, what there is, what is short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from danlu.domain.jobs import Reason
+from danlu.domain.quotas import Quota
+from danlu.domain.resources import Resources, format_bytes, format_cpu
+from danlu.scheduler import ports
+from danlu.scheduler.model import Shape
+from danlu.scheduler.quota import Excess
+from danlu.scheduler.rooms import Room, Rooms, largest_first, seated
+
+
+def asks(need: Resources, kind: str | None) -> str:
+    """Returns ``1 cpu, 4.0 GiB, 2 gpu (h100)``."""
+    parts = [f"{format_cpu(need.cpu_milli)} cpu"]
+    if need.memory_bytes:
+        parts.append(format_bytes(need.memory_bytes))
+    if need.gpus:
+        parts.append(f"{need.gpus} gpu" + (f" ({kind})" if kind else ""))
+    return ", ".join(parts)
+
+
+def asks_all(shape: Shape) -> str:
+    """Returns what a gang asks for: ``1 cpu``, ``3 tasks of 1 cpu each``, or ``3 tasks, in all 4 cpu, 2 gpu``."""
+    first, count = shape.tasks[0], len(shape.tasks)
+    if count == 1:
+        return asks(first, shape.gpu_kind)
+    if all(task == first for task in shape.tasks):
+        return f"{count} tasks of {asks(first, shape.gpu_kind)} each"
+    return f"{count} tasks, in all {asks(sum(shape.tasks, start=Resources()), shape.gpu_kind)}"
+
+
+def amount(resource: str, value: int) -> str:
+    """Returns an amount of a quota's resource with its unit."""
+    if resource == "cpu":
+        return f"{format_cpu(value)} cpu"
+    if resource in ("memory", "storage"):
+        return f"{format_bytes(value)} {resource}"
+    if resource.startswith("gpu/"):
+        return f"{value} gpu ({resource.removeprefix('gpu/')})"
+    return f"{value} {resource}"
+
+
+def over_quota(excess: Excess) -> str:
+    """Returns ``asks 4 gpu; team-a's limit is 8 gpu, used 6``."""
+    limit = f"the limit of {excess.quota} is {amount(excess.resource, excess.limit)}"
+    used = "" if excess.asks > excess.limit else f", used {amount(excess.resource, excess.used).split(' ')[0]}"
+    return f"asks {amount(excess.resource, excess.asks)}; {limit}{used}"
+
+
+def short_of_ports(shape: Shape, free: int) -> str:
+    """Returns what a gang lacks that has no ports."""
+    return f"asks {shape.ports:,} ports, one for each task; {free:,} of {ports.COUNT:,} are free"
+
+
+def largest(empty: Iterable[Room], kind: str | None) -> str:
+    """Returns the most that any node has, in words."""
+    nodes = list(empty)
+    if not nodes:
+        return "there is no node"
+    cpu = max(room.cpu_milli for room in nodes)
+    memory = max(room.memory_bytes for room in nodes)
+    gpus = max(room.most(kind) for room in nodes)
+    return f"the largest node here has {asks(Resources(cpu_milli=cpu, memory_bytes=memory, gpus=0), None)}, " + (
+        f"{gpus} gpu" + (f" of kind {kind}" if kind else "")
+    )
+
+
+def never(shape: Shape, rooms: Rooms) -> str | None:
+    """Returns None if each task of a gang fits on some empty node; else which does not, and the most that any node has."""
+    empty = Rooms.of(rooms.capacities.values()).by_name.values()
+    none = next((task for task in shape.tasks if not any(room.fits(task, shape.gpu_kind) for room in empty)), None)
+    return None if none is None else f"asks {asks(none, shape.gpu_kind)}; {largest(empty, shape.gpu_kind)}"
+
+
+def code(shape: Shape, rooms: Rooms) -> Reason:
+    """Returns why a gang that could fit does not fit now.
+
+    TopologyPlacementFailed: there is enough in all, but not where its tasks could have it.
+    """
+    total, free = sum(shape.tasks, start=Resources()), rooms.free(shape.gpu_kind)
+    enough = total.cpu_milli <= free.cpu_milli and total.memory_bytes <= free.memory_bytes and total.gpus <= free.gpus
+    return Reason.TOPOLOGY_PLACEMENT_FAILED if enough else Reason.WAITING_FOR_RESOURCES
+
+
+def short(shape: Shape, rooms: Rooms) -> str:
+    """Returns what a gang that does not fit now is short of, with the numbers."""
+    total, free = sum(shape.tasks, start=Resources()), rooms.free(shape.gpu_kind)
+    with rooms.trial():
+        seats = seated(rooms, shape, shape.gpu_kind)
+        need = next((shape.tasks[rank] for rank in largest_first(shape) if rank not in seats), shape.tasks[0])
+        nodes = rooms.by_name.values()
+        cpu = max((room.cpu_milli for room in nodes), default=0)
+        memory = max((room.memory_bytes for room in nodes), default=0)
+        gpus = max((room.most(shape.gpu_kind) for room in nodes), default=0)
+    if len(seats) == len(shape.tasks):
+        return f"asks {asks_all(shape)}; that is free, but kept for jobs ahead"
+    lacks = []
+    if need.cpu_milli > cpu:
+        lacks.append(f"cpu (at most {format_cpu(max(0, cpu))} free on one node)")
+    if need.memory_bytes > memory:
+        lacks.append(f"memory (at most {format_bytes(max(0, memory))} free on one node)")
+    if need.gpus > gpus:
+        all_ = f" of {free.gpus} in all" if total.gpus <= free.gpus else ""
+        lacks.append(f"gpu (at most {gpus}{all_} free on one node)")
+    what = ", ".join(lacks) or "one node with all of it free at once"
+    fit = f"{len(seats)} of them fit, the next, {asks(need, shape.gpu_kind)}, is " if len(shape.tasks) > 1 else ""
+    return f"asks {asks_all(shape)}; {fit}short of {what}"
+
+
+def guaranteed(quota: Quota) -> str:
+    """Returns a quota's guarantee in words."""
+    return ", ".join(amount(name, value) for name, value in sorted(quota.guarantee.items()))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from danlu.domain.actors import Role
+from danlu.domain.arrays import JobArray, array_id
 from danlu.domain.artifacts import Artifact
 from danlu.domain.environments import Environment, EnvironmentSource
 from danlu.domain.ids import RANDOM_BITS, attempt_id, make_id
@@ -59,6 +60,15 @@ def make_job(job_id: str | None = None, *, now: int = NOW, **fields: Any) -> Job
             **fields,
         }
     )
+
+
+def make_array(first: Job, *, now: int = NOW, **fields: Any) -> JobArray:
+    return JobArray.model_validate(
+        {
+            "id": array_id(first.id), "project": first.project, "name": "sweep", "first": first.id, "size": 1, "stored": 1,
+            "created_at": now, "updated_at": now, **fields,
+        }
+    )  # fmt: skip
 
 
 def make_task(**fields: Any) -> Task:

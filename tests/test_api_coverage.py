@@ -157,7 +157,8 @@ def test_what_is_anothers_is_as_what_is_not_there(api: Api, operation: Operation
 
     name = operation.path.split("{")[1].split("}")[0]
     missing = {"job": api.new_id("j"), "environment": api.new_id("e"), "artifact": api.new_id("a"), "key": api.new_id("k"),
-               "token": api.new_id("t"), "address": address_of(b"nowhere"), "user": "nobody", "secret": "NONE"}  # fmt: skip
+               "token": api.new_id("t"), "address": address_of(b"nowhere"), "user": "nobody", "secret": "NONE",
+               "array": api.new_id("r")}  # fmt: skip
     theirs, none = told(), told(**{name: missing[name]})
     if name == "user":
         assert theirs[0] == none[0] == 404
@@ -201,6 +202,8 @@ def test_who_may_gets_what_was_promised_and_nobody_else(api: Api, operation: Ope
     ids = {"job": api.new_id("j")} if operation.id == "jobs.submit" else {}
     if operation.id in ("jobs.retry", "jobs.logs_stream", "jobs.wait"):
         ids = {"job": api.ids["ended"]}
+    if operation.id == "jobs.hold":
+        ids = {"job": api.waiting()}
     signed = actor != "attempt"
     answer = api.call(operation.id, actor=actor, data=bodies(api).get(operation.id), signed=signed, **ids)
     if actor == "foreign" and operation.permission not in (Permission.ADMINISTER, Permission.ATTEMPT):
@@ -226,6 +229,8 @@ def test_nothing_is_done_twice_by_one_signature(api: Api, operation: Operation) 
     ids = {"job": api.new_id("j")} if operation.id == "jobs.submit" else {}
     if operation.id == "jobs.retry":
         ids = {"job": api.ids["ended"]}
+    if operation.id == "jobs.hold":
+        ids = {"job": api.waiting()}
     content = bodies(api).get(operation.id)
     body = content if isinstance(content, bytes) else b"" if content is None else json.dumps(content).encode()
     kind = {"Content-Type": "application/octet-stream" if isinstance(content, bytes) else "application/json"}

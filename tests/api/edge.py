@@ -21,6 +21,7 @@ from danlu.blobs.streams import StreamKey, Streams
 from danlu.client.credentials import Credentials
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import (
+    ARRAYS,
     ARTIFACTS,
     ATTEMPTS,
     ENVIRONMENTS,
@@ -49,6 +50,7 @@ from danlu.services.context import Platform, PlatformFacts
 from danlu.services.vault import Vault
 from tests.factories import (
     NOW,
+    make_array,
     make_artifact,
     make_attempt,
     make_environment,
@@ -221,10 +223,12 @@ class Api:
         ended = make_job(self.new_id("j"), name="over")
         JOBS.add(tx, ended)
         JOBS.put(tx, ended, ended.moved(JobState.CANCELLED, now=NOW, reason=Reason.STOPPED, ended_at=NOW))
+        array = make_array(ended)
+        ARRAYS.add(tx, array)
         self.ids |= {
             "job": job.id, "ended": ended.id, "attempt": attempt.id, "artifact": artifact.id, "token": token.id,
             "key": key.id, "user": "member", "name": "default", "environment": environment.id,
-            "address": address_of(FILE), "task": "main-0", "stream": "log", "secret": "HF_TOKEN",
+            "address": address_of(FILE), "task": "main-0", "stream": "log", "secret": "HF_TOKEN", "array": array.id,
         }  # fmt: skip
 
     @staticmethod
@@ -310,6 +314,12 @@ class Api:
             "jobs.submit", job=self.new_id("j"), actor=actor, data={"command": ["python", "train.py"], **spec}
         )
 
+    def waiting(self) -> str:
+        """Stores a job that waits, by no call, and returns its id."""
+        job = make_job(self.new_id("j"))
+        self.database.write(lambda tx: JOBS.add(tx, job))
+        return job.id
+
     def job(self, job_id: str) -> Job:
         return self.database.read(lambda tx: JOBS.require(tx, job_id))
 
@@ -321,6 +331,7 @@ def bodies(api: Api) -> dict[str, Any]:
         "platform.stop": {"jobs": False},
         "jobs.submit": {"command": ["python", "train.py"]},
         "jobs.stop": {},
+        "arrays.stop": {},
         "jobs.retry": {"id": api.new_id("j")},
         "blobs.missing": {"addresses": [api.ids["address"], address_of(b"new")]},
         "blobs.pack": b"",

@@ -138,7 +138,7 @@ def test_every_field_of_a_job_has_an_example_that_is_right_and_a_description() -
         given: dict[str, Any] = {"command": "x", field.name: field.example}
         if field.name == "code":
             given["code"] = f"sha256:{'0' * 64}"  # in a file it is a folder's name
-        needs = {"gpu_kind": {"gpu": 1}, "interpreter": {"env": "host"}}
+        needs = {"gpu_kind": {"gpu": 1}, "gpu_min": {"gpu": 8}, "interpreter": {"env": "host"}}
         try:
             JobSpec.model_validate({**given, **needs.get(field.name, {})})
         except ValidationError as error:

@@ -38,7 +38,7 @@ reveal_type(danlu.jobs(state="running"))
 with danlu.connect("http://127.0.0.1:7070", project="a") as platform:
     reveal_type(platform.job("x").describe().attempts)
 danlu.run("x", gpus=1)
-danlu.run("x", gpu="1")
+danlu.run("x", gpu=[1])
 danlu.rnu("x")
 danlu.errors.NotFoud
 """

@@ -41,6 +41,7 @@ from danlu.api.bodies import (
     Splices,
     StopRequest,
     Stored,
+    TimeoutQuery,
     TokenMade,
     TokenRequest,
     UserChange,
@@ -48,6 +49,7 @@ from danlu.api.bodies import (
     WaitQuery,
 )
 from danlu.domain.actors import Standing
+from danlu.domain.arrays import ArrayState, JobArray
 from danlu.domain.artifacts import Artifact
 from danlu.domain.diagnosis import Diagnosis
 from danlu.domain.environments import Environment
@@ -147,7 +149,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       Diagnosis, query=DoctorQuery, permission=Permission.ADMINISTER),
     O("platform.stop", "POST", "/v1/platform/stop", "Stop the server; jobs go on unless asked otherwise", Accepted,
       body=PlatformStop, permission=Permission.ADMINISTER, status=202, tells=("jobs",)),
-    O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery, reads=(Job.KIND,)),
+    O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery, reads=(Job.KIND, JobArray.KIND)),
     O("jobs.submit", "PUT", "/v1/jobs/{job}", "Submit a job under an id made by the client; twice is once", Job,
       body=JobSpec, status=201, permission=Permission.WRITE),
     O("jobs.get", "GET", "/v1/jobs/{job}", "One job, by id or name", Job, reads=(Job.KIND,)),
@@ -156,6 +158,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("jobs.why", "GET", "/v1/jobs/{job}/why", "Why the job is where it is", Why),
     O("jobs.stop", "POST", "/v1/jobs/{job}/stop", "Stop the job", Job, body=StopRequest, status=202,
       permission=Permission.WRITE),
+    O("jobs.hold", "POST", "/v1/jobs/{job}/hold", "Let a waiting job wait until it is released", Job,
+      permission=Permission.WRITE),
+    O("jobs.release", "POST", "/v1/jobs/{job}/release", "Let a held job go", Job, permission=Permission.WRITE),
     O("jobs.retry", "POST", "/v1/jobs/{job}/retry", "Run an ended job again", Job, body=RetryRequest, status=201,
       permission=Permission.WRITE),
     O("jobs.attempts", "GET", "/v1/jobs/{job}/attempts", "The job's attempts, newest first", Page[Attempt], query=Paging,
@@ -166,6 +171,16 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("jobs.metrics", "GET", "/v1/jobs/{job}/metrics", "The job's metrics", Metrics, query=MetricsQuery),
     O("jobs.artifacts", "GET", "/v1/jobs/{job}/artifacts", "What the job left, newest first", Page[Artifact], query=Paging,
       reads=(Job.KIND, Artifact.KIND)),
+    O("arrays.get", "GET", "/v1/arrays/{array}", "A job array, by id or name: how many of its elements are in each state",
+      ArrayState, reads=(Job.KIND, JobArray.KIND)),
+    O("arrays.wait", "GET", "/v1/arrays/{array}/wait", "The array, as soon as all of it has ended, or the time is over",
+      ArrayState, query=TimeoutQuery),
+    O("arrays.stop", "POST", "/v1/arrays/{array}/stop", "Stop all elements of an array", ArrayState, body=StopRequest,
+      status=202, permission=Permission.WRITE),
+    O("arrays.hold", "POST", "/v1/arrays/{array}/hold", "Let all waiting elements of an array wait until they are released",
+      ArrayState, permission=Permission.WRITE),
+    O("arrays.release", "POST", "/v1/arrays/{array}/release", "Let all held elements of an array go", ArrayState,
+      permission=Permission.WRITE),
     O("sessions.open", "GET", "/v1/jobs/{job}/session", "Run a command, or copy files, inside a running job", SessionEnd,
       body=SessionRequest, query=SessionQuery, kind=Kind.SOCKET, status=101, permission=Permission.WRITE),
     O("artifacts.get", "GET", "/v1/artifacts/{artifact}", "One artifact", Artifact, reads=(Artifact.KIND,)),

@@ -36,6 +36,7 @@ class JobsQuery(Paging):
 
     state: JobState | None = None
     name: str | None = Field(default=None, max_length=63)
+    array: str | None = Field(default=None, max_length=63, description="only the elements of this array, by id or name")
 
 
 class EventsQuery(Value):
@@ -81,10 +82,15 @@ class SessionQuery(Value):
     task: str | None = Field(default=None, max_length=100, description="for example worker-1")
 
 
-class WaitQuery(Value):
+class TimeoutQuery(Value):
     """How long to wait before answering with the present state."""
 
     timeout_s: float = Field(default=30.0, ge=0, le=60)
+
+
+class WaitQuery(TimeoutQuery):
+    """How long to wait before answering with the present state."""
+
     state: JobState | None = Field(default=None, description="answer when it is in this state, too")
 
 

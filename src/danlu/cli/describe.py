@@ -19,6 +19,7 @@ from danlu.client.transport import Client
 from danlu.domain.artifacts import Artifact
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job, Reason
+from danlu.domain.priorities import priority_text
 from danlu.domain.resources import format_bytes
 from danlu.errors import DanluError, InvalidRequest
 
@@ -138,7 +139,7 @@ def _wishes(job: Job) -> str:
     if spec.retry.attempts > 1:
         parts.append(f"{spec.retry.attempts} attempts")
     if spec.priority:
-        parts.append(f"priority {spec.priority}")
+        parts.append(f"priority {priority_text(spec.priority)}")
     return "".join(f", {part}" for part in parts)
 
 

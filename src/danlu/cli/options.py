@@ -111,7 +111,7 @@ class Asked:
     image: Annotated[str | None, Parameter(help="a container image, e.g. python:3.12, instead of --env")] = None
     cpu: Annotated[str | None, Parameter(help="cores, e.g. 2 or 0.5")] = None
     memory: Annotated[str | None, Parameter(help="e.g. 4GiB; a limit where the machine can set one")] = None
-    gpu: Annotated[int | None, Parameter(help="whole GPUs")] = None
+    gpu: Annotated[str | None, Parameter(help="whole GPUs; 2..8: the most of these that is free when it starts")] = None
     gpu_kind: Annotated[str | None, Parameter(help="e.g. h100")] = None
     var: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE, a variable of the command; repeatable"), Words] = ()
     secret: Annotated[
@@ -123,7 +123,14 @@ class Asked:
         tuple[str, ...], Parameter(help="NAME or VARIABLE=NAME, the variable holds the path of a file with it"), Words
     ] = ()
     label: Annotated[tuple[str, ...], Parameter(help="KEY=VALUE; repeatable"), Words] = ()
-    priority: Annotated[int | None, Parameter(help="a higher one starts earlier")] = None
+    priority: Annotated[str | None, Parameter(help="low, normal, high or a number; a higher one starts earlier")] = None
+    hold: Annotated[bool | None, Parameter(help="let it wait until danlu release"), Flag] = None
+    after: Annotated[
+        tuple[str, ...], Parameter(help="run after this job or array has succeeded; X:failed, X:any; repeatable"), Words
+    ] = ()
+    array: Annotated[
+        str | None, Parameter(help="many jobs that differ by DANLU_ARRAY_INDEX: 0-99, 0-99%10: 10 at once")
+    ] = None
     retries: Annotated[int | None, Parameter(help="how often a failed attempt is repeated")] = None
     max_time: Annotated[str | None, Parameter(help="an attempt that runs longer is ended, e.g. 2h")] = None
     grace: Annotated[str | None, Parameter(help="time between SIGTERM and SIGKILL, e.g. 30s")] = None
@@ -147,6 +154,9 @@ class Asked:
             "gpu": self.gpu,
             "gpu_kind": self.gpu_kind,
             "priority": self.priority,
+            "hold": self.hold,
+            "after": self.after or None,
+            "array": self.array,
             "max_time": self.max_time,
             "grace": self.grace,
             "parse_metrics": self.metrics,

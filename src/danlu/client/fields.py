@@ -25,9 +25,13 @@ class JobFields(TypedDict, total=False):
     secrets: Sequence[str] | Mapping[str, str | Mapping[str, str | bool]]
     cpu: float | str
     memory: int | str
-    gpu: int
+    gpu: int | str
+    gpu_min: int
     gpu_kind: str
-    priority: int
+    priority: int | str
+    hold: bool
+    after: str | Sequence[str]
+    array: str | Mapping[str, Any]
     retry: Mapping[str, Any]
     max_time: float | str
     grace: float | str

@@ -88,6 +88,8 @@ def changed(old: JobSpec, fields: Mapping[str, Any]) -> dict[str, Any]:
         changes["roles"] = known | {name: {**known.get(name, {}), **role} for name, role in fields["roles"].items()}
     if "retry" in fields:
         changes["retry"] = {**old.retry.model_dump(mode="json", exclude_none=True), **fields["retry"]}
+    if "gpu" in fields:  # the range that it had before
+        changes.setdefault("gpu_min", None)
     if "env" in fields:  # what belonged to the environment that it had before
         changes.setdefault("requirements", None)
         changes.setdefault("interpreter", None)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
+from danlu.controllers.eligibility import Change, Facts, not_yet, over_the_cap
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.queries import QueuedJob
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, NODES
-from danlu.domain.environments import Environment, EnvironmentState
+from danlu.domain.environments import Environment
 from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Attempt, AttemptState, Desired, JobState, Reason, Task
 from danlu.domain.nodes import NodeCapacity
@@ -29,21 +30,13 @@ WRITTEN_AT_ONCE: Final = 32
 WRITTEN_A_STEP: Final = 512
 
 
-class Change(NamedTuple):
-    """What a waiting job becomes: it waits for another reason, or it has ended."""
-
-    job_id: str
-    version: int
-    state: JobState
-    reason: Reason
-    message: str
-
-
 class Seen(NamedTuple):
     """What one step decides on, from one consistent read."""
 
     queue: list[QueuedJob]
     environments: Mapping[str, Environment]
+    ended: Mapping[str, str]
+    holding: Mapping[str, int]
     nodes: tuple[NodeCapacity, ...]
     held: tuple[Held, ...]
 
@@ -63,8 +56,14 @@ class SchedulingController:
         seen = self.database.read(_look)
         waiting: list[Waiting] = []
         changes: list[Change] = []
+        facts = Facts(seen.environments, seen.ended, now)
+        found = {job.id: not_yet(job, facts) for job in seen.queue}
+        served = sorted(seen.queue, key=lambda job: (-job.priority, job.queued_at, job.id))
+        over = over_the_cap((job for job in served if found[job.id] is None), seen.holding)
         for job in seen.queue:
-            change = _not_yet(job, seen.environments, now)
+            change = found[job.id]
+            if job.id in over:
+                change = Change(job.id, job.version, JobState.QUEUED, Reason.WAITING_FOR_ARRAY, over[job.id])
             if change is None:
                 shape = Shape(job.shapes, job.gpu_kind, job.ports)
                 waiting.append(Waiting(job.id, job.priority, job.queued_at, shape))
@@ -86,6 +85,8 @@ class SchedulingController:
             self.database.write(partial(self._change, changes=some))
         if changes:
             self.hub.notify("events")
+        if any(change.state is not JobState.QUEUED for change in changes):
+            self.hub.notify("jobs")  # others may run after them
         later = [job.not_before for job in seen.queue if job.not_before > now]
         if len(changes) > WRITTEN_A_STEP or placed < len(plan_.placements):
             return AGAIN_S
@@ -98,10 +99,14 @@ class SchedulingController:
         holding = queries.holding_attempts(tx)
         free = rooms(nodes, held(holding))
         leased = {port for attempt in holding for task in attempt.tasks for port in task.ports}
+        of_arrays = queries.arrays_holding(tx)
         stored = 0
         for placement in placements:
             job = JOBS.get(tx, placement.job_id)
-            if job is None or job.state is not JobState.QUEUED or job.desired is not Desired.RUN:
+            if job is None or job.state is not JobState.QUEUED or job.desired is not Desired.RUN or job.held:
+                continue
+            cap = job.array.parallel if job.array is not None else None
+            if job.array_id is not None and cap is not None and of_arrays[job.array_id] >= cap:
                 continue
             shapes = job.spec.shapes
             number = job.attempts + 1
@@ -109,6 +114,7 @@ class SchedulingController:
             if ports is None or not take_seats(free, shapes, placement.seats):
                 continue  # something has taken its room meanwhile
             leased |= {*ports}
+            of_arrays.update([job.array_id] if job.array_id is not None else [])
             tasks = tuple(
                 Task(
                     role=asked.role, index=asked.index, rank=asked.rank, node=seat.node, resources=need,
@@ -145,35 +151,9 @@ def _look(tx: Transaction) -> Seen:
     wanted = {job.environment_id for job in queue if job.environment_id is not None}
     environments = ENVIRONMENTS.find(tx, id=wanted, limit=MAX_ENVIRONMENTS) if wanted else []
     nodes = tuple(node.capacity for node in NODES.find(tx, limit=MAX_NODES))
-    return Seen(queue, {e.id: e for e in environments}, nodes, held(queries.holding_attempts(tx)))
-
-
-def _not_yet(job: QueuedJob, environments: Mapping[str, Environment], now: int) -> Change | None:
-    """Returns what keeps a job from being placed whatever is free, or None."""
-    if job.desired == Desired.STOP:
-        return Change(job.id, job.version, JobState.CANCELLED, Reason.STOPPED, "stopped while it waited")
-    if job.environment_id is not None:
-        environment = environments.get(job.environment_id)
-        if environment is None or environment.state in (EnvironmentState.WANTED, EnvironmentState.BUILDING):
-            name = job.environment_id if environment is None else environment.name
-            reason, words = Reason.ENVIRONMENT_BUILDING, f"environment {name} is being built"
-            if environment is not None and environment.source.image is not None:
-                reason, words = Reason.IMAGE_PULLING, f"image {name} is being pulled"
-            return Change(job.id, job.version, JobState.QUEUED, reason, words)
-        if environment.state is EnvironmentState.FAILED:
-            message = environment.message
-            if environment.source.image is None:
-                message = f"environment {environment.name}: {message}"
-            return Change(job.id, job.version, JobState.FAILED, Reason.ENVIRONMENT_FAILED, message)
-    if job.queued_at <= now < job.not_before:  # an earlier now: the clock was wrong when that was written
-        return Change(
-            job.id,
-            job.version,
-            JobState.QUEUED,
-            Reason.WAITING_FOR_RETRY,
-            "its next attempt waits for a moment to pass",
-        )
-    return None
+    ended = queries.ended_states(tx, {one.id for job in queue for one in job.after})
+    holding = queries.arrays_holding(tx) if any(job.parallel is not None for job in queue) else {}
+    return Seen(queue, {e.id: e for e in environments}, ended, holding, nodes, held(queries.holding_attempts(tx)))
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

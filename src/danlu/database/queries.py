@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, case, cast, delete, func, literal_column, select
+from sqlalchemy import BigInteger, case, cast, delete, func, literal_column, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
 from danlu.database.engine import Transaction
-from danlu.database.records import ATTEMPTS, JOBS
+from danlu.database.records import ARRAYS, ATTEMPTS, JOBS
+from danlu.domain.arrays import LETTER as ARRAY_LETTER
+from danlu.domain.arrays import JobArray
+from danlu.domain.dependencies import Dependency
 from danlu.domain.events import CALL, Event
 from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobState
 from danlu.domain.resources import Resources
@@ -22,6 +26,9 @@ from danlu.domain.specs import JobSpec
 MAX_OPEN_ATTEMPTS: Final = 100_000
 EVENTS_AT_ONCE: Final = 1000
 NO_ROLES: Final = "{}"
+NOTHING: Final = "[]"
+AT_ONCE: Final = 5000
+"""So many values are named in one query."""
 
 
 class QueuedJob(NamedTuple):
@@ -43,13 +50,35 @@ class QueuedJob(NamedTuple):
     env: str
     framework: str | None
     roles: str
+    gpu_min: int | None
+    max_time: float | None
+    held: bool
+    waits_for: str
+    array_id: str | None
+    parallel: int | None
 
     @property
     def shapes(self) -> tuple[Resources, ...]:
         """As JobSpec.shapes."""
+        return self.choices[0]
+
+    @property
+    def choices(self) -> tuple[tuple[Resources, ...], ...]:
+        """As JobSpec.choices."""
+        least = self.gpu if self.gpu_min is None else self.gpu_min
         if self.roles == NO_ROLES:
-            return (task_resources(self.cpu, self.memory, self.gpu),)
-        return _gang(self.cpu, self.memory, self.gpu, self.env, self.framework, self.roles)
+            return tuple((task_resources(self.cpu, self.memory, gpus),) for gpus in range(self.gpu, least - 1, -1))
+        return _gang(self.cpu, self.memory, (least, self.gpu), self.env, self.framework, self.roles)
+
+    @property
+    def duration(self) -> int | None:
+        """How long an attempt runs at most, ns; None where its user has not said so."""
+        return None if self.max_time is None else int(self.max_time * 1_000_000_000)
+
+    @property
+    def after(self) -> tuple[Dependency, ...]:
+        """As Job.after."""
+        return () if self.waits_for == NOTHING else _dependencies(self.waits_for)
 
     @property
     def ports(self) -> int:
@@ -59,28 +88,120 @@ class QueuedJob(NamedTuple):
 
 @lru_cache(maxsize=1024)  # many jobs of one shape wait
 def _gang(
-    cpu: float | None, memory: int | None, gpu: int, env: str, framework: str | None, roles: str
-) -> tuple[Resources, ...]:
+    cpu: float | None, memory: int | None, gpus: tuple[int, int], env: str, framework: str | None, roles: str
+) -> tuple[tuple[Resources, ...], ...]:
     given = {name: RoleSpec.model_validate(role) for name, role in json.loads(roles).items()}
-    asked = JobSpec.model_construct(cpu=cpu, memory=memory, gpu=gpu, env=env, framework=framework, roles=given)
-    return asked.shapes
+    asked = JobSpec.model_construct(
+        cpu=cpu, memory=memory, gpu=gpus[1], gpu_min=gpus[0], env=env, framework=framework, roles=given
+    )
+    return asked.choices
+
+
+@lru_cache(maxsize=1024)  # all elements of an array wait for the same
+def _dependencies(text: str) -> tuple[Dependency, ...]:
+    return tuple(Dependency.model_validate(one) for one in json.loads(text))
 
 
 def queued_jobs(tx: Transaction) -> list[QueuedJob]:
     """Returns every queued job, in no order: columns only, for ten thousand of them at once."""
     jobs = tables.jobs.c
-    path = "(body->'spec'->>'{0}')::{1}" if tx.dialect == "postgresql" else "body->>'$.spec.{0}'"
-    asked = (
-        ("cpu", "float"), ("memory", "bigint"), ("gpu", "int"), ("gpu_kind", "text"), ("env", "text"), ("framework", "text"),
-        ("roles", "text"),
-    )  # fmt: skip
-    parts = ", ".join(path.format(name, kind) for name, kind in asked)
     query = select(
         jobs.id, jobs.project, jobs.priority, jobs.queued_at, jobs.not_before, jobs.environment_id, jobs.reason,
-        jobs.desired, jobs.version, literal_column(parts),
+        jobs.desired, jobs.version, jobs.array_id, jobs.held, literal_column(_asked(tx.dialect)),
     ).where(jobs.state == JobState.QUEUED)  # fmt: skip
-    # a job of an older version has no roles
-    return [QueuedJob._make((*row[:-1], row[-1] or NO_ROLES)) for row in tx.connection.execute(query)]
+    found = []
+    for row in tx.connection.execute(query):
+        *columns, array_id, held = row[:11]
+        *asked, roles, gpu_min, max_time, after, parallel = row[11:]
+        # a job of an older version has neither roles nor dependencies
+        rest = (roles or NO_ROLES, gpu_min, max_time, bool(held), after or NOTHING, array_id, parallel)
+        found.append(QueuedJob._make((*columns, *asked, *rest)))
+    return found
+
+
+@lru_cache(maxsize=2)
+def _asked(dialect: str) -> str:
+    """Returns the columns that are parts of the body, in the order in which queued_jobs takes them."""
+    parts = (
+        ("spec.cpu", "float"), ("spec.memory", "bigint"), ("spec.gpu", "int"), ("spec.gpu_kind", "text"),
+        ("spec.env", "text"), ("spec.framework", "text"), ("spec.roles", "text"), ("spec.gpu_min", "int"),
+        ("spec.max_time", "float"), ("after", "text"), ("array.parallel", "int"),
+    )  # fmt: skip
+    if dialect != "postgresql":
+        return ", ".join(f"body->>'$.{path}'" for path, _ in parts)
+    return ", ".join(f"(body#>>'{{{path.replace('.', ',')}}}')::{kind}" for path, kind in parts)
+
+
+def ended_states(tx: Transaction, ids: Collection[str]) -> dict[str, str]:
+    """Returns how each of these jobs and arrays has ended, by id; those that have not, or are not there, are left out.
+
+    An array has failed once all its elements have ended and one has failed, been cancelled or never been made; an element
+    that was repeated counts as its newest job.
+    """
+    jobs = tables.jobs.c
+    found: dict[str, str] = {}
+    arrays = sorted(one for one in ids if one.startswith(ARRAY_LETTER))
+    singles = sorted(set(ids).difference(arrays))
+    for some in (singles[at : at + AT_ONCE] for at in range(0, len(singles), AT_ONCE)):
+        rows = tx.connection.execute(select(jobs.id, jobs.state).where(jobs.id.in_(some), ~tables.LIVE))
+        found |= {str(row[0]): str(row[1]) for row in rows}
+    for one in arrays:
+        state = array_states(tx, one)
+        whole = ARRAYS.get(tx, one)
+        if whole is None or any(JobState(name) in LIVE_JOB_STATES for name in state.values()):
+            continue
+        if len(state) < whole.size and not whole.stopped:
+            continue  # it is being made
+        good = len(state) == whole.size and set(state.values()) == {JobState.SUCCEEDED}
+        found[one] = JobState.SUCCEEDED if good else JobState.FAILED
+    return found
+
+
+def array_states(tx: Transaction, array_id: str) -> dict[int, str]:
+    """Returns the state of each element of an array, by index: of its newest job."""
+    jobs = tables.jobs.c
+    index = jobs.body[("array", "index")].as_integer()
+    query = select(index, jobs.state).where(jobs.array_id == array_id).order_by(jobs.id)
+    return {int(row[0]): str(row[1]) for row in tx.connection.execute(query)}
+
+
+def live_elements(tx: Transaction, array_id: str, beyond: str, limit: int) -> list[Job]:
+    """Returns an array's jobs that have not ended, by id, those after ``beyond``."""
+    jobs = tables.jobs.c
+    query = select(tables.jobs).where(jobs.array_id == array_id, jobs.id > beyond, tables.LIVE)
+    return [JOBS._record(row) for row in tx.connection.execute(query.order_by(jobs.id).limit(limit)).mappings()]
+
+
+def live_names_like(tx: Transaction, project: str, beginning: str) -> frozenset[str]:
+    """Returns the names of a project's live jobs that begin so."""
+    jobs = tables.jobs.c
+    query = select(jobs.name).where(
+        jobs.project == project, tables.LIVE, jobs.name.startswith(beginning, autoescape=True)
+    )
+    return frozenset(str(name) for (name,) in tx.connection.execute(query))
+
+
+def array_names(tx: Transaction, project: str, limit: int) -> list[str]:
+    """Returns the names of a project's newest arrays."""
+    return [one.name for one in ARRAYS.find(tx, project=project, descending=True, limit=limit)]
+
+
+def array_by_name(tx: Transaction, project: str, name: str) -> JobArray | None:
+    """Returns the newest array of that name."""
+    found = ARRAYS.find(tx, project=project, name=name, descending=True, limit=1)
+    return found[0] if found else None
+
+
+def arrays_holding(tx: Transaction) -> Counter[str]:
+    """Returns how many elements of each array hold resources."""
+    jobs, attempts = tables.jobs.c, tables.attempts
+    query = (
+        select(jobs.array_id, func.count())
+        .join_from(attempts, tables.jobs, attempts.c.job_id == jobs.id)
+        .where(text("attempts.state <> 'ended'"), jobs.array_id.is_not(None))
+        .group_by(jobs.array_id)
+    )
+    return Counter({str(row[0]): int(row[1]) for row in tx.connection.execute(query)})
 
 
 def job_by_name(tx: Transaction, project: str, name: str) -> Job | None:

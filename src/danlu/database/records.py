@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from danlu.database import tables
 from danlu.database.engine import Transaction
+from danlu.domain.arrays import JobArray
 from danlu.domain.artifacts import Artifact
 from danlu.domain.environments import Environment
 from danlu.domain.events import Event
@@ -231,6 +232,7 @@ def _searchable(value: object) -> bool:
 
 
 JOBS: Final = Records(Job, tables.jobs)
+ARRAYS: Final = Records(JobArray, tables.arrays)
 ATTEMPTS: Final = Records(Attempt, tables.attempts)
 NODES: Final = Records(Node, tables.nodes)
 PROJECTS: Final = Records(Project, tables.projects)
@@ -241,4 +243,4 @@ TOKENS: Final = Records(Token, tables.tokens)
 SECRETS: Final = Records(Secret, tables.secrets)
 ENVIRONMENTS: Final = Records(Environment, tables.environments)
 ARTIFACTS: Final = Records(Artifact, tables.artifacts)
-ALL: Final = (JOBS, ATTEMPTS, NODES, PROJECTS, USERS, MEMBERS, KEYS, TOKENS, SECRETS, ENVIRONMENTS, ARTIFACTS)
+ALL: Final = (JOBS, ARRAYS, ATTEMPTS, NODES, PROJECTS, USERS, MEMBERS, KEYS, TOKENS, SECRETS, ENVIRONMENTS, ARTIFACTS)

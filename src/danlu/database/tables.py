@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -57,14 +58,22 @@ jobs: Final = _record(
     Column("not_before", BigInteger, nullable=False),
     Column("environment_id", String(27)),
     Column("checkpoint_owner", String(27), nullable=False),
+    Column("array_id", String(27)),
+    Column("held", Boolean, nullable=False, server_default=false()),
     Index("ix_jobs_project_id", "project", "id"),
     Index("ix_jobs_project_name_id", "project", "name", "id"),
     Index("ix_jobs_state_id", "state", "id"),
+    Index("ix_jobs_array_id_id", "array_id", "id"),
 )
 Index("uq_jobs_live_name", jobs.c.project, jobs.c.name, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
 # one live job at a time writes into a checkpoint folder
 Index("uq_jobs_live_checkpoint_owner", jobs.c.checkpoint_owner, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
 
+arrays: Final = _record(
+    "arrays",
+    Column("name", String(63), nullable=False),
+    Index("ix_arrays_project_name_id", "project", "name", "id"),
+)
 attempts: Final = _record(
     "attempts",
     Column("job_id", String(27), nullable=False),

@@ -6,6 +6,7 @@ An id is one letter and 26 characters of lower-case base32hex (``0-9a-v``, which
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Final
 
@@ -22,8 +23,21 @@ def make_id(letter: str, now_ns: int, random_bits: int) -> str:
     """Returns an id for ``letter`` at ``now_ns`` from 82 random bits."""
     if not 0 <= random_bits < 1 << RANDOM_BITS:
         raise ValueError(f"random_bits must have at most {RANDOM_BITS} bits")
-    number = ((now_ns // 1_000_000) & ((1 << 48) - 1)) << RANDOM_BITS | random_bits
+    return _written(letter, ((now_ns // 1_000_000) & ((1 << 48) - 1)) << RANDOM_BITS | random_bits)
+
+
+def _written(letter: str, number: int) -> str:
     return letter + "".join(ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def derived_id(made: str, name: str) -> str:
+    """Returns another id of the same letter and time, whose random bits follow from an id that was made, and a name."""
+    number = 0
+    for letter in made[1:]:
+        number = number << 5 | ALPHABET.index(letter)
+    found = int.from_bytes(hashlib.sha256(f"{made}/{name}".encode()).digest())
+    number = number >> RANDOM_BITS << RANDOM_BITS | found & ((1 << RANDOM_BITS) - 1)
+    return _written(made[0], number)
 
 
 def is_id(text: str, letter: str) -> bool:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
-from typing import ClassVar, Final, TypeVar
+from typing import ClassVar, Final, Self, TypeVar
 
 from pydantic import Field
 
+from danlu.domain.arrays import ArrayPlace
+from danlu.domain.dependencies import Dependency
 from danlu.domain.ids import ID_PATTERN
-from danlu.domain.records import Living, Ns, Said, Value
+from danlu.domain.records import Flag, Living, Ns, Said, Value
 from danlu.domain.resources import Resources
 from danlu.domain.specs import JobSpec, Name, TaskSpec
+from danlu.errors import Conflict
 
 INFRASTRUCTURE_ATTEMPTS: Final = 20
 """How often an attempt is repeated that was lost by no fault of the user's code, before the job fails."""
@@ -55,6 +58,9 @@ class Reason(StrEnum):
     ENVIRONMENT_BUILDING = "EnvironmentBuilding"
     IMAGE_PULLING = "ImagePulling"
     WAITING_FOR_RETRY = "WaitingForRetry"
+    ON_HOLD = "OnHold"
+    WAITING_FOR_DEPENDENCY = "WaitingForDependency"
+    WAITING_FOR_ARRAY = "WaitingForArray"
     # why it moves on
     PLACED = "Placed"
     LAUNCHING = "Launching"
@@ -69,6 +75,7 @@ class Reason(StrEnum):
     COMMAND_NOT_FOUND = "CommandNotFound"
     MAX_TIME_EXCEEDED = "MaxTimeExceeded"
     ENVIRONMENT_FAILED = "EnvironmentFailed"
+    DEPENDENCY_FAILED = "DependencyFailed"
     LAUNCH_REJECTED = "LaunchRejected"
     SECRET_UNAVAILABLE = "SecretUnavailable"  # noqa: S105 - a reason
     # why an attempt is repeated
@@ -124,6 +131,10 @@ class Job(Living):
     desired: Desired = Desired.RUN
     stop_grace_s: float | None = Field(default=None, description="the grace that was asked for with the stop, if any")
     priority: int = 0
+    held: Flag = Field(default=False, description="it waits until it is released")
+    after: tuple[Dependency, ...] = Field(default=(), description="what has to have ended before it may start")
+    array: ArrayPlace | None = Field(default=None, description="which element of a job array it is")
+    array_id: str | None = Field(default=None, description="that array's id")
     environment_id: str | None = Field(default=None, description="the environment it waits for or uses; None for host")
     attempts: int = Field(default=0, ge=0, description="the number of its newest attempt")
     failures: int = Field(default=0, ge=0, description="attempts that count against retry.attempts")
@@ -136,6 +147,34 @@ class Job(Living):
     checkpoint_owner: str = Field(description="the job whose checkpoint folder it uses: itself, or the one it retries")
     retry_of: str | None = None
     created_by: str = ""
+
+    def asked_to_stop(self, *, now: int, grace_s: float | None) -> Self:
+        """Returns it with the wish that it stops; itself where it has ended, or that was wished before with this grace."""
+        if not self.live or (self.desired is Desired.STOP and grace_s in (None, self.stop_grace_s)):
+            return self
+        return self.evolved(now=now, desired=Desired.STOP, stop_grace_s=grace_s or self.stop_grace_s)
+
+    @property
+    def may_be_held(self) -> bool:
+        """Whether it waits, and is to go on."""
+        return self.state is J.QUEUED and self.desired is Desired.RUN
+
+    def with_hold(self, held: bool, *, now: int) -> Self:
+        """Returns it held or let go; itself where it is so.
+
+        Raises:
+            Conflict: only what waits can be held.
+        """
+        if held == self.held:
+            return self
+        if held and not self.may_be_held:
+            how = "is being stopped" if self.live and self.desired is Desired.STOP else f"is {self.state}"
+            raise Conflict(
+                f"job {self.name} {how}: only a job that waits can be held",
+                next_step=f"danlu stop {self.name}, later danlu retry {self.name}: it goes on from its newest checkpoint"
+                if self.live else f"danlu retry {self.name} --hold",
+            )  # fmt: skip
+        return self.evolved(now=now, held=held)
 
 
 class Task(Value):

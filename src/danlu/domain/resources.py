@@ -123,6 +123,28 @@ def _whole(value: Any) -> Any:
 
 
 GpuCount = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_GPUS)]
+GpusOrRange = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int | str), Field(ge=0, le=MAX_GPUS)]
+"""The most of a range; ``2..8`` is taken apart before, see gpu_range."""
+
+
+def gpu_range(text: str) -> tuple[int, int]:
+    """Returns the least and the most from ``2..8``.
+
+    Raises:
+        ValueError: it is not a range of GPUs.
+    """
+    raw = text.strip()
+    match = re.fullmatch(r"([0-9]{1,4}) ?\.\. ?([0-9]{1,4})", raw)
+    if match is None:
+        raise ValueError(f"gpu: {text!r:.80} is not a range of GPUs: write for example 2..8, the least and the most")
+    least, most = map(int, match.groups())
+    if least < 1:
+        raise ValueError(
+            f"gpu: {raw} begins at {least}: a job that may have none asks for none; write 1..{max(1, most)}"
+        )
+    if most < least:
+        raise ValueError(f"gpu: {raw} counts down: write {most}..{least}")
+    return least, most
 
 
 class Resources(Value):

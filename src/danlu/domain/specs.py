@@ -5,24 +5,38 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from danlu.domain.arrays import ArraySpec
 from danlu.domain.commands import Command, Variables, argv_of
+from danlu.domain.dependencies import After
 from danlu.domain.environments import PYTHON_PATTERN
 from danlu.domain.frameworks import FRAMEWORKS, Framework, check_alone, check_roles, framework_of
 from danlu.domain.git import GitState
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.images import full_reference
+from danlu.domain.priorities import Priority
 from danlu.domain.records import Flag, Text, Value
-from danlu.domain.resources import Cores, GpuCount, MemoryBytes, Resources, Seconds, format_bytes
+from danlu.domain.resources import (
+    Cores,
+    GpuCount,
+    GpusOrRange,
+    MemoryBytes,
+    Resources,
+    Seconds,
+    format_bytes,
+    gpu_range,
+)
 from danlu.domain.roles import ALONE, MAX_STARTED_BYTES, RoleName, RoleSpec, task_resources
 from danlu.domain.secrets import MAX_SECRETS_OF_A_JOB, SecretUses, check_variables
 from danlu.domain.trees import ADDRESS_PATTERN
 from danlu.domain.validation import suggestion
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+MAX_CHOICES: Final = 64
+"""No range of GPUs has more sizes."""
 
 
 class Retry(Value):
@@ -104,11 +118,28 @@ class JobSpec(Value):
     memory: MemoryBytes | None = Field(
         default=None, description="for example 4GiB; a limit where the machine can set one"
     )
-    gpu: GpuCount = Field(default=0, description="whole GPUs")
+    gpu: GpusOrRange = Field(
+        default=0, description="whole GPUs; a range such as 2..8: the most of these that is free when it starts"
+    )
+    gpu_min: GpuCount | None = Field(
+        default=None, description="the least GPUs that each task starts with; gpu: 2..8 says both", examples=[2]
+    )
     gpu_kind: str | None = Field(
         default=None, pattern=r"^[a-z0-9][-a-z0-9_.]{0,62}$", description="for example h100", examples=["h100"]
     )
-    priority: int = Field(default=0, ge=-1000, le=1000, description="a higher one starts earlier")
+    priority: Priority = Field(
+        default=0, ge=-1000, le=1000, description="a higher one starts earlier; low is -100, normal 0, high 100"
+    )
+    hold: Flag = Field(default=False, description="it waits until it is released: danlu release")
+    after: After = Field(
+        default=(),
+        description="jobs or arrays, by name or id, that have to have succeeded before; X:failed or X:any say it otherwise",
+        examples=[["prepare"]],
+    )
+    array: ArraySpec | None = Field(
+        default=None, description="many jobs that differ by DANLU_ARRAY_INDEX: 0-999, or 0-999%50 for 50 at once",
+        examples=[{"indexes": "0-999", "parallel": 50}],
+    )  # fmt: skip
     retry: Retry = Field(
         default_factory=Retry, description="how often a failed attempt is repeated", examples=[{"attempts": 3}]
     )
@@ -121,6 +152,17 @@ class JobSpec(Value):
     labels: dict[Name, Annotated[Text, StringConstraints(max_length=255)]] = Field(
         default_factory=dict, max_length=64, description="names and texts of your own", examples=[{"team": "vision"}]
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gpu_range(cls, given: Any) -> Any:
+        gpus = given.get("gpu") if isinstance(given, Mapping) else None
+        if not isinstance(gpus, str) or ".." not in gpus:
+            return given
+        least, most = gpu_range(gpus)
+        if given.get("gpu_min") not in (None, least):
+            raise ValueError(f"gpu: {gpus} and gpu_min: {given['gpu_min']!r:.80} are two answers: leave gpu_min out")
+        return {**given, "gpu": most, "gpu_min": least if least < most else None}
 
     @field_validator("image")
     @classmethod
@@ -162,6 +204,24 @@ class JobSpec(Value):
             raise ValueError("gpu_kind is set but gpu is 0")
         return self
 
+    @model_validator(mode="after")
+    def _right_range(self) -> JobSpec:
+        if self.gpu_min is None:
+            return self
+        if not 1 <= self.gpu_min <= self.gpu:
+            raise ValueError(f"gpu_min is {self.gpu_min} and gpu is {self.gpu}: it is at least 1, and at most gpu")
+        if self.gpu - self.gpu_min >= MAX_CHOICES:
+            raise ValueError(f"gpu: {self.gpu_min}..{self.gpu} has more than {MAX_CHOICES} sizes")
+        own = next((name for name, role in self.roles.items() if role.gpu), None)
+        if own is not None:
+            raise ValueError(
+                f"roles.{own}.gpu is {self.roles[own].gpu} and gpu is {self.gpu_min}..{self.gpu}: only tasks that have the "
+                f"job's gpu can have a range; leave roles.{own}.gpu out, or write gpu as one number"
+            )
+        if not any(shape.gpus for shape in self.shapes):
+            raise ValueError(f"gpu is {self.gpu_min}..{self.gpu}, but no task of its roles has a GPU")
+        return self
+
     @property
     def convention(self) -> Framework:
         """The framework whose roles, variables and end rule hold."""
@@ -188,6 +248,13 @@ class JobSpec(Value):
     def shapes(self) -> tuple[Resources, ...]:
         """What each task of the gang needs, in rank order."""
         return tuple(task.resources for task in self.tasks)
+
+    @property
+    def choices(self) -> tuple[tuple[Resources, ...], ...]:
+        """What the gang can run with, the most first: as ``shapes``, for each number of GPUs in its range."""
+        least = self.gpu if self.gpu_min is None else self.gpu_min
+        tasks = self.tasks
+        return tuple(tuple(task.needs(gpus) for task in tasks) for gpus in range(self.gpu, least - 1, -1))
 
     @property
     def started_bytes(self) -> int:
@@ -222,11 +289,15 @@ class TaskSpec:
 
     @property
     def resources(self) -> Resources:
-        """What it needs."""
-        gpus = self.spec.gpu
-        if gpus is None:
-            gpus = self.job.gpu if self.framework.rule(self.role).gpu else 0
-        return task_resources(self.cpu, self.memory_bytes, gpus)
+        """What it needs; the most of it, where the job has a range."""
+        return self.needs(self.job.gpu)
+
+    def needs(self, gpus: int) -> Resources:
+        """Returns what it needs where each task that has the job's GPUs has so many."""
+        own = self.spec.gpu
+        if own is None:
+            own = gpus if self.framework.rule(self.role).gpu else 0
+        return task_resources(self.cpu, self.memory_bytes, own)
 
     @property
     def cpu(self) -> float | None:

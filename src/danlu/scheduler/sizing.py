@@ -17,6 +17,8 @@ MEMORY_STEP = 2**20
 
 def never_fits(spec: JobSpec, nodes: Sequence[NodeCapacity]) -> tuple[str, str] | None:
     """Returns None if the job fits on empty nodes; else why it never will, and what to do."""
+    if spec.gpu_min is not None:  # it starts with the least, where no more is there
+        spec = spec.model_copy(update={"gpu": spec.gpu_min, "gpu_min": None})
     tasks = spec.shapes
     why = could_ever_fit(Shape(tasks, spec.gpu_kind), nodes)
     if why is None:

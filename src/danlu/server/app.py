@@ -58,6 +58,7 @@ READ_BYTES: Final = 2**20
 MAX_TOLD: Final = 200
 UPLOADS_AT_ONCE: Final = 4
 RENAMED: Final = {"jobs.logs": "danlu.services.logs", "jobs.metrics": "danlu.services.metrics"}
+WAITS: Final = frozenset({"jobs.wait", "arrays.wait"})
 WITH_SLASHES: Final = "{environment}"
 """The name in a path that may have slashes: an image's."""
 OF_NO_PROJECT: Final = frozenset({Permission.SELF, Permission.ADMINISTER})
@@ -140,7 +141,7 @@ class Edge:
     def endpoint(self, operation: Operation) -> Endpoint:
         """Returns the endpoint of an operation, with the signature that FastAPI reads."""
         path_names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
-        answer = self._streaming if operation.kind is Kind.STREAM or operation.id == "jobs.wait" else self._answering
+        answer = self._streaming if operation.kind is Kind.STREAM or operation.id in WAITS else self._answering
         respond = self.sessions.refuse if operation.kind is Kind.SOCKET else answer(operation)
 
         async def endpoint(request: Request, **arguments: Any) -> Response:
@@ -228,8 +229,11 @@ class Edge:
                 return await self.streams.logs(call, arguments["job"], arguments["query"], last_id)
             if operation.id == "events.stream":
                 return await self.streams.events(call, arguments["query"], last_id)
-            job = await self.streams.wait(call, arguments["job"], arguments["query"])
-            return Response(job.model_dump_json(), media_type="application/json")
+            if operation.id == "arrays.wait":
+                waited: BaseModel = await self.streams.wait_for_array(call, arguments["array"], arguments["query"])
+            else:
+                waited = await self.streams.wait(call, arguments["job"], arguments["query"])
+            return Response(waited.model_dump_json(), media_type="application/json")
 
         return respond
 

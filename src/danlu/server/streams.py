@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from typing import Final, TypeVar
 
 import anyio.to_thread
 from starlette.responses import StreamingResponse
 
 from danlu.api import Permission
-from danlu.api.bodies import EventsQuery, LogsQuery, WaitQuery
+from danlu.api.bodies import EventsQuery, LogsQuery, TimeoutQuery, WaitQuery
+from danlu.domain.arrays import ArrayState
 from danlu.domain.jobs import Job, reached
 from danlu.domain.views import LogPage
 from danlu.errors import DanluError
 from danlu.server.limits import MAX_STREAMS, Limits, Turns
-from danlu.services import access, events, jobs, logs
+from danlu.services import access, arrays, events, jobs, logs
 from danlu.services.context import Call, Hub
 
+T = TypeVar("T")
 KEEP_ALIVE_S: Final = 15.0
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 MAX_DIGITS: Final = 19
@@ -167,14 +170,25 @@ class Streams:
 
     async def wait(self, call: Call, job: str, query: WaitQuery) -> Job:
         """Returns the job as soon as it has ended or is in the wanted state, or as it is when the time is over."""
+
+        def over(found: Job) -> bool:
+            return not found.live or reached(found, query.state)
+
+        return await self._wait(call, partial(jobs.get, job=job), over, query.timeout_s)
+
+    async def wait_for_array(self, call: Call, array: str, query: TimeoutQuery) -> ArrayState:
+        """Returns the array as soon as all of it has ended, or as it is when the time is over."""
+        return await self._wait(call, partial(arrays.get, array=array), lambda found: not found.live, query.timeout_s)
+
+    async def _wait(self, call: Call, look: Callable[[Call], T], over: Callable[[T], bool], timeout_s: float) -> T:
         waiter, watch = Waiter(self._hub, frozenset({"jobs"})), Watch(call, Permission.READ, self._look_s)
         loop = asyncio.get_running_loop()
-        until = loop.time() + query.timeout_s
+        until = loop.time() + timeout_s
         with waiter.listening():
             while True:
-                found = await anyio.to_thread.run_sync(jobs.get, await watch.call(), job)
+                found = await anyio.to_thread.run_sync(look, await watch.call())
                 left = until - loop.time()
-                if not found.live or reached(found, query.state) or left <= 0 or self._ending:
+                if over(found) or left <= 0 or self._ending:
                     return found
                 await waiter.wait(min(left, self._look_s))
 

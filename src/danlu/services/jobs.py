@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import re
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,18 +13,19 @@ from danlu.api.bodies import JobsQuery, Paging, RetryRequest, StopRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, NODES
+from danlu.domain.arrays import array_id
 from danlu.domain.artifacts import Artifact
 from danlu.domain.commands import name_from_command
 from danlu.domain.environments import HOST
 from danlu.domain.ids import is_id
-from danlu.domain.jobs import Attempt, Desired, Job, JobState, Reason
+from danlu.domain.jobs import Attempt, Job, JobState, Reason
 from danlu.domain.specs import JobSpec, json_changes
 from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
 from danlu.scheduler.cycle import Shape, asks_all, shortage
 from danlu.scheduler.sizing import never_fits
-from danlu.services import blobs, environments, nodes, projects, secrets
+from danlu.services import arrays, blobs, dependencies, environments, nodes, projects, secrets
 from danlu.services.context import Call
 
 AHEAD = 20
@@ -42,13 +44,42 @@ def submit(call: Call, job: str, body: JobSpec) -> Job:
     return _submit(call, job, body, retried=None)
 
 
+def hold(call: Call, job: str) -> Job:
+    """Lets a job wait until it is released; one that is held stays as it is.
+
+    Raises:
+        Conflict: it does not wait.
+    """
+    return _change(call, job, lambda old, now: old.with_hold(True, now=now))
+
+
+def release(call: Call, job: str) -> Job:
+    """Lets a job go that is held; any other stays as it is."""
+    return _change(call, job, lambda old, now: old.with_hold(False, now=now))
+
+
+def _change(call: Call, job: str, change: Callable[[Job, int], Job]) -> Job:
+    def work(tx: Transaction) -> Job:
+        old = require(tx, call.project, job)
+        new = change(old, call.platform.clock.now())
+        if new is not old:
+            JOBS.put(tx, old, new, actor=call.actor.name)
+        return new
+
+    changed = call.write(work)
+    call.platform.hub.notify("jobs")
+    return changed
+
+
 def retry(call: Call, job: str, body: RetryRequest) -> Job:
     """Stores a new job like an ended one, which goes on from that one's checkpoints."""
     old = get(call, job)
     if old.live:
         raise Conflict(f"job {old.name} has not ended: it is {old.state}", next_step=f"danlu stop {old.name}")
+    if body.changes.get("array") is not None:
+        raise InvalidSpec("array: a retry repeats one job", next_step="a new array: danlu run --array 0-9 -- COMMAND")
     try:
-        spec = json_changes(old.spec, body.changes)
+        spec = json_changes(old.spec.model_copy(update={"hold": False}), body.changes)
     except ValidationError as error:
         raise invalid_spec(error, JobSpec) from error
     return _submit(call, body.id, spec, retried=old)
@@ -59,7 +90,7 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
     if not is_id(job_id, "j"):
         raise InvalidRequest(f"{job_id!r} is not a job's id: j and 26 characters of 0-9 and a-v, made by the client")
     if (known := platform.database.read(lambda tx: JOBS.get(tx, job_id))) is not None:
-        return _same(call, known, spec)
+        return _whole(call, _same(call, known, spec))
     if spec.env == HOST and not _may_use_host(call):
         raise InvalidSpec(
             "env: host is for administrators here: its interpreter is asked what it is by the server's own user",
@@ -84,27 +115,43 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
         _check_fits(tx, spec)
         secrets.require(tx, call.project, spec)
         environment = None if what is None else environments.ensure(tx, call, what, now=now)
-        name = spec.name or (retried.name if retried else None) or _made_up_name(tx, call.project, spec)
-        job = Job(
-            id=job_id,
-            project=call.project,
-            name=name,
-            spec=spec,
-            priority=spec.priority,
-            environment_id=None if environment is None else environment.id,
-            queued_at=now,
-            checkpoint_owner=retried.checkpoint_owner if retried else job_id,
-            retry_of=retried.id if retried else None,
-            created_by=call.actor.name,
-            created_at=now,
-            updated_at=now,
-        )
+        job = _new(tx, call, job_id, spec, retried)
+        if environment is not None:
+            job = job.model_copy(update={"environment_id": environment.id})
         JOBS.add(tx, job, actor=call.actor.name)
         return job
 
     job = call.write(work)
     platform.hub.notify("jobs")
     platform.hub.notify("environments")
+    return _whole(call, job)
+
+
+def _new(tx: Transaction, call: Call, job_id: str, spec: JobSpec, retried: Job | None) -> Job:
+    """Returns a job that is not stored yet; of an array, which is, its first element."""
+    after = retried.after if retried is not None and retried.spec.after == spec.after else None
+    if after is None:
+        after = dependencies.found(tx, call.project, job_id, spec.after)
+    place, identity = (None, None) if retried is None else (retried.array, retried.array_id)
+    name = spec.name
+    if retried is not None and (name is None or (place is not None and name == retried.spec.name)):
+        name = retried.name
+    name = name or _made_up_name(tx, call.project, spec)
+    if retried is None and spec.array is not None:
+        place, identity = arrays.place(tx, call, job_id, name, spec), array_id(job_id)
+        name = arrays.element_name(name, place.index)
+    now = call.platform.clock.now()
+    return Job(
+        id=job_id, project=call.project, name=name, spec=spec, priority=spec.priority, held=spec.hold, after=after,
+        array=place, array_id=identity, queued_at=now, checkpoint_owner=retried.checkpoint_owner if retried else job_id,
+        retry_of=retried.id if retried else None, created_by=call.actor.name, created_at=now, updated_at=now,
+    )  # fmt: skip
+
+
+def _whole(call: Call, job: Job) -> Job:
+    """Returns a job that was submitted, once the rest of its array is there, if it begins one."""
+    if job.array_id == array_id(job.id):
+        arrays.complete(call, job)
     return job
 
 
@@ -157,7 +204,12 @@ def list(call: Call, query: JobsQuery) -> Page[Job]:
     """Returns the project's jobs, newest first."""
     where: dict[str, Any] = {"project": call.project}
     where |= {k: v for k, v in (("state", query.state), ("name", query.name)) if v is not None}
-    return call.platform.database.read(lambda tx: JOBS.page(tx, limit=query.limit, cursor=query.cursor, **where))
+
+    def work(tx: Transaction) -> Page[Job]:
+        of = {} if query.array is None else {"array_id": arrays.require(tx, call.project, query.array).id}
+        return JOBS.page(tx, limit=query.limit, cursor=query.cursor, **where, **of)
+
+    return call.platform.database.read(work)
 
 
 def attempts(call: Call, job: str, query: Paging) -> Page[Attempt]:
@@ -193,25 +245,12 @@ def artifacts(call: Call, job: str, query: Paging) -> Page[Artifact]:
 
 def stop(call: Call, job: str, body: StopRequest) -> Job:
     """Asks a job to stop; an ended one is returned as it is. Once accepted it is never forgotten."""
-    found = get(call, job)
-    return ask_to_stop(call, found.id, body.grace)
+    return ask_to_stop(call, job, body.grace)
 
 
 def ask_to_stop(call: Call, job_id: str, grace_s: float | None) -> Job:
     """Writes that a job is to stop. Asking again with another grace changes the grace."""
-    platform = call.platform
-
-    def work(tx: Transaction) -> Job:
-        job = JOBS.require(tx, job_id)
-        if not job.live or (job.desired is Desired.STOP and grace_s in (None, job.stop_grace_s)):
-            return job
-        new = job.evolved(now=platform.clock.now(), desired=Desired.STOP, stop_grace_s=grace_s or job.stop_grace_s)
-        JOBS.put(tx, job, new, actor=call.actor.name)
-        return new
-
-    job = call.write(work)
-    platform.hub.notify("jobs")
-    return job
+    return _change(call, job_id, lambda old, now: old.asked_to_stop(now=now, grace_s=grace_s))
 
 
 def why(call: Call, job: str) -> Why:
@@ -232,6 +271,8 @@ def why(call: Call, job: str) -> Why:
             ahead.append(
                 other.name if other is not None and other.project == call.project else "a job of another project"
             )
+        if found.reason is Reason.WAITING_FOR_DEPENDENCY:
+            lines = dependencies.told(tx, found) or lines
         if found.reason in (Reason.WAITING_FOR_RESOURCES, Reason.NO_MATCHING_FLAVOR, Reason.PENDING_EVALUATION):
             lines = [_shortage(tx, shape)]
         return Why(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from danlu.domain.arrays import own_variables, slurm_variables
 from danlu.domain.commands import RESERVED_VARIABLES
 from danlu.domain.frameworks import Gang, Means, Member, variables_of
 from danlu.domain.mpi import WORKER
@@ -135,6 +136,8 @@ def environment(order: LaunchOrder, asked: TaskSpec, gang: Gang, where: Folders)
         path = os.pathsep.join([str(interpreter.bin), path])
     python_path = [p for p in (variables.get("PYTHONPATH"), str(where.sdk)) if p]
     connected = variables_of(asked.framework, gang, gang.members[asked.rank]) if job.spec.roles else {}
+    array, identity = job.array, job.array_id or ""
+    sbatch = {} if array is None or job.spec.array is None else slurm_variables(identity, array, job.spec.array)
     platforms = {name: value for name, value in connected.items() if name.startswith(RESERVED_VARIABLES)}
     return {
         # the job's user may have no entry in the machine's list of users, and libraries ask for a name
@@ -146,9 +149,11 @@ def environment(order: LaunchOrder, asked: TaskSpec, gang: Gang, where: Folders)
         # as many threads as cores that it counts as: jobs side by side whose BLAS sees the whole machine take turns waiting
         "OMP_NUM_THREADS": str(max(1, asked.resources.cpu_milli // 1000)),
         **({} if interpreter is None else interpreter.variables),
+        **sbatch,
         **connected,
         **variables,
         **platforms,
+        **({} if array is None else own_variables(identity, array)),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as the driver's library counts, by which GPUs are given away
         "TMPDIR": str(where.attempt / "tmp"),
         "PATH": path,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # typing costs more to import than all the rest
     from danlu.client.sdk import run as run
 
 __version__ = "0.1.0"
-__all__ = ["checkpoint_dir", "latest_checkpoint", "log", "output_dir"]
+__all__ = ["checkpoint_dir", "latest_checkpoint", "log", "output_dir", "preempted"]
 
 _CLIENT = {
     "Job": "danlu.client.jobs", "Platform": "danlu.client.sdk", "connect": "danlu.client.sdk", "job": "danlu.client.sdk",
@@ -123,6 +123,14 @@ def _failed(error: OSError) -> None:
         import sys
 
         print("danlu.log: metrics cannot be written (%s); the training goes on" % error, file=sys.stderr)
+
+
+def preempted() -> bool:
+    """Says whether the job has to make way: save a checkpoint now and end. Outside a job it never has to.
+
+    It looks for one file, in microseconds: ask after each step. In a gang it is one task's view; agree on it before you act.
+    """
+    return _os.path.exists(_os.environ.get("DANLU_PREEMPTION_FILE") or "")
 
 
 def latest_checkpoint() -> "Optional[str]":

@@ -179,7 +179,7 @@ def _value(name: str, value: Any) -> str:
     last = name.rpartition(".")[2]
     if isinstance(value, int) and not isinstance(value, bool) and last in ("memory", "log_limit", "shm", "disk"):
         return format_bytes(value)
-    if isinstance(value, float) and last in ("max_time", "grace", "backoff", "linger"):
+    if isinstance(value, float) and last in ("max_time", "grace", "notice", "backoff", "linger"):
         return wording.duration(value)
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         import shlex

@@ -134,6 +134,10 @@ class Asked:
     retries: Annotated[int | None, Parameter(help="how often a failed attempt is repeated")] = None
     max_time: Annotated[str | None, Parameter(help="an attempt that runs longer is ended, e.g. 2h")] = None
     grace: Annotated[str | None, Parameter(help="time between SIGTERM and SIGKILL, e.g. 30s")] = None
+    notice: Annotated[
+        str | None, Parameter(help="time to write a checkpoint once it has to make way for another job, e.g. 2m")
+    ] = None
+    notice_signal: Annotated[str | None, Parameter(help="what tells it so: TERM, INT, HUP, USR1 or USR2")] = None
     metrics: Annotated[bool | None, Parameter(help="take printed name: value and name=value as metrics"), Flag] = None
     distributed: Roles | None = None
 
@@ -159,6 +163,8 @@ class Asked:
             "array": self.array,
             "max_time": self.max_time,
             "grace": self.grace,
+            "notice": self.notice,
+            "notice_signal": self.notice_signal,
             "parse_metrics": self.metrics,
             "requirements": None if self.requirements is None else read_requirements(self.requirements),
             "variables": pairs("--var", self.var) or None,

@@ -35,6 +35,8 @@ class JobFields(TypedDict, total=False):
     retry: Mapping[str, Any]
     max_time: float | str
     grace: float | str
+    notice: float | str
+    notice_signal: str
     parse_metrics: bool
     log_limit: int | str
     labels: Mapping[str, str]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn, Protocol
 
 from danlu.controllers.decisions import Action, Decision, decide, rejected
+from danlu.controllers.preempting import notice_of
 from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
@@ -100,9 +101,12 @@ class AttemptsController:
 
     def _decide(self, job: Job, attempt: Attempt, seen: Observation | None, now: int) -> None:
         decision = decide(job, attempt, seen, now)
-        if decision.action is Action.STOP:
+        if decision.action in (Action.STOP, Action.GIVE_WAY):
             grace_s = job.spec.grace if job.stop_grace_s is None else job.stop_grace_s
-            self.executor.stop(attempt.id, grace_s=grace_s)
+            notice = None
+            if decision.action is Action.GIVE_WAY and attempt.preemption is not None:
+                notice = notice_of(job, attempt.preemption, now)
+            self.executor.stop(attempt.id, grace_s=grace_s, notice=notice)
         if decision.jobs or decision.attempts:
             try:
                 self.database.write(lambda tx: self._store(tx, job, attempt, decision))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from danlu.controllers.preempting import asks, told
 from danlu.domain.jobs import (
     INFRASTRUCTURE_ATTEMPTS,
     LOST,
@@ -20,12 +21,20 @@ from danlu.domain.jobs import (
     Task,
 )
 from danlu.executors.base import Observation, Phase
+from danlu.scheduler.model import Shape
 
 LOSS_BACKOFF_S: Final = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 """What was lost is repeated at once; what is lost again and again gives its machine time to recover."""
 
+SAVED_PAUSE_NS: Final = 5_000_000_000
+"""That an attempt has a newer checkpoint is stored at most so often: who has to make way is chosen by it."""
+
 TASK_PAUSE_NS: Final = 1_000_000
 """What became of a live gang's tasks is stored at most once in so long, times their number: all of them are written then."""
+
+
+HEEDED_CODES: Final = frozenset({0, *(128 + number for number in (1, 2, 10, 12, 15))})
+"""With what a program ends that heeds the signal of a notice: with success, or as if the signal had ended it."""
 
 
 class Action(StrEnum):
@@ -34,13 +43,14 @@ class Action(StrEnum):
     NOTHING = "nothing"
     LAUNCH = "launch"
     STOP = "stop"
+    GIVE_WAY = "give way"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The records as they should be (in order of their moves; empty: unchanged) and what to ask of the executor.
 
-    A launch comes after the records are stored, a stop before; both may be asked again.
+    A launch comes after the records are stored, a stop or a notice to give way before; all may be asked again.
     """
 
     action: Action = Action.NOTHING
@@ -80,15 +90,22 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
             "tasks": seen.tasks or attempt.tasks,
             "limits": seen.limits,
             "resumed_from": seen.resumed_from,
+            **_saved(attempt, seen),
         }
         attempts.append(attempt.moved(AttemptState.RUNNING, now=now, reason=Reason.STARTED, **changes))
         if job.state is JobState.STARTING:
             jobs.append(job.moved(JobState.RUNNING, now=now, reason=Reason.STARTED, started_at=seen.started_at))
     elif _is_news(attempt, seen, now):
-        attempts.append(attempt.evolved(now=now, tasks=seen.tasks))
+        attempts.append(attempt.evolved(now=now, tasks=seen.tasks, **_saved(attempt, seen)))
+    latest_job, latest = (jobs or [job])[-1], (attempts or [attempt])[-1]
+    if not stopping and attempt.preemption is not None:
+        words = asks(attempt.preemption)
+        if latest.state in (AttemptState.LAUNCHING, AttemptState.RUNNING):
+            attempts.append(latest.moved(AttemptState.ENDING, now=now, reason=Reason.PREEMPTED, message=words))
+            jobs.append(latest_job.evolved(now=now, reason=Reason.PREEMPTED, message=words))
+        return Decision(Action.GIVE_WAY, tuple(jobs), tuple(attempts))
     if not stopping:
         return Decision(jobs=tuple(jobs), attempts=tuple(attempts))
-    latest_job, latest = (jobs or [job])[-1], (attempts or [attempt])[-1]
     if latest.state in (AttemptState.LAUNCHING, AttemptState.RUNNING):
         attempts.append(latest.moved(AttemptState.ENDING, now=now, reason=Reason.STOP_REQUESTED))
     if latest_job.state in (JobState.STARTING, JobState.RUNNING):
@@ -97,33 +114,56 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
 
 
 def _is_news(attempt: Attempt, seen: Observation, now: int) -> bool:
-    """Whether tasks of a gang have started, ended or been started again since the attempt was stored, and it is time."""
-    if (
-        attempt.state not in (AttemptState.RUNNING, AttemptState.ENDING)
-        or not seen.tasks
-        or seen.tasks == attempt.tasks
-    ):
+    """Whether tasks have started, ended or been started again, or a checkpoint was written, since it was stored."""
+    if attempt.state not in (AttemptState.RUNNING, AttemptState.ENDING) or not seen.tasks:
         return False
     since = now - attempt.updated_at
-    return not 0 <= since < TASK_PAUSE_NS * len(seen.tasks)  # before 0: the clock was wrong when that was written
+    if since < 0:  # the clock was wrong when that was written
+        since = SAVED_PAUSE_NS
+    moved = seen.tasks != attempt.tasks and since >= TASK_PAUSE_NS * len(seen.tasks)
+    return moved or (since >= SAVED_PAUSE_NS and _saved(attempt, seen)["saved_at"] != attempt.saved_at)
+
+
+def _saved(attempt: Attempt, seen: Observation) -> dict[str, Any]:
+    """Returns an attempt's newest proven checkpoint; what an observation does not tell is as it was."""
+    if seen.saved_at is None:
+        return {"saved_at": attempt.saved_at, "saved_as": attempt.saved_as}
+    return {"saved_at": seen.saved_at, "saved_as": seen.saved_as[:255]}
 
 
 def _unseen(job: Job, attempt: Attempt, now: int) -> Decision:
     """The executor does not hold it: it was never launched, or everything of it is gone."""
     if attempt.state is AttemptState.LAUNCHING:
-        if job.desired is not Desired.STOP:
+        if job.desired is not Desired.STOP and attempt.preemption is None:
             return Decision(Action.LAUNCH)
         # a launch that a killed server had begun may still come through: the stop is there before it
-        ended = attempt.moved(AttemptState.ENDED, now=now, reason=Reason.STOPPED, ended_at=now, collected=True)
+        reason = Reason.STOPPED if job.desired is Desired.STOP else Reason.PREEMPTED
+        ended = attempt.moved(AttemptState.ENDED, now=now, reason=reason, ended_at=now, collected=True)
+        ended = _explained(ended)
         return Decision(Action.STOP, jobs=after(job, ended, now), attempts=(ended,))
-    ended = attempt.moved(
-        AttemptState.ENDED, now=now, reason=Reason.RUNNER_LOST, message="the executor no longer knows it", ended_at=now
-    )
+    reason, words = _lost(attempt, "the executor no longer knows it")
+    ended = attempt.moved(AttemptState.ENDED, now=now, reason=reason, message=words, ended_at=now)
+    ended = _explained(ended)
     return Decision(jobs=after(job, ended, now), attempts=(ended,))
+
+
+def _lost(attempt: Attempt, words: str) -> tuple[Reason, str]:
+    """Returns how an attempt ended whose runner is gone; one that was to make way has done so."""
+    return (Reason.RUNNER_LOST if attempt.preemption is None else Reason.PREEMPTED), words
+
+
+def _explained(ended: Attempt) -> Attempt:
+    """Returns an ended attempt; where it made way, with for whom, why, and what was lost."""
+    if ended.reason is not Reason.PREEMPTED or ended.preemption is None:
+        return ended
+    words = told(ended.preemption, ended)
+    return ended.model_copy(update={"message": (f"{words} ({ended.message})" if ended.message else words)[:4096]})
 
 
 def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
     reason, message, exit_code = verdict(seen, job)
+    if seen.phase is Phase.LOST and reason is Reason.RUNNER_LOST:
+        reason, message = _lost(attempt, message)
     ended = attempt.moved(
         AttemptState.ENDED,
         now=now,
@@ -135,7 +175,9 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
         limits=seen.limits or attempt.limits,
         resumed_from=seen.resumed_from or attempt.resumed_from,
         exit_code=exit_code,
+        **_saved(attempt, seen),
     )
+    ended = _explained(ended)
     return Decision(jobs=after(job, ended, now), attempts=(ended,))
 
 
@@ -154,6 +196,8 @@ def verdict(seen: Observation, job: Job) -> tuple[Reason, str, int | None]:
     """
     if seen.phase is Phase.LOST:
         return Reason.RUNNER_LOST, seen.message or "its runner was killed; everything it had written was kept", None
+    if seen.preempted and not seen.stopped and not seen.timed_out:
+        return _gave_way(seen)
     if not seen.tasks:
         return _taskless(seen)
     failed = _first_failure(task for task in seen.tasks if not task.stopped)
@@ -169,6 +213,20 @@ def verdict(seen: Observation, job: Job) -> tuple[Reason, str, int | None]:
         if failed.last_lines and not failed.oom:
             words += "; the last that it wrote:\n" + failed.last_lines
     return reason, words, code
+
+
+def _gave_way(seen: Observation) -> tuple[Reason, str, int | None]:
+    """Returns how an attempt ended that had heard the notice: it made way, whatever its program made of that.
+
+    Its code is told, as a program that fails while it saves would lose its checkpoint each time.
+    """
+    failed = _first_failure(seen.tasks)
+    if failed is None:
+        return Reason.PREEMPTED, "", 0 if seen.tasks else None
+    code = failed.exit_code if failed.signal is None else 128 + failed.signal
+    asked = failed.signal is not None or code in (None, *HEEDED_CODES)
+    whose = f"{failed.name} " if len(seen.tasks) > 1 else ""
+    return Reason.PREEMPTED, "" if asked else f"{whose}ended by exit code {code}", code
 
 
 def _why_failed(seen: Observation, failed: Task) -> tuple[Reason, str]:
@@ -214,13 +272,22 @@ def after(job: Job, ended: Attempt, now: int) -> tuple[Job, ...]:
     if not job.live or job.attempts != ended.number or job.state is JobState.QUEUED:
         return ()
     reason = ended.reason
-    outcome: dict[str, Any] = {"ended_at": ended.ended_at, "exit_code": ended.exit_code, "started_at": ended.started_at}
+    attained = job.attained + service(ended)
+    outcome: dict[str, Any] = {
+        "ended_at": ended.ended_at, "exit_code": ended.exit_code, "started_at": ended.started_at, "attained": attained,
+    }  # fmt: skip
     if reason is Reason.COMPLETED:
         return (job.moved(JobState.SUCCEEDED, now=now, reason=Reason.COMPLETED, **outcome),)
     if job.desired is Desired.STOP:
         return _stopped(job, ended, now, outcome)
-    repeat: dict[str, Any] = {"queued_at": now, "exit_code": ended.exit_code}
+    repeat: dict[str, Any] = {"exit_code": ended.exit_code, "attained": attained}
     words = f"attempt {ended.number}: {reason}" + (f", {ended.message}" if ended.message else "")
+    if reason is Reason.PREEMPTED:
+        # it had waited for its turn and was taken out of it by no fault of its own: queued_at stays, as with a new one each
+        # later arrival would pass it, time and again; nor has it failed or was it lost: it may start at once
+        made_way = {"preemptions": job.preemptions + 1, "preempted_at": now, "not_before": 0}
+        return (job.moved(JobState.QUEUED, now=now, reason=reason, message=words, **made_way, **repeat),)
+    repeat["queued_at"] = now
     if reason in LOST and job.losses < INFRASTRUCTURE_ATTEMPTS:
         wait_s = LOSS_BACKOFF_S[min(job.losses, len(LOSS_BACKOFF_S) - 1)]
         repeat["not_before"] = now + int(wait_s * 1_000_000_000) if wait_s else 0
@@ -240,6 +307,12 @@ def after(job: Job, ended: Attempt, now: int) -> tuple[Job, ...]:
             ),
         )
     return (job.moved(JobState.FAILED, now=now, reason=reason, message=ended.message, failures=failures, **outcome),)
+
+
+def service(ended: Attempt) -> int:
+    """Returns what an ended attempt had of the machines, as ``Job.attained``."""
+    held_ns = max(0, (ended.ended_at or 0) - ended.created_at)
+    return held_ns * Shape(tuple(task.resources for task in ended.tasks)).rate
 
 
 def _stopped(job: Job, ended: Attempt, now: int, outcome: dict[str, Any]) -> tuple[Job, ...]:

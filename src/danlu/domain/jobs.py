@@ -87,7 +87,7 @@ class Reason(StrEnum):
 
 
 LOST: Final = frozenset({Reason.RUNNER_LOST, Reason.NODE_LOST, Reason.PREEMPTED, Reason.PORT_TAKEN})
-"""An attempt that ended so is repeated outside the user's retry budget."""
+"""An attempt that ended so is repeated outside the user's retry budget; all but the preempted ones count as losses."""
 
 NEVER_RETRIED: Final = frozenset(
     {
@@ -139,7 +139,14 @@ class Job(Living):
     attempts: int = Field(default=0, ge=0, description="the number of its newest attempt")
     failures: int = Field(default=0, ge=0, description="attempts that count against retry.attempts")
     losses: int = Field(default=0, ge=0, description="attempts lost by no fault of the code")
-    queued_at: int = Field(ge=0, description="ns UTC; when it last began to wait")
+    preemptions: int = Field(default=0, ge=0, description="how often it had to make way for another job")
+    preempted_at: int | None = Field(default=None, description="ns UTC; when it last had to")
+    attained: int = Field(
+        default=0, ge=0, description="service of its ended attempts: ns x thousandths of a GPU, without GPUs of a core"
+    )
+    queued_at: int = Field(
+        ge=0, description="ns UTC; when it last began to wait by its own doing: one that made way keeps its place"
+    )
     not_before: int = Field(default=0, ge=0, description="ns UTC; it does not start earlier")
     started_at: int | None = Field(default=None, description="ns UTC; the newest attempt's start")
     ended_at: int | None = Field(default=None, description="ns UTC")
@@ -226,6 +233,23 @@ def chosen(
     return tuple(task for task in every if task.name in names or task.role in roles or task.rank in ranks)
 
 
+class Preemption(Value):
+    """That an attempt has to make way: for whom, why, and until when it has time to save what it has done."""
+
+    at: Ns
+    deadline: Ns = Field(description="ns UTC; what runs then is ended")
+    for_job: str = Field(description="the id of the job that gets its place; empty to members of another project")
+    for_project: str
+    for_name: str = Field(default="", description="that job's name, where it is of the same project")
+    why: Said = Field(default="", max_length=1000, description="told to the owner: names nothing of another project")
+    lost_s: float = Field(default=0.0, ge=0, description="work that it would lose, as estimated when it was decided")
+
+    @property
+    def whom(self) -> str:
+        """For whom, as the attempt's owner may know it."""
+        return f"job {self.for_name}" if self.for_name else "a job of another project"
+
+
 A = AttemptState
 
 
@@ -255,10 +279,20 @@ class Attempt(Living):
     )
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
     resumed_from: Said | None = Field(default=None, description="the checkpoint that it was handed")
+    saved_at: int | None = Field(
+        default=None, description="ns UTC; when its newest proven checkpoint was complete: what it did before is kept"
+    )
+    saved_as: Said = Field(default="", max_length=255, description="that checkpoint's name")
+    preemption: Preemption | None = Field(default=None, description="that it has to make way, if it has")
     kept: Said = Field(
         default="", max_length=1000, description="what keeps its logs or outputs from being kept, if anything"
     )
     collected: bool = Field(default=False, description="its logs, metrics and outputs are all kept")
+
+
+def waits_since(job: Job) -> int:
+    """Returns since when a job that is queued waits (ns UTC); its place in the queue may be an older one."""
+    return max(job.queued_at, job.preempted_at or 0)
 
 
 LIVE_JOB_STATES: Final = frozenset(state for state, following in Job.MOVES.items() if following)

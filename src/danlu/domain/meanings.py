@@ -65,7 +65,7 @@ REASONS: Final[Mapping[Reason, str]] = {
     Reason.ATTEMPT_FAILED: "an attempt failed and there are more: it is repeated",
     Reason.RUNNER_LOST: "the process that watches over the attempt was lost, or could start no task: it is repeated",
     Reason.NODE_LOST: "the node was lost: it is repeated",
-    Reason.PREEMPTED: "it had to make way: it is repeated",
+    Reason.PREEMPTED: "it has to make way for another job, or had to: it is ended once it has saved, and repeated",
     Reason.PORT_TAKEN: "another program has a port that was leased to it: it is repeated with other ports",
 }
 ENVIRONMENT_REASONS: Final[Mapping[EnvironmentReason, str]] = {
@@ -103,7 +103,7 @@ ADVICE: Final[Mapping[str, str]] = {
     Reason.ATTEMPT_FAILED: "nothing: it is repeated; danlu logs JOB --attempt N shows the one that failed",
     Reason.RUNNER_LOST: "nothing, where it is rare; where it is not, the machine runs out of memory: danlu doctor",
     Reason.NODE_LOST: "nothing: it is repeated elsewhere, or when the machine is back",
-    Reason.PREEMPTED: "nothing: it is repeated from its newest checkpoint; a higher priority makes it rarer",
+    Reason.PREEMPTED: "nothing: it goes on from its newest checkpoint; one written at the notice loses nothing",
     Reason.PORT_TAKEN: "nothing: it is repeated; a program that listens on ports from 20000 to 32767 causes it",
     EnvironmentReason.RESOLUTION_FAILED: "read uv's words in the message; loosen a version, or choose another --python",
     EnvironmentReason.PULL_FAILED: "look at the name and tag; build or load it on the server as localhost/NAME:TAG",

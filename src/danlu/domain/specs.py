@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
 from danlu.domain.arrays import ArraySpec
 from danlu.domain.commands import Command, Variables, argv_of
@@ -37,6 +37,19 @@ from danlu.domain.validation import suggestion
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 MAX_CHOICES: Final = 64
 """No range of GPUs has more sizes."""
+
+
+NOTICE_SIGNALS: Final = ("TERM", "INT", "HUP", "USR1", "USR2")
+
+
+def _notice_signal(given: object) -> str:
+    name = str(given).upper().removeprefix("SIG") if isinstance(given, str) else ""
+    if name not in NOTICE_SIGNALS:
+        raise ValueError(f"{given!r:.80} is no signal that a program can take as a notice: {', '.join(NOTICE_SIGNALS)}")
+    return name
+
+
+NoticeSignal = Annotated[str, BeforeValidator(_notice_signal, json_schema_input_type=str)]
 
 
 class Retry(Value):
@@ -147,6 +160,12 @@ class JobSpec(Value):
         default=None, description="an attempt that runs longer is ended, for example 2h", examples=["2h"]
     )
     grace: Seconds = Field(default=30.0, le=3600, description="time between SIGTERM and SIGKILL")
+    notice: Seconds = Field(
+        default=30.0, le=3600, description="time to write a checkpoint once it has to make way for another job"
+    )
+    notice_signal: NoticeSignal = Field(
+        default="TERM", description="the signal that tells so to programs that handle it: TERM, INT, HUP, USR1 or USR2"
+    )
     parse_metrics: Flag = Field(default=False, description="take printed `name: value` and `name=value` as metrics")
     log_limit: MemoryBytes = Field(default=2**30, description="what is kept of each attempt's output")
     labels: dict[Name, Annotated[Text, StringConstraints(max_length=255)]] = Field(

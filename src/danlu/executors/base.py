@@ -77,9 +77,22 @@ class Observation(Value):
     ended_at: Ns | None = None
     stopped: bool = Field(default=False, description="it ended because stop() was asked")
     timed_out: bool = Field(default=False, description="it ended because its time was over")
+    preempted: bool = Field(default=False, description="it ended after it had heard the notice of a stop")
+    saved_at: Ns | None = Field(default=None, description="when its newest proven checkpoint was complete")
+    saved_as: Said = Field(default="", description="that checkpoint's name")
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
     resumed_from: Said | None = None
     message: Said = ""
+
+
+class Notice(Value):
+    """That an attempt has to make way: what its tasks are told before they are ended, so that they can save."""
+
+    signal: str = Field(description="TERM, USR1 ...: goes to the programs that handle it")
+    within_s: float = Field(ge=0, description="how long they have from now on")
+    deadline: Ns = Field(description="the same as a time; what they are told")
+    why: Said = ""
+    whom: Said = Field(default="", description="for whom")
 
 
 class StoredImage(NamedTuple):
@@ -116,8 +129,13 @@ class Executor(Protocol):
             ExecutorUnavailable: it cannot tell at the moment.
         """
 
-    def stop(self, attempt_id: str, *, grace_s: float) -> None:
-        """Asks an attempt to end: SIGTERM, ``grace_s``, SIGKILL to the whole tree. Returns at once; absent is success."""
+    def stop(self, attempt_id: str, *, grace_s: float, notice: Notice | None = None) -> None:
+        """Asks an attempt to end: SIGTERM, ``grace_s``, SIGKILL to the whole tree. Returns at once; absent is success.
+
+        With a ``notice`` all tasks hear that first. They are asked to end as soon as a checkpoint is proven that was written
+        after it, or its time is over; one whose tasks have all ended by then is over. A stop without one ends them at once.
+        The notice once given, all goes on by itself; given again it can only shorten the time.
+        """
 
     def forget(self, attempt_id: str) -> None:
         """Removes all that is kept of an ended attempt. Absent is success; a live attempt is left alone."""

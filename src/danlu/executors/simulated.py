@@ -3,8 +3,9 @@
 A task's command is its script, after the word ``simulated``: ``print:TEXT`` writes a line, ``sleep:SECONDS`` lets time pass,
 ``hold`` goes on until it is stopped, ``deaf`` makes it ignore SIGTERM, ``lost`` loses the runner, ``crash:TIMES`` ends it so
 often before it goes on (started again by itself where its role may be), ``robbed`` finds its port taken, ``exit:CODE`` says
-with what it ends, else 0. A gang ends by the runner's own rule. Nothing here depends on anything but the clock, the random
-numbers and the calls.
+with what it ends, else 0. ``save:NAME`` writes a checkpoint; ``heeds`` makes it write one at the notice of a stop and end,
+where others go on until its time is over. A gang ends by the runner's own rule. Nothing here depends on anything but the
+clock, the random numbers and the calls.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import itertools
 import socket
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Final, Protocol
@@ -22,7 +23,7 @@ from danlu.domain.nodes import NodeCapacity
 from danlu.domain.sessions import SessionRequest
 from danlu.domain.specs import TaskSpec
 from danlu.errors import ExecutorUnavailable, LaunchRejected, NotRunning
-from danlu.executors.base import Capabilities, Collected, LaunchOrder, Observation, Phase
+from danlu.executors.base import Capabilities, Collected, LaunchOrder, Notice, Observation, Phase
 from danlu.runner import formats, gang
 from danlu.runner.tasks import RESTART_PAUSE_S
 
@@ -30,6 +31,9 @@ SECOND: Final = 1_000_000_000
 SIGTERM, SIGKILL = 15, 9
 TO_END: Final = SECOND // 10
 """How long what hears SIGTERM takes to end."""
+PROVEN_NS: Final = 2 * SECOND
+"""How long after it was written a checkpoint is proven, which ends who has not ended yet."""
+AT_NOTICE: Final = "at-notice"
 HEARD_S, UNHEARD_S = 0.5, 5.0
 """How long an attempt takes to begin, at most: long enough to be launched again where nobody heard that it was launched."""
 
@@ -64,11 +68,21 @@ class Script:
     deaf: bool
     restarts: tuple[int, ...] = ()
     robbed: bool = False
+    saves: tuple[tuple[int, str], ...] = ()
+    heeds: bool = False
+
+    def noticed(self, at: int) -> Script:
+        """Returns what it does from the notice on."""
+        if not self.heeds or (self.ends_at is not None and self.ends_at <= at + TO_END):
+            return self
+        lines, saves = (tuple(one for one in some if one[0] <= at) for some in (self.lines, self.saves))
+        return replace(self, lines=lines, saves=(*saves, (at + TO_END, AT_NOTICE)), ends_at=at + TO_END, exit_code=0)
 
     @classmethod
     def of(cls, task: TaskSpec, begins_at: int) -> Script:
         """Plays a task's command from ``begins_at`` on."""
         at, lines, restarts, code = begins_at, list[tuple[int, str]](), list[int](), 0
+        saves: list[tuple[int, str]] = []
         holds = "hold" in task.argv
         for word in task.argv[1:]:
             verb, _, value = word.partition(":")
@@ -76,6 +90,8 @@ class Script:
                 lines.append((at, value))
             elif verb == "sleep":
                 at += int(float(value) * SECOND)
+            elif verb == "save":
+                saves.append((at, value))
             elif verb == "exit":
                 code = int(value)
             elif verb == "crash":
@@ -91,6 +107,7 @@ class Script:
         return cls(
             tuple(lines), None if holds else at, code, "deaf" in task.argv, tuple(restarts),
             robbed=bool(task.job.ports) and "robbed" in task.argv and code == 1,
+            saves=tuple(saves), heeds="heeds" in task.argv,
         )  # fmt: skip
 
 
@@ -104,6 +121,10 @@ class Process:
     lost_at: int | None
     stopped_at: int | None = None
     killed_at: int | None = None
+    noticed_at: int | None = None
+    yields_at: int | None = None
+    """when the notice's time is over"""
+    by_term: bool = False
     collected: dict[str, int] = field(default_factory=dict)
     hidden: bool = False
 
@@ -148,18 +169,23 @@ class Process:
 
     def asked_at(self) -> int | None:
         """Returns when it was asked to end, by somebody or because its time was over."""
-        return min((at for at in (self.stopped_at, self._late_at()) if at is not None), default=None)
+        asked = (self.stopped_at, self._late_at(), self.yields_at)
+        return min((at for at in asked if at is not None), default=None)
 
     def _late_at(self) -> int | None:
         max_time = self.order.job.spec.max_time
-        return None if max_time is None else self.begins_at + int(max_time * SECOND)
+        late = None if max_time is None else self.begins_at + int(max_time * SECOND)
+        return None if late is None or (self.noticed_at is not None and self.noticed_at < late) else late
 
     def _stop_end(self) -> int | None:
         asked, late = self.asked_at(), self._late_at()
         if asked is None:
             return None
         late_kill = None if late is None else late + int(self.order.job.spec.grace * SECOND)
-        killed = min((at for at in (self.killed_at, late_kill) if at is not None), default=2**63)
+        yields = self.yields_at
+        if yields is not None and not self.by_term:
+            yields += int(self.order.job.spec.grace * SECOND)
+        killed = min((at for at in (self.killed_at, late_kill, yields) if at is not None), default=2**63)
         deaf = any(script.deaf for script in self.scripts.values())
         return killed if deaf else min(asked + TO_END, killed)
 
@@ -170,7 +196,37 @@ class Process:
 
     def was_late(self) -> bool:
         """Whether it was asked because its time was over."""
-        return self.was_asked() and self.asked_at() != self.stopped_at
+        return self.was_asked() and self.asked_at() == self._late_at()
+
+    def made_way(self) -> bool:
+        """Whether it ended after it had heard the notice, and by nobody's stop."""
+        end = self.over_at()
+        stopped = self.stopped_at is not None and end == self._stop_end()
+        return self.noticed_at is not None and end is not None and end > self.noticed_at and not stopped
+
+    def saved(self, now: int) -> tuple[int, str] | None:
+        """Returns the newest checkpoint that was written until ``now``."""
+        end = self.over_at()
+        until = now if end is None else min(now, end)
+        return max((one for script in self.scripts.values() for one in script.saves if one[0] <= until), default=None)
+
+    def notice(self, notice: Notice, now: int) -> None:
+        """Hears that it has to make way, once; again it can only have less time."""
+        over, yields_at = self.over_at(), now + int(notice.within_s * SECOND)
+        if self.stopped_at is not None or (over is not None and over <= now):
+            return
+        if self.begins_at > now:  # its runner finds the notice before it starts anything
+            self.noticed_at, self.yields_at, self.killed_at = now, now, now
+            return
+        if self.noticed_at is None:
+            known = self.known_at()
+            if known is not None and known <= now:  # it is ending
+                return
+            self.noticed_at, self.by_term = now, notice.signal == "TERM"
+            self.scripts = {name: script.noticed(now) for name, script in self.scripts.items()}
+            if any(script.heeds for script in self.scripts.values()):
+                yields_at = min(yields_at, now + TO_END + PROVEN_NS)
+        self.yields_at = yields_at if self.yields_at is None else min(self.yields_at, yields_at)
 
     def log(self, task: str, now: int) -> bytes:
         """Returns what a task has written until ``now``."""
@@ -258,13 +314,16 @@ class SimulatedExecutor:
         phase = Phase.RUNNING if started is not None else Phase.STARTING
         lost = ended and over == process.lost_at
         asked, late = ended and process.was_asked(), ended and process.was_late()
+        made_way = ended and process.made_way() and not lost
+        saved_at, saved_as = process.saved(now) or (None, "")
         if ended:
             phase = Phase.LOST if lost else Phase.ENDED
         tasks = tuple(self._task(task, process, now, ended=ended, asked=asked) for task in process.order.attempt.tasks)
         return Observation(
             attempt_id=attempt_id, phase=phase, tasks=tasks if started is not None or ended else (),
-            started_at=started, ended_at=over if ended else None, stopped=asked and not late,
-            timed_out=late,
+            started_at=started, ended_at=over if ended else None,
+            stopped=asked and not late and not made_way, timed_out=late, preempted=made_way,
+            saved_at=saved_at, saved_as=saved_as,
         )  # fmt: skip
 
     @staticmethod
@@ -289,13 +348,16 @@ class SimulatedExecutor:
             }
         )
 
-    def stop(self, attempt_id: str, *, grace_s: float) -> None:
+    def stop(self, attempt_id: str, *, grace_s: float, notice: Notice | None = None) -> None:
         """See Executor."""
         self._perhaps_unavailable()
         process = self.processes.get(attempt_id)
         if process is None:
             return
         now = self.clock.now()
+        if notice is not None:
+            process.notice(notice, now)
+            return
         if process.stopped_at is None:
             process.stopped_at = now
         unbegun = process.begins_at > now  # its runner finds the stop before it starts anything

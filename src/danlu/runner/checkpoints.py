@@ -19,17 +19,20 @@ import sys
 import time
 import zipfile
 import zlib
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from .formats import write_atomically
 
 UNFINISHED = (".tmp", ".temp", ".part", ".incomplete", ".tempstate")
 SETTLED_NS = 2_000_000_000
+CLOCK_NS = 10_000_000
+"""By so much a file's time may be earlier than the clock's when it was written."""
 MAX_ENTRIES = 1000
 MAX_FILES = 10_000
 MAX_JSON_BYTES = 64 << 20
 MAX_UNPACKED_BYTES = 1 << 30
 MAX_TEXT_BYTES = 1 << 20
+MAX_NAME = 255
 ZIPS = (".npz", ".keras", ".zip")
 STATE_FILE = "checkpoint"  # TensorFlow's list of checkpoints: not one itself
 
@@ -102,6 +105,11 @@ def _files(path: str) -> List[str]:
     return found
 
 
+def _written(stamp: Stamp) -> int:
+    """Returns when the last of a checkpoint's files was written, ns UTC."""
+    return max(int(str(entry[2])) for entry in stamp)
+
+
 def _bytes(stamp: Stamp) -> int:
     return sum(int(str(entry[1])) for entry in stamp)
 
@@ -124,8 +132,8 @@ class Seals:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def watch(self, now: int) -> None:
-        """Seals what has not changed for two seconds. Called now and then while the job runs.
+    def watch(self, now: int) -> bool:
+        """Seals what has not changed for two seconds; returns whether there was such. Called now and then while the job runs.
 
         ``now``: nanoseconds of a clock that nobody sets, so that a jump of the wall clock seals nothing half-written.
         """
@@ -146,6 +154,7 @@ class Seals:
                     self._seen[name] = (stamp, now)  # looked at again in two seconds
         if changed:
             self._store()
+        return changed
 
     def doubt(self) -> None:
         """Notes that what is not sealed now may be half of something: a program that wrote here has failed.
@@ -209,6 +218,42 @@ class Seals:
         if len(series) == 1 and series.pop().count("#") == 1:
             return os.path.join(self.folder, max(whole, key=lambda w: (_last_number(w[1]), w[0]))[1])
         return os.path.join(self.folder, max(whole)[1])
+
+    def tell(self, newest: Optional[str], path: str, hidden: Callable[[str], str]) -> Optional[Dict[str, Any]]:
+        """Writes to a file, and returns, the name and time (ns UTC) of the newest sealed checkpoint.
+
+        Args:
+            newest: as ``newest`` has returned it.
+            path: of the file.
+            hidden: makes a name fit to be told: a job may have named it by anything.
+        """
+        if newest is None:
+            return None
+        name = os.path.basename(newest)
+        # a file can have any time
+        facts = {"name": hidden(name)[:MAX_NAME], "at": max(0, min(_written(self.sealed[name]), time.time_ns()))}
+        try:
+            write_atomically(path, json.dumps(facts).encode())
+        except OSError:
+            pass  # a full disk, or the job has put something there: the end tells it all the same
+        return facts
+
+    def saved_since(self, at: int) -> bool:
+        """Says whether a checkpoint is sealed that was completed after ``at`` (ns UTC), and none is being written now.
+
+        By files' times: what was complete before, and is sealed only now, does not hold what was done since.
+        """
+        found = False
+        for name, paths in candidates(self.folder).items():
+            try:
+                stamp = _stamp(paths)
+            except OSError:
+                return False
+            if stamp and _written(stamp) > at - CLOCK_NS:
+                if self.sealed.get(name) != stamp:
+                    return False
+                found = True
+        return found
 
     def _set_aside(self, name: str, paths: List[str], attempt_id: str) -> None:
         target = os.path.join(self.folder, ".danlu", "incomplete", attempt_id)

@@ -19,7 +19,7 @@ import subprocess
 import time
 from typing import Any, Callable, Dict, FrozenSet, List, Optional, Tuple
 
-from . import formats, processes
+from . import formats, processes, procfs
 
 TICK_S = 0.5
 MONITOR_S = 2.0
@@ -303,8 +303,20 @@ class Guard:
 
 def inside() -> List[int]:
     """Returns the processes in the container but its first, which would only pass a signal on to them once more."""
-    numbers = [(pid, _numbers(pid)) for pid in processes.descendants(os.getpid())]
-    return [pid for pid, found in numbers if len(found) > 1 and found[-1] != b"1"]
+    return [pid for pid in processes.descendants(os.getpid()) if _is_inside(_numbers(pid))]
+
+
+def running(container: Dict[str, Any], guard: int, attempt_id: str, task: str) -> List[int]:
+    """Returns the processes in a task's container but its first; the daemon's are known by what they began with."""
+    found = processes.descendants(guard)
+    if container["daemon"]:
+        marks = {"DANLU_ATTEMPT_ID": attempt_id, "DANLU_TASK": task, SESSION: None}
+        found = [pid for pid in procfs.pids() if all(processes.variable(pid, n) == v for n, v in marks.items())]
+    return [pid for pid in found if _is_inside(_numbers(pid))]
+
+
+def _is_inside(numbers: List[bytes]) -> bool:
+    return len(numbers) > 1 and numbers[-1] != b"1"
 
 
 def _numbers(pid: int) -> List[bytes]:

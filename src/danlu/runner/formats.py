@@ -34,6 +34,10 @@ WHOLE, PIECE, PROGRESS = b".", b"+", b"~"
 LOG, METRICS = "log", "metrics"
 SYSTEM = "system/"
 PROCESSES = "processes.json"
+SAVED = "saved.json"
+"""Which checkpoint is the newest proven one, and when it was complete."""
+NOTICES, PREEMPTION = "notice", "preemption.json"
+"""The folder, and the file that appears in it, by which an attempt is told that it has to make way."""
 UNFINISHED = ".part"
 
 
@@ -188,6 +192,17 @@ def read_status(path: str) -> List[Dict[str, Any]]:
             return status_of(lambda count, at: os.pread(descriptor, count, at), os.fstat(descriptor).st_size)
     except FileNotFoundError:
         return []
+
+
+def mend_status(path: str) -> None:
+    """Cuts off a line that was not written to its end, so that the next one stands alone."""
+    try:
+        with open(path, "r+b") as file:
+            data = file.read()
+            if data and not data.endswith(b"\n"):
+                file.truncate(data.rfind(b"\n") + 1)
+    except FileNotFoundError:
+        return
 
 
 def start_time(pid: int) -> Optional[int]:

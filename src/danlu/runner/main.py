@@ -20,6 +20,7 @@ from typing import Any, Dict, FrozenSet, List, Optional
 from . import contained, formats, gang, ports, processes
 from .checkpoints import Seals
 from .handed import Handed
+from .notices import Notice, parse
 from .session import Sessions
 from .tasks import Task
 from .usage import Sampler
@@ -35,7 +36,7 @@ HINT_EVERY_S = 0.02
 LOCK_TRIALS, LOCK_WAIT_S = 50, 0.01
 MAX_NAMED = 100
 STARTED_AT_ONCE = 64
-STOP_BYTES = 4096
+STOP_BYTES = 16_384
 ALREADY = 3
 
 
@@ -61,7 +62,8 @@ class Runner:
             Task(folder, self.order, spec, handed, groups.get(spec["name"], ())) for spec in self.order["tasks"]
         ]
         self.stopping_until: Optional[float] = None
-        self.stopped = self.timed_out = self.unsure = False
+        self.notice: Optional[Notice] = None
+        self.stopped = self.timed_out = self.unsure = self.preempted = False
         self.lost = ""
         self.resume_from: Optional[str] = None
         self.last_at = 0
@@ -106,6 +108,12 @@ class Runner:
         except OSError:
             return
 
+    def tell_saved(self, newest: Optional[str]) -> Optional[Dict[str, Any]]:
+        """Tells and returns which checkpoint is the newest proven one: what was done before it is kept."""
+        facts = self.seals.tell(newest, os.path.join(self.folder, formats.SAVED), self.handed.redaction.text)
+        self.hint()
+        return facts
+
     # the life
 
     def run(self) -> None:
@@ -132,6 +140,7 @@ class Runner:
         if self.order.get("max_time_s"):
             deadline = time.monotonic() + float(self.order["max_time_s"])
         self.resume_from = settled.newest
+        self.tell_saved(settled.newest)
         self.sessions = Sessions(self.folder, self.server, self.tasks)
         self.look_for_stop()
         try:
@@ -147,7 +156,7 @@ class Runner:
         """Starts what is to be started and can be; what is to end starts nothing any more."""
         startable, never = [], []
         for task in self.tasks:
-            if not task.waiting or self.stopping_until is not None:
+            if not task.waiting or self.ending():
                 continue
             if self.known():
                 self.withdraw(task)
@@ -222,20 +231,32 @@ class Runner:
                 tick = now
                 self.look_for_stop()
                 self.doubt()
-                self.seals.watch(time.monotonic_ns())
+                if self.seals.watch(time.monotonic_ns()):
+                    self.tell_saved(self.seals.newest())
                 self.record()
                 self.usage.step(self.tasks, now)
-            if deadline is not None and now > deadline and self.stopping_until is None:
-                self.timed_out = True
-                self.end(float(self.order["grace_s"]))
-            end_at = gang.end_at(task.member() for task in self.tasks)
-            if end_at is not None and now >= end_at and self.stopping_until is None:
-                self.end(float(self.order["grace_s"]))
-            if self.stopping_until is not None:
+            if self.ending():
                 interval = min(interval, 0.05)
-                if now > self.stopping_until:
-                    for ended in processes.kill_all():
-                        self.ended(ended)
+            self.end_in_time(now, deadline)
+            if self.stopping_until is not None and now > self.stopping_until:
+                for ended in processes.kill_all():
+                    self.ended(ended)
+
+    def end_in_time(self, now: float, deadline: Optional[float]) -> None:
+        """Ends what has to end by now, unless it does already. A gang that has heard a notice ends by that alone."""
+        grace_s = float(self.order["grace_s"])
+        if self.stopping_until is not None:
+            return
+        if self.notice is not None:
+            if self.notice.over(self.seals, now):
+                self.end(self.notice.grace_s(grace_s, now))
+            return
+        end_at = gang.end_at(task.member() for task in self.tasks)
+        if deadline is not None and now > deadline:
+            self.timed_out = True
+            self.end(grace_s)
+        elif end_at is not None and now >= end_at:
+            self.end(grace_s)
 
     @staticmethod
     def readable(files: List[Any], timeout_s: float) -> List[int]:
@@ -245,14 +266,19 @@ class Runner:
             poll.register(file, select.POLLIN)
         return [descriptor for descriptor, _ in poll.poll(int(timeout_s * 1000 + 0.999))]
 
+    def ending(self) -> bool:
+        """Says whether it was asked to end, or told that it has to soon: nothing is started any more."""
+        return self.stopping_until is not None or self.notice is not None
+
     def going_on(self) -> bool:
         """Says whether a task runs, or is still to be started."""
-        stopping = self.stopping_until is not None
-        return any(not task.done and not (stopping and task.pid is None) for task in self.tasks)
+        return any(not task.done and not (self.ending() and task.pid is None) for task in self.tasks)
 
     def winding_up(self) -> bool:
         """Says whether processes that a task started still use the time that they were given to end."""
-        return self.stopping_until is not None and bool(processes.descendants(os.getpid()))
+        if self.stopping_until is None:
+            return self.notice is not None and self.notice.busy()
+        return bool(processes.descendants(os.getpid()))
 
     def record(self) -> None:
         """Notes which processes there are, for the server to end should this one be killed; control groups tell it too.
@@ -286,12 +312,35 @@ class Runner:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(os.path.join(self.folder, "stop"), flags)
             with os.fdopen(descriptor, "rb") as file:
-                grace_s = float(json.loads(file.read(STOP_BYTES).decode())["grace_s"])
+                said = json.loads(file.read(STOP_BYTES).decode())
+            grace_s, notice = float(said["grace_s"]), parse(said)
         except (OSError, ValueError, TypeError, KeyError):
+            return
+        if notice is not None:
+            self.give_way(notice)
             return
         if self.stopping_until is None:
             self.stopped = True
         self.end(grace_s)
+
+    def give_way(self, told: Dict[str, Any]) -> None:
+        """Gives the notice, once, to whoever runs. Where nothing has begun, or all is done, there is nothing to save."""
+        now = time.monotonic()
+        if self.stopping_until is not None:
+            return
+        if self.notice is not None:
+            self.notice.shorten(told, now)
+        elif self.known():
+            self.end(float(self.order["grace_s"]))
+        elif all(task.pid is None for task in self.tasks):
+            self.preempted = True
+            self.end(0.0)
+        else:
+            self.preempted = True
+            self.notice = Notice(told, now)
+            self.say("notice", signal=told["signal"], within_s=told["within_s"])
+            self.notice.give(told, self.folder, self.tasks)
+            self.tasks[0].follower.notice(self.notice.words())
 
     def end(self, grace_s: float) -> None:
         """Asks everything to end; a second call can only shorten the time that is left."""
@@ -299,7 +348,10 @@ class Runner:
         until = time.monotonic() + grace_s
         if self.stopping_until is None:
             self.stopping_until = until
-            processes.send(signal.SIGTERM, self.guards())
+            # who has heard SIGTERM as a notice is busy with it
+            spared = self.notice.spared() if self.notice is not None and not self.stopped else frozenset()
+            asked = [pid for pid in processes.descendants(os.getpid(), self.guards() | spared) if pid not in spared]
+            processes.tell(signal.SIGTERM, asked)
             processes.send(signal.SIGCONT, self.guards())
         self.stopping_until = min(self.stopping_until, until)
 
@@ -318,7 +370,7 @@ class Runner:
         facts, failed = task.facts(ended), ended.exit_code != 0
         self.unsure = self.unsure or (failed and self.cut_short(ended))
         # what ends after the result is known, or because it was asked to, decides nothing any more
-        over = self.stopping_until is not None or self.known()
+        over = self.ending() or self.known()
         if failed and not over and task.may_restart():
             what = "exit code %d" % ended.exit_code if ended.exit_code is not None else facts["error"]
             self.doors.shut("%s:%d" % at for at in task.leased())
@@ -342,7 +394,7 @@ class Runner:
 
     def cut_short(self, ended: processes.Exit) -> bool:
         """Says whether a task that failed may have been writing a checkpoint. One that was asked to end has its own code."""
-        asked = (self.stopped or self.timed_out) and ended.exit_code is not None
+        asked = (self.stopped or self.timed_out or self.preempted) and ended.exit_code is not None
         return not asked and not self.decided_well()
 
     def doubt(self) -> None:
@@ -372,9 +424,9 @@ class Runner:
         for task in self.tasks:
             contained.remove(task.spec.get("container"))
         # what a program leaves that ended by itself, in good order or because it was asked to, is as it wanted it
-        asked = self.stopping_until is not None and not any(task.killed for task in self.tasks)
+        asked = self.ending() and not any(task.killed for task in self.tasks)
         self.doubt()
-        self.seals.settle(self.order["attempt_id"], trusted=asked or self.decided_well())
+        settled = self.seals.settle(self.order["attempt_id"], trusted=asked or self.decided_well())
         for task in self.tasks:
             task.follower.drain()
             task.follower.close()
@@ -383,8 +435,9 @@ class Runner:
                 self.withdraw(task)
         message = "it ran longer than its max_time of %g s" % float(self.order["max_time_s"]) if self.timed_out else ""
         self.say(
-            "ended", stopped=self.stopped, timed_out=self.timed_out, lost=bool(self.lost), message=self.lost or message
-        )
+            "ended", stopped=self.stopped, timed_out=self.timed_out, preempted=self.preempted, lost=bool(self.lost),
+            message=self.lost or message, saved=self.tell_saved(settled.newest),
+        )  # fmt: skip
 
     def salvage(self) -> None:
         """Spools what a killed runner left, and says that the attempt is lost. Its processes are dead already."""
@@ -409,7 +462,7 @@ def run(
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _locked(lock):
         return ALREADY
-    _mend_status(os.path.join(folder, "status"))
+    formats.mend_status(os.path.join(folder, "status"))
     events = formats.read_status(os.path.join(folder, "status"))
     if any(event["event"] == "ended" for event in events):
         return ALREADY
@@ -435,17 +488,6 @@ def _locked(lock: int) -> bool:
         else:
             return True
     return False
-
-
-def _mend_status(path: str) -> None:
-    """Cuts off a line that was not written to its end, so that the next one stands alone."""
-    try:
-        with open(path, "r+b") as file:
-            data = file.read()
-            if data and not data.endswith(b"\n"):
-                file.truncate(data.rfind(b"\n") + 1)
-    except FileNotFoundError:
-        return
 
 
 def main(arguments: List[str]) -> int:

@@ -284,8 +284,13 @@ def send(number: int, closed: FrozenSet[int] = frozenset()) -> int:
 
     What is ``closed`` passes it on itself to what is below it.
     """
+    return tell(number, descendants(os.getpid(), closed))
+
+
+def tell(number: int, pids: Iterable[int]) -> int:
+    """Sends a signal to these; returns to how many."""
     sent = 0
-    for pid in descendants(os.getpid(), closed):
+    for pid in pids:
         try:
             os.kill(pid, number)
             sent += 1
@@ -294,6 +299,34 @@ def send(number: int, closed: FrozenSet[int] = frozenset()) -> int:
         except PermissionError as error:
             print("cannot signal %d: %s" % (pid, error), file=sys.stderr)
     return sent
+
+
+def handling(number: int, pids: Iterable[int]) -> List[int]:
+    """Returns who of these handles a signal and is not below another one that does."""
+    found = {pid for pid in pids if handles(number, pid)}
+    return sorted(pid for pid in found if found.isdisjoint(_above(pid)))
+
+
+def _above(pid: int) -> List[int]:
+    """Returns a process's parent, that one's parent and so on."""
+    found: List[int] = []
+    while pid > 1:
+        try:
+            pid = int(procfs.read(pid, "stat").rpartition(b")")[2].split()[1])
+        except OSError:
+            return found
+        found.append(pid)
+    return found
+
+
+def handles(number: int, pid: int) -> bool:
+    """Says whether a process has a function of its own for a signal; one that ignores it, or has ended, has none."""
+    try:
+        lines = procfs.read(pid, "status").splitlines()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in lines if line.startswith(b"SigCgt:")), b"0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def kill_all() -> List[Exit]:

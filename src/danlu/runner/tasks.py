@@ -33,6 +33,7 @@ class Task:
         self.name, self.spec = str(spec["name"]), spec
         self.order = order
         self.folder = os.path.join(folder, self.name)
+        self.notice_file = os.path.join(folder, formats.NOTICES, formats.PREEMPTION)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         self.handed = handed
         if spec.get("container"):
@@ -89,6 +90,7 @@ class Task:
             "DANLU_RANK": str(spec["rank"]),
             "DANLU_WORLD_SIZE": str(self.world_size),
             "DANLU_RESTART": str(self.restarts),
+            "DANLU_PREEMPTION_FILE": self.notice_file,
             "DANLU_METRICS_FILE": os.path.join(self.folder, "metrics"),
             "CUDA_VISIBLE_DEVICES": devices,
             "NVIDIA_VISIBLE_DEVICES": devices or "void",
@@ -109,6 +111,14 @@ class Task:
     def may_restart(self) -> bool:
         """Whether a failure starts it again instead of ending the gang."""
         return self.restarts < int(self.spec.get("restarts", 0))
+
+    def running(self) -> List[int]:
+        """Returns the processes of its program, itself the first; of a container those in it."""
+        if self.pid is None:
+            return []
+        if self.spec.get("container"):
+            return contained.running(self.spec["container"], self.pid, self.order["attempt_id"], self.name)
+        return [self.pid, *processes.descendants(self.pid)]
 
     def note(self) -> None:
         """Notes the processes below its own: one that makes itself a session of its own can lose its parent too."""

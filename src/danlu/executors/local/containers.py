@@ -17,6 +17,7 @@ from danlu.domain.specs import JobSpec, TaskSpec
 from danlu.errors import LaunchRejected
 from danlu.executors.local.engines import PATH, Engine
 from danlu.executors.local.orders import Folders
+from danlu.runner import formats
 
 NOBODY: Final = "danlu-job"
 """A user name that no machine has: podman finds no further user ids for it, and maps the job's own alone."""
@@ -117,7 +118,11 @@ def _common(engine: Engine, asked: TaskSpec, task: Task, place: Place) -> list[s
         place.where.checkpoints,
         folder / task.name / "metrics",
     ]
-    readable = [path for path in (folder / "token", place.where.sdk, place.where.memory) if path is not None]
+    readable = [
+        path
+        for path in (folder / "token", folder / formats.NOTICES, place.where.sdk, place.where.memory)
+        if path is not None
+    ]
     mounts = [_mount(path) for path in writable] + [_mount(path, "readonly") for path in readable]
     return [
         *engine.flags, "--pull=never", "--network=host", "--uts=host", f"--user={engine.user}", "--cap-drop=all",

@@ -25,7 +25,7 @@ from danlu.domain.isolation import unasked
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, DataDamaged, ExecutorUnavailable, LaunchRejected, StorageFull, VaultLocked
-from danlu.executors.base import Capabilities, Hint, LaunchOrder, Observation
+from danlu.executors.base import Capabilities, Hint, LaunchOrder, Notice, Observation
 from danlu.executors.local import (
     cgroups,
     engines,
@@ -195,15 +195,17 @@ class LocalExecutor(LocalSpools):
         except (ExecutorUnavailable, OSError) as error:  # the machine's trouble, not the attempt's
             return seen.running(f"it cannot be looked at now, which is tried again: {error}")
 
-    def stop(self, attempt_id: str, *, grace_s: float) -> None:
+    def stop(self, attempt_id: str, *, grace_s: float, notice: Notice | None = None) -> None:
         """See Executor."""
         folder = self._folder(attempt_id)
         if not folder.exists():
             return
+        said = {"grace_s": grace_s} | ({} if notice is None else {"notice": notice.model_dump()})
         try:
-            formats.write_atomically(str(folder / "stop"), json.dumps({"grace_s": grace_s}).encode(), 0o644)
+            formats.write_atomically(str(folder / "stop"), json.dumps(said).encode(), 0o644)
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
+            waits = notice is not None and notice.within_s > 0  # nobody asked for its end yet
+            if waits or error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN):
                 raise ExecutorUnavailable(f"{attempt_id} cannot be asked to stop now: {error}") from error
             self._clean(attempt_id)  # the disk is full, or the job has put something in the way: it gets no grace
             return
@@ -271,7 +273,7 @@ class LocalExecutor(LocalSpools):
 
     def _fill(self, order: LaunchOrder, folder: Path, unfinished: Path) -> None:
         unfinished.mkdir(mode=0o700)
-        for name in ("work", "outputs", "tmp"):
+        for name in ("work", "outputs", "tmp", formats.NOTICES):
             (unfinished / name).mkdir(mode=0o700)
         checkpoint = self.checkpoints / order.job.checkpoint_owner
         checkpoint.mkdir(mode=0o700, exist_ok=True)

@@ -18,6 +18,7 @@ from danlu.executors.local import beneath
 from danlu.runner import formats
 
 MAX_ORDER_BYTES = 64 << 20
+MAX_SAVED_BYTES = 4096
 TAMPERED = (DanluError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What reading a folder raises whose owner may have written anything into it. It must not reach other attempts."""
 
@@ -102,10 +103,29 @@ class Seen:
 
     def observed(self) -> Observation:
         """Returns what the status says; the same one for as long as it says the same."""
-        limits = self.limits()
-        if self._observed is None or self._observed[0] != (self._stamp, limits):
-            self._observed = (self._stamp, limits), _observation(self, self._by_task, limits)
+        known = self._stamp, self.limits(), self._stamp_of(formats.SAVED)
+        if self._observed is None or self._observed[0] != known:
+            self._observed = known, _observation(self, self._by_task, known[1])
         return self._observed[1]
+
+    def _stamp_of(self, name: str) -> tuple[int, int] | None:
+        try:
+            status = (self.folder / name).lstat()
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    def saved(self) -> object:
+        """Returns what was said last of the newest proven checkpoint."""
+        ended = self.ended()
+        if ended is not None and "saved" in ended:
+            return ended["saved"]
+        try:
+            return json.loads(beneath.read(self.folder, formats.SAVED, max_bytes=MAX_SAVED_BYTES))
+        except TAMPERED as error:
+            if passing(error):
+                raise
+            return None
 
     def runner(self) -> dict[str, Any] | None:
         """Returns the runner's identity, if it has spoken in this boot of the machine."""
@@ -202,10 +222,22 @@ def _observation(seen: Seen, told: Mapping[object, Told], limits: tuple[str, ...
         ended_at=None if ended is None else int(ended["at"]),
         stopped=bool(ended and ended.get("stopped")),
         timed_out=bool(ended and ended.get("timed_out")),
+        preempted=bool(ended and ended.get("preempted")),
+        **_saved(seen.saved()),
         limits=limits,
         resumed_from=None if resumed is None else Path(str(resumed)).name,
         message="" if ended is None else str(ended.get("message", ""))[:4096],
     )
+
+
+def _saved(said: object) -> dict[str, Any]:
+    """Returns which checkpoint is the newest proven one, where that is told as it should be: the job may have written it."""
+    if not isinstance(said, dict):
+        return {}
+    at, name = said.get("at"), said.get("name")
+    if type(at) is not int or not 0 <= at < 2**63 or not isinstance(name, str):
+        return {}
+    return {"saved_at": at, "saved_as": name[:255]}
 
 
 def _task(spec: dict[str, Any], told: Told) -> Task:

@@ -14,6 +14,7 @@ from danlu.domain.ids import RANDOM_BITS, attempt_id, make_id
 from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import NODE_PROJECT, Gpu, Node, NodeCapacity
+from danlu.domain.prices import Price
 from danlu.domain.projects import Project
 from danlu.domain.resources import Resources
 from danlu.domain.secrets import Secret
@@ -179,6 +180,15 @@ def make_secret(secret_id: str | None = None, *, now: int = NOW, **fields: Any) 
         {
             "id": secret_id or Ids()("s"), "project": "default", "name": "HF_TOKEN", "created_by": "admin",
             "created_at": now, "updated_at": now, **fields,
+        }
+    )  # fmt: skip
+
+
+def make_price(price_id: str | None = None, *, now: int = NOW, **fields: Any) -> Price:
+    return Price.model_validate(
+        {
+            "id": price_id or Ids()("p"), "project": PLATFORM, "resource": "gpu/h100", "per_hour": "2.50",
+            "currency": "USD", "valid_from": 0, "created_by": "admin", "created_at": now, "updated_at": now, **fields,
         }
     )  # fmt: skip
 

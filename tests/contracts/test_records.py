@@ -21,6 +21,7 @@ from danlu.database.records import (
     KEYS,
     MEMBERS,
     NODES,
+    PRICES,
     PROJECTS,
     SECRETS,
     TOKENS,
@@ -51,6 +52,7 @@ from tests.factories import (
     make_key,
     make_member,
     make_node,
+    make_price,
     make_project,
     make_secret,
     make_task,
@@ -81,6 +83,7 @@ from tests.factories import (
         (KEYS, make_key("u", sealed={"master": "m", "key": "k", "value": "v"}, last_used_at=NOW)),
         (TOKENS, make_token(expires_at=NOW, bound=False)),
         (SECRETS, make_secret(sealed={"master": "m", "key": "k", "value": "v"}, replaced_at=NOW)),
+        (PRICES, make_price(valid_until=NOW)),
         (ENVIRONMENTS, make_environment(lock_digest="d" * 64, build_s=1.5, packages=3)),
         (ARTIFACTS, make_artifact(skipped=("a: socket",), size_bytes=2**60)),
     ],
@@ -103,7 +106,7 @@ def test_a_record_comes_back_as_it_was_stored(database: Database, records: Recor
 def test_every_noun_is_in_the_test_above() -> None:
     assert {records.model.KIND for records in ALL} == {
         "job", "attempt", "node", "project", "user", "member", "key", "token", "secret", "environment",
-        "artifact",
+        "artifact", "price",
     }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def _run(words: list[str]) -> int:
     try:
         result = build()(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        from danlu.cli.usage import complaint
+        from danlu.cli.complaints import complaint
 
         raise complaint(error, words) from error
     return result if isinstance(result, int) else exits.OK

@@ -80,6 +80,8 @@ class AttemptsController:
     launches: Launches
     tasks: Tasks
     _trials: Trials = field(default_factory=Trials)
+    _alive: dict[str, int] = field(default_factory=dict)
+    """When each attempt was last seen to run: what is lost is billed until then."""
 
     def step(self) -> float:
         """Looks once."""
@@ -91,13 +93,23 @@ class AttemptsController:
             if attempt.id in busy:
                 continue
             try:
-                self._decide(jobs[attempt.job_id], attempt, seen.get(attempt.id), now)
+                one = seen.get(attempt.id)
+                self._decide(jobs[attempt.job_id], self._seen(attempt, one, now), one, now)
             except (DanluError, ValueError) as error:  # one attempt's trouble is not the others'
                 LOG.error("attempt %s: %s: %s", attempt.id, type(error).__name__, error)
         live = {attempt.id for attempt in attempts}
         self._end_strangers([one for one in seen.values() if one.attempt_id not in live | busy])
         self._trials.keep(live)
+        self._alive = {attempt_id: at for attempt_id, at in self._alive.items() if attempt_id in live}
         return self._trials.wait_s(now, LIVE_PERIOD_S if attempts else IDLE_PERIOD_S)
+
+    def _seen(self, attempt: Attempt, seen: Observation | None, now: int) -> Attempt:
+        """Returns the attempt with its last sign of life, where it is needed: it does not run any more."""
+        if seen is not None and seen.phase is Phase.RUNNING and seen.started_at is not None:  # not only what is left of it
+            self._alive[attempt.id] = now
+            return attempt
+        last = max(self._alive.get(attempt.id, 0), attempt.seen_at or 0)
+        return attempt.model_copy(update={"seen_at": last}) if last else attempt
 
     def _decide(self, job: Job, attempt: Attempt, seen: Observation | None, now: int) -> None:
         decision = decide(job, attempt, seen, now)

@@ -171,6 +171,7 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
         message=message,
         started_at=seen.started_at or attempt.started_at,
         ended_at=max(seen.ended_at or now, seen.started_at or attempt.started_at or 0),
+        seen_at=max(seen.seen_at or 0, attempt.seen_at or 0) or None,
         tasks=seen.tasks or attempt.tasks,
         limits=seen.limits or attempt.limits,
         resumed_from=seen.resumed_from or attempt.resumed_from,

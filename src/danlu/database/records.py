@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from sqlalchemy import ColumnElement, RowMapping, Select, Table, bindparam, delete, false, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from danlu.database import tables
+from danlu.database import ledger, tables
 from danlu.database.engine import Transaction
 from danlu.domain.arrays import JobArray
 from danlu.domain.artifacts import Artifact
@@ -19,6 +19,7 @@ from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job
 from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import Node
+from danlu.domain.prices import Price
 from danlu.domain.projects import Project
 from danlu.domain.records import Living, Record, storable
 from danlu.domain.secrets import Secret
@@ -231,16 +232,43 @@ def _searchable(value: object) -> bool:
     return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
+class _Attempts(Records[Attempt]):
+    """Attempts: what they hold is metered as they are stored."""
+
+    def add(self, tx: Transaction, record: Attempt, *, actor: str = "") -> None:
+        super().add(tx, record, actor=actor)
+        ledger.attempt_stored(tx, None, record)
+
+    def put(self, tx: Transaction, old: Attempt, new: Attempt, *, actor: str = "") -> None:
+        super().put(tx, old, new, actor=actor)
+        ledger.attempt_stored(tx, old, new)
+
+
+class _Nodes(Records[Node]):
+    """Nodes: what they have is metered as they are stored."""
+
+    def add(self, tx: Transaction, record: Node, *, actor: str = "") -> None:
+        super().add(tx, record, actor=actor)
+        ledger.node_stored(tx, None, record)
+
+    def put(self, tx: Transaction, old: Node, new: Node, *, actor: str = "") -> None:
+        super().put(tx, old, new, actor=actor)
+        ledger.node_stored(tx, old, new)
+
+
 JOBS: Final = Records(Job, tables.jobs)
 ARRAYS: Final = Records(JobArray, tables.arrays)
-ATTEMPTS: Final = Records(Attempt, tables.attempts)
-NODES: Final = Records(Node, tables.nodes)
+ATTEMPTS: Final = _Attempts(Attempt, tables.attempts)
+NODES: Final = _Nodes(Node, tables.nodes)
 PROJECTS: Final = Records(Project, tables.projects)
 USERS: Final = Records(User, tables.users)
 MEMBERS: Final = Records(Member, tables.members)
 KEYS: Final = Records(AccessKey, tables.keys)
 TOKENS: Final = Records(Token, tables.tokens)
 SECRETS: Final = Records(Secret, tables.secrets)
+PRICES: Final = Records(Price, tables.prices)
 ENVIRONMENTS: Final = Records(Environment, tables.environments)
 ARTIFACTS: Final = Records(Artifact, tables.artifacts)
-ALL: Final = (JOBS, ARRAYS, ATTEMPTS, NODES, PROJECTS, USERS, MEMBERS, KEYS, TOKENS, SECRETS, ENVIRONMENTS, ARTIFACTS)
+ALL: Final = (
+    JOBS, ARRAYS, ATTEMPTS, NODES, PROJECTS, USERS, MEMBERS, KEYS, TOKENS, SECRETS, PRICES, ENVIRONMENTS, ARTIFACTS,
+)  # fmt: skip

@@ -164,3 +164,49 @@ counters: Final = Table(
     Column("name", String(80), primary_key=True),
     Column("value", BigInteger, nullable=False),
 )
+# the open meters: what is held now; deleted when what they counted is in the ledger
+meters: Final = Table(
+    "meters",
+    METADATA,
+    Column("object_id", ID, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("body", BODY, nullable=False),
+)
+# what many entries of the ledger have in common; each combination once
+ledger_lines: Final = Table(
+    "ledger_lines",
+    METADATA,
+    Column("id", SEQUENCE, primary_key=True, autoincrement=True),
+    Column("project", String(63), nullable=False),
+    Column("user", String(80), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("gpu_kind", String(256), nullable=False),
+    Column("cpu_milli", BigInteger, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("gpus", Integer, nullable=False),
+    Column("debit", String(16), nullable=False),
+    Column("credit", String(16), nullable=False),
+    UniqueConstraint(
+        "project", "user", "model", "gpu_kind", "cpu_milli", "memory_bytes", "gpus", "debit", "credit",
+        name="uq_ledger_lines_all",
+    ),
+)  # fmt: skip
+# append-only
+ledger: Final = Table(
+    "ledger",
+    METADATA,
+    Column("object_id", ID, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("begun", BigInteger, primary_key=True, autoincrement=False),
+    Column("part", Integer, primary_key=True),
+    Column("line", BigInteger, nullable=False),
+    Column("day", Integer, nullable=False),
+    Column("node", String(253), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),
+    Column("unused_cpu_ns", BigInteger, nullable=False),
+    Column("unused_mib_s", BigInteger, nullable=False),
+    # a report reads nothing else, in the order in which it groups
+    Index("ix_ledger_line_day", "line", "day", "since", "until", "unused_cpu_ns", "unused_mib_s"),
+)
+prices: Final = _record("prices", Column("resource", String(80), nullable=False), Index("ix_prices_resource", "resource"))

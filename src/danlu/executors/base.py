@@ -75,6 +75,7 @@ class Observation(Value):
     tasks: tuple[Task, ...] = Field(default=(), description="the attempt's tasks with what became of them")
     started_at: Ns | None = Field(default=None, description="when the first process ran")
     ended_at: Ns | None = None
+    seen_at: Ns | None = Field(default=None, description="of a lost one: its last sign of life that the executor knows")
     stopped: bool = Field(default=False, description="it ended because stop() was asked")
     timed_out: bool = Field(default=False, description="it ended because its time was over")
     preempted: bool = Field(default=False, description="it ended after it had heard the notice of a stop")

@@ -323,7 +323,7 @@ class SimulatedExecutor:
             attempt_id=attempt_id, phase=phase, tasks=tasks if started is not None or ended else (),
             started_at=started, ended_at=over if ended else None,
             stopped=asked and not late and not made_way, timed_out=late, preempted=made_way,
-            saved_at=saved_at, saved_as=saved_as,
+            saved_at=saved_at, saved_as=saved_as, seen_at=over if lost else None,
         )  # fmt: skip
 
     @staticmethod

@@ -439,8 +439,11 @@ class Runner:
             message=self.lost or message, saved=self.tell_saved(settled.newest),
         )  # fmt: skip
 
-    def salvage(self) -> None:
-        """Spools what a killed runner left, and says that the attempt is lost. Its processes are dead already."""
+    def salvage(self, seen_at: int) -> None:
+        """Spools what a killed runner left, and says that the attempt is lost. Its processes are dead already.
+
+        ``seen_at``: its last sign of life, ns UTC; 0 for none.
+        """
         events = formats.read_status(os.path.join(self.folder, "status"))
         over = {event.get("task") for event in events if event["event"] == "exited"}
         self.last_at = max([at for at in (event.get("at") for event in events) if type(at) is int], default=0)
@@ -449,7 +452,9 @@ class Runner:
             task.follower.close()
             if task.name not in over:
                 self.say("exited", task=task.name, error="its runner was killed")
-        self.say("ended", stopped=False, timed_out=False, lost=True, message="the runner was lost")
+        self.say(
+            "ended", stopped=False, timed_out=False, lost=True, message="the runner was lost", seen_at=seen_at or None
+        )
 
 
 def run(
@@ -462,6 +467,7 @@ def run(
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _locked(lock):
         return ALREADY
+    seen_at = last_sign(folder) if salvage else 0  # before anything is written
     formats.mend_status(os.path.join(folder, "status"))
     events = formats.read_status(os.path.join(folder, "status"))
     if any(event["event"] == "ended" for event in events):
@@ -470,12 +476,29 @@ def run(
         return ALREADY  # another runner was here and died: only salvage may follow
     runner = Runner(folder, groups or {}, handed or Handed())
     if salvage:
-        runner.salvage()
+        runner.salvage(seen_at)
     else:
         runner.run()
     os.close(lock)
     runner.hint(at_once=True)
     return 0
+
+
+def last_sign(folder: str) -> int:
+    """Returns when something of an attempt last wrote into its folder, ns UTC: its runner, which measures, or a task."""
+    newest = 0
+    paths = [os.path.join(folder, "status")]
+    for task in os.listdir(folder):
+        spool = os.path.join(folder, task, "spool")
+        if os.path.isdir(spool):
+            paths += [os.path.join(folder, task, name) for name in ("stdout", "stderr", "metrics")]
+            paths += [os.path.join(spool, name) for name in os.listdir(spool)]
+    for path in paths:
+        try:
+            newest = max(newest, os.lstat(path).st_mtime_ns)
+        except FileNotFoundError:
+            continue
+    return newest
 
 
 def _locked(lock: int) -> bool:

@@ -220,6 +220,7 @@ def _observation(seen: Seen, told: Mapping[object, Told], limits: tuple[str, ...
         tasks=() if started is None and ended is None else tasks,
         started_at=started,
         ended_at=None if ended is None else int(ended["at"]),
+        seen_at=None if ended is None else ended.get("seen_at"),
         stopped=bool(ended and ended.get("stopped")),
         timed_out=bool(ended and ended.get("timed_out")),
         preempted=bool(ended and ended.get("preempted")),

@@ -1,0 +1,112 @@
+"""Prices: what a unit of a resource costs for an hour, from when until when. Exact: decimal, never binary fractions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from danlu.domain.ledger import SECOND_NS, Amounts
+from danlu.domain.records import Ns, Record, Value
+
+HOUR_NS: Final = 3600 * SECOND_NS
+GIB: Final = 2**30
+FOREVER: Final = 2**63 - 1
+CURRENCY: Final = "USD"
+CENT_PARTS: Final = Decimal("0.000001")
+"""Sums are exact; what is told of them is rounded to a millionth, half to even."""
+MAX_PRICES: Final = 10_000
+_RESOURCE: Final = re.compile(r"cpu|memory|gpu|gpu/[a-z0-9][-a-z0-9_.]{0,62}")
+_AMOUNT: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+
+
+def _resource(text: str) -> str:
+    if not _RESOURCE.fullmatch(text):
+        raise ValueError(f"{text!r:.80} has no price: there are cpu, memory, gpu, and gpu/KIND, for example gpu/h100")
+    return text
+
+
+def _amount(text: Any) -> Any:
+    if not isinstance(text, str) or not _AMOUNT.fullmatch(text):
+        raise ValueError(
+            f"{text!r:.80} is not a price: write for example 2.50; at most 12 digits, a point, 9 more, in quotes in JSON"
+        )
+    return text
+
+
+PriceText = Annotated[str, BeforeValidator(_amount)]
+"""A decimal number as a text: what is sent as a JSON number may have been a binary fraction on its way."""
+ResourceName = Annotated[str, Field(max_length=80), AfterValidator(_resource)]
+
+
+class Price(Record):
+    """What one unit costs for an hour: a core, a GiB of memory, a GPU. ``gpu/KIND`` comes before ``gpu``."""
+
+    KIND: ClassVar[str] = "price"
+
+    resource: ResourceName = Field(description="cpu, memory, gpu or gpu/KIND")
+    per_hour: PriceText = Field(description="for a core, a GiB or a GPU, a decimal number as a text")
+    currency: str = Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")
+    valid_from: Ns = Field(description="ns UTC; 0: always")
+    valid_until: Ns | None = Field(default=None, description="ns UTC; not at that time any more; None: for ever")
+    created_by: str = ""
+
+    @property
+    def end(self) -> int:
+        """When it ends."""
+        return FOREVER if self.valid_until is None else self.valid_until
+
+
+class PriceRequest(Value):
+    """A price to set; one of the same resource that begins at the same time is replaced."""
+
+    resource: ResourceName
+    per_hour: PriceText
+    currency: str = Field(default=CURRENCY, pattern=r"^[A-Z]{3}$", description="ISO 4217")
+    valid_from: Ns = Field(default=0, description="ns UTC; 0: always")
+    valid_until: Ns | None = Field(default=None, description="ns UTC; not at that time any more; None: for ever")
+
+
+def overlapping(prices: Iterable[Price], asked: PriceRequest) -> Price | None:
+    """Returns a price of the same resource that is valid at a time at which another one is to be, if there is one."""
+    end = FOREVER if asked.valid_until is None else asked.valid_until
+    for price in prices:
+        if price.resource == asked.resource and price.valid_from < end and asked.valid_from < price.end:
+            return price
+    return None
+
+
+def boundaries(prices: Iterable[Price], since: int, until: int) -> list[int]:
+    """Returns the times at which an interval is cut so that no price changes within a piece: both ends among them."""
+    times = {at for price in prices for at in (price.valid_from, price.end)}
+    return sorted({since, until, *(at for at in times if since < at < until)})
+
+
+def valid_at(prices: Iterable[Price], at: int) -> dict[str, Price]:
+    """Returns the prices that are valid at a time, by resource."""
+    return {price.resource: price for price in prices if price.valid_from <= at < price.end}
+
+
+def cost(valid: Mapping[str, Price], amounts: Amounts, length_ns: int) -> dict[str, Fraction]:
+    """Returns what it costs to hold something for so long, by currency, exactly."""
+    gpu = valid.get(f"gpu/{amounts.gpu_kind}", valid.get("gpu"))
+    found: dict[str, Fraction] = {}
+    for price, units in (
+        (valid.get("cpu"), Fraction(amounts.cpu_milli, 1000)),
+        (valid.get("memory"), Fraction(amounts.memory_bytes, GIB)),
+        (gpu, Fraction(amounts.gpus)),
+    ):
+        if price is not None and units:
+            add = Fraction(price.per_hour) * units * length_ns / HOUR_NS
+            found[price.currency] = found.get(price.currency, Fraction()) + add
+    return found
+
+
+def rounded(amount: Fraction) -> Decimal:
+    """Returns an amount of money to a millionth."""
+    whole = round(amount * 10**6)
+    return (Decimal(whole) * CENT_PARTS).quantize(CENT_PARTS)

@@ -1,9 +1,10 @@
 """The wire contract: every endpoint once, as data. The server binds it, the client calls it, the tests enumerate it.
 
-Paths begin with ``/v1``. ``Danlu-Project`` names the project (``default`` when left out). ``{job}`` is an id or a name; other
-ids are ids. Lists come in pages by keyset. Errors are RFC 9457 problems. ``bytes`` as a body or an answer is
-``application/octet-stream``; ``STREAM`` is ``text/event-stream``, whose ``data`` is the operation's ``returns`` as JSON;
-``SOCKET`` is a web socket: each message is a frame of ``runner/frames.py``, the first one is the body, the last the answer.
+Paths begin with ``/v1``, but for ``/metrics``, where Prometheus looks. ``Danlu-Project`` names the project (``default`` when
+left out). ``{job}`` is an id or a name; other ids are ids. Lists come in pages by keyset. Errors are RFC 9457 problems.
+``bytes`` as a body or an answer is ``application/octet-stream``, with ``TEXT`` the text format of Prometheus; ``STREAM`` is
+``text/event-stream``, whose ``data`` is the operation's ``returns`` as JSON; ``SOCKET`` is a web socket: each message is a
+frame of ``runner/frames.py``, the first one is the body, the last the answer.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from danlu.api.bodies import (
     TimeoutQuery,
     TokenMade,
     TokenRequest,
+    UsageQuery,
     UserChange,
     UserRequest,
     WaitQuery,
@@ -56,11 +58,13 @@ from danlu.domain.environments import Environment
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job
 from danlu.domain.keys import AccessKey, Revoked, Token
+from danlu.domain.prices import Price, PriceRequest
 from danlu.domain.projects import Project
 from danlu.domain.records import Value
 from danlu.domain.secrets import Secret, SecretRequest
 from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.domain.specs import JobSpec
+from danlu.domain.usage import UsageReport
 from danlu.domain.users import Member, User
 from danlu.domain.views import (
     EnvironmentDetails,
@@ -114,6 +118,7 @@ class Kind(StrEnum):
     BYTES = "bytes"
     STREAM = "stream"
     SOCKET = "socket"
+    TEXT = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +264,17 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       body=SecretRequest, permission=Permission.WRITE),
     O("secrets.remove", "DELETE", "/v1/secrets/{secret}", "Remove a secret; what runs keeps what it began with", Accepted,
       permission=Permission.WRITE),
+    O("usage.report", "GET", "/v1/usage", "Who held what, how much of it was not used, and what it costs", UsageReport,
+      query=UsageQuery),
+    O("prices.list", "GET", "/v1/prices", "What resources cost, from when until when", Page[Price], query=Paging,
+      permission=Permission.SELF),
+    O("prices.set", "POST", "/v1/prices", "Set a price; one that begins at the same time is replaced", Price,
+      body=PriceRequest, permission=Permission.ADMINISTER, status=201,
+      tells=("resource", "per_hour", "currency", "valid_from", "valid_until")),
+    O("prices.remove", "DELETE", "/v1/prices/{price}", "Remove a price, as if it had never been", Accepted,
+      permission=Permission.ADMINISTER),
+    O("prometheus.get", "GET", "/metrics", "Figures in the text format of Prometheus", bytes,
+      permission=Permission.ADMINISTER, kind=Kind.TEXT),
     O("attempts.append", "PUT", "/v1/attempts/{attempt}/streams/{task}/{stream}",
       "A runner ships a piece of a log or of metrics; the same piece twice is once", TextPage, body=bytes,
       query=OffsetQuery, permission=Permission.ATTEMPT, audited=False),

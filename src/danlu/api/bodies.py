@@ -14,6 +14,7 @@ from danlu.domain.keys import AccessKey, Token
 from danlu.domain.records import Flag, Value
 from danlu.domain.resources import Seconds
 from danlu.domain.splices import Splice
+from danlu.domain.usage import By
 
 MAX_PAGE: Final = 500
 MAX_CHOSEN: Final = 1000
@@ -49,6 +50,16 @@ class EventsQuery(Value):
     since: int | None = Field(default=None, ge=0, lt=2**63, description="ns UTC")
     platform: bool = Field(default=False, description="the platform's own, instead of a project's: for administrators")
     limit: int = Field(default=100, ge=1, le=MAX_PAGE)
+
+
+class UsageQuery(Value):
+    """Which usage, in lines for what."""
+
+    by: By = Field(default=By.PROJECT, description="model: the job's label of that name; day: the date of UTC")
+    since: int | None = Field(default=None, ge=0, lt=2**62, description="ns UTC; left out: 30 days before the end")
+    until: int | None = Field(default=None, ge=0, lt=2**62, description="ns UTC; left out: now")
+    platform: bool = Field(default=False, description="of all projects, instead of one: for administrators")
+    limit: int = Field(default=1000, ge=1, le=10_000, description="at most so many lines")
 
 
 class LogsQuery(Value):

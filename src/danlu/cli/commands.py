@@ -35,6 +35,7 @@ COMMANDS: Final = (
     C("metrics", "metrics:metrics", "Look", "what a job measured, drawn in the terminal", "JOB [FLAGS]"),
     C("top", "top:top", "Look", "what is in use now: nodes, tasks, GPUs; and what waits", "[FLAGS]"),
     C("events", "events:events", "Look", "what happened, and with --calls who did it", "[FLAGS]"),
+    C("usage", "usage:usage", "Look", "who held what, what was not used of it, what it costs", "[FLAGS]"),
     C("artifacts", "artifacts:app", "Look", "the files that a job left: ls, get", "ls|get JOB [FLAGS]"),
     C("explain", "explain:explain", "Look", "what a field, a reason, a state or an error means", "job.FIELD|CODE [FLAGS]"),
     C("exec", "sessions:execute", "Look", "run a command inside a running job", "[-it] [FLAGS] JOB -- COMMAND..."),
@@ -56,11 +57,14 @@ COMMANDS: Final = (
     C("key", "keys:app", "Access", "access keys: ls, create, rotate, rm", "ls|create|rotate|rm [KEY] [FLAGS]"),
     C("token", "tokens:app", "Access", "tokens for what cannot sign: ls, create, rm", "ls|create|rm [TOKEN] [FLAGS]"),
     C("secret", "secrets:app", "Access", "values that jobs get and nobody reads: ls, set, rm", "ls|set|rm [NAME] [FLAGS]"),
+    C("price", "prices:app", "Platform", "what resources cost: ls, set, rm", "ls|set|rm [RESOURCE=AMOUNT] [FLAGS]"),
     C("api", "api:api", "Platform", "send a request of your own", "METHOD PATH [FLAGS]"),
     C("completion", "completion:completion", "Platform", "completion for bash, zsh or fish", "bash|zsh|fish"),
 )  # fmt: skip
 BY_NAME: Final = {command.name: command for command in COMMANDS}
-NESTED: Final = frozenset({"artifacts", "env", "profile", "project", "user", "member", "key", "token", "secret"})
+NESTED: Final = frozenset(
+    {"artifacts", "env", "profile", "project", "user", "member", "key", "token", "secret", "price"}
+)
 
 
 def overview() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any, Final, Self, Unpack
 
 from pydantic import ValidationError
 
-from danlu.api.bodies import JobsQuery
+from danlu.api.bodies import JobsQuery, UsageQuery
 from danlu.client import submitting
 from danlu.client.connection import data_folder, find, require
 from danlu.client.fields import JobFields
@@ -20,7 +21,9 @@ from danlu.client.jobs import Job, completed, sent
 from danlu.client.lists import listed
 from danlu.client.opening import open_client
 from danlu.client.transport import Client
+from danlu.domain.usage import UsageReport
 from danlu.domain.validation import invalid_spec
+from danlu.errors import InvalidRequest
 
 LOG: Final = logging.getLogger("danlu")
 VARIABLES: Final = (
@@ -87,6 +90,40 @@ class Platform:
             raise invalid_spec(error, JobsQuery) from error
         records, _ = listed(self._client, "jobs.list", query, limit)
         return [Job(self._client, record) for record in records]
+
+    def usage(
+        self,
+        *,
+        by: str = "project",
+        since: datetime.datetime | None = None,
+        until: datetime.datetime | None = None,
+        all_projects: bool = False,
+    ) -> UsageReport:
+        """Returns who held what, how much of it was not used, and what it costs: the newest 30 days, or from ``since`` on.
+
+        Args:
+            by: a line for each project, user, job, model, gpu-kind or day.
+            since: a time with its zone.
+            until: likewise; now when left out.
+            all_projects: of the whole platform, for administrators.
+        """
+        fields = {"by": by, "since": _ns(since), "until": _ns(until), "platform": all_projects}
+        try:
+            query = UsageQuery.model_validate(fields)
+        except ValidationError as error:
+            raise invalid_spec(error, UsageQuery) from error
+        report: UsageReport = self._client.call("usage.report", query=query)
+        return report
+
+
+def _ns(at: datetime.datetime | None) -> int | None:
+    """Returns a time as ns UTC, exactly."""
+    if at is None:
+        return None
+    if at.tzinfo is None:
+        raise InvalidRequest(f"{at} has no time zone", next_step="datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)")
+    since = at - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    return ((since.days * 86_400 + since.seconds) * 10**6 + since.microseconds) * 1000
 
 
 def connect(

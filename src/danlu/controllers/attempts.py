@@ -105,7 +105,9 @@ class AttemptsController:
 
     def _seen(self, attempt: Attempt, seen: Observation | None, now: int) -> Attempt:
         """Returns the attempt with its last sign of life, where it is needed: it does not run any more."""
-        if seen is not None and seen.phase is Phase.RUNNING and seen.started_at is not None:  # not only what is left of it
+        if (
+            seen is not None and seen.phase is Phase.RUNNING and seen.started_at is not None
+        ):  # not only what is left of it
             self._alive[attempt.id] = now
             return attempt
         last = max(self._alive.get(attempt.id, 0), attempt.seen_at or 0)

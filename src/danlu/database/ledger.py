@@ -41,7 +41,9 @@ AT_ONCE: Final = 500
 def time_of(tx: Transaction, now: int) -> int:
     """Returns the ledger's time at ``now``, without moving it."""
     clock = tables.counters.c
-    newest = tx.connection.execute(select(clock.value).where(clock.project == NODE_PROJECT, clock.name == CLOCK)).scalar()
+    newest = tx.connection.execute(
+        select(clock.value).where(clock.project == NODE_PROJECT, clock.name == CLOCK)
+    ).scalar()
     return max(now, newest or 0)
 
 

@@ -249,6 +249,13 @@ def job_counts(tx: Transaction, project: str | None = None) -> dict[str, int]:
     return {str(state): int(count) for state, count in counted}
 
 
+def job_counts_by_project(tx: Transaction) -> dict[tuple[str, str], int]:
+    """Returns how many jobs each project has in each state."""
+    jobs = tables.jobs.c
+    counted = tx.connection.execute(select(jobs.project, jobs.state, func.count()).group_by(jobs.project, jobs.state))
+    return {(str(project), str(state)): int(count) for project, state, count in counted}
+
+
 def holding_attempts(tx: Transaction) -> list[Attempt]:
     """Returns every attempt that holds resources, by id."""
     query = select(tables.attempts).where(tables.OPEN_ATTEMPT).order_by(tables.attempts.c.id).limit(MAX_OPEN_ATTEMPTS)

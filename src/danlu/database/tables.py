@@ -209,4 +209,6 @@ ledger: Final = Table(
     # a report reads nothing else, in the order in which it groups
     Index("ix_ledger_line_day", "line", "day", "since", "until", "unused_cpu_ns", "unused_mib_s"),
 )
-prices: Final = _record("prices", Column("resource", String(80), nullable=False), Index("ix_prices_resource", "resource"))
+prices: Final = _record(
+    "prices", Column("resource", String(80), nullable=False), Index("ix_prices_resource", "resource")
+)

@@ -113,11 +113,9 @@ Outages = Sequence[tuple[int, int]]
 def meters(attempt: Attempt, who: Who, kinds: Mapping[str, Mapping[int, str]], at: int) -> tuple[Meter, ...]:
     """Returns the meters that begin to count when an attempt is placed: one a task, one more for each further GPU kind.
 
-    Args:
-        kinds: by node and GPU index, the GPU's kind.
-        at: the ledger's time.
+    ``kinds`` has, by node and index, each GPU's kind; ``at`` is the ledger's time.
     """
-    found = []
+    found: list[Meter] = []
     for task in attempt.tasks:
         for amounts in _amounts(task, kinds.get(task.node, {})):
             meter = Meter(

@@ -53,6 +53,7 @@ from danlu.server.streams import Streams
 from danlu.services import access, projects
 from danlu.services.context import DONE, Call, Deed, Platform
 
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 SPOOL_BYTES: Final = 2**20
 READ_BYTES: Final = 2**20
 MAX_TOLD: Final = 200
@@ -214,6 +215,8 @@ class Edge:
                     answers.keep(asked, written, result)
             else:
                 result = await worked(call, arguments)
+            if operation.kind is Kind.TEXT:
+                return Response(result, operation.status, media_type=PROMETHEUS)
             if adapter is None:
                 return StreamingResponse(
                     _pieces(result), headers={"Content-Disposition": "attachment"}, media_type=BINARY
@@ -380,7 +383,7 @@ def _documented(operation: Operation) -> dict[str, Any]:
         found["response_class"] = Response
         found["responses"] = {**errors, operation.status: {"description": "a web socket: see docs/reference/api.md"}}
     else:
-        media = BINARY if operation.kind is Kind.BYTES else "text/event-stream"
+        media = {Kind.BYTES: BINARY, Kind.TEXT: PROMETHEUS}.get(operation.kind, "text/event-stream")
         found["response_class"] = Response
         schema = {"type": "string"} | ({"format": "binary"} if operation.kind is Kind.BYTES else {})
         found["responses"] = {**errors, operation.status: {"content": {media: {"schema": schema}}}}

@@ -84,7 +84,9 @@ def _open(connection: sa.Connection, now: int) -> list[dict[str, Any]]:
             # a node that is gone has nothing by now: it has nothing that could be broken
             meter = {"project": "", "user": "", "model": "", "node": name, "rank": 0, "account": "free", "since": now}
             rows.append({"object_id": name, "number": number, "body": meter | amounts})
-    held = "SELECT a.id, a.project, a.body, j.body FROM attempts a JOIN jobs j ON j.id = a.job_id WHERE a.state <> 'ended'"
+    held = (
+        "SELECT a.id, a.project, a.body, j.body FROM attempts a JOIN jobs j ON j.id = a.job_id WHERE a.state <> 'ended'"
+    )
     for attempt, project, body, job_body in connection.execute(sa.text(held)).all():
         job, number = _json(job_body), 0
         who = {"project": project, "user": job["created_by"], "model": job["spec"].get("labels", {}).get("model", "")}

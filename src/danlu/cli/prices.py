@@ -1,0 +1,102 @@
+"""``danlu price``: what resources cost, from when until when."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Final
+
+from cyclopts import App, Parameter
+
+from danlu.api.bodies import Paging
+from danlu.cli import output as out
+from danlu.cli import wording
+from danlu.cli.get import Kind
+from danlu.cli.keys import request
+from danlu.cli.nouns import list_all, take_away
+from danlu.cli.options import Common, Limit, Output
+from danlu.cli.session import connect
+from danlu.cli.terminal import Messages
+from danlu.cli.usage import moment
+from danlu.client.lists import listed
+from danlu.domain.prices import CURRENCY, PriceRequest
+from danlu.errors import InvalidRequest
+
+ALWAYS: Final = "always"
+PRICES: Final = Kind(
+    "prices", (), ("RESOURCE", "PER-HOUR", "FROM", "UNTIL", "ID"), ("BY", "AGE"),
+    lambda client, wanted: listed(client, "prices.list", Paging(), wanted.limit),
+    lambda price, now: [
+        price.resource, f"{price.per_hour} {price.currency}", ALWAYS if price.valid_from == 0 else _day(price.valid_from),
+        "-" if price.valid_until is None else _day(price.valid_until), price.id, price.created_by,
+        wording.age(price.created_at, now),
+    ],
+    lambda price: f"price/{price.id}",
+)  # fmt: skip
+app = App(name="price", help="What resources cost, from when until when.", help_format="plaintext")
+
+
+@app.command(name="ls")
+def ls(*, limit: Limit = 100, output: Output = "table", common: Common | None = None) -> int:
+    """List the prices: for an hour of a core, of a GiB of memory, of a GPU.
+
+    Example: danlu price ls
+    """
+    return list_all(PRICES, limit, output, common)
+
+
+@app.command(name="set", usage="Usage: danlu price set RESOURCE=AMOUNT [FLAGS]")
+def set_one(
+    price: Annotated[str, Parameter(help="RESOURCE=AMOUNT for an hour: cpu, memory (a GiB), gpu or gpu/KIND")],
+    /,
+    *,
+    begin: Annotated[str, Parameter(name="--from", help="from then on, e.g. 2026-12-01 (UTC)")] = ALWAYS,
+    until: Annotated[str | None, Parameter(help="until then; for ever when left out")] = None,
+    currency: Annotated[str, Parameter(help="three letters, as in ISO 4217")] = CURRENCY,
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """Set a price. One of the same resource that begins at the same time is replaced. For administrators.
+
+    What was used is charged at the price that was valid then: a run within which it changes is charged in two parts.
+
+    Example: danlu price set gpu/h100=2.50 --from 2026-12-01
+    """
+    resource, equals, amount = price.partition("=")
+    if not equals:
+        raise InvalidRequest(
+            f"{price!r} is not RESOURCE=AMOUNT", next_step="write for example danlu price set gpu/h100=2.50"
+        )
+    now = time.time_ns()
+    fields = {
+        "resource": resource, "per_hour": amount, "currency": currency, "valid_until": moment("--until", until, now),
+        "valid_from": 0 if begin == ALWAYS else moment("--from", begin, now),
+    }  # fmt: skip
+    body = request(PriceRequest, fields, resource="resource", valid_from="from", valid_until="until", per_hour="amount")
+    messages = Messages(quiet=output in ("json", "yaml", "name"))
+    with connect(common, messages) as client:
+        made = client.call("prices.set", body=body)
+    out.made(made, f"price/{made.id}", output)
+    end = "for ever" if made.valid_until is None else f"until {_day(made.valid_until)}"
+    since = ALWAYS if made.valid_from == 0 else f"from {_day(made.valid_from)}"
+    messages.say(f"an hour of {made.resource} costs {made.per_hour} {made.currency}, {since}, {end}")
+    return 0
+
+
+@app.command(name="rm", usage="Usage: danlu price rm ID [FLAGS]")
+def rm(
+    price: Annotated[str, Parameter(help="its id: danlu price ls")],
+    /,
+    *,
+    output: Output = "table",
+    common: Common | None = None,
+) -> int:
+    """Remove a price, as if it had never been. For administrators.
+
+    Example: danlu price rm p0000000000000000000000000
+    """
+    name = price.removeprefix("price/")
+    return take_away("prices.remove", {"price": name}, f"price/{name}", output, common)
+
+
+def _day(at: int) -> str:
+    return wording.clock(at).removesuffix("T00:00:00.000Z")

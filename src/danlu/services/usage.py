@@ -1,0 +1,79 @@
+"""Usage: reports of the ledger, with what runs now."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+from danlu.api.bodies import UsageQuery
+from danlu.database import ledger, queries, usage
+from danlu.database.engine import Transaction
+from danlu.database.records import JOBS, PRICES
+from danlu.domain.ledger import DAY_NS, Entry, Outages, entries
+from danlu.domain.prices import MAX_PRICES, Price, boundaries, valid_at
+from danlu.domain.usage import By, Piece, UsageReport, piece_of, summed
+from danlu.errors import InvalidRequest, NotAllowed
+from danlu.services.context import Call
+
+SINCE_DAYS = 30
+
+
+def report(call: Call, query: UsageQuery) -> UsageReport:
+    """Returns who held what within a time: of the project, or of all projects.
+
+    Raises:
+        NotAllowed: all projects are for administrators.
+        InvalidRequest: the time ends before it begins.
+    """
+    if query.platform and not call.actor.sees_all:
+        raise NotAllowed(
+            "the usage of all projects is for administrators", next_step="your project's: danlu usage --project NAME"
+        )
+    until = call.platform.clock.now() if query.until is None else query.until
+    since = max(0, until - SINCE_DAYS * DAY_NS) if query.since is None else query.since
+    if since >= until:
+        raise InvalidRequest(f"since ({since}) is not before until ({until})", next_step="give an earlier --since")
+    project = None if query.platform else call.project
+
+    def work(tx: Transaction) -> UsageReport:
+        lines, total = summed(_pieces(tx, since, until, query.by, project), query.by)
+        names = (
+            sorted(lines) if query.by is By.DAY else sorted(lines, key=lambda name: (lines[name].weight, name))[::-1]
+        )
+        shown = names[: query.limit]
+        labels = {job.id: job.name for job in JOBS.find(tx, id=shown, limit=query.limit)} if query.by is By.JOB else {}
+        return UsageReport(
+            by=query.by, since=since, until=until, more=len(names) > len(shown), total=total.line("total"),
+            lines=tuple(lines[name].line(name, labels.get(name, "")) for name in shown),
+        )  # fmt: skip
+
+    return call.platform.database.read(work)
+
+
+def _pieces(
+    tx: Transaction, since: int, until: int, by: By, project: str | None
+) -> Iterator[tuple[Piece, Mapping[str, Price]]]:
+    """Yields what was held, in pieces with the prices that were valid then."""
+    prices = PRICES.find(tx, limit=MAX_PRICES)
+    now = tuple(live(tx, ledger.time_of(tx, until), project))
+    for first, last in itertools.pairwise(boundaries(prices, since, until)):
+        valid = valid_at(prices, first)
+        for piece in usage.pieces(tx, first, last, by, project):
+            yield piece, valid
+        for entry in now:
+            found = piece_of(entry, first, last)
+            if found is not None:
+                yield found, valid
+
+
+def live(tx: Transaction, at: int, project: str | None = None) -> Iterator[Entry]:
+    """Yields the entries of what is held at a time of the ledger, as they would be if it ended then."""
+    attempts = {attempt.id: attempt for attempt in queries.holding_attempts(tx)}
+    gone: dict[str, Outages] = {}
+    for meter in ledger.open_meters(tx):
+        attempt = attempts.get(meter.object_id)
+        if attempt is None or project not in (None, meter.project):
+            continue
+        if meter.node not in gone:
+            gone[meter.node] = ledger.outages(tx, meter.node, 0, at)
+        yield from entries(attempt, meter, at, gone[meter.node])

@@ -1,126 +1,114 @@
-"""From the queue to placements: reads a snapshot, asks the scheduler, stores what it says if it still holds."""
+"""From the queue to placements: tells the scheduler what has changed, asks it, stores what it says if that still holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
-from danlu.controllers.eligibility import Change, Facts, not_yet, over_the_cap
+from danlu.controllers.preempting import preempt
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
-from danlu.database.queries import QueuedJob
-from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, NODES
-from danlu.domain.environments import Environment
+from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
 from danlu.domain.ids import attempt_id
-from danlu.domain.jobs import Attempt, AttemptState, Desired, JobState, Reason, Task
-from danlu.domain.nodes import NodeCapacity
-from danlu.scheduler.cycle import Held, Placement, Shape, Snapshot, Waiting, plan, rooms, take_seats
+from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobState, Preemption, Reason, Task
+from danlu.errors import VersionConflict
+from danlu.scheduler.model import SECOND_NS, Placement, Plan
+from danlu.scheduler.model import Preemption as Planned
 from danlu.scheduler.ports import lease
+from danlu.scheduler.quota import Tree, amounts
+from danlu.scheduler.rooms import Rooms, take_seats
 from danlu.services.context import Clock, Hub
-from danlu.services.nodes import MAX_NODES, held
+from danlu.services.eligibility import Change
+from danlu.services.nodes import MAX_NODES, rooms_of
+from danlu.services.queue import Feed
+from danlu.services.quotas import MAX_QUOTAS
 
 T = TypeVar("T")
 PERIOD_S: Final = 10.0
-MAX_ENVIRONMENTS: Final = 100_000
 AGAIN_S: Final = 0.02
 PLACED_AT_ONCE: Final = 16
 WRITTEN_AT_ONCE: Final = 32
 WRITTEN_A_STEP: Final = 512
 
 
-class Seen(NamedTuple):
-    """What one step decides on, from one consistent read."""
-
-    queue: list[QueuedJob]
-    environments: Mapping[str, Environment]
-    ended: Mapping[str, str]
-    holding: Mapping[str, int]
-    nodes: tuple[NodeCapacity, ...]
-    held: tuple[Held, ...]
-
-
 @dataclass(slots=True)
 class SchedulingController:
-    """Places what fits, says why the rest waits, ends what was stopped while it waited."""
+    """Places what fits, asks others to make way, says why the rest waits, ends what was stopped while it waited."""
 
     database: Database
     clock: Clock
     hub: Hub
     executor: str
+    feed: Feed = field(default_factory=Feed)
+    _waits: dict[str, tuple[Reason, str]] = field(default_factory=dict)
 
     def step(self) -> float:
         """Looks once."""
+        feed = self.feed
         now = self.clock.now()
-        seen = self.database.read(_look)
-        waiting: list[Waiting] = []
-        changes: list[Change] = []
-        facts = Facts(seen.environments, seen.ended, now)
-        found = {job.id: not_yet(job, facts) for job in seen.queue}
-        served = sorted(seen.queue, key=lambda job: (-job.priority, job.queued_at, job.id))
-        over = over_the_cap((job for job in served if found[job.id] is None), seen.holding)
-        for job in seen.queue:
-            change = found[job.id]
-            if job.id in over:
-                change = Change(job.id, job.version, JobState.QUEUED, Reason.WAITING_FOR_ARRAY, over[job.id])
-            if change is None:
-                shape = Shape(job.shapes, job.gpu_kind, job.ports)
-                waiting.append(Waiting(job.id, job.priority, job.queued_at, shape))
-            elif change.state is not JobState.QUEUED or change.reason != job.reason:
-                changes.append(change)
-        plan_ = plan(Snapshot(seen.nodes, seen.held, tuple(waiting)))
+        changes = feed.tell(self.database.read(feed.look), now)
+        plan = feed.scheduler.decide(now)
         placed = 0
-        for batch in _batches(plan_.placements, PLACED_AT_ONCE):
+        for batch in _batches(plan.placements, PLACED_AT_ONCE):
             placed += self.database.write(partial(self._place, placements=batch))
             self.hub.notify("attempts")
-        by_id = {job.id: job for job in seen.queue}
-        changes += [
-            Change(job_id, by_id[job_id].version, JobState.QUEUED, reason, message)
-            for job_id, (reason, message) in plan_.waits.items()
-            if by_id[job_id].reason != reason
-        ]
-        changes.sort(key=lambda change: change.state is JobState.QUEUED)  # what ends comes first
+        for preemption in plan.preemptions:
+            self._preempt(preemption)
+        changes = self._changes(changes, plan)
         for some in _batches(changes[:WRITTEN_A_STEP], WRITTEN_AT_ONCE):
             self.database.write(partial(self._change, changes=some))
         if changes:
             self.hub.notify("events")
         if any(change.state is not JobState.QUEUED for change in changes):
             self.hub.notify("jobs")  # others may run after them
-        later = [job.not_before for job in seen.queue if job.not_before > now]
-        if len(changes) > WRITTEN_A_STEP or placed < len(plan_.placements):
+        if len(changes) > WRITTEN_A_STEP or placed < len(plan.placements):
             return AGAIN_S
-        return min([PERIOD_S, *(max(0.001, (at - now) / 1e9) for at in later)])
+        later = [job.not_before for job in feed.jobs.values() if job.not_before > now]
+        if plan.again_at is not None:
+            later.append(plan.again_at)
+        return min([PERIOD_S, *(max(0.001, (at - now) / SECOND_NS) for at in later)])
+
+    def _changes(self, not_yet: Iterable[Change], plan: Plan) -> list[Change]:
+        """Returns what waiting jobs become whose records do not say so yet; what ends comes first."""
+        jobs = self.feed.jobs
+        self._waits.update(plan.waits)
+        for job_id in self._waits.keys() - self.feed.scheduler.waiting.keys():
+            del self._waits[job_id]
+        changes = [
+            change
+            for change in not_yet
+            if change.state is not JobState.QUEUED or change.reason != jobs[change.job_id].reason
+        ]
+        changes += [
+            Change(job_id, jobs[job_id].version, JobState.QUEUED, reason, message)
+            for job_id, (reason, message) in self._waits.items()
+            if jobs[job_id].reason != reason
+        ]
+        return sorted(changes, key=lambda change: change.state is JobState.QUEUED)
 
     def _place(self, tx: Transaction, placements: Iterable[Placement]) -> int:
         """Stores placements that still hold under the newest state; returns how many."""
+        queries.lock(tx, "placing")  # two servers place one after the other
         now = self.clock.now()
-        nodes = tuple(node.capacity for node in NODES.find(tx, limit=MAX_NODES))
-        holding = queries.holding_attempts(tx)
-        free = rooms(nodes, held(holding))
-        leased = {port for attempt in holding for task in attempt.tasks for port in task.ports}
-        of_arrays = queries.arrays_holding(tx)
+        newest = _Newest.of(tx)
         stored = 0
         for placement in placements:
             job = JOBS.get(tx, placement.job_id)
             if job is None or job.state is not JobState.QUEUED or job.desired is not Desired.RUN or job.held:
                 continue
-            cap = job.array.parallel if job.array is not None else None
-            if job.array_id is not None and cap is not None and of_arrays[job.array_id] >= cap:
-                continue
-            shapes = job.spec.shapes
             number = job.attempts + 1
-            ports = lease(attempt_id(job.id, number), job.spec.ports, leased)
-            if ports is None or not take_seats(free, shapes, placement.seats):
-                continue  # something has taken its room meanwhile
-            leased |= {*ports}
-            of_arrays.update([job.array_id] if job.array_id is not None else [])
+            ports = newest.take(job, placement, attempt_id(job.id, number))
+            if ports is None:
+                continue  # something has taken its room or its quota meanwhile
             tasks = tuple(
                 Task(
                     role=asked.role, index=asked.index, rank=asked.rank, node=seat.node, resources=need,
                     devices=seat.devices, ports=ports[asked.rank : asked.rank + 1],
                 )
-                for asked, seat, need in zip(job.spec.tasks, placement.seats, shapes, strict=True)
+                for asked, seat, need in zip(job.spec.tasks, placement.seats, placement.shape.tasks, strict=True)
             )  # fmt: skip
             admitted = job.moved(JobState.ADMITTED, now=now, reason=Reason.PLACED)
             starting = admitted.moved(JobState.STARTING, now=now, reason=Reason.LAUNCHING, attempts=number)
@@ -136,6 +124,26 @@ class SchedulingController:
             stored += 1
         return stored
 
+    def _preempt(self, planned: Planned) -> None:
+        """Asks an attempt to make way, if it is as it was when that was decided."""
+
+        def work(tx: Transaction) -> None:
+            attempt, gains = ATTEMPTS.get(tx, planned.attempt_id), JOBS.get(tx, planned.for_job)
+            if attempt is None or gains is None or gains.state is not JobState.QUEUED:
+                return
+            now, job = self.clock.now(), JOBS.require(tx, attempt.job_id)
+            asked = Preemption(
+                at=now, deadline=now + int(job.spec.notice * SECOND_NS), for_job=gains.id, for_project=gains.project,
+                why=planned.why, lost_s=planned.lost_s,
+            )  # fmt: skip
+            preempt(tx, attempt, asked, now)
+
+        try:
+            self.database.write(work)
+        except VersionConflict:
+            pass  # it has changed meanwhile: what follows is decided anew
+        self.hub.notify("attempts")
+
     def _change(self, tx: Transaction, changes: Iterable[Change]) -> None:
         now = self.clock.now()
         for change in changes:
@@ -146,14 +154,47 @@ class SchedulingController:
             JOBS.put(tx, job, job.moved(change.state, now=now, reason=change.reason, message=change.message, **ended))
 
 
-def _look(tx: Transaction) -> Seen:
-    queue = queries.queued_jobs(tx)
-    wanted = {job.environment_id for job in queue if job.environment_id is not None}
-    environments = ENVIRONMENTS.find(tx, id=wanted, limit=MAX_ENVIRONMENTS) if wanted else []
-    nodes = tuple(node.capacity for node in NODES.find(tx, limit=MAX_NODES))
-    ended = queries.ended_states(tx, {one.id for job in queue for one in job.after})
-    holding = queries.arrays_holding(tx) if any(job.parallel is not None for job in queue) else {}
-    return Seen(queue, {e.id: e for e in environments}, ended, holding, nodes, held(queries.holding_attempts(tx)))
+@dataclass(slots=True)
+class _Newest:
+    """What is free now, of nodes, quotas, arrays and ports: a plan is stored only as far as it still holds."""
+
+    rooms: Rooms
+    tree: Tree
+    arrays: Counter[str]
+    leased: set[int]
+
+    @classmethod
+    def of(cls, tx: Transaction) -> _Newest:
+        holding = queries.holding_attempts(tx)
+        rooms = rooms_of((node.capacity for node in NODES.find(tx, limit=MAX_NODES)), holding)
+        newest = cls(
+            rooms, Tree.of(QUOTAS.find(tx, limit=MAX_QUOTAS)), queries.arrays_holding(tx),
+            {port for attempt in holding for task in attempt.tasks for port in task.ports},
+        )  # fmt: skip
+        for attempt in holding:
+            seats = [(task.node, task.devices) for task in attempt.tasks]
+            newest.tree.add(
+                attempt.project, amounts([task.resources for task in attempt.tasks], rooms.kinds_of(seats))
+            )
+        return newest
+
+    def take(self, job: Job, placement: Placement, attempt: str) -> tuple[int, ...] | None:
+        """Takes what a placement needs and returns its ports; or takes nothing and returns None."""
+        needs, seats = placement.shape.tasks, placement.seats
+        asks = amounts(needs, self.rooms.kinds_of((seat.node, seat.devices) for seat in seats))
+        cap = None if job.array is None else job.array.parallel
+        if job.array_id is not None and cap is not None and self.arrays[job.array_id] >= cap:
+            return None
+        if self.tree.exceeded(job.project, asks) is not None or len(needs) != len(job.spec.tasks):
+            return None
+        ports = lease(attempt, placement.shape.ports, self.leased)
+        if ports is None or not take_seats(self.rooms, needs, seats):
+            return None
+        self.leased.update(ports)
+        self.tree.add(job.project, asks)
+        if job.array_id is not None:
+            self.arrays[job.array_id] += 1
+        return ports
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

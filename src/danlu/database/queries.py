@@ -27,6 +27,7 @@ MAX_OPEN_ATTEMPTS: Final = 100_000
 EVENTS_AT_ONCE: Final = 1000
 NO_ROLES: Final = "{}"
 NOTHING: Final = "[]"
+QUEUED: Final = tables.jobs.c.state == JobState.QUEUED
 AT_ONCE: Final = 5000
 """So many values are named in one query."""
 
@@ -56,6 +57,7 @@ class QueuedJob(NamedTuple):
     waits_for: str
     array_id: str | None
     parallel: int | None
+    attained: int
 
     @property
     def shapes(self) -> tuple[Resources, ...]:
@@ -102,19 +104,29 @@ def _dependencies(text: str) -> tuple[Dependency, ...]:
     return tuple(Dependency.model_validate(one) for one in json.loads(text))
 
 
-def queued_jobs(tx: Transaction) -> list[QueuedJob]:
-    """Returns every queued job, in no order: columns only, for ten thousand of them at once."""
+def queued_versions(tx: Transaction) -> dict[str, int]:
+    """Returns the version of every queued job, by id."""
+    jobs = tables.jobs.c
+    return {str(row[0]): int(row[1]) for row in tx.connection.execute(select(jobs.id, jobs.version).where(QUEUED))}
+
+
+def queued_jobs(tx: Transaction, ids: Collection[str] | None = None) -> list[QueuedJob]:
+    """Returns these of the queued jobs, or all, in no order: columns only, for ten thousand of them at once."""
+    if ids is not None and len(ids) > AT_ONCE // 2:
+        return [job for job in queued_jobs(tx) if job.id in set(ids)]
     jobs = tables.jobs.c
     query = select(
         jobs.id, jobs.project, jobs.priority, jobs.queued_at, jobs.not_before, jobs.environment_id, jobs.reason,
         jobs.desired, jobs.version, jobs.array_id, jobs.held, literal_column(_asked(tx.dialect)),
-    ).where(jobs.state == JobState.QUEUED)  # fmt: skip
+    ).where(QUEUED)  # fmt: skip
+    if ids is not None:
+        query = query.where(jobs.id.in_(ids))
     found = []
     for row in tx.connection.execute(query):
         *columns, array_id, held = row[:11]
-        *asked, roles, gpu_min, max_time, after, parallel = row[11:]
+        *asked, roles, gpu_min, max_time, after, parallel, attained = row[11:]
         # a job of an older version has neither roles nor dependencies
-        rest = (roles or NO_ROLES, gpu_min, max_time, bool(held), after or NOTHING, array_id, parallel)
+        rest = (roles or NO_ROLES, gpu_min, max_time, bool(held), after or NOTHING, array_id, parallel, attained or 0)
         found.append(QueuedJob._make((*columns, *asked, *rest)))
     return found
 
@@ -126,6 +138,7 @@ def _asked(dialect: str) -> str:
         ("spec.cpu", "float"), ("spec.memory", "bigint"), ("spec.gpu", "int"), ("spec.gpu_kind", "text"),
         ("spec.env", "text"), ("spec.framework", "text"), ("spec.roles", "text"), ("spec.gpu_min", "int"),
         ("spec.max_time", "float"), ("after", "text"), ("array.parallel", "int"),
+        ("attained", "bigint"),
     )  # fmt: skip
     if dialect != "postgresql":
         return ", ".join(f"body->>'$.{path}'" for path, _ in parts)
@@ -260,6 +273,19 @@ def holding_attempts(tx: Transaction) -> list[Attempt]:
     """Returns every attempt that holds resources, by id."""
     query = select(tables.attempts).where(tables.OPEN_ATTEMPT).order_by(tables.attempts.c.id).limit(MAX_OPEN_ATTEMPTS)
     return [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
+
+
+def holding_versions(tx: Transaction) -> dict[str, int]:
+    """Returns the version of every attempt that holds resources, by id."""
+    attempts = tables.attempts.c
+    query = select(attempts.id, attempts.version).where(tables.OPEN_ATTEMPT).limit(MAX_OPEN_ATTEMPTS)
+    return {str(row[0]): int(row[1]) for row in tx.connection.execute(query)}
+
+
+def node_versions(tx: Transaction) -> dict[str, int]:
+    """Returns the version of every node, by name."""
+    nodes = tables.nodes.c
+    return {str(row[0]): int(row[1]) for row in tx.connection.execute(select(nodes.id, nodes.version))}
 
 
 def uncollected_attempts(tx: Transaction, limit: int) -> list[Attempt]:

@@ -169,8 +169,7 @@ class Cycle:
                 continue
             self.placements.append(Placement(job.id, seats, shape))
             self._ports -= shape.ports
-            counted = self._count(seats)
-            asks = amounts(shape.tasks, counted)
+            asks = amounts(shape.tasks, self.state.rooms.kinds_of((one.node, one.devices) for one in seats))
             self.state.tree.add(job.project, asks)
             self.state.shares.add(job.project, asks, self.now)
             self._counted.append((job.project, asks))
@@ -188,14 +187,6 @@ class Cycle:
         for kind in self.state.rooms.kind_names():
             if self.state.tree.exceeded(job.project, {f"gpu/{kind}": gpus}) is None:
                 yield Shape(shape.tasks, kind, shape.ports)
-
-    def _count(self, seats: tuple[Seat, ...]) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for one in seats:
-            kinds = self.state.rooms.kinds[one.node]
-            for device in one.devices:
-                found[kinds[device]] = found.get(kinds[device], 0) + 1
-        return found
 
     def _borrowing(self, job: Waiting) -> Borrowing:
         if not self._kept:
@@ -223,7 +214,7 @@ class Cycle:
             return False
         for victim, why in choice.victims:
             self.yielding.add(victim.id)
-            self.preemptions.append(Preemption(victim.id, job.id, why, victim.lost(self.now)))
+            self.preemptions.append(Preemption(victim.id, job.id, why, victim.lost(self.now), victim.lost_s(self.now)))
         state.kept[job.id] = Kept(choice.seats, self.now)
         self._keep(job)
         self._tell(

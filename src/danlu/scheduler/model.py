@@ -44,12 +44,12 @@ class Policy:
     """
 
     half_life: int = 24 * 3600 * SECOND_NS
-    levels: tuple[int, ...] = tuple(1000 * SECOND_NS * gpu_s for gpu_s in (600, 3600, 4 * 3600, 16 * 3600))
+    levels: tuple[int, ...] = tuple(1000 * SECOND_NS * gpu_s for gpu_s in (3600, 4 * 3600, 16 * 3600, 64 * 3600))
     min_runtime: int = 300 * SECOND_NS
     max_lost_part: float = 0.1
     preempts: bool = True
-    kept_for: int = 16
-    preempts_for: int = 16
+    kept_for: int = 4
+    preempts_for: int = 8
 
     def level(self, service: int) -> int:
         """Returns how many steps back a job with this service stands."""
@@ -66,6 +66,7 @@ class Waiting:
         duration: how long it runs at most, where its user has said so.
         array: the job array that it belongs to, of which at most ``parallel`` hold something at once.
         keeps: it writes a checkpoint when it is told to make way, so that nothing of it is lost.
+        version: of the record, for who tells the scheduler.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Waiting:
     array: str | None = None
     parallel: int = 0
     keeps: bool = False
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,11 @@ class Running:
         return max(0, now - since) * self.shape.rate
 
 
+    def lost_s(self, now: int) -> float:
+        """Returns for how long it would have worked in vain if it ended now."""
+        return self.lost(now) / (self.shape.rate or 1) / SECOND_NS
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A job that starts now; one seat a task of ``shape``, in rank order."""
@@ -139,12 +146,13 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Preemption:
-    """An attempt that is to make way, for which job, why, and what would be lost of it (as ``Running.lost``)."""
+    """An attempt that is to make way, for which job, why, and what would be lost of it: as ``Running.lost``, and in seconds."""
 
     attempt_id: str
     for_job: str
     why: str
     lost: int
+    lost_s: float
 
 
 @dataclass(frozen=True, slots=True)

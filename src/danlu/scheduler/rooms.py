@@ -178,6 +178,16 @@ class Rooms:
         gpus = sum(self.total[f"gpu/{one}"] for one in self.kind_names() if kind in (None, one))
         return Resources(cpu_milli=self.total["cpu"], memory_bytes=self.total["memory"], gpus=gpus)
 
+    def kinds_of(self, seats: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
+        """Returns how many GPUs of each kind these seats (node, devices) have; those that are gone are of the kind ``gpu``."""
+        found: dict[str, int] = {}
+        for node, devices in seats:
+            kinds = self.kinds.get(node, {})
+            for device in devices:
+                kind = kinds.get(device, "gpu")
+                found[kind] = found.get(kind, 0) + 1
+        return found
+
     def of_least(self, gpus: int) -> Iterator[Room]:
         """Yields the nodes with so many free GPUs, that with the least left first."""
         for at in range(bisect_left(self._order, (gpus,)), len(self._order)):

@@ -8,7 +8,9 @@ from danlu.domain.frameworks import describe_roles
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.resources import Resources, format_bytes, format_cpu
 from danlu.domain.specs import JobSpec
-from danlu.scheduler.cycle import Shape, asks, could_ever_fit
+from danlu.scheduler.model import Shape
+from danlu.scheduler.rooms import Rooms, seat
+from danlu.scheduler.words import asks, never, short
 
 CPU_STEP = 50
 """Cores are proposed in multiples of so many thousandths."""
@@ -88,3 +90,11 @@ def _advice(spec: JobSpec, need: Resources, most: Resources) -> str:
 
 def _rounded(amount: int, step: int) -> int:
     return amount - amount % step if amount >= step else amount
+
+
+def could_ever_fit(shape: Shape, nodes: Sequence[NodeCapacity]) -> str | None:
+    """Returns None if the gang fits on empty nodes, else why it never will."""
+    rooms = Rooms.of(nodes)
+    if seat(rooms, shape) is not None:
+        return None
+    return never(shape, rooms) or f"{short(shape, rooms)}, even when nothing else runs"

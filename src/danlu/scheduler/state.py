@@ -162,11 +162,7 @@ class State:
 
     def holding(self, attempt: Running) -> dict[str, int]:
         """Returns what an attempt counts as."""
-        gpus: dict[str, int] = defaultdict(int)
-        for seat in attempt.seats:
-            kinds = self.rooms.kinds.get(seat.node, {})
-            for device in seat.devices:
-                gpus[kinds.get(device, attempt.shape.gpu_kind or "gpu")] += 1
+        gpus = self.rooms.kinds_of((seat.node, seat.devices) for seat in attempt.seats)
         return amounts(attempt.shape.tasks, gpus)
 
     def never(self, shape: Shape) -> str | None:

@@ -113,24 +113,3 @@ def _pause(job: QueuedJob, now: int) -> Change | None:
     if job.queued_at <= now < job.not_before:  # an earlier now: the clock was wrong when that was written
         return _waits(job, Reason.WAITING_FOR_RETRY, "its next attempt waits for a moment to pass")
     return None
-
-
-def over_the_cap(ordered: Iterable[QueuedJob], holding: Mapping[str, int]) -> dict[str, str]:
-    """Returns the elements of arrays that may not start yet, by id, each with why.
-
-    Args:
-        ordered: jobs that could be placed, in the order in which they are served.
-        holding: how many elements of each array hold resources.
-    """
-    begun = dict(holding)
-    over: dict[str, str] = {}
-    for job in ordered:
-        if job.array_id is None or job.parallel is None:
-            continue
-        if (count := begun.get(job.array_id, 0)) >= job.parallel:
-            over[job.id] = (
-                f"at most {job.parallel} elements of its array hold resources at once; so many do, or are before it"
-            )
-        else:
-            begun[job.array_id] = count + 1
-    return over

@@ -16,6 +16,7 @@ from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import NODE_PROJECT, Gpu, Node, NodeCapacity
 from danlu.domain.prices import Price
 from danlu.domain.projects import Project
+from danlu.domain.quotas import Quota
 from danlu.domain.resources import Resources
 from danlu.domain.secrets import Secret
 from danlu.domain.specs import JobSpec
@@ -131,6 +132,10 @@ def make_environment(environment_id: str | None = None, *, now: int = NOW, **fie
 
 def make_project(name: str = "default", number: int = 0, *, now: int = NOW) -> Project:
     return Project(id=name, project=name, number=number, created_at=now, updated_at=now)
+
+
+def make_quota(name: str = "default", *, now: int = NOW, **fields: Any) -> Quota:
+    return Quota.model_validate({"id": name, "project": PLATFORM, "created_at": now, "updated_at": now, **fields})
 
 
 def make_user(user_id: str | None = None, *, now: int = NOW, **fields: Any) -> User:

@@ -40,7 +40,7 @@ ALL_PROJECTS = {"platform.get", "nodes.list", "environments.legacy", "members.se
 OF_THE_PROJECT = {
     "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "blobs.received", "blobs.append",
     "environments.list", "environments.build", "environments.prune", "events.list", "events.stream", "top.get",
-    "members.list", "projects.get", "projects.change", "secrets.list", "secrets.set",
+    "members.list", "projects.get", "projects.change", "secrets.list", "secrets.set", "quotas.list",
 }  # fmt: skip
 """What names nothing that exists: for a foreign member it is about the foreign project."""
 
@@ -158,7 +158,7 @@ def test_what_is_anothers_is_as_what_is_not_there(api: Api, operation: Operation
     name = operation.path.split("{")[1].split("}")[0]
     missing = {"job": api.new_id("j"), "environment": api.new_id("e"), "artifact": api.new_id("a"), "key": api.new_id("k"),
                "token": api.new_id("t"), "address": address_of(b"nowhere"), "user": "nobody", "secret": "NONE",
-               "array": api.new_id("r")}  # fmt: skip
+               "array": api.new_id("r"), "quota": "nothing"}  # fmt: skip
     theirs, none = told(), told(**{name: missing[name]})
     if name == "user":
         assert theirs[0] == none[0] == 404

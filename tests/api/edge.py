@@ -30,6 +30,7 @@ from danlu.database.records import (
     MEMBERS,
     NODES,
     PROJECTS,
+    QUOTAS,
     SECRETS,
     TOKENS,
     USERS,
@@ -59,6 +60,7 @@ from tests.factories import (
     make_member,
     make_node,
     make_project,
+    make_quota,
     make_secret,
     make_token,
     make_user,
@@ -184,6 +186,7 @@ class Api:
         self.node = encode([Entry("a.py", "file", address_of(FILE), 0o644, len(FILE))])
         PROJECTS.add(tx, make_project("default", 0))
         PROJECTS.add(tx, make_project("other", 1))
+        QUOTAS.add(tx, make_quota("default"))
         NODES.add(tx, make_node(cpu=4, gpu=2))
         for name in self.tokens:
             user = make_user(self.new_id("u"), name=name, administrator=name == "admin")
@@ -229,6 +232,7 @@ class Api:
             "job": job.id, "ended": ended.id, "attempt": attempt.id, "artifact": artifact.id, "token": token.id,
             "key": key.id, "user": "member", "name": "default", "environment": environment.id,
             "address": address_of(FILE), "task": "main-0", "stream": "log", "secret": "HF_TOKEN", "array": array.id,
+            "quota": "default",
         }  # fmt: skip
 
     @staticmethod
@@ -352,6 +356,7 @@ def bodies(api: Api) -> dict[str, Any]:
         "environments.prune": {},
         "projects.make": {},
         "projects.change": {"require": []},
+        "quotas.set": {"limit": {"gpu": 8}},
         "users.make": {},
         "users.change": {"administrator": False},
         "members.set": {"role": "developer"},

@@ -11,6 +11,7 @@ from danlu.domain.environments import PYTHON_PATTERN
 from danlu.domain.isolation import Layer
 from danlu.domain.jobs import JobState
 from danlu.domain.keys import AccessKey, Token
+from danlu.domain.quotas import MAX_WEIGHT, Amounts
 from danlu.domain.records import Flag, Value
 from danlu.domain.resources import Seconds
 from danlu.domain.splices import Splice
@@ -198,6 +199,18 @@ class ProjectChange(Value):
     require: tuple[Layer, ...] = Field(
         max_length=len(Layer), description="layers of isolation without which no job of it may start"
     )
+
+
+class QuotaChange(Value):
+    """What to set of a quota: what is left out stays. Amounts are texts, as 1TiB, or numbers as answers have them."""
+
+    group: Flag | None = Field(default=None, description="true for a new one that groups others: it has no project")
+    parent: str | None = Field(
+        default=None, max_length=63, description="the group above it; an empty text: the platform itself"
+    )
+    guarantee: Amounts = Field(default={}, description="these resources' guarantees; 0: none any more")
+    limit: Amounts = Field(default={}, description="these resources' limits; unlimited: none any more")
+    weight: int | None = Field(default=None, ge=1, le=MAX_WEIGHT)
 
 
 class UserRequest(Value):

@@ -332,6 +332,14 @@ def next_number(tx: Transaction, project: str, name: str) -> int:
     return int(tx.connection.execute(statement).scalar_one())
 
 
+def lock_quotas(tx: Transaction) -> None:
+    """Waits until nobody else changes quotas or makes a project, and keeps others from it until the transaction ends.
+
+    What is read afterwards is what was stored last. On SQLite there is one writer anyway.
+    """
+    next_number(tx, "", "quotas")
+
+
 class Chosen(NamedTuple):
     """Which events: of a project, of a thing, of a kind, asked for by somebody, from a time (ns UTC) on.
 

@@ -21,6 +21,7 @@ from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import Node
 from danlu.domain.prices import Price
 from danlu.domain.projects import Project
+from danlu.domain.quotas import Quota
 from danlu.domain.records import Living, Record, storable
 from danlu.domain.secrets import Secret
 from danlu.domain.users import Member, User
@@ -261,6 +262,7 @@ ARRAYS: Final = Records(JobArray, tables.arrays)
 ATTEMPTS: Final = _Attempts(Attempt, tables.attempts)
 NODES: Final = _Nodes(Node, tables.nodes)
 PROJECTS: Final = Records(Project, tables.projects)
+QUOTAS: Final = Records(Quota, tables.quotas)
 USERS: Final = Records(User, tables.users)
 MEMBERS: Final = Records(Member, tables.members)
 KEYS: Final = Records(AccessKey, tables.keys)
@@ -270,5 +272,5 @@ PRICES: Final = Records(Price, tables.prices)
 ENVIRONMENTS: Final = Records(Environment, tables.environments)
 ARTIFACTS: Final = Records(Artifact, tables.artifacts)
 ALL: Final = (
-    JOBS, ARRAYS, ATTEMPTS, NODES, PROJECTS, USERS, MEMBERS, KEYS, TOKENS, SECRETS, PRICES, ENVIRONMENTS, ARTIFACTS,
+    JOBS, ARRAYS, ATTEMPTS, NODES, PROJECTS, QUOTAS, USERS, MEMBERS, KEYS, TOKENS, SECRETS, PRICES, ENVIRONMENTS, ARTIFACTS,
 )  # fmt: skip

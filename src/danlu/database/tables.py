@@ -89,6 +89,7 @@ Index("ix_attempts_uncollected", attempts.c.id, sqlite_where=UNCOLLECTED, postgr
 
 nodes: Final = _record("nodes")
 projects: Final = _record("projects", Column("number", Integer, nullable=False, unique=True))
+quotas: Final = _record("quotas", Column("parent", String(63)), Index("ix_quotas_parent", "parent"))
 users: Final = _record("users", Column("name", String(63), nullable=False, unique=True))
 members: Final = _record(
     "members",

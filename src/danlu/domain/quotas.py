@@ -1,21 +1,57 @@
 """A quota: what a project, or a group of them, is guaranteed, may have at most, and how much it counts against others.
 
 Quotas are a tree: a project below a team, a team below an organization. Amounts are whole numbers of the smallest unit:
-``cpu`` thousandths of a core, ``memory`` and ``storage`` bytes, ``gpu`` and ``gpu/KIND`` whole GPUs, ``jobs`` jobs that hold
-resources. What is not named is not limited, and not guaranteed.
+``cpu`` thousandths of a core, ``memory`` bytes, ``gpu`` and ``gpu/KIND`` whole GPUs, ``jobs`` jobs that hold resources. What
+is not named is not limited, and not guaranteed. A project without a quota is not limited by one.
+
+*Limit*: the most that a project holds at once, or all projects below a group together. A job that would pass a limit, its
+project's or that of a group above, waits; one that alone is larger is refused. A limit of 0 allows nothing.
+
+*Guarantee*: what a project gets whenever it has jobs that want it. It is a part of the guarantee of the group above, where
+that has one, and never more than a limit. A group's guarantee is shared by those below that have none of their own.
+
+*Borrowing*: what is guaranteed to others and idle, and what is guaranteed to nobody, may be used up to one's limit. What is
+lent is taken back when its owner's jobs ask for it: those that borrowed give way.
+
+*Weight*: its part of what is not guaranteed, against those that have the same parent: one of weight 2 gets twice as much as
+one of weight 1 if both want it. It limits nothing while the others are idle.
+
+A limit that is set below what runs ends nothing: what runs goes on, and nothing starts until enough is given back.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.records import Flag, Record
+from danlu.domain.resources import MAX_BYTES, MAX_CPU, UNITS, Resources, format_cpu, parse_bytes, parse_cpu
+from danlu.domain.validation import suggestion
 
 UNLIMITED: Final = -1
 MAX_DEPTH: Final = 8
+"""So many quotas stand above one another, a project's own among them."""
+MAX_WEIGHT: Final = 1000
+MAX_COUNT: Final = 1_000_000
+"""Of GPUs and of jobs."""
+MAX_RESOURCES: Final = 64
+"""So many amounts has one quota."""
+MAX_TOLD: Final = 10
+CPU: Final = "cpu"
+MEMORY: Final = "memory"
+GPU: Final = "gpu"
+JOBS: Final = "jobs"
+KIND_OF_GPU: Final = f"{GPU}/"
+RESOURCES: Final = (CPU, MEMORY, GPU, JOBS)
+EXAMPLES: Final = {CPU: "64 or 500m", MEMORY: "512GiB", GPU: "8", JOBS: "20"}
+NOUNS: Final = {CPU: "core", JOBS: "job"}
+MOST: Final = {CPU: MAX_CPU * 1000, MEMORY: MAX_BYTES, GPU: MAX_COUNT, JOBS: MAX_COUNT}
+_KIND = re.compile(r"[a-z0-9][-a-z0-9_.]{0,62}")
+_WHOLE = re.compile(r"[0-9]{1,18}")
 
 
 class Quota(Record):
@@ -31,5 +67,291 @@ class Quota(Record):
     )
     limit: dict[str, int] = Field(default_factory=dict, description="the most that it holds at once, borrowed or not")
     weight: int = Field(
-        default=1, ge=1, le=1000, description="its part of what is not guaranteed, against its siblings'"
+        default=1, ge=1, le=MAX_WEIGHT, description="its part of what is not guaranteed, against its siblings'"
     )
+
+
+# --- amounts
+
+
+def parse_amount(resource: str, given: object) -> int:
+    """Returns an amount in the smallest unit, UNLIMITED for ``-1`` or ``unlimited``.
+
+    A text is as people write it: ``64`` or ``500m`` of cpu, ``1TiB`` of memory. A number is in the smallest unit already.
+
+    Raises:
+        ValueError: there is no such resource, or that is no amount of it.
+    """
+    base = _base(resource)
+    text = given.strip().lower() if isinstance(given, str) else ""
+    if text in ("unlimited", str(UNLIMITED)) or (type(given) is int and given == UNLIMITED):
+        return UNLIMITED
+    example = f"write for example {resource}={EXAMPLES[base]}, or {resource}=unlimited"
+    if text.strip("0") == "" and text:
+        return 0
+    if not isinstance(given, str | int) or isinstance(given, bool) or str(given)[:1] == "-":
+        raise ValueError(f"{resource}={given!s:.40} is no amount: {example}")
+    if not text:
+        amount = int(given)
+    elif base == MEMORY:
+        amount = parse_bytes(text)
+    elif base == CPU:
+        amount = parse_cpu(text)
+    elif _WHOLE.fullmatch(text):
+        amount = int(text)
+    else:
+        what = "jobs are counted whole" if base == JOBS else "GPUs are given whole"
+        raise ValueError(f"{resource}={given!s:.40} is no amount: {what}, {example}")
+    if amount > MOST[base]:
+        raise ValueError(f"{resource}={given!s:.40} is more than {format_amount(resource, MOST[base])}, the most")
+    return amount
+
+
+def _base(resource: str) -> str:
+    """Returns the resource that the amounts of one are counted as: ``gpu`` for ``gpu/h100``."""
+    if resource in RESOURCES:
+        return resource
+    if resource.startswith(KIND_OF_GPU) and _KIND.fullmatch(resource.removeprefix(KIND_OF_GPU)):
+        return GPU
+    meant = suggestion(resource[:64], (*RESOURCES, f"{GPU}/KIND"))
+    raise ValueError(
+        f"{resource[:64]!r} is nothing that a quota can limit: {meant + ' ' if meant else ''}"
+        f"there are {', '.join(RESOURCES)} and {GPU}/KIND, for example {GPU}/h100"
+    )
+
+
+def parse_amounts(given: Any) -> Any:
+    """Returns amounts by resource in the smallest unit; what is no mapping as it is, for pydantic to refuse.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    if len(given) > MAX_RESOURCES:
+        raise ValueError(f"{len(given)} amounts are too many: a quota has at most {MAX_RESOURCES}")
+    return {str(resource): parse_amount(str(resource), amount) for resource, amount in given.items()}
+
+
+Amounts = Annotated[dict[str, int], BeforeValidator(parse_amounts, json_schema_input_type=dict[str, int | str])]
+"""Of a request: texts are amounts as people write them, numbers are in the smallest unit, as in answers."""
+
+
+def format_amount(resource: str, amount: int) -> str:
+    """Returns an amount as ``parse_amount`` reads it, nothing rounded: ``8``, ``0.5``, ``1TiB``, ``unlimited``."""
+    if amount == UNLIMITED:
+        return "unlimited"
+    if resource == CPU:
+        return format_cpu(amount)
+    if resource != MEMORY or not amount:
+        return str(amount)
+    unit = next((unit for unit in ("pi", "ti", "gi", "mi", "ki") if amount % UNITS[unit] == 0), "")
+    return f"{amount // UNITS[unit]}{unit[:1].upper()}{unit[1:]}B"
+
+
+def describe(resource: str, amount: int) -> str:
+    """Returns ``1 GPU``, ``3 h100 GPUs``, ``0.5 cores``, ``1TiB of memory`` or ``20 jobs``."""
+    text = format_amount(resource, amount)
+    if resource == MEMORY:
+        return f"{text} of memory"
+    plural = "" if text == "1" else "s"
+    kind = resource.removeprefix(KIND_OF_GPU) + " " if resource.startswith(KIND_OF_GPU) else ""
+    return f"{text} {kind}{NOUNS.get(resource, 'GPU')}{plural}"
+
+
+def describe_all(amounts: Mapping[str, int]) -> str:
+    """Returns ``1 GPU and 20 jobs``, or ``nothing``."""
+    said = [describe(name, amounts[name]) for name in ordered(amounts)]
+    return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said) or "nothing"
+
+
+def ordered(resources: Iterable[str]) -> list[str]:
+    """Returns resources in the order in which they are shown: GPUs first."""
+    places = {GPU: 0, CPU: 2, MEMORY: 3, JOBS: 4}
+    return sorted({*resources}, key=lambda name: (places.get(name, 1), name))
+
+
+def changed(now: Mapping[str, int], changes: Mapping[str, int], *, nothing: int) -> dict[str, int]:
+    """Returns amounts of which some are replaced; ``nothing`` takes one away."""
+    return {name: amount for name, amount in {**now, **changes}.items() if amount != nothing}
+
+
+# --- the tree
+
+
+def path(quotas: Mapping[str, Quota], name: str) -> tuple[Quota, ...]:
+    """Returns a quota and those above it, upwards; () where there is none of that name."""
+    found: list[Quota] = []
+    at: str | None = name
+    while at is not None and (quota := quotas.get(at)) is not None and quota not in found:
+        found.append(quota)
+        at = quota.parent
+    return tuple(found)
+
+
+def contradictions(quotas: Mapping[str, Quota], projects: Collection[str] = ()) -> list[str]:
+    """Returns what cannot be kept of a whole tree of quotas, each with what to do; nothing where all is well.
+
+    Args:
+        quotas: all of them, by name.
+        projects: names of projects, which no group may have.
+    """
+    broken = [*_misplaced(quotas, projects)]
+    if not broken:  # sums need a tree
+        broken = [*_unkeepable(quotas)]
+    return broken[:MAX_TOLD]
+
+
+def _misplaced(quotas: Mapping[str, Quota], projects: Collection[str]) -> Iterator[str]:
+    in_cycles: set[str] = set()
+    for name, quota in quotas.items():
+        if quota.group and name in projects:
+            yield f"{name} is a project: call the group otherwise"
+        if quota.parent is None:
+            continue
+        parent = quotas.get(quota.parent)
+        if parent is None:
+            yield (
+                f"the group {quota.parent} above {name} does not exist: make it first (danlu quota set {quota.parent} "
+                "--group), or name another --parent"
+            )
+            continue
+        if not parent.group:
+            yield f"{quota.parent} above {name} is a project, no group: name a group as --parent"
+            continue
+        above = path(quotas, name)
+        if above[-1].parent is not None and above[-1].parent in {one.id for one in above}:
+            if not in_cycles & {one.id for one in above}:
+                ring = " below ".join([*(one.id for one in above), above[-1].parent])
+                yield f"{ring}: nothing can be below itself: give one of them another --parent"
+            in_cycles |= {one.id for one in above}
+        elif len(above) > MAX_DEPTH:
+            yield (
+                f"{name} would be {len(above)} levels deep ({', '.join(one.id for one in above)}), {MAX_DEPTH} are the "
+                "most: name a --parent further up"
+            )
+
+
+def _unkeepable(quotas: Mapping[str, Quota]) -> Iterator[str]:
+    guaranteed = guarantees(quotas)
+    for name, quota in quotas.items():
+        for resource, limit in sorted(quota.limit.items()):
+            asked = quota.guarantee.get(resource, 0)
+            kinds = _of_kinds(quota.guarantee) if resource == GPU else 0
+            if limit != UNLIMITED and asked > limit:
+                yield (
+                    f"{name} is guaranteed {describe(resource, asked)}, above its limit of {describe(resource, limit)}: "
+                    "raise the limit, or lower the guarantee"
+                )
+            elif limit != UNLIMITED and kinds > limit:
+                yield (
+                    f"{name} is guaranteed {describe(GPU, kinds)} of all kinds together, above its limit of "
+                    f"{describe(GPU, limit)}: raise the limit, or lower the guarantees of kinds"
+                )
+        if (own := quota.guarantee.get(GPU)) is not None and (kinds := _of_kinds(quota.guarantee)) > own:
+            yield (
+                f"{name} is guaranteed {describe(GPU, kinds)} of all kinds together, above its guarantee of "
+                f"{describe(GPU, own)}: raise that one, or lower those of kinds"
+            )
+    below: dict[str, list[str]] = {}
+    for name, quota in quotas.items():
+        if quota.parent is not None:
+            below.setdefault(quota.parent, []).append(name)
+    for name, children in sorted(below.items()):
+        group = quotas[name]
+        for resource in ordered([*group.guarantee, *group.limit]):
+            total = sum(guaranteed[child].get(resource, 0) for child in children)
+            own, limit = group.guarantee.get(resource), group.limit.get(resource, UNLIMITED)
+            said = f"those below {name} are guaranteed {describe(resource, total)} together, above"
+            if own is not None and total > own:
+                yield (
+                    f"{said} its guarantee of {describe(resource, own)}: raise that one, or lower the guarantee of "
+                    f"{_who(children, resource, guaranteed)}"
+                )
+            elif limit != UNLIMITED and total > limit and own is None:
+                yield (
+                    f"{said} its limit of {describe(resource, limit)}: raise the limit, or lower the guarantee of "
+                    f"{_who(children, resource, guaranteed)}"
+                )
+
+
+def guarantees(quotas: Mapping[str, Quota]) -> dict[str, dict[str, int]]:
+    """Returns what must be there for each quota of a tree: its guarantee, or what those below it are guaranteed."""
+    found: dict[str, dict[str, int]] = {name: {} for name in quotas}
+    deepest_first = sorted(quotas, key=lambda name: -len(path(quotas, name)))
+    for name in deepest_first:
+        quota, sums = quotas[name], found[name]
+        sums.update(quota.guarantee)
+        if kinds := _of_kinds(sums):
+            sums[GPU] = max(sums.get(GPU, 0), kinds)
+        if quota.parent is not None and quota.parent in found:
+            above = found[quota.parent]
+            for resource, amount in sums.items():
+                above[resource] = above.get(resource, 0) + amount
+    return found
+
+
+def unavailable(quotas: Mapping[str, Quota], there: Mapping[str, int]) -> list[str]:
+    """Returns which guarantees all nodes together cannot keep; ``there``: what they have, by resource."""
+    guaranteed, total = guarantees(quotas), dict[str, int]()
+    for name, quota in quotas.items():
+        if quota.parent is None:
+            for resource, amount in guaranteed[name].items():
+                total[resource] = total.get(resource, 0) + amount
+    return [
+        f"{describe(resource, total[resource])} are guaranteed in all, and the nodes have "
+        f"{describe(resource, there.get(resource, 0))}: not every guarantee can be kept at once"
+        for resource in ordered(total)
+        if resource != JOBS and total[resource] > there.get(resource, 0)
+    ]
+
+
+def _of_kinds(amounts: Mapping[str, int]) -> int:
+    return sum(amount for name, amount in amounts.items() if name.startswith(KIND_OF_GPU))
+
+
+def _who(children: Iterable[str], resource: str, guaranteed: Mapping[str, Mapping[str, int]]) -> str:
+    """Returns ``speech (4) or vision (2)``: those that have a part of a sum, the largest first."""
+    shares = {child: guaranteed[child].get(resource, 0) for child in children}
+    largest = sorted((child for child in shares if shares[child]), key=lambda child: (-shares[child], child))[:4]
+    return " or ".join(f"{child} ({format_amount(resource, shares[child])})" for child in largest)
+
+
+# --- what a job asks for
+
+
+class Excess(NamedTuple):
+    """A limit that a job alone is above: it could never run."""
+
+    quota: Quota
+    resource: str
+    asked: int
+    limit: int
+
+
+def asks_of(shapes: Iterable[Resources], gpu_kind: str | None = None) -> dict[str, int]:
+    """Returns what a job counts as while it runs; what is 0 is left out."""
+    total = sum(shapes, start=Resources())
+    asks = {CPU: total.cpu_milli, MEMORY: total.memory_bytes, GPU: total.gpus, JOBS: 1}
+    if gpu_kind is not None:
+        asks[f"{KIND_OF_GPU}{gpu_kind}"] = total.gpus
+    return {resource: amount for resource, amount in asks.items() if amount}
+
+
+def exceeded(path: Sequence[Quota], asks: Mapping[str, int]) -> list[Excess]:
+    """Returns the limits of a project's quota and of those above it that a job alone is above, the project's first."""
+    return [
+        Excess(quota, resource, asks[resource], quota.limit[resource])
+        for quota in path
+        for resource in ordered(asks)
+        if quota.limit.get(resource, UNLIMITED) != UNLIMITED and asks[resource] > quota.limit[resource]
+    ]
+
+
+def over(quota: Quota, used: Mapping[str, int]) -> dict[str, int]:
+    """Returns how much must be given back of what, until something may start again."""
+    return {
+        resource: used[resource] - limit
+        for resource, limit in quota.limit.items()
+        if limit != UNLIMITED and used.get(resource, 0) > limit
+    }

@@ -10,6 +10,7 @@ from pydantic import Field
 from danlu.domain.environments import Environment
 from danlu.domain.jobs import Job, JobState, Reason
 from danlu.domain.nodes import Node
+from danlu.domain.quotas import Quota
 from danlu.domain.records import Ns, Value
 from danlu.domain.resources import Resources
 
@@ -77,6 +78,17 @@ class NodeUse(Value):
     used: Resources
     free: Resources
     free_gpus: tuple[int, ...] = Field(description="indexes of the GPUs that nobody holds")
+
+
+class QuotaUse(Value):
+    """A quota and what its project, or all projects below its group, hold now; amounts as the quota's."""
+
+    quota: Quota
+    used: dict[str, int] = Field(description="held by attempts that have not ended, by resource; what is 0 is left out")
+    over: dict[str, int] = Field(
+        default={}, description="how much is held above the limit: so much is given back before anything starts"
+    )
+    warnings: tuple[str, ...] = Field(default=(), description="what cannot be kept although it was accepted")
 
 
 class GpuUse(Value):

@@ -10,7 +10,7 @@ import tempfile
 import typing
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -266,10 +266,13 @@ class Edge:
 def _told(body: BaseModel, operation: Operation) -> str:
     """Returns what is stored of a body: the fields that the operation tells, as far as they were given."""
     given = {name: value for name in operation.tells if (value := getattr(body, name)) not in (None, "")}
-    texts = {
-        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in given.items()
-    }
-    return " ".join(f"{name}={text[:MAX_TOLD]}" for name, text in texts.items())
+    return " ".join(f"{name}={text[:MAX_TOLD]}" for name, value in given.items() if (text := _text(value)) is not None)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}:{one}" for name, one in value.items()) or None
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _deed(request: HTTPConnection, operation: Operation) -> Deed | None:

@@ -25,7 +25,7 @@ from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
 from danlu.scheduler.cycle import Shape, asks_all, shortage
 from danlu.scheduler.sizing import never_fits
-from danlu.services import arrays, blobs, dependencies, environments, nodes, projects, secrets
+from danlu.services import arrays, blobs, dependencies, environments, nodes, projects, quotas, secrets
 from danlu.services.context import Call
 
 AHEAD = 20
@@ -113,6 +113,7 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
         if known is not None:
             return _same(call, known, spec)
         _check_fits(tx, spec)
+        quotas.require_room(tx, call.project, spec)
         secrets.require(tx, call.project, spec)
         environment = None if what is None else environments.ensure(tx, call, what, now=now)
         job = _new(tx, call, job_id, spec, retried)

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from danlu.api.bodies import Paging, ProjectChange, ProjectRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
-from danlu.database.records import PROJECTS
+from danlu.database.records import PROJECTS, QUOTAS
 from danlu.domain.isolation import Layer, unasked
 from danlu.domain.projects import Project
 from danlu.domain.specs import JobSpec
 from danlu.domain.views import Page
-from danlu.errors import InvalidSpec, NeverFits
+from danlu.errors import Conflict, InvalidSpec, NeverFits
 from danlu.services.context import Call, Platform
 from danlu.services.users import require_name
 
@@ -34,7 +34,11 @@ def list(call: Call, query: Paging) -> Page[Project]:
 
 
 def make(call: Call, name: str, body: ProjectRequest) -> Project:
-    """Makes a project, unless it is there: its first members are added by administrators."""
+    """Makes a project, unless it is there: its first members are added by administrators.
+
+    Raises:
+        Conflict: a group of quotas has that name.
+    """
     del body
     require_name(name, "a project")
     now = call.platform.clock.now()
@@ -43,6 +47,12 @@ def make(call: Call, name: str, body: ProjectRequest) -> Project:
         known = PROJECTS.get(tx, name)
         if known is not None:
             return known
+        queries.lock_quotas(tx)
+        if QUOTAS.get(tx, name) is not None:  # without a project it is a group's
+            raise Conflict(
+                f"{name} is a group of quotas, and no project has a group's name",
+                next_step=f"choose another name, or remove the group first: danlu quota rm {name}",
+            )
         number = queries.next_number(tx, "", "projects")
         made = Project(id=name, project=name, number=number, created_at=now, updated_at=now)
         PROJECTS.add(tx, made, actor=call.actor.name)

@@ -441,7 +441,11 @@ class World:
                 kept, wrote = self.streams.read(key, 0, 10**6), self.executor.written.get((attempt.id, task.name), b"")
                 if kept != wrote:
                     raise Broken(f"the log of {task.name} of {attempt.id} is {kept!r}, it wrote {wrote!r}")
-            if attempt.id not in self.executor.begun and attempt.reason not in (Reason.LAUNCH_REJECTED, Reason.STOPPED):
+            if attempt.id not in self.executor.begun and attempt.reason not in (
+                Reason.LAUNCH_REJECTED,
+                Reason.STOPPED,
+                Reason.PREEMPTED,
+            ):
                 raise Broken(f"{attempt.id} never ran but ended by {attempt.reason}")
 
     def _attempt_is_right(self, job: Job, attempt: Attempt) -> None:

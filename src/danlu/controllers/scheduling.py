@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -138,10 +139,8 @@ class SchedulingController:
             )  # fmt: skip
             preempt(tx, attempt, asked, now)
 
-        try:
+        with contextlib.suppress(VersionConflict):  # it has changed meanwhile: what follows is decided anew
             self.database.write(work)
-        except VersionConflict:
-            pass  # it has changed meanwhile: what follows is decided anew
         self.hub.notify("attempts")
 
     def _change(self, tx: Transaction, changes: Iterable[Change]) -> None:
@@ -173,9 +172,7 @@ class _Newest:
         )  # fmt: skip
         for attempt in holding:
             seats = [(task.node, task.devices) for task in attempt.tasks]
-            newest.tree.add(
-                attempt.project, amounts([task.resources for task in attempt.tasks], rooms.kinds_of(seats))
-            )
+            newest.tree.add(attempt.project, amounts([task.resources for task in attempt.tasks], rooms.kinds_of(seats)))
         return newest
 
     def take(self, job: Job, placement: Placement, attempt: str) -> tuple[int, ...] | None:

@@ -332,12 +332,13 @@ def next_number(tx: Transaction, project: str, name: str) -> int:
     return int(tx.connection.execute(statement).scalar_one())
 
 
-def lock_quotas(tx: Transaction) -> None:
-    """Waits until nobody else changes quotas or makes a project, and keeps others from it until the transaction ends.
+def lock(tx: Transaction, what: str) -> None:
+    """Waits until nobody else has this lock, and keeps others from it until the transaction ends.
 
-    What is read afterwards is what was stored last. On SQLite there is one writer anyway.
+    What is read afterwards is what was stored last. On SQLite there is one writer anyway. There are: ``quotas``, for who
+    changes them or makes a project; ``placing``, for who gives resources away.
     """
-    next_number(tx, "", "quotas")
+    next_number(tx, "", what)
 
 
 class Chosen(NamedTuple):

@@ -54,7 +54,6 @@ class Reason(StrEnum):
     WAITING_FOR_QUOTA = "WaitingForQuota"
     EXCEEDS_MAX_QUOTA = "ExceedsMaxQuota"
     WAITING_FOR_PREEMPTED_WORKLOADS = "WaitingForPreemptedWorkloads"
-    WAITING_FOR_ARRAY = "WaitingForArray"
     ENVIRONMENT_BUILDING = "EnvironmentBuilding"
     IMAGE_PULLING = "ImagePulling"
     WAITING_FOR_RETRY = "WaitingForRetry"

@@ -40,7 +40,6 @@ REASONS: Final[Mapping[Reason, str]] = {
     Reason.WAITING_FOR_QUOTA: "its project, or a group above it, holds as much as its quota allows",
     Reason.EXCEEDS_MAX_QUOTA: "it asks for more than its project's quota, or that of a group above it, ever allows",
     Reason.WAITING_FOR_PREEMPTED_WORKLOADS: "others were asked to make way for it, and have not all ended yet",
-    Reason.WAITING_FOR_ARRAY: "as many jobs of its array hold resources as may at once",
     Reason.ENVIRONMENT_BUILDING: "its environment is being built; it holds no resources meanwhile",
     Reason.IMAGE_PULLING: "its container image is being pulled; it holds no resources meanwhile",
     Reason.WAITING_FOR_RETRY: "it failed and waits for `retry.backoff` to pass",

@@ -21,7 +21,7 @@ from heapq import heapify, heappop, heappush
 from danlu.domain.jobs import Reason
 from danlu.domain.resources import Resources
 from danlu.scheduler import ports, words
-from danlu.scheduler.model import Placement, Plan, Preemption, Seat, Shape, Waiting
+from danlu.scheduler.model import Placement, Plan, Preemption, Shape, Waiting
 from danlu.scheduler.preempting import Choice, choose
 from danlu.scheduler.quota import Excess, amounts
 from danlu.scheduler.rooms import EVERYTHING, NEVER, Borrowing, seat
@@ -112,6 +112,11 @@ class Cycle:
         rank = self.rank(key.project, key.priority, key.level, entitled=entitled)
         return (*rank, self.state.shares.held(key.project), *group.jobs[at])
 
+    def turns(self) -> list[Turn]:
+        """Returns the turn of each job that waits, in no order."""
+        self._weigh()
+        return [self._turn(group, at) for group in self.state.groups.values() for at in range(len(group.jobs))]
+
     def _turns(self) -> Iterator[Group]:
         """Yields groups whose next job is to be served, in order; what was placed meanwhile puts its project back."""
         while self._heap:
@@ -145,7 +150,7 @@ class Cycle:
             if excess is None and self._place(job, shape):
                 self._next(group)
                 return
-        if self._makes_room(group, job, excess):
+        if self._makes_room(job):
             self._next(group)
             return
         if excess is not None:
@@ -179,7 +184,7 @@ class Cycle:
         return False
 
     def _kinds(self, job: Waiting, shape: Shape) -> Iterator[Shape]:
-        """Yields the shape, or the shape with each kind that the quota has left, where kinds are limited and none is asked."""
+        """Yields the shape; where kinds are limited and none is asked for, with each kind that the quota has left."""
         gpus = sum(task.gpus for task in shape.tasks)
         if not gpus or shape.gpu_kind is not None or not self.state.tree.limits_kinds(job.project):
             yield shape
@@ -199,7 +204,7 @@ class Cycle:
 
     # making way, keeping
 
-    def _makes_room(self, group: Group, job: Waiting, excess: Excess | None) -> bool:
+    def _makes_room(self, job: Waiting) -> bool:
         """Says whether others make way for a job, or do so already; what they give back is kept for it."""
         state = self.state
         if any(one in state.running for one in state.yielding.get(job.id, ())):
@@ -209,7 +214,7 @@ class Cycle:
         if not state.policy.preempts or self._searches >= state.policy.preempts_for:
             return False
         self._searches += 1
-        choice: Choice | None = choose(self, job, excess)
+        choice: Choice | None = choose(self, job)
         if choice is None:
             return False
         for victim, why in choice.victims:
@@ -241,7 +246,8 @@ class Cycle:
 
     def _nearest(self, shape: Shape) -> tuple[tuple[str, Resources, str | None], ...] | None:
         """Returns where a gang could be soonest: on the nodes that have most of it free; None: nowhere."""
-        state, planned, seats = self.state, {}, []
+        state, seats = self.state, []
+        planned: dict[str, Resources] = {}
         for task in shape.tasks:
             for room in state.rooms.of_most():
                 capacity = state.rooms.capacities[room.name]

@@ -35,7 +35,7 @@ class Policy:
 
     Attributes:
         half_life: how long it takes until what a project had counts half.
-        levels: service, in ns x thousandths of a GPU, at which a job steps back behind those that had less (Tiresias, NSDI 2019).
+        levels: service, in ns x thousandths of a GPU, from which on a job stands behind those that had less (Tiresias, 2019).
         min_runtime: an attempt that began more recently is never asked to make way.
         max_lost_part: who makes way only because others had less loses at most this part of what the attempt did.
         preempts: whether anybody is asked to make way.
@@ -129,7 +129,6 @@ class Running:
         since = self.placed_at if self.saved_at is None else max(self.saved_at, self.placed_at)
         return max(0, now - since) * self.shape.rate
 
-
     def lost_s(self, now: int) -> float:
         """Returns for how long it would have worked in vain if it ended now."""
         return self.lost(now) / (self.shape.rate or 1) / SECOND_NS
@@ -146,7 +145,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Preemption:
-    """An attempt that is to make way, for which job, why, and what would be lost of it: as ``Running.lost``, and in seconds."""
+    """An attempt that is to make way, for which job, why, and what would be lost: as ``Running.lost``, and in seconds."""
 
     attempt_id: str
     for_job: str

@@ -31,7 +31,7 @@ class Choice(NamedTuple):
     seats: tuple[tuple[str, Resources, str | None], ...]
 
 
-def choose(cycle: Cycle, job: Waiting, excess: Excess | None) -> Choice | None:
+def choose(cycle: Cycle, job: Waiting) -> Choice | None:
     """Returns who makes way so that a job fits in its least shape; None: those who could are not enough."""
     shape, rooms, tree = job.shapes[-1], cycle.state.rooms, cycle.state.tree
     may = {victim.id: (victim, why) for victim, why in _candidates(cycle, job, shape)}
@@ -123,7 +123,7 @@ def _under(cycle: Cycle, excess: Excess, left: dict[str, Running]) -> list[Runni
 
 
 def _cheapest(cycle: Cycle, shape: Shape, left: dict[str, Running]) -> list[Running]:
-    """Returns who makes way for the first task that does not fit, all on one node, so that least is lost; nobody can: none."""
+    """Returns who makes way for the first task that does not fit, all on one node, so that least is lost; or none."""
     rooms = cycle.state.rooms
     on_node: dict[str, list[Running]] = {}
     for victim in left.values():

@@ -89,7 +89,7 @@ class Rooms:
     by_name: dict[str, Room] = field(default_factory=dict)
     kinds: dict[str, dict[int, str]] = field(default_factory=dict)
     total: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """what is free on all nodes together: ``cpu``, ``memory``, and GPUs by kind; of a node that has less than nothing, nothing"""
+    """what is free on all nodes together: ``cpu``, ``memory``, GPUs by kind; a node that has less than nothing has nothing"""
     _order: list[Key] = field(default_factory=list)
     _pools: list[str] | None = None
     _kind_names: list[str] | None = None
@@ -179,7 +179,7 @@ class Rooms:
         return Resources(cpu_milli=self.total["cpu"], memory_bytes=self.total["memory"], gpus=gpus)
 
     def kinds_of(self, seats: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
-        """Returns how many GPUs of each kind these seats (node, devices) have; those that are gone are of the kind ``gpu``."""
+        """Returns how many GPUs of each kind these seats (node, devices) have; one that is gone is of the kind ``gpu``."""
         found: dict[str, int] = {}
         for node, devices in seats:
             kinds = self.kinds.get(node, {})

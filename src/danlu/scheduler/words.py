@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from danlu.domain.jobs import Reason
-from danlu.domain.quotas import Quota
+from danlu.domain.quotas import describe, format_amount
 from danlu.domain.resources import Resources, format_bytes, format_cpu
 from danlu.scheduler import ports
 from danlu.scheduler.model import Shape
@@ -33,22 +33,11 @@ def asks_all(shape: Shape) -> str:
     return f"{count} tasks, in all {asks(sum(shape.tasks, start=Resources()), shape.gpu_kind)}"
 
 
-def amount(resource: str, value: int) -> str:
-    """Returns an amount of a quota's resource with its unit."""
-    if resource == "cpu":
-        return f"{format_cpu(value)} cpu"
-    if resource in ("memory", "storage"):
-        return f"{format_bytes(value)} {resource}"
-    if resource.startswith("gpu/"):
-        return f"{value} gpu ({resource.removeprefix('gpu/')})"
-    return f"{value} {resource}"
-
-
 def over_quota(excess: Excess) -> str:
-    """Returns ``asks 4 gpu; team-a's limit is 8 gpu, used 6``."""
-    limit = f"the limit of {excess.quota} is {amount(excess.resource, excess.limit)}"
-    used = "" if excess.asks > excess.limit else f", used {amount(excess.resource, excess.used).split(' ')[0]}"
-    return f"asks {amount(excess.resource, excess.asks)}; {limit}{used}"
+    """Returns ``asks 4 GPUs; the limit of team-a is 8 GPUs, used 6``."""
+    limit = f"the limit of {excess.quota} is {describe(excess.resource, excess.limit)}"
+    used = "" if excess.asks > excess.limit else f", used {format_amount(excess.resource, excess.used)}"
+    return f"asks {describe(excess.resource, excess.asks)}; {limit}{used}"
 
 
 def short_of_ports(shape: Shape, free: int) -> str:
@@ -109,8 +98,3 @@ def short(shape: Shape, rooms: Rooms) -> str:
     what = ", ".join(lacks) or "one node with all of it free at once"
     fit = f"{len(seats)} of them fit, the next, {asks(need, shape.gpu_kind)}, is " if len(shape.tasks) > 1 else ""
     return f"asks {asks_all(shape)}; {fit}short of {what}"
-
-
-def guaranteed(quota: Quota) -> str:
-    """Returns a quota's guarantee in words."""
-    return ", ".join(amount(name, value) for name, value in sorted(quota.guarantee.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import re
 from collections.abc import Callable
 from typing import Any
@@ -23,12 +22,10 @@ from danlu.domain.specs import JobSpec, json_changes
 from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
-from danlu.scheduler.cycle import Shape, asks_all, shortage
 from danlu.scheduler.sizing import never_fits
-from danlu.services import arrays, blobs, dependencies, environments, nodes, projects, quotas, secrets
+from danlu.services import arrays, blobs, dependencies, environments, explaining, nodes, projects, quotas, secrets
 from danlu.services.context import Call
 
-AHEAD = 20
 SUGGESTED = 200
 """Names of the newest jobs, among which one is looked for that was probably meant."""
 
@@ -259,42 +256,14 @@ def why(call: Call, job: str) -> Why:
 
     def work(tx: Transaction) -> Why:
         found = require(tx, call.project, job)
-        shape = Shape(found.spec.shapes, found.spec.gpu_kind, found.spec.ports)
         lines = [found.message] if found.message else []
         if found.state is not JobState.QUEUED:
             return Why(job=found, asks=found.spec.shapes, explanation=tuple(lines or [_ended_or_running(found)]))
-        queue = sorted(queries.queued_jobs(tx), key=lambda row: (-row.priority, row.queued_at, row.id))
-        position = next((n for n, row in enumerate(queue, 1) if row.id == found.id), None)
-        ahead: builtins.list[str] = []
-        for row in queue[: (position or 1) - 1][:AHEAD]:
-            other = JOBS.get(tx, row.id)
-            # another project's job counts, but its name is not told
-            ahead.append(
-                other.name if other is not None and other.project == call.project else "a job of another project"
-            )
         if found.reason is Reason.WAITING_FOR_DEPENDENCY:
             lines = dependencies.told(tx, found) or lines
-        if found.reason in (Reason.WAITING_FOR_RESOURCES, Reason.NO_MATCHING_FLAVOR, Reason.PENDING_EVALUATION):
-            lines = [_shortage(tx, shape)]
-        return Why(
-            job=found,
-            asks=found.spec.shapes,
-            explanation=tuple(lines),
-            position=position,
-            ahead=tuple(ahead),
-            nodes=nodes.uses(tx),
-        )
+        return explaining.waiting(tx, found, lines, call.platform.clock.now())
 
     return call.platform.database.read(work)
-
-
-def _shortage(tx: Transaction, shape: Shape) -> str:
-    """Returns what is short now, with its numbers."""
-    capacities = [node.capacity for node in NODES.find(tx, limit=nodes.MAX_NODES)]
-    short = shortage(shape, capacities, nodes.held(queries.holding_attempts(tx)))
-    if short is not None:
-        return short[1]
-    return f"asks {asks_all(shape)}; that is free now: it starts, unless it is kept for a job ahead"
 
 
 def _ended_or_running(job: Job) -> str:

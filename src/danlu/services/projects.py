@@ -47,7 +47,7 @@ def make(call: Call, name: str, body: ProjectRequest) -> Project:
         known = PROJECTS.get(tx, name)
         if known is not None:
             return known
-        queries.lock_quotas(tx)
+        queries.lock(tx, "quotas")
         if QUOTAS.get(tx, name) is not None:  # without a project it is a group's
             raise Conflict(
                 f"{name} is a group of quotas, and no project has a group's name",

@@ -71,7 +71,7 @@ def set(call: Call, quota: str, body: QuotaChange) -> QuotaUse:
     now = call.platform.clock.now()
 
     def work(tx: Transaction) -> QuotaUse:
-        queries.lock_quotas(tx)
+        queries.lock(tx, "quotas")
         quotas = every(tx)
         known = quotas.get(quota)
         wanted = _wanted(tx, quota, body, known, now)
@@ -101,7 +101,7 @@ def remove(call: Call, quota: str) -> Accepted:
     """
 
     def work(tx: Transaction) -> Quota:
-        queries.lock_quotas(tx)
+        queries.lock(tx, "quotas")
         known = QUOTAS.get(tx, quota)
         if known is None:
             raise _no_quota(quota, every(tx))

@@ -65,9 +65,9 @@ class Accounts:
         self._count(attempt, 1)
         for quota in self._path(attempt.project):
             for what, limit in quota.limit.items():
-                if limit != UNLIMITED and self.used[quota.id][what] > limit:
+                if limit != UNLIMITED and (used := self.used[quota.id][what]) > limit:
                     raise InternalError(
-                        f"{attempt.id} was placed at {now} ns: {quota.id} holds {self.used[quota.id][what]} {what}, its limit is {limit}"
+                        f"{attempt.id} was placed at {now} ns: {quota.id} holds {used} {what}, its limit is {limit}"
                     )
 
     def give(self, attempt: Running) -> None:

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NamedTuple
 
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.quotas import Quota
@@ -61,6 +62,7 @@ class _Known:
 
     def freed(self, attempt_id: str, now: int) -> None:
         """Says that an attempt has given back what it held."""
+        del now
         attempt = self.running.pop(attempt_id)
         _give(self.rooms, attempt.shape, attempt.seats)
 
@@ -90,92 +92,111 @@ class FifoEasy(_Known):
     def decide(self, now: int) -> Plan:
         """Starts who is first while he fits; then who does not delay the first one that does not."""
         placements: list[Placement] = []
-        ends: list[tuple[int, Shape, tuple[Seat, ...]]] = [
-            (UNKNOWN if one.ends_by is None else max(now, one.ends_by), one.shape, one.seats)
-            for one in self.running.values()
-        ]
+        ends = [_End.of(now, one.ends_by, one.shape, one.seats) for one in self.running.values()]
+        first: Shape | None = None
+        head: _Head | None = None
+        refused: dict[int, int] = {}
         with self.rooms.trial():
-            head: _Head | None = None
-            refused: dict[int, int] = {}
             for _, job_id in self.order:
                 job = self.waiting[job_id][1]
                 shape, end = job.shapes[0], UNKNOWN if job.duration is None else now + job.duration
                 if refused.get(id(shape), UNKNOWN + 1) <= end:  # neither did one that ends before it
                     continue
+                if not _fits(self.rooms, shape):
+                    first = first or shape
+                    refused[id(shape)] = 0
+                    continue
+                if first is not None and head is None:
+                    head = _Head.of(self.rooms, first, ends)
+                    head.keep(self.rooms)
                 seats = seat(self.rooms, shape, NEVER)
                 if seats is None and head is not None and end <= head.starts:
                     seats = seat(self.rooms, shape, Borrowing(ends_by=end))
-                if seats is not None:
-                    placements.append(Placement(job_id, seats, shape))
-                    ends.append((end, shape, seats))
-                    if head is not None and end <= head.starts:
-                        head.gets(shape, seats)
-                        head.keep(self.rooms)
-                elif head is None:
-                    head = _Head.of(self.rooms, shape, ends)
-                    head.keep(self.rooms)
-                else:
+                if seats is None:
                     refused[id(shape)] = end
+                    continue
+                placements.append(Placement(job_id, seats, shape))
+                ends.append(_End(end, shape, seats))
+                if head is not None and end <= head.starts:
+                    head.gets(shape, seats)
+                    head.keep(self.rooms)
         for room in self.rooms.by_name.values():
             room.keep_nothing()
         return Plan(tuple(placements))
+
+
+def _fits(rooms: Rooms, shape: Shape) -> bool:
+    """Says whether a gang fits into what is free, kept or not."""
+    if sum(task.gpus for task in shape.tasks) > rooms.free(shape.gpu_kind).gpus:
+        return False
+    with rooms.trial():
+        return seat(rooms, shape) is not None
+
+
+class _End(NamedTuple):
+    """When something is given back, and what."""
+
+    at: int
+    shape: Shape
+    seats: tuple[Seat, ...]
+
+    @classmethod
+    def of(cls, now: int, ends_by: int | None, shape: Shape, seats: tuple[Seat, ...]) -> _End:
+        """Returns it as far as it is known; what is late ends now."""
+        return cls(UNKNOWN if ends_by is None else max(now, ends_by), shape, seats)
 
 
 @dataclass(slots=True)
 class _Head:
     """The first job that does not fit: when it starts at the latest, what it needs then, what it gets until then.
 
-    ``needs``, ``got``: (node, kind) -> how much; a job that can never start needs nothing.
+    ``needs``, ``got``: (node, kind) -> cores in thousandths, bytes, GPUs; a job that can never start needs nothing.
     """
 
     starts: int
-    needs: dict[tuple[str, str | None], Resources] = field(default_factory=dict)
-    got: dict[tuple[str, str | None], Resources] = field(default_factory=dict)
-    kinds: dict[str, dict[int, str]] = field(default_factory=dict)
+    kinds: dict[str, dict[int, str]]
+    needs: dict[tuple[str, str | None], list[int]] = field(default_factory=dict)
+    got: dict[tuple[str, str | None], list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rooms: Rooms, shape: Shape, ends: Iterable[tuple[int, Shape, tuple[Seat, ...]]]) -> _Head:
+    def of(cls, rooms: Rooms, shape: Shape, ends: Iterable[_End]) -> _Head:
         """Returns when it would start if all that runs ends when it said."""
         head = cls(starts=UNKNOWN, kinds=rooms.kinds)
         with rooms.trial():
-            for end, together in groupby(sorted(ends, key=lambda one: one[0]), key=lambda one: one[0]):
-                for _, held, where in together:
-                    _give(rooms, held, where)
-                    head.gets(held, where)
-                if (seats := seat(rooms, shape)) is not None:
-                    head.starts = end
-                    for need, one in zip(shape.tasks, seats, strict=True):
-                        key = head.key(one)
-                        head.needs[key] = head.needs.get(key, Resources()) + need
+            for at, together in groupby(sorted(ends, key=lambda one: one.at), key=lambda one: one.at):
+                for one in together:
+                    _give(rooms, one.shape, one.seats)
+                    head.gets(one.shape, one.seats)
+                if _fits(rooms, shape) and (seats := seat(rooms, shape)) is not None:
+                    head.starts = at
+                    head._add(head.needs, shape, seats)
                     break
         return head
 
-    def key(self, one: Seat) -> tuple[str, str | None]:
-        """Returns of which node a seat is, and of which kind its GPUs are."""
-        return one.node, self.kinds[one.node][one.devices[0]] if one.devices else None
+    def _add(self, to: dict[tuple[str, str | None], list[int]], shape: Shape, seats: Iterable[Seat]) -> None:
+        for need, one in zip(shape.tasks, seats, strict=True):
+            key = one.node, self.kinds[one.node][one.devices[0]] if one.devices else None
+            cpu_milli, memory_bytes, gpus = to.get(key, (0, 0, 0))
+            to[key] = [cpu_milli + need.cpu_milli, memory_bytes + need.memory_bytes, gpus + need.gpus]
 
     def gets(self, shape: Shape, seats: Iterable[Seat]) -> None:
         """Says that this is free again before it starts."""
-        for need, one in zip(shape.tasks, seats, strict=True):
-            key = self.key(one)
-            self.got[key] = self.got.get(key, Resources()) + need
+        self._add(self.got, shape, seats)
 
     def keep(self, rooms: Rooms) -> None:
         """Keeps of what is free now as much as it does not get by then."""
         for node in {node for node, _ in self.needs}:
             rooms.by_name[node].keep_nothing()
-            got = [amount for (name, _), amount in self.got.items() if name == node]
-            cpu_milli, memory_bytes = sum(one.cpu_milli for one in got), sum(one.memory_bytes for one in got)
+            got = [amounts for (name, _), amounts in self.got.items() if name == node]
+            cpu_milli, memory_bytes = sum(one[0] for one in got), sum(one[1] for one in got)
             for (name, kind), need in self.needs.items():
-                if name != node:
-                    continue
-                back = self.got.get((name, kind), Resources()).gpus
-                least = Resources(
-                    cpu_milli=max(0, need.cpu_milli - cpu_milli),
-                    memory_bytes=max(0, need.memory_bytes - memory_bytes),
-                    gpus=max(0, need.gpus - back),
-                )
-                rooms.by_name[name].keep(least, kind, self.starts)
+                if name == node:
+                    gpus = need[2] - self.got.get((name, kind), (0, 0, 0))[2]
+                    cpu_milli, memory_bytes = cpu_milli - need[0], memory_bytes - need[1]
+                    least = Resources(gpus=max(0, gpus))
+                    rooms.by_name[name].keep(least, kind, self.starts)
+            least = Resources(cpu_milli=max(0, -cpu_milli), memory_bytes=max(0, -memory_bytes))
+            rooms.by_name[node].keep(least, None, self.starts)
 
 
 @dataclass(slots=True)
@@ -273,6 +294,7 @@ class _Preemptive(_Known):
 
     def again_at(self, now: int) -> int | None:
         """Returns when somebody steps back though nothing else changes."""
+        del now
         return None
 
 
@@ -294,12 +316,6 @@ class Las(_Preemptive):
     """Least attained service, in the steps of the policy."""
 
     policy: Policy = field(default_factory=Policy)
-    came: dict[str, int] = field(default_factory=dict)
-
-    def queued(self, job: Waiting) -> None:
-        """Says that a job waits."""
-        self.came[job.id] = job.queued_at
-        _Preemptive.queued(self, job)
 
     def rank(self, job: Waiting) -> Rank:
         """Returns the step, and when it came."""
@@ -307,7 +323,7 @@ class Las(_Preemptive):
 
     def rank_of(self, one: Running, now: int) -> Rank:
         """Returns the step, and when it came."""
-        return self.policy.level(one.service(now)), self.came[one.job_id]
+        return self.policy.level(one.service(now)), one.queued_at
 
     def again_at(self, now: int) -> int | None:
         """Returns when the next one that runs steps back, if anybody waits."""

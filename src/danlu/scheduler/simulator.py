@@ -1,6 +1,6 @@
 """What would happen: a trace's jobs on these nodes, decided by this scheduler. Discrete events, in ns; no clock, no chance.
 
-Who makes way goes back to the queue with the service that it had, and pays ``Costs.restart`` on its GPUs when it starts again.
+Who makes way goes back to the queue with the service that it had, and pays ``Costs.restart`` when it starts again.
 Each plan is checked by accounts of the simulator's own: nothing is sold twice, no limit is broken, no gang starts in part.
 """
 
@@ -31,13 +31,27 @@ class Decider(Protocol):
     attempt has ended, ``queued`` that its job waits again.
     """
 
-    def node(self, capacity: NodeCapacity) -> None: ...
-    def quotas(self, quotas: Iterable[Quota]) -> None: ...
-    def queued(self, job: Waiting) -> None: ...
-    def gone(self, job_id: str) -> None: ...
-    def holds(self, attempt: Running) -> None: ...
-    def freed(self, attempt_id: str, now: int) -> None: ...
-    def decide(self, now: int) -> Plan: ...
+    def node(self, capacity: NodeCapacity) -> None:
+        """Says what a node has."""
+
+    def quotas(self, quotas: Iterable[Quota]) -> None:
+        """Says which quotas there are, all of them."""
+
+    def queued(self, job: Waiting) -> None:
+        """Says that a job waits, or what has changed of it."""
+
+    def gone(self, job_id: str) -> None:
+        """Says that a job does not wait any more."""
+
+    def holds(self, attempt: Running) -> None:
+        """Says that an attempt holds its seats, or what has changed of it."""
+
+    def freed(self, attempt_id: str, now: int) -> None:
+        """Says that an attempt has given back what it held."""
+
+    def decide(self, now: int) -> Plan:
+        """Returns who starts now, who makes way for whom, and why the others wait, as far as that has changed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +185,7 @@ class _Simulation:
         self.accounts = Accounts.of(self.nodes, self.quotas)
 
     def result(self) -> Result:
+        """Plays it all."""
         self._begin()
         idle = 0
         while self._events and idle < MAX_ROUNDS:
@@ -228,8 +243,8 @@ class _Simulation:
         job = life.job
         self.decider.queued(
             Waiting(
-                job.id, job.project, job.priority, job.submit, (life.shape,), life.attained, self._lasts(life),
-                keeps=self.costs.checkpoint is None,
+                id=job.id, project=job.project, priority=job.priority, queued_at=job.submit, shapes=(life.shape,),
+                attained=life.attained, duration=self._lasts(life), keeps=self.costs.checkpoint is None,
             )
         )  # fmt: skip
 
@@ -297,8 +312,9 @@ class _Simulation:
         life.overhead = self.costs.restart if life.starts else 0
         life.starts += 1
         attempt = Running(
-            f"{job.id}-{life.starts}", job.id, job.project, job.priority, self.now, placement.shape, placement.seats,
-            life.attained, None if lasts is None else self.now + lasts, keeps=self.costs.checkpoint is None,
+            id=f"{job.id}-{life.starts}", job_id=job.id, project=job.project, priority=job.priority, queued_at=job.submit,
+            placed_at=self.now, shape=placement.shape, seats=placement.seats, attained=life.attained,
+            ends_by=None if lasts is None else self.now + lasts, keeps=self.costs.checkpoint is None,
         )  # fmt: skip
         self.accounts.take(attempt, self.now)
         life.attempt, life.why = attempt, None

@@ -83,11 +83,13 @@ def _give(rooms: Rooms, shape: Shape, seats: Iterable[Seat]) -> None:
 
 @dataclass(slots=True)
 class FifoEasy(_Known):
-    """FIFO with EASY backfill, by priority first."""
+    """FIFO with EASY backfill; with ``by_priority`` who has more comes before who came earlier."""
+
+    by_priority: bool = False
 
     def rank(self, job: Waiting) -> Rank:
         """Returns its place in the queue."""
-        return -job.priority, job.queued_at
+        return -job.priority if self.by_priority else 0, job.queued_at
 
     def decide(self, now: int) -> Plan:
         """Starts who is first while he fits; then who does not delay the first one that does not."""

@@ -39,8 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "server": {*PURE, "api", "services"},
     "console": {*PURE, "api", "services"},
-    "client": {*PURE, "api", "config", "blobs.folders", "runner.transfer"},
-    "cli": {*PURE, "api", "client"},
+    "client": {*PURE, "scheduler", "api", "config", "blobs.folders", "runner.transfer"},
+    "cli": {*PURE, "scheduler", "api", "client"},
     "runner": set(),
     "serving": PURE,
 }  # fmt: skip

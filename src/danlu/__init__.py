@@ -1,8 +1,8 @@
 """Danlu inside a job: ``danlu.log(step=3, loss=0.1)`` and the folders that outlive it; and outside: ``danlu.run("...")``.
 
 What is for the inside runs on the job's own interpreter, Python 3.8 or later, with the standard library alone, and costs
-nothing to import. The rest is the client, loaded when it is first used: ``run``, ``connect``, ``job``, ``jobs``, the classes
-``Job`` and ``Platform``, and ``errors``.
+nothing to import. The rest is the client, loaded when it is first used: ``run``, ``connect``, ``job``, ``jobs``, ``simulate``,
+the classes ``Job`` and ``Platform``, and ``errors``.
 """
 
 import os as _os
@@ -19,13 +19,14 @@ if TYPE_CHECKING:  # typing costs more to import than all the rest
     from danlu.client.sdk import job as job
     from danlu.client.sdk import jobs as jobs
     from danlu.client.sdk import run as run
+    from danlu.client.simulating import simulate as simulate
 
 __version__ = "0.1.0"
 __all__ = ["checkpoint_dir", "latest_checkpoint", "log", "output_dir", "preempted"]
 
 _CLIENT = {
     "Job": "danlu.client.jobs", "Platform": "danlu.client.sdk", "connect": "danlu.client.sdk", "job": "danlu.client.sdk",
-    "jobs": "danlu.client.sdk", "run": "danlu.client.sdk",
+    "jobs": "danlu.client.sdk", "run": "danlu.client.sdk", "simulate": "danlu.client.simulating",
 }  # fmt: skip
 _MAX_NAME_LETTERS = 64
 _descriptor = -1

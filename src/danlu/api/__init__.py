@@ -46,6 +46,7 @@ from danlu.api.bodies import (
     TimeoutQuery,
     TokenMade,
     TokenRequest,
+    TraceQuery,
     UsageQuery,
     UserChange,
     UserRequest,
@@ -81,6 +82,7 @@ from danlu.domain.views import (
     QuotaUse,
     TextPage,
     Top,
+    TracedJob,
     Why,
 )
 
@@ -212,6 +214,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("environments.log", "GET", "/v1/environments/{environment}/log", "What its build printed", TextPage,
       query=OffsetQuery),
     O("top.get", "GET", "/v1/top", "What is in use now, and what waits", Top),
+    O("trace.get", "GET", "/v1/trace", "When jobs came, what they asked for, how long they ran: for simulations",
+      Page[TracedJob], query=TraceQuery),
     O("environments.show", "GET", "/v1/environments/{environment}/details",
       "All about an environment, by name or id: packages, variables, size, who uses it", EnvironmentDetails),
     O("environments.lock", "GET", "/v1/environments/{environment}/lock", "Its packages, each with version and hashes",

@@ -41,6 +41,13 @@ class JobsQuery(Paging):
     array: str | None = Field(default=None, max_length=63, description="only the elements of this array, by id or name")
 
 
+class TraceQuery(Paging):
+    """Which jobs: those submitted from a time on, newest first."""
+
+    since: int | None = Field(default=None, ge=0, lt=2**63, description="ns UTC")
+    platform: bool = Field(default=False, description="of all projects: for administrators")
+
+
 class EventsQuery(Value):
     """Which events: those after ``after``, oldest first. Calls, which are who did what, only where they are asked for."""
 

@@ -35,6 +35,7 @@ COMMANDS: Final = (
     C("metrics", "metrics:metrics", "Look", "what a job measured, drawn in the terminal", "JOB [FLAGS]"),
     C("top", "top:top", "Look", "what is in use now: nodes, tasks, GPUs; and what waits", "[FLAGS]"),
     C("events", "events:events", "Look", "what happened, and with --calls who did it", "[FLAGS]"),
+    C("simulate", "simulate:simulate", "Look", "what would be with other quotas, nodes or another policy", "[TRACE] [FLAGS]"),
     C("usage", "usage:usage", "Look", "who held what, what was not used of it, what it costs", "[FLAGS]"),
     C("artifacts", "artifacts:app", "Look", "the files that a job left: ls, get", "ls|get JOB [FLAGS]"),
     C("explain", "explain:explain", "Look", "what a field, a reason, a state or an error means", "job.FIELD|CODE [FLAGS]"),

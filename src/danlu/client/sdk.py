@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from pydantic import ValidationError
 
@@ -24,6 +24,10 @@ from danlu.client.transport import Client
 from danlu.domain.usage import UsageReport
 from danlu.domain.validation import invalid_spec
 from danlu.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from danlu.client.simulating import PolicyName, WhatIf
+    from danlu.scheduler.report import Report
 
 LOG: Final = logging.getLogger("danlu")
 VARIABLES: Final = (
@@ -90,6 +94,30 @@ class Platform:
             raise invalid_spec(error, JobsQuery) from error
         records, _ = listed(self._client, "jobs.list", query, limit)
         return [Job(self._client, record) for record in records]
+
+    def simulate(
+        self,
+        policy: PolicyName = "danlu",
+        *,
+        since: datetime.datetime | None = None,
+        all_projects: bool = False,
+        **what: Unpack[WhatIf],
+    ) -> Report:
+        """Returns what would have been if: the project's ended jobs on the platform's nodes. It is computed here.
+
+        Args:
+            policy: the platform's own scheduler, or one to compare it with: ``fifo-easy``, ``srtf``, ``las``.
+            since: jobs submitted from then on; a time with its zone.
+            all_projects: of the whole platform, for administrators.
+            **what: limits, guarantees, weights, restart, checkpoint, notice: see danlu.client.simulating.WhatIf.
+
+        Raises:
+            InvalidRequest: no job has ended yet, or an argument is not right.
+        """
+        from danlu.client.simulating import play, recorded
+
+        scene = recorded(self._client, since=_ns(since), platform=all_projects)
+        return play(scene.changed(**what), policy).report
 
     def usage(
         self,

@@ -163,6 +163,25 @@ class Why(Value):
     nodes: tuple[NodeUse, ...] = ()
 
 
+class TracedJob(Value):
+    """What is recorded of a job for a simulation: when it came, what it asked for, how long it ran."""
+
+    id: str
+    project: str
+    priority: int
+    submitted_at: Ns
+    first_started_at: Ns | None = Field(default=None, description="ns UTC; when its first attempt had its resources")
+    ended_at: Ns | None = None
+    ran_ns: int = Field(ge=0, description="how long its attempts had their resources, all together; without waits")
+    attempts: int = Field(ge=0)
+    tasks: int = Field(ge=1)
+    gpus: int = Field(ge=0, description="of all tasks together, as cpu_milli and memory_bytes")
+    gpu_kind: str | None = None
+    cpu_milli: int = Field(ge=0)
+    memory_bytes: int = Field(ge=0)
+    declared_ns: int | None = Field(default=None, description="how long an attempt may run at most: max_time")
+
+
 class EnvironmentEntry(Value):
     """A line of ``danlu env ls``: a catalogue entry, or an environment made from requirements."""
 

@@ -1,0 +1,286 @@
+"""``danlu simulate``: what would be with other quotas, on other nodes, by another policy. It is computed here."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from cyclopts import Group, Parameter
+
+from danlu.cli import exits, wording
+from danlu.cli import output as out
+from danlu.cli.options import Common, Flag, Words, pairs
+from danlu.cli.terminal import Messages
+from danlu.domain.resources import parse_duration
+from danlu.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from danlu.client.simulating import Played, Scene
+    from danlu.scheduler.report import Report
+
+WHAT_IF: Final = Group("What is otherwise", sort_key=1)
+SOURCE: Final = Group("What happened", sort_key=2)
+SECOND_NS: Final = 1_000_000_000
+SHOWN_NEVER: Final = 5
+Form = Literal["table", "json", "yaml", "csv"]
+
+
+@Parameter(name="*", group=WHAT_IF)
+@dataclass(frozen=True)
+class WhatIf:
+    """What is otherwise than it was, or than usual."""
+
+    nodes: Annotated[str | None, Parameter(help="16x8: 16 nodes of 8 GPUs; 12x8:h100,4x4:a100")] = None
+    quota: Annotated[
+        tuple[str, ...], Parameter(help="PROJECT.RESOURCE=LIMIT, e.g. team-a.gpu=16; -1: unlimited; repeatable"), Words
+    ] = ()
+    guarantee: Annotated[tuple[str, ...], Parameter(help="PROJECT.RESOURCE=AMOUNT; repeatable"), Words] = ()
+    weight: Annotated[tuple[str, ...], Parameter(help="PROJECT=WEIGHT, of a fair share; repeatable"), Words] = ()
+    restart: Annotated[str, Parameter(help="what a job that starts again needs until it goes on")] = "30s"
+    checkpoint: Annotated[
+        str | None, Parameter(help="jobs are saved so often; left out: when they are told to make way")
+    ] = None
+    notice: Annotated[str, Parameter(help="how long a job still runs after it was told to make way")] = "0s"
+
+    def given(self) -> dict[str, Any]:
+        """Returns it as client.simulating.WhatIf.
+
+        Raises:
+            InvalidRequest: a weight is no number.
+        """
+        weights = pairs("--weight", self.weight)
+        if wrong := next((word for word in weights.values() if not word.isdecimal()), None):
+            raise InvalidRequest(f"--weight takes a whole number; it is {wrong!r:.40}")
+        return {
+            "limits": pairs("--quota", self.quota), "guarantees": pairs("--guarantee", self.guarantee),
+            "weights": {name: int(text) for name, text in weights.items()}, "restart": self.restart,
+            "checkpoint": self.checkpoint, "notice": self.notice,
+        }  # fmt: skip
+
+
+@Parameter(name="*", group=SOURCE)
+@dataclass(frozen=True)
+class Source:
+    """Where it comes from, where it is written to."""
+
+    since: Annotated[str | None, Parameter(help="without TRACE: jobs submitted so long ago at most, e.g. 7d")] = None
+    all_projects: Annotated[bool, Parameter(help="without TRACE: of all projects; for administrators"), Flag] = False
+    record: Annotated[str | None, Parameter(help="write what is told to the scheduler, and decided, to this file")] = (
+        None
+    )
+    replay: Annotated[str | None, Parameter(help="decide all in this file again, and compare; no TRACE")] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Ways:
+    """By which policies."""
+
+    policy: Annotated[
+        Literal["danlu", "fifo-easy", "srtf", "las"],
+        Parameter(help="danlu: the platform's own; fifo-easy and srtf are told how long each job runs"),
+    ] = "danlu"
+    compare: Annotated[bool, Parameter(help="by danlu, fifo-easy and srtf, side by side"), Flag] = False
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the policies, that which is looked at first."""
+        from danlu.client.simulating import COMPARED
+
+        others = COMPARED if self.compare else ()
+        return (self.policy, *(name for name in others if name != self.policy))
+
+
+def simulate(
+    trace: Annotated[str | None, Parameter(help="a CSV file; left out: what the platform has recorded")] = None,
+    /,
+    *,
+    what: WhatIf | None = None,
+    ways: Ways | None = None,
+    source: Source | None = None,
+    output: Annotated[
+        Form, Parameter(name=("--output", "-o"), help="table, json, yaml, or csv: a line for each job")
+    ] = "table",
+    common: Common | None = None,
+) -> int:
+    """Show what would be with other quotas, on other nodes, by another policy: waits, completion times, fairness.
+
+    The scheduler itself decides, on a trace (job,submit_s,duration_s,gpus,project,priority) or on what really happened on the
+    platform. It is computed here, and changes nothing.
+
+    Example: danlu simulate --quota team-a.gpu=16
+    """
+    what, ways, source = what or WhatIf(), ways or Ways(), source or Source()
+    messages = Messages()
+    if source.replay is not None:
+        return _replay(source.replay, output)
+    scene = _scene(trace, what, source, common, messages)
+    with _recording(source.record) as record:
+        played = [_play(scene, name, messages, record if name == ways.policy else None) for name in ways.names()]
+    reports = [one.report for one in played]
+    if output == "csv":
+        for line in jobs_csv(played):
+            out.write(line)
+    elif output == "table":
+        _tell(scene, reports)
+    elif ways.compare:
+        out.records(reports, output)
+    else:
+        out.record(reports[0], output)
+    return exits.OK
+
+
+def _scene(trace: str | None, what: WhatIf, source: Source, common: Common | None, messages: Messages) -> Scene:
+    from danlu.client.simulating import Scene, parse_nodes, read_trace, recorded
+
+    if trace is not None:
+        if what.nodes is None:
+            raise InvalidRequest(
+                "--nodes is missing: a trace does not tell on which nodes it runs",
+                next_step=f"16 nodes of 8 GPUs: danlu simulate {trace} --nodes 16x8",
+            )
+        if source.since or source.all_projects:
+            raise InvalidRequest(
+                f"--since and --all-projects are of a platform; {trace} is a file", next_step="leave them, or it, out"
+            )
+        return Scene(read_trace(trace), parse_nodes(what.nodes)).changed(**what.given())
+    from danlu.cli.session import connect
+
+    try:
+        since = None if source.since is None else time.time_ns() - round(parse_duration(source.since) * SECOND_NS)
+    except ValueError as error:
+        raise InvalidRequest(f"--since: {error}") from error
+    with connect(common, messages) as client:
+        messages.status("reading what the platform has recorded")
+        scene = recorded(client, since=since, platform=source.all_projects)
+        messages.clear()
+    if scene.left_out:
+        messages.say(f"{wording.count(scene.left_out, 'job')} left out: not ended yet, or never started")
+    if what.nodes is not None:
+        scene = Scene(scene.trace, parse_nodes(what.nodes), scene.quotas, scene.costs, scene.left_out)
+    return scene.changed(**what.given())
+
+
+def _play(scene: Scene, policy: str, messages: Messages, record: Callable[[str], None] | None) -> Played:
+    from danlu.client.simulating import play
+
+    def watch(done: int, total: int) -> None:
+        if messages.moving and done % 16 == 0:
+            messages.bar("simulating", done, total, f"{done:,} of {total:,} jobs by {policy}")
+
+    messages.bar("simulating", 0, len(scene.trace), policy)
+    played = play(scene, policy, watch=watch, record=record)
+    messages.clear()
+    return played
+
+
+# --- recordings
+
+
+@contextlib.contextmanager
+def _recording(path: str | None) -> Iterator[Callable[[str], None] | None]:
+    if path is None:
+        yield None
+        return
+    try:
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            yield lambda line: void(file.write(line))
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def void(_: object) -> None:
+    """Forgets what was returned."""
+
+
+def _replay(path: str, output: Form) -> int:
+    from danlu.client.simulating import play_again
+
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            found = play_again(file)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{path} is no recording: it is not UTF-8") from error
+    if output in ("json", "yaml"):
+        out.structured({"calls": found.calls, "decisions": found.decisions, "difference": found.difference}, output)
+    elif found.difference is None:
+        out.write(f"{wording.count(found.decisions, 'decision')} of {wording.count(found.calls, 'call')}: all the same")
+    else:
+        out.write(f"decided otherwise: {found.difference}")
+    return exits.OK if found.difference is None else exits.FAILED
+
+
+# --- what is shown
+
+
+def _tell(scene: Scene, reports: Sequence[Report]) -> None:
+    first, gpus = reports[0], sum(len(node.gpus) for node in scene.nodes)
+    has = wording.count(gpus, "GPU") if gpus else "no GPUs"
+    out.write(
+        f"{wording.count(first.jobs, 'job')} of {wording.count(len(first.projects), 'project')} "
+        f"on {wording.count(len(scene.nodes), 'node')} with {has}"
+    )
+    out.write("")
+    out.table(
+        ["POLICY", "JCT MEAN", "P50", "P99", "WAIT P50", "P90", "P99", "USED", "PREEMPTED", "LOST", "WORST RHO"],
+        [_row(one) for one in reports],
+    )
+    out.write("")
+    out.table(
+        ["GPUS", "JOBS", "WAIT P50", "P90", "P99", "JCT MEAN"],
+        [
+            [one.size, f"{one.jobs:,}",
+             *map(wording.duration, (one.wait_p50_s, one.wait_p90_s, one.wait_p99_s, one.jct_mean_s))]
+            for one in first.sizes
+        ],
+    )  # fmt: skip
+    out.write("")
+    out.table(
+        ["PROJECT", "JOBS", "GPU-HOURS", "JCT MEAN", "ALONE", "RHO"],
+        [
+            [one.project, f"{one.jobs:,}", f"{one.gpu_hours:,.1f}", wording.duration(one.jct_mean_s),
+             wording.duration(one.alone_jct_mean_s), f"{one.rho:.2f}"]
+            for one in first.projects
+        ],
+    )  # fmt: skip
+    if never := first.jobs - first.ended:
+        out.write("")
+        out.write(f"{wording.count(never, 'job')} never started:")
+        for line in first.never_started[:SHOWN_NEVER]:
+            out.write(f"  {line}")
+        if never > SHOWN_NEVER:
+            out.write(f"  and {never - SHOWN_NEVER:,} more")
+
+
+def _row(one: Report) -> list[str]:
+    times = (one.jct_mean_s, one.jct_p50_s, one.jct_p99_s, one.wait_p50_s, one.wait_p90_s, one.wait_p99_s)
+    worst = f"{one.worst_rho:.2f} {one.worst_project}" if one.worst_project else "-"
+    return [
+        one.policy, *map(wording.duration, times), f"{100 * one.utilisation:.1f} %", f"{one.preemptions:,}",
+        f"{one.lost_gpu_hours:,.1f} GPU-h", worst,
+    ]  # fmt: skip
+
+
+def jobs_csv(played: Sequence[Played]) -> Iterator[str]:
+    """Yields a line for each job of each simulation; times in seconds of the trace's own clock."""
+    yield "policy,job,project,priority,gpus,submit_s,first_start_s,end_s,duration_s,held_s,starts"
+    for one in played:
+        for job in one.result.outcomes:
+            line = io.StringIO()
+            csv.writer(line, lineterminator="").writerow(
+                (
+                    one.policy, job.job.id, job.job.project, job.job.priority, job.job.gpus, _seconds(job.job.submit),
+                    _seconds(job.first_start), _seconds(job.end), _seconds(job.job.duration), _seconds(job.held), job.starts,
+                )
+            )  # fmt: skip
+            yield line.getvalue()
+
+
+def _seconds(time_ns: int | None) -> str:
+    return "" if time_ns is None else f"{time_ns / SECOND_NS:.3f}".rstrip("0").rstrip(".")

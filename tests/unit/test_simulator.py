@@ -172,7 +172,10 @@ BOTH = (Seat("n0", (0, 1)), Seat("n1", (0, 1)))
         (Plan((Placement("g", (BOTH[0], Seat("n1", (1, 2))), SHAPE),)), "not all is free"),
         (Plan((Placement("g", (BOTH[0], Seat("n7", (0, 1))), SHAPE),)), "n7"),
         (Plan((Placement("g", BOTH, SHAPE), Placement("g", BOTH, SHAPE))), "does not wait"),
-        (Plan(preemptions=(Preemption("g-1", "x", "", 0),)), "g-1 was asked at 0 ns to make way, but holds nothing"),
+        (
+            Plan(preemptions=(Preemption("g-1", "x", "", 0, 0.0),)),
+            "g-1 was asked at 0 ns to make way, but holds nothing",
+        ),
         (Plan(again_at=0), "not later"),
     ],
 )

@@ -16,7 +16,6 @@ from danlu.cli import exits, wording
 from danlu.cli import output as out
 from danlu.cli.options import Common, Flag, Words, pairs
 from danlu.cli.terminal import Messages
-from danlu.domain.resources import parse_duration
 from danlu.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class WhatIf:
 class Source:
     """Where it comes from, where it is written to."""
 
-    since: Annotated[str | None, Parameter(help="without TRACE: jobs submitted so long ago at most, e.g. 7d")] = None
+    since: Annotated[str | None, Parameter(help="without TRACE: jobs submitted from then on: 30d, 2026-11-01")] = None
     all_projects: Annotated[bool, Parameter(help="without TRACE: of all projects; for administrators"), Flag] = False
     record: Annotated[str | None, Parameter(help="write what is told to the scheduler, and decided, to this file")] = (
         None
@@ -149,11 +148,9 @@ def _scene(trace: str | None, what: WhatIf, source: Source, common: Common | Non
             )
         return Scene(read_trace(trace), parse_nodes(what.nodes)).changed(**what.given())
     from danlu.cli.session import connect
+    from danlu.cli.usage import moment
 
-    try:
-        since = None if source.since is None else time.time_ns() - round(parse_duration(source.since) * SECOND_NS)
-    except ValueError as error:
-        raise InvalidRequest(f"--since: {error}") from error
+    since = moment("--since", source.since, time.time_ns())
     with connect(common, messages) as client:
         messages.status("reading what the platform has recorded")
         scene = recorded(client, since=since, platform=source.all_projects)

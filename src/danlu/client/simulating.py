@@ -11,17 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypedDict, Unpack
 
-from danlu.api.bodies import TraceQuery
+from danlu.api.bodies import Paging, TraceQuery
 from danlu.client.lists import listed
 from danlu.client.transport import Client
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.nodes import Gpu, NodeCapacity
-from danlu.domain.quotas import UNLIMITED, Quota
-from danlu.domain.resources import MAX_GPUS, parse_bytes, parse_cpu, parse_duration
+from danlu.domain.quotas import MAX_WEIGHT, Quota, contradictions, parse_amount
+from danlu.domain.resources import MAX_GPUS, parse_duration
 from danlu.domain.validation import suggestion
-from danlu.domain.views import NodeUse, TracedJob
+from danlu.domain.views import NodeUse, QuotaUse, TracedJob
 from danlu.errors import InvalidRequest
 from danlu.scheduler import baselines, simulator
+from danlu.scheduler.cycle import Scheduler
 from danlu.scheduler.model import SECOND_NS, Policy
 from danlu.scheduler.recording import Recorder, Replay, replay
 from danlu.scheduler.report import Report, report
@@ -30,7 +31,7 @@ from danlu.scheduler.trace import TraceJob, parse
 
 PolicyName = Literal["danlu", "fifo-easy", "srtf", "las"]
 POLICIES: Final[Mapping[str, Callable[[Policy], Decider]]] = {
-    "danlu": lambda policy: baselines.Las(policy=policy),
+    "danlu": Scheduler,
     "fifo-easy": lambda _: baselines.FifoEasy(),
     "srtf": lambda _: baselines.Srtf(),
     "las": lambda policy: baselines.Las(policy=policy),
@@ -44,7 +45,6 @@ MAX_NODES: Final = 10_000
 CORES_PER_GPU, MEMORY_PER_GPU = 32, 256 * 2**30
 """What a node that is written as ``16x8`` has for each of its GPUs: so much that in a trace of GPUs nothing else is short."""
 _NODES = re.compile(r"([1-9][0-9]{0,4})x([0-9]{1,4})(?::([a-z0-9][a-z0-9.-]{0,31}))?")
-_AMOUNT = re.compile(r"([^.=]+)\.([a-z]+(?:/[a-z0-9][a-z0-9.-]*)?)=(.+)")
 
 
 class WhatIf(TypedDict, total=False):
@@ -76,7 +76,7 @@ class Scene:
         """Returns it with what is otherwise.
 
         Raises:
-            InvalidRequest: an amount or a duration is none.
+            InvalidRequest: an amount or a duration is none, or quotas contradict one another.
         """
         quotas = {quota.id: quota for quota in self.quotas}
         for part, given in (("limit", what.get("limits", {})), ("guarantee", what.get("guarantees", {}))):
@@ -86,9 +86,11 @@ class Scene:
                 old = quota.limit if part == "limit" else quota.guarantee
                 quotas[name] = quota.model_copy(update={part: {**old, resource: amount}})
         for name, weight in what.get("weights", {}).items():
-            if not isinstance(weight, int) or not 1 <= weight <= 1000:
-                raise InvalidRequest(f"the weight of {name} is {weight!r:.40}: it is from 1 to 1000")
+            if not isinstance(weight, int) or not 1 <= weight <= MAX_WEIGHT:
+                raise InvalidRequest(f"the weight of {name} is {weight!r:.40}: it is from 1 to {MAX_WEIGHT}")
             quotas[name] = (quotas.get(name) or _quota(name)).model_copy(update={"weight": weight})
+        if wrong := contradictions(quotas):
+            raise InvalidRequest("these quotas contradict one another:\n" + "\n".join(wrong))
         costs = self.costs
         if "restart" in what:
             costs = replace(costs, restart=_ns("restart", what["restart"]))
@@ -107,31 +109,14 @@ def _quota(name: str) -> Quota:
 
 def _amount(word: str) -> tuple[str, str, int]:
     """Returns whose, of what, how much, from ``team-a.gpu=16``."""
-    found = _AMOUNT.fullmatch(word)
-    if found is None:
+    name, dot, rest = word.partition(".")
+    resource, equals, text = rest.partition("=")
+    if not (name and dot and resource and equals):
         raise InvalidRequest(
             f"{word!r:.80} is not PROJECT.RESOURCE=AMOUNT", next_step="write for example team-a.gpu=16"
         )
-    name, resource, text = found.groups()
-    kind = resource.partition("/")[0]
-    if kind not in ("cpu", "memory", "gpu", "jobs") or ("/" in resource and kind != "gpu"):
-        known = ("cpu", "memory", "gpu", "jobs")
-        raise InvalidRequest(
-            f"{word!r:.80}: there is no resource {resource}",
-            next_step=suggestion(resource, known) or f"there are {', '.join(known)} and gpu/KIND",
-        )
     try:
-        if text.strip() == str(UNLIMITED):
-            return name, resource, UNLIMITED
-        if text.strip() == "0":
-            return name, resource, 0
-        if kind == "cpu":
-            return name, resource, parse_cpu(text)
-        if kind == "memory":
-            return name, resource, parse_bytes(text)
-        if not text.isascii() or not text.isdecimal() or len(text) > 9:
-            raise ValueError("it is not a whole number; -1: unlimited")
-        return name, resource, int(text)
+        return name, resource, parse_amount(resource, text)
     except ValueError as error:
         raise InvalidRequest(f"{word!r:.80}: {error}") from error
 
@@ -206,6 +191,8 @@ def recorded(client: Client, *, since: int | None = None, platform: bool = False
     found: list[TracedJob]
     found, _ = listed(client, "trace.get", TraceQuery(since=since, platform=platform), 0)
     nodes: tuple[NodeUse, ...] = client.call("nodes.list").items
+    quotas: list[QuotaUse]
+    quotas, _ = listed(client, "quotas.list", Paging(), 0)
     trace = [traced for job in found if (traced := of_record(job)) is not None]
     if not trace:
         raise InvalidRequest(
@@ -217,6 +204,7 @@ def recorded(client: Client, *, since: int | None = None, platform: bool = False
     return Scene(
         tuple(sorted(trace, key=lambda job: (job.submit, job.id))),
         tuple(use.node.capacity for use in nodes),
+        tuple(use.quota for use in quotas),
         left_out=len(found) - len(trace),
     )
 

@@ -229,7 +229,9 @@ class _Preemptive(_Known):
                 if seats is None:
                     behind = stays[bisect_right(stays, (rank, job_id)) :]
                     seats, going = self._displace(shape, behind)
-                    preemptions += [Preemption(one.id, job_id, "it stands behind", one.lost(now)) for one in going]
+                    preemptions += [
+                        Preemption(one.id, job_id, "it stands behind", one.lost(now), one.lost_s(now)) for one in going
+                    ]
                     gone = {one.id for one in going}
                     stays = [one for one in stays if one[1] not in gone] if gone else stays
                 if seats is None:

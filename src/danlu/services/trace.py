@@ -44,8 +44,12 @@ def get(call: Call, query: TraceQuery) -> Page[TracedJob]:
 
 
 def traced(job: Job, attempts: list[Attempt]) -> TracedJob:
-    """Returns what a simulation needs to know of a job. An attempt has its resources from when it was made until its end."""
-    shapes = job.spec.shapes
+    """Returns what a simulation needs to know of a job: its times, and what its newest attempt had.
+
+    An attempt has its resources from when it was made until it has ended.
+    """
+    newest = max(attempts, key=lambda one: one.number, default=None)
+    shapes = job.spec.shapes if newest is None else tuple(task.resources for task in newest.tasks)
     total = sum(shapes, start=Resources())
     ended = [(one.created_at, one.ended_at) for one in attempts if one.ended_at is not None]
     max_time = job.spec.max_time

@@ -14,24 +14,15 @@ from hypothesis import strategies as st
 from danlu.domain.jobs import Reason
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.resources import Resources
-from danlu.scheduler import cycle
-from danlu.scheduler.cycle import (
-    KEPT_FOR,
-    Held,
-    Placement,
-    Seat,
-    Shape,
-    Snapshot,
-    Waiting,
-    could_ever_fit,
-    order,
-    plan,
-    rooms,
-    shortage,
-    take_seats,
-)
+from danlu.scheduler.model import Placement, Policy, Seat, Shape, Waiting
 from danlu.scheduler.ports import COUNT
+from danlu.scheduler.rooms import Rooms, take_seats
+from danlu.scheduler.sizing import could_ever_fit
 from tests.factories import GIB, make_capacity
+from tests.unit.scheduling import NOW, Held, Snapshot, held_by, plan, scheduler
+from tests.unit.scheduling import wait as job_that_waits
+
+KEPT_FOR = Policy().kept_for
 
 
 def ask(cpu: float = 1, memory: int = 0, gpus: int = 0, kind: str | None = None, tasks: int = 1) -> Shape:
@@ -39,7 +30,7 @@ def ask(cpu: float = 1, memory: int = 0, gpus: int = 0, kind: str | None = None,
 
 
 def wait(name: str, shape: Shape | None = None, *, priority: int = 0, since: int = 0) -> Waiting:
-    return Waiting(name, priority, since, shape or ask())
+    return job_that_waits(name, shape or ask(), priority=priority, since=since)
 
 
 def hold(node: str, cpu: float = 0, memory: int = 0, devices: tuple[int, ...] = ()) -> Held:
@@ -52,6 +43,17 @@ def snapshot(*nodes: NodeCapacity, held: tuple[Held, ...] = (), waiting: tuple[W
 
 def started(made: Any) -> list[str]:
     return [placement.job_id for placement in made.placements]
+
+
+def order(waiting: tuple[Waiting, ...] | list[Waiting]) -> list[Waiting]:
+    return sorted(waiting, key=lambda job: (-job.priority, job.queued_at, job.id))
+
+
+def rooms(nodes: Any, held: Any) -> Rooms:
+    made = Rooms.of(nodes)
+    for share in held:
+        made.take(share.node, share.resources, share.devices)
+    return made
 
 
 # tables
@@ -68,14 +70,11 @@ def test_a_gang_that_lacks_ports_says_so_and_gets_the_next_ones() -> None:
         Reason.WAITING_FOR_RESOURCES, "asks 4 ports, one for each task; 1 of 12,768 are free"
     )  # fmt: skip
     assert made.waits["e"][0] is Reason.WAITING_FOR_RESOURCES  # the one that is free is kept for b
-    assert shortage(gang, [make_capacity()], [taken]) == (
-        Reason.WAITING_FOR_RESOURCES, "asks 4 ports, one for each task; 3 of 12,768 are free"
-    )  # fmt: skip
 
 
 def test_higher_priority_first_then_who_waits_longest_then_the_id() -> None:
     jobs = [wait("c"), wait("b"), wait("old", since=-1), wait("urgent", priority=5, since=9), wait("late", priority=-1)]
-    assert [job.id for job in order(jobs)] == ["urgent", "old", "b", "c", "late"]
+    assert started(plan(snapshot(make_capacity(cpu=99), waiting=tuple(jobs)))) == ["urgent", "old", "b", "c", "late"]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,7 @@ def test_gpus_of_two_kinds_are_not_mixed_and_not_promised() -> None:
 def test_packing_fills_the_fuller_node_and_leaves_whole_ones() -> None:
     nodes = (make_capacity("a", h100=4), make_capacity("b", h100=4))
     made = plan(snapshot(*nodes, held=(hold("b", devices=(0, 1)),), waiting=(wait("j", ask(1, gpus=2)),)))
-    assert made.placements == (Placement("j", (Seat("b", (2, 3)),)),)
+    assert made.placements == (Placement("j", (Seat("b", (2, 3)),), ask(1, gpus=2)),)
     assert plan(snapshot(*nodes, make_capacity("cpu"), waiting=(wait("j"),))).placements[0].seats[0].node == "cpu"
 
 
@@ -140,24 +139,35 @@ def test_without_nodes_all_wait() -> None:
     assert made.waits["j"] == (Reason.NO_MATCHING_FLAVOR, "asks 1 cpu; there is no node")
 
 
-def test_what_is_held_on_a_node_that_shrank_is_not_negative() -> None:
-    free = rooms([make_capacity("a", cpu=1)], [hold("a", cpu=4, memory=64 * GIB, devices=(7,)), hold("gone", cpu=1)])
-    assert (free["a"].cpu_milli, free["a"].memory_bytes, set(free)) == (0, 0, {"a"})
+def test_what_is_held_on_a_node_that_shrank_leaves_nothing() -> None:
+    shares = (hold("a", cpu=4, memory=64 * GIB, devices=(7,)), hold("gone", cpu=1))
+    free = rooms([make_capacity("a", cpu=1)], shares)
+    assert free.free(None) == Resources()
+    assert set(free.by_name) == {"a"}
+    assert started(plan(snapshot(make_capacity("a", cpu=1), held=shares, waiting=(wait("j", ask(0.1)),)))) == []
+
+
+def test_what_is_held_counts_on_a_node_that_comes_back() -> None:
+    made = scheduler(snapshot(make_capacity("a", cpu=4), held=(hold("a", cpu=3),), waiting=(wait("j", ask(2)),)))
+    made.node(make_capacity("a", cpu=0))
+    made.node(make_capacity("a", cpu=4))
+    assert started(made.decide(NOW)) == []
+    made.freed("held-0", NOW)
+    assert started(made.decide(NOW)) == ["j"]
 
 
 def test_seats_are_taken_all_or_none() -> None:
     free = rooms([make_capacity("a", cpu=2, h100=2)], [])
     need = Resources(cpu_milli=1000, gpus=1)
-    before = (free["a"].cpu_milli, dict(free["a"].gpus))
     for seats in (
         [Seat("a", (0,)), Seat("a", (0,))],
         [Seat("a", (0,)), Seat("b", (0,))],
         [Seat("a", (0,)), Seat("a", (5,))],
     ):
         assert not take_seats(free, (need, need), seats)
-        assert (free["a"].cpu_milli, dict(free["a"].gpus)) == before
+        assert free.free(None) == Resources(cpu_milli=2000, memory_bytes=free.by_name["a"].memory_bytes, gpus=2)
     assert take_seats(free, (need, need), [Seat("a", (0,)), Seat("a", (1,))])
-    assert (free["a"].cpu_milli, free["a"].gpus) == (0, {"h100": []})
+    assert (free.by_name["a"].cpu_milli, free.by_name["a"].gpus) == (0, {"h100": []})
 
 
 # nobody starves
@@ -210,12 +220,11 @@ class World:
                 shape = ask(self.random.randint(1, 3), gpus=self.random.choice((0, 1, 1, 2)))
                 self.waiting.append(wait(f"{step:04d}-{len(self.waiting)}", shape, since=step + 1))
             made = plan(Snapshot(self.nodes, tuple(share for _, share in self.running), tuple(self.waiting)))
-            shapes = {job.id: job.shape for job in self.waiting}
             for placement in made.placements:
                 if placement.job_id == "head" and step:
                     return step
                 until = step + self.random.randint(1, 8)
-                for need, seat in zip(shapes[placement.job_id].tasks, placement.seats, strict=True):
+                for need, seat in zip(placement.shape.tasks, placement.seats, strict=True):
                     self.running.append((until, Held(seat.node, need, seat.devices)))
             begun = set(started(made))
             self.waiting = [job for job in self.waiting if job.id not in begun]
@@ -242,11 +251,12 @@ def test_the_choice_of_what_is_kept_does_not_go_to_and_fro() -> None:
     """What the head does not need may be used by others, and does not make another node look nearer."""
     nodes = (make_capacity("a", cpu=10, h100=4), make_capacity("b", cpu=9, h100=4))
     head, small = wait("head", ask(4, gpus=4)), wait("small", ask(1, gpus=3), since=1)
-    held = (hold("a", devices=(0,)), hold("b", devices=(0,)))
+    made = scheduler(snapshot(*nodes, held=(hold("a", devices=(0,)), hold("b", devices=(0,))), waiting=(head, small)))
     kept = set()
     for used_a, used_b in ((0, 0), (6, 0), (0, 5), (6, 5)):
-        made = plan(snapshot(*nodes, held=(*held, hold("a", cpu=used_a), hold("b", cpu=used_b)), waiting=(head, small)))
-        kept.add(made.placements[0].seats[0].node)
+        for number, share in enumerate((hold("a", cpu=used_a), hold("b", cpu=used_b)), start=2):
+            made.holds(held_by(number, share))
+        kept.add(made.decide(NOW).placements[0].seats[0].node)
     assert len(kept) == 1
 
 
@@ -293,7 +303,7 @@ def snapshots(draw: st.DrawFn, *, uniform: bool = False) -> Snapshot:
     )
     few = draw(st.lists(shapes, min_size=1, max_size=4))
     waiting = [
-        Waiting(f"j{number:02d}", draw(st.integers(-1, 1)), draw(st.integers(0, 3)), draw(st.sampled_from(few)))
+        Waiting(f"j{number:02d}", "p", draw(st.integers(-1, 1)), draw(st.integers(0, 3)), (draw(st.sampled_from(few)),))
         for number in range(draw(st.integers(0, 12)))
     ]
     return Snapshot(tuple(nodes), tuple(held), tuple(waiting))
@@ -303,7 +313,7 @@ def snapshots(draw: st.DrawFn, *, uniform: bool = False) -> Snapshot:
 @given(snapshots())
 def test_nothing_is_sold_twice(given_: Snapshot) -> None:
     made = plan(given_)
-    shapes = {job.id: job.shape for job in given_.waiting}
+    shapes = {job.id: job.shapes[0] for job in given_.waiting}
     nodes = {node.name: node for node in given_.nodes}
     cpu, memory, devices = Counter[str](), Counter[str](), Counter[tuple[str, int]]()
     for share in given_.held:
@@ -340,7 +350,6 @@ def test_the_order_in_which_things_are_told_does_not_matter(given_: Snapshot, sh
     other = Snapshot(nodes, mixed(given_.held), mixed(given_.waiting))
     assert plan(other) == plan(given_)
     assert plan(given_) == plan(given_)
-    assert list(plan(other).waits) == list(plan(given_).waits)
 
 
 def replace_gpus(node: NodeCapacity, gpus: tuple[Gpu, ...]) -> NodeCapacity:
@@ -349,21 +358,12 @@ def replace_gpus(node: NodeCapacity, gpus: tuple[Gpu, ...]) -> NodeCapacity:
 
 @settings(max_examples=200)
 @given(snapshots(uniform=True))
-def test_equal_shapes_decided_once_are_as_decided_one_by_one(given_: Snapshot) -> None:
-    """What did not fit once does not fit later in the same cycle: nothing is lost by not trying again."""
-    free, empty = rooms(given_.nodes, given_.held), rooms(given_.nodes, ())
-    kinds_of = {node.name: {gpu.index: gpu.kind for gpu in node.gpus} for node in given_.nodes}
-    begun: list[str] = []
-    refused: set[Shape] = set()
-    for job in order(given_.waiting):
-        if cycle.seat(job.shape, free, kinds_of) is not None:
-            assert job.shape not in refused
-            begun.append(job.id)
-        elif job.shape not in refused:
-            refused.add(job.shape)
-            if cycle.explain(job.shape, free, empty)[0] is Reason.WAITING_FOR_RESOURCES and len(refused) <= KEPT_FOR:
-                cycle._keep(job.shape, free, empty)
-    assert started(plan(given_)) == begun
+def test_equal_jobs_decided_once_are_as_decided_one_by_one(given_: Snapshot) -> None:
+    """Each job in an array of its own is decided by itself: nothing is lost by not trying equal ones again."""
+    apart = tuple(replace(job, array=f"array of {job.id}") for job in given_.waiting)
+    one, other = plan(given_), plan(replace(given_, waiting=apart))
+    assert one.placements == other.placements
+    assert {job: code for job, (code, _) in one.waits.items()} == {job: code for job, (code, _) in other.waits.items()}
 
 
 @given(snapshots())
@@ -379,19 +379,19 @@ def test_who_is_served_first_does_not_depend_on_those_behind(given_: Snapshot) -
 @given(snapshots())
 def test_what_could_ever_fit_starts_on_empty_nodes(given_: Snapshot) -> None:
     for job in given_.waiting:
-        never = could_ever_fit(job.shape, given_.nodes)
+        never = could_ever_fit(job.shapes[0], given_.nodes)
         made = plan(Snapshot(given_.nodes, (), (job,)))
         assert (never is None) == (started(made) == [job.id])
-        if never is not None and len(job.shape.tasks) == 1:
+        if never is not None and len(job.shapes[0].tasks) == 1:
             assert made.waits[job.id] == (Reason.NO_MATCHING_FLAVOR, never)
 
 
 @given(snapshots())
 def test_the_first_in_the_queue_starts_if_it_fits(given_: Snapshot) -> None:
     queue = order(given_.waiting)
-    if not queue or len(queue[0].shape.tasks) > 1:
+    if not queue or len(queue[0].shapes[0].tasks) > 1:
         return
     made = plan(given_)
-    need, kind = queue[0].shape.tasks[0], queue[0].shape.gpu_kind
-    fits = any(room.fits(need, kind) for room in rooms(given_.nodes, given_.held).values())
+    need, kind = queue[0].shapes[0].tasks[0], queue[0].shapes[0].gpu_kind
+    fits = any(room.fits(need, kind) for room in rooms(given_.nodes, given_.held).by_name.values())
     assert (queue[0].id in started(made)) == fits

@@ -160,6 +160,8 @@ class Cycle:
             return
         self._keep(job)
         self._refuse(group, *self._short(job))
+        if job.shapes[-1].ports > self._ports:
+            self._ports = 0  # they are kept for it
 
     def _place(self, job: Waiting, shape: Shape) -> bool:
         if shape.ports > self._ports:

@@ -93,8 +93,8 @@ def short(shape: Shape, rooms: Rooms) -> str:
     if need.memory_bytes > memory:
         lacks.append(f"memory (at most {format_bytes(max(0, memory))} free on one node)")
     if need.gpus > gpus:
-        all_ = f" of {free.gpus} in all" if total.gpus <= free.gpus else ""
-        lacks.append(f"gpu (at most {gpus}{all_} free on one node)")
+        all_ = f", {free.gpus} in all" if total.gpus <= free.gpus else ""
+        lacks.append(f"gpu (at most {gpus} free on one node{all_})")
     what = ", ".join(lacks) or "one node with all of it free at once"
     fit = f"{len(seats)} of them fit, the next, {asks(need, shape.gpu_kind)}, is " if len(shape.tasks) > 1 else ""
     return f"asks {asks_all(shape)}; {fit}short of {what}"

@@ -21,11 +21,11 @@ from heapq import heapify, heappop, heappush
 from danlu.domain.jobs import Reason
 from danlu.domain.resources import Resources
 from danlu.scheduler import ports, words
-from danlu.scheduler.model import Placement, Plan, Preemption, Shape, Waiting
+from danlu.scheduler.model import Placement, Plan, Preemption, Running, Shape, Waiting
 from danlu.scheduler.preempting import Choice, choose
 from danlu.scheduler.quota import Excess, amounts
 from danlu.scheduler.rooms import EVERYTHING, NEVER, Borrowing, seat
-from danlu.scheduler.state import Group, GroupKey, Kept, State
+from danlu.scheduler.state import Bucket, Group, GroupKey, Kept, State
 
 Rank = tuple[bool, int, int, int]
 """Who stands before whom, in steps: not within a guarantee, -priority, step of the project's share, level."""
@@ -62,6 +62,10 @@ class Cycle:
     _arrays: dict[str, int] = field(default_factory=dict)
     _steps: dict[str, int] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
+    _held: dict[str, float] = field(default_factory=dict)
+    _losers: dict[tuple[Bucket, bool], list[tuple[int, str]]] = field(default_factory=dict)
+    _done: set[GroupKey] = field(default_factory=set)
+    _texts: dict[Shape, str] = field(default_factory=dict)
     _kept: set[str] = field(default_factory=set)
     _searches: int = 0
     _ports: int = 0
@@ -109,8 +113,10 @@ class Cycle:
     def _turn(self, group: Group, at: int) -> Turn:
         key = group.key
         entitled = self.state.tree.entitled(key.project, group.asks[-1]) is not None
-        rank = self.rank(key.project, key.priority, key.level, entitled=entitled)
-        return (*rank, self.state.shares.held(key.project), *group.jobs[at])
+        held = self._held.get(key.project)
+        if held is None:
+            held = self._held[key.project] = self.state.shares.held(key.project)
+        return not entitled, -key.priority, self._steps[key.project], key.level, held, *group.jobs[at]
 
     def turns(self) -> list[Turn]:
         """Returns the turn of each job that waits, in no order."""
@@ -121,12 +127,26 @@ class Cycle:
         """Yields groups whose next job is to be served, in order; what was placed meanwhile puts its project back."""
         while self._heap:
             turn, key = heappop(self._heap)
+            if key in self._done:
+                continue
             group = self.state.groups[key]
             fresh = self._turn(group, self._at.get(key, 0))
             if fresh > turn:
                 heappush(self._heap, (fresh, key))
                 continue
             yield group
+
+    def _pass_over(
+        self, shapes: tuple[Shape, ...], borrowing: Borrowing, full: tuple[Reason, Callable[[], str]]
+    ) -> None:
+        """Settles, before their turn, all groups that ask for what there is no room for, if none is made or kept any more."""
+        policy, state = self.state.policy, self.state
+        if len(self._kept) < policy.kept_for or self._searches < policy.preempts_for or state.tree.quotas:
+            return
+        for key, group in state.of_shapes[shapes].items():
+            if key.array is None and key not in self._at and self._borrowing(key) == borrowing:
+                self._done.add(key)
+                self._refuse(group, *full)
 
     def _next(self, group: Group) -> None:
         """The group's first job is settled: another one follows."""
@@ -145,12 +165,13 @@ class Cycle:
             self._refuse(group, Reason.WAITING_FOR_ARRAY, lambda: words_)
             return
         excess: Excess | None = None
-        for shape in job.shapes:
-            excess = self.state.tree.exceeded(job.project, self.state.asks(shape))
-            if excess is None and self._place(job, shape):
+        for shape, asks in zip(job.shapes, group.asks, strict=True):
+            excess = self.state.tree.exceeded(job.project, asks)
+            if excess is None and self._place(group.key, job, shape):
                 self._next(group)
                 return
-        if self._makes_room(job):
+        never = self.state.never(job.shapes[-1])
+        if never is None and self._makes_room(group, job):
             self._next(group)
             return
         if excess is not None:
@@ -158,15 +179,23 @@ class Cycle:
             reason = Reason.EXCEEDS_MAX_QUOTA if alone else Reason.WAITING_FOR_QUOTA
             self._refuse(group, reason, partial(words.over_quota, excess))
             return
+        if never is not None:
+            self._refuse(group, Reason.NO_MATCHING_FLAVOR, lambda: never)
+            return
         self._keep(job)
-        self._refuse(group, *self._short(job))
-        if job.shapes[-1].ports > self._ports:
+        shape = job.shapes[-1]
+        if shape.ports > self._ports:
+            self._refuse(group, Reason.WAITING_FOR_RESOURCES, partial(words.short_of_ports, shape, self._ports))
             self._ports = 0  # they are kept for it
+            return
+        full = words.code(shape, self.state.rooms), partial(self._text, shape)
+        self._refuse(group, *full)
+        self._pass_over(job.shapes, self._borrowing(group.key), full)
 
-    def _place(self, job: Waiting, shape: Shape) -> bool:
+    def _place(self, key: GroupKey, job: Waiting, shape: Shape) -> bool:
         if shape.ports > self._ports:
             return False
-        borrowing = self._borrowing(job)
+        borrowing = self._borrowing(key)
         for wanted in self._kinds(job, shape):
             if (wanted, borrowing) in self._refused:
                 continue
@@ -180,6 +209,7 @@ class Cycle:
             self.state.tree.add(job.project, asks)
             self.state.shares.add(job.project, asks, self.now)
             self._counted.append((job.project, asks))
+            self._held.clear()
             if job.array is not None:
                 self._arrays[job.array] = self._arrays.get(job.array, 0) + 1
             return True
@@ -195,28 +225,28 @@ class Cycle:
             if self.state.tree.exceeded(job.project, {f"gpu/{kind}": gpus}) is None:
                 yield Shape(shape.tasks, kind, shape.ports)
 
-    def _borrowing(self, job: Waiting) -> Borrowing:
+    def _borrowing(self, key: GroupKey) -> Borrowing:
         if not self._kept:
             return EVERYTHING  # nothing is kept yet
-        if job.keeps and self.state.policy.preempts:
+        if key.keeps and self.state.policy.preempts:
             return EVERYTHING
-        if job.duration is not None:
-            return Borrowing(ends_by=self.now + (1 << max(1, job.duration).bit_length()))
+        if key.lasts_log2 is not None:
+            return Borrowing(ends_by=self.now + (1 << key.lasts_log2))
         return NEVER
 
     # making way, keeping
 
-    def _makes_room(self, job: Waiting) -> bool:
+    def _makes_room(self, group: Group, job: Waiting) -> bool:
         """Says whether others make way for a job, or do so already; what they give back is kept for it."""
         state = self.state
         if any(one in state.running for one in state.yielding.get(job.id, ())):
-            self._tell(job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, "what makes way for it has not ended yet")
+            self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, "what makes way for it has not ended yet")
             self._keep(job)
             return True
         if not state.policy.preempts or self._searches >= state.policy.preempts_for:
             return False
         self._searches += 1
-        choice: Choice | None = choose(self, job)
+        choice: Choice | None = choose(self, job, self._borrowing(group.key))
         if choice is None:
             return False
         for victim, why in choice.victims:
@@ -225,11 +255,35 @@ class Cycle:
         state.kept[job.id] = Kept(choice.seats, self.now)
         self._keep(job)
         self._tell(
+            group,
             job,
             Reason.WAITING_FOR_PREEMPTED_WORKLOADS,
             f"{len(choice.victims)} that run were asked to make way for it",
         )
         return True
+
+    def may_leave(self, attempt: Running) -> bool:
+        """Says whether an attempt may be asked to make way at all: not yet, and it has run for long enough."""
+        enough = self.now - attempt.placed_at >= self.state.policy.min_runtime
+        return enough and attempt.yields_to is None and attempt.id not in self.yielding
+
+    def losers(self, bucket: Bucket, *, little: bool) -> list[tuple[int, str]]:
+        """Returns who may be asked of those that stand here, that of which least is lost first: (what is lost, id).
+
+        With ``little`` only those of which little is lost of what they did.
+        """
+        known = self._losers.get((bucket, little))
+        if known is None:
+            state, now = self.state, self.now
+            known = self._losers[bucket, little] = []
+            for attempt_id in state.savers.get(bucket, ()) if little else state.buckets[bucket]:
+                attempt = state.running[attempt_id]
+                lost = attempt.lost(now)
+                done = (now - attempt.placed_at) * attempt.shape.rate
+                if self.may_leave(attempt) and not (little and lost > state.policy.max_lost_part * done):
+                    known.append((lost, attempt_id))
+            known.sort()
+        return known
 
     def _keep(self, job: Waiting) -> None:
         """Keeps what a job waits for, on the nodes that were chosen when it first had to wait, unless one is gone."""
@@ -298,28 +352,29 @@ class Cycle:
 
     # words
 
-    def _short(self, job: Waiting) -> tuple[Reason, Callable[[], str]]:
-        rooms, shape = self.state.rooms, job.shapes[-1]
-        if (why := self.state.never(shape)) is not None:
-            return Reason.NO_MATCHING_FLAVOR, lambda: why
-        if shape.ports > self._ports:
-            return Reason.WAITING_FOR_RESOURCES, partial(words.short_of_ports, shape, self._ports)
-        return words.code(shape, rooms), partial(words.short, shape, rooms)
+    def _text(self, shape: Shape) -> str:
+        if shape not in self._texts:
+            self._texts[shape] = words.short(shape, self.state.rooms)
+        return self._texts[shape]
 
     def _refuse(self, group: Group, reason: Reason, why: Callable[[], str]) -> None:
         """Tells all jobs of a group that were not settled that they wait, if they were not told so before."""
-        left = group.jobs[self._at.get(group.key, 0) :]
+        at = self._at.get(group.key, 0)
         if reason is not group.told:
-            group.told, fresh = reason, [job_id for _, job_id in left]
+            group.told, fresh = reason, [job_id for _, job_id in group.jobs[at:]]
+        elif group.untold or group.apart:
+            fresh = [job_id for job_id in {*group.untold, *group.apart} if job_id not in self._settled]
         else:
-            fresh = [job_id for job_id in group.untold if job_id not in self._settled]
+            return
         if fresh:
             text = why()
             self.waits.update((job_id, (reason, text)) for job_id in fresh)
+        for job_id in fresh:
+            group.apart.pop(job_id, None)
         group.untold.clear()
 
-    def _tell(self, job: Waiting, reason: Reason, why: str) -> None:
+    def _tell(self, group: Group, job: Waiting, reason: Reason, why: str) -> None:
         """Tells one job that it waits for another reason than its group."""
-        if self.state.told.get(job.id) is not reason:
+        if group.apart.get(job.id) is not reason:
             self.waits[job.id] = (reason, why)
-            self.state.told[job.id] = reason
+            group.apart[job.id] = reason

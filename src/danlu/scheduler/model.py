@@ -22,11 +22,17 @@ class Shape:
     tasks: tuple[Resources, ...]
     gpu_kind: str | None = None
     ports: int = 0
+    rate: int = field(init=False, compare=False)
+    """How fast it attains service: its GPUs, in thousandths; without GPUs its thousandths of cores."""
+    _hash: int = field(init=False, compare=False, repr=False)
 
-    @property
-    def rate(self) -> int:
-        """How fast it attains service: its GPUs, in thousandths; without GPUs its thousandths of cores."""
-        return 1000 * sum(task.gpus for task in self.tasks) or sum(task.cpu_milli for task in self.tasks)
+    def __post_init__(self) -> None:
+        rate = 1000 * sum(task.gpus for task in self.tasks) or sum(task.cpu_milli for task in self.tasks)
+        object.__setattr__(self, "rate", rate)
+        object.__setattr__(self, "_hash", hash((self.tasks, self.gpu_kind, self.ports)))  # it is looked up often
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,24 @@ What another project is guaranteed is never taken from it.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from danlu.domain.quotas import Quota
 from danlu.domain.resources import Resources
 from danlu.scheduler.model import Running, Shape, Waiting
 from danlu.scheduler.quota import Excess
-from danlu.scheduler.rooms import EVERYTHING, Room, Rooms, largest_first, seat, seated
+from danlu.scheduler.rooms import Borrowing, Room, Rooms, largest_first, seat, seated
 
 if TYPE_CHECKING:
     from danlu.scheduler.cycle import Cycle
+    from danlu.scheduler.state import Kept
+
+
+LOOKED_AT = 24
+LOOKED_AT_PER_GPU = 4
 
 
 class Choice(NamedTuple):
@@ -31,84 +39,93 @@ class Choice(NamedTuple):
     seats: tuple[tuple[str, Resources, str | None], ...]
 
 
-def choose(cycle: Cycle, job: Waiting) -> Choice | None:
-    """Returns who makes way so that a job fits in its least shape; None: those who could are not enough."""
-    shape, rooms, tree = job.shapes[-1], cycle.state.rooms, cycle.state.tree
-    may = {victim.id: (victim, why) for victim, why in _candidates(cycle, job, shape)}
-    if not may:
-        return None
-    asks = cycle.state.asks(shape)
-    chosen: dict[str, tuple[Running, str]] = {}
+def choose(cycle: Cycle, job: Waiting, borrowing: Borrowing) -> Choice | None:
+    """Returns who makes way so that a job fits in its least shape; None: those who could are not enough.
+
+    Looked at are those of which least is lost, at first so many as should do; all where a guarantee is at stake.
+    """
+    shape, asks = job.shapes[-1], cycle.state.asks(job.shapes[-1])
+    right = cycle.state.tree.entitled(job.project, asks)
+    some = [*_candidates(cycle, job, asks, right)]
+    most = LOOKED_AT + LOOKED_AT_PER_GPU * sum(task.gpus for task in shape.tasks)
+    found = _chosen(cycle, job, asks, some[:most], borrowing)
+    return (
+        found if found is not None or right is None or len(some) <= most else _chosen(cycle, job, asks, some, borrowing)
+    )
+
+
+def _chosen(
+    cycle: Cycle, job: Waiting, asks: dict[str, int], candidates: list[tuple[str, str]], borrowing: Borrowing
+) -> Choice | None:
+    shape, rooms, tree, state = job.shapes[-1], cycle.state.rooms, cycle.state.tree, cycle.state
+    left = {attempt_id: state.running[attempt_id] for attempt_id, _ in candidates}
+    why, chosen = dict(candidates), list[Running]()
+    seats = None
     with rooms.trial():
-        while tree.exceeded(job.project, asks) is not None or (seats := seat(rooms, shape, EVERYTHING)) is None:
+        while left:
             excess = tree.exceeded(job.project, asks)
-            left = {attempt_id: victim for attempt_id, (victim, _) in may.items() if attempt_id not in chosen}
-            more = _under(cycle, excess, left) if excess is not None else _cheapest(cycle, shape, left)
+            more = _under(cycle, excess, left) if excess is not None else _cheapest(cycle, shape, left, borrowing)
             if not more:
                 break
             for victim in more:
-                chosen[victim.id] = may[victim.id]
-                tree.add(victim.project, cycle.state.holding(victim), -1)
+                chosen.append(left.pop(victim.id))
+                tree.add(victim.project, state.holding(victim), -1)
                 for need, where in zip(victim.shape.tasks, victim.seats, strict=True):
                     rooms.give(where.node, need, where.devices)
-        else:
-            kinds = [rooms.kinds[one.node].get(one.devices[0]) if one.devices else None for one in seats]
-            found = tuple((one.node, need, kind) for one, need, kind in zip(seats, shape.tasks, kinds, strict=True))
-            chosen_ = tuple(chosen.values())
-            _count_again(cycle, chosen)
-            return Choice(chosen_, found)
-    _count_again(cycle, chosen)
-    return None
+            if tree.exceeded(job.project, asks) is None and (seats := seat(rooms, shape, borrowing)) is not None:
+                break
+        for victim in chosen:
+            tree.add(victim.project, state.holding(victim))
+    if seats is None:
+        return None
+    kinds = [rooms.kinds[one.node].get(one.devices[0]) if one.devices else None for one in seats]
+    return Choice(
+        tuple((victim, why[victim.id]) for victim in chosen),
+        tuple((one.node, need, kind) for one, need, kind in zip(seats, shape.tasks, kinds, strict=True)),
+    )
 
 
-def _count_again(cycle: Cycle, chosen: dict[str, tuple[Running, str]]) -> None:
-    for victim, _ in chosen.values():
-        cycle.state.tree.add(victim.project, cycle.state.holding(victim))
-
-
-def _candidates(cycle: Cycle, job: Waiting, shape: Shape) -> Iterator[tuple[Running, str]]:
-    """Yields who may be asked, and why."""
-    state, now = cycle.state, cycle.now
-    asks = state.asks(shape)
-    right = state.tree.entitled(job.project, asks)
-    mine = cycle.rank(job.project, job.priority, state.policy.level(job.attained), entitled=right is not None)
+def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota | None) -> Iterator[tuple[str, str]]:
+    """Yields who may be asked, that first of which least is lost, and why."""
+    state = cycle.state
+    mine = cycle.rank(job.project, job.priority, state.policy.level(job.attained))[1:]
     kept = state.kept.get(job.id)
-    beside = {node for node, _, _ in kept.seats} if kept is not None else frozenset()
+    parts: list[Iterator[tuple[int, str, str]]] = []
     for bucket, attempts in state.buckets.items():
-        if not attempts:
+        if not attempts or not (
+            bucket.project == job.project or state.tree.has_borrowed(bucket.project, asks, beside=job.project)
+        ):
             continue
-        lent = bucket.project == job.project or state.tree.has_borrowed(bucket.project, asks, beside=job.project)
-        if not lent:
-            continue
-        theirs = cycle.rank(bucket.project, bucket.priority, bucket.level)
+        theirs = cycle.rank(bucket.project, bucket.priority, bucket.level)[1:]
         why, little = "", False
         if right is not None and right not in state.tree.path(bucket.project):
             why = f"{right.id} is guaranteed what it holds"
         elif bucket.priority < job.priority:
             why = f"its priority is {bucket.priority}, that of the other {job.priority}"
-        elif theirs[1:] > mine[1:]:
+        elif theirs > mine:
             why, little = "its job, or its project, had more than the other's", True
-        elif kept is None:
-            continue
-        for attempt_id in attempts:
-            victim = state.running[attempt_id]
-            if victim.yields_to is not None or attempt_id in cycle.yielding:
-                continue
-            if now - victim.placed_at < state.policy.min_runtime:
-                continue
-            if not why:
-                if (
-                    victim.keeps
-                    and kept is not None
-                    and victim.placed_at >= kept.since
-                    and any(one.node in beside for one in victim.seats)
-                ):
-                    yield victim, "it was let in beside what is kept for the other"
-            elif (
-                not little
-                or victim.lost(now) <= state.policy.max_lost_part * (now - victim.placed_at) * victim.shape.rate
-            ):
-                yield victim, why
+        if why:
+            parts.append((*one, why) for one in cycle.losers(bucket, little=little))
+    if kept is not None:
+        parts.append(iter(_let_in(cycle, job, kept, mine)))
+    seen = set()
+    for _, attempt_id, why in heapq.merge(*parts):
+        if attempt_id not in seen and attempt_id not in cycle.yielding:
+            seen.add(attempt_id)
+            yield attempt_id, why
+
+
+def _let_in(cycle: Cycle, job: Waiting, kept: Kept, mine: tuple[int, int, int]) -> list[tuple[int, str, str]]:
+    """Returns those that were let in beside what is kept for a job, after whom they stand, and lose nothing by leaving."""
+    found = []
+    for attempt_id in {one for node, _, _ in kept.seats for one in cycle.state.on_node[node]}:
+        victim = cycle.state.running[attempt_id]
+        level = cycle.state.policy.level(victim.service(cycle.now))
+        theirs = cycle.rank(victim.project, victim.priority, level)[1:]
+        after = (theirs, victim.queued_at, victim.job_id) > (mine, job.queued_at, job.id)
+        if after and victim.keeps and victim.placed_at >= kept.since and cycle.may_leave(victim):
+            found.append((0, attempt_id, "it was let in beside what is kept for the other"))
+    return sorted(found)
 
 
 def _under(cycle: Cycle, excess: Excess, left: dict[str, Running]) -> list[Running]:
@@ -122,7 +139,7 @@ def _under(cycle: Cycle, excess: Excess, left: dict[str, Running]) -> list[Runni
     return [min(holders, key=lambda victim: (victim.lost(cycle.now), victim.id))] if holders else []
 
 
-def _cheapest(cycle: Cycle, shape: Shape, left: dict[str, Running]) -> list[Running]:
+def _cheapest(cycle: Cycle, shape: Shape, left: dict[str, Running], borrowing: Borrowing) -> list[Running]:
     """Returns who makes way for the first task that does not fit, all on one node, so that least is lost; or none."""
     rooms = cycle.state.rooms
     on_node: dict[str, list[Running]] = {}
@@ -130,14 +147,14 @@ def _cheapest(cycle: Cycle, shape: Shape, left: dict[str, Running]) -> list[Runn
         for name in {one.node for one in victim.seats}:
             on_node.setdefault(name, []).append(victim)
     with rooms.trial():
-        seats = seated(rooms, shape, shape.gpu_kind)
-        need = next(shape.tasks[rank] for rank in largest_first(shape) if rank not in seats)
+        seats = seated(rooms, shape, shape.gpu_kind, borrowing)
+        need = next((shape.tasks[rank] for rank in largest_first(shape) if rank not in seats), shape.tasks[0])
         best: tuple[tuple[int, int, str], list[Running]] | None = None
         for name, victims in on_node.items():
             if (room := rooms.by_name.get(name)) is None:
                 continue
             ordered = sorted(victims, key=lambda victim: (victim.lost(cycle.now), -victim.placed_at, victim.id))
-            some = _enough(rooms, room, need, shape.gpu_kind, ordered)
+            some = _enough(rooms, room.name, need, shape.gpu_kind, ordered, _Free.of(room, borrowing))
             if some is not None:
                 cost = sum(victim.lost(cycle.now) for victim in some), len(some), name
                 if best is None or cost < best[0]:
@@ -145,29 +162,56 @@ def _cheapest(cycle: Cycle, shape: Shape, left: dict[str, Running]) -> list[Runn
     return best[1] if best is not None else []
 
 
+@dataclass(slots=True)
+class _Free:
+    """What would be free on one node."""
+
+    cpu_milli: int
+    memory_bytes: int
+    gpus: dict[str, int]
+
+    @classmethod
+    def of(cls, room: Room, borrowing: Borrowing) -> _Free:
+        gpus = {kind: len(indexes) for kind, indexes in room.gpus.items()}
+        if borrowing.of(room):
+            return cls(room.cpu_milli, room.memory_bytes, gpus)
+        kept = {kind: count - room.kept_gpus.get(kind, 0) for kind, count in gpus.items()}
+        return cls(room.cpu_milli - room.kept_cpu_milli, room.memory_bytes - room.kept_memory_bytes, kept)
+
+    def add(self, rooms: Rooms, node: str, victim: Running, sign: int) -> None:
+        kinds = rooms.kinds[node]
+        for need, where in zip(victim.shape.tasks, victim.seats, strict=True):
+            if where.node == node:
+                self.cpu_milli += sign * need.cpu_milli
+                self.memory_bytes += sign * need.memory_bytes
+                for device in where.devices:
+                    if (kind := kinds.get(device)) is not None:
+                        self.gpus[kind] = self.gpus.get(kind, 0) + sign
+
+    def fits(self, need: Resources, kind: str | None) -> bool:
+        return (
+            need.cpu_milli <= self.cpu_milli
+            and need.memory_bytes <= self.memory_bytes
+            and (not need.gpus or any(free >= need.gpus for one, free in self.gpus.items() if kind in (None, one)))
+        )
+
+
 def _enough(
-    rooms: Rooms, room: Room, need: Resources, kind: str | None, victims: list[Running]
+    rooms: Rooms, node: str, need: Resources, kind: str | None, victims: list[Running], free: _Free
 ) -> list[Running] | None:
     """Returns the first of these that have to leave a node for a task to fit, without those that need not."""
     taken: list[Running] = []
-    with rooms.trial():
-        for victim in victims:
-            if room.fits(need, kind):
-                break
-            taken.append(victim)
-            _leave(rooms, room.name, victim)
-        if not room.fits(need, kind):
-            return None
-        for victim in taken[:-1]:
-            _leave(rooms, room.name, victim, back=True)
-            if room.fits(need, kind):
-                taken.remove(victim)
-            else:
-                _leave(rooms, room.name, victim)
+    for victim in victims:
+        if free.fits(need, kind):
+            break
+        taken.append(victim)
+        free.add(rooms, node, victim, 1)
+    if not free.fits(need, kind):
+        return None
+    for victim in taken[:-1]:
+        free.add(rooms, node, victim, -1)
+        if free.fits(need, kind):
+            taken.remove(victim)
+        else:
+            free.add(rooms, node, victim, 1)
     return taken
-
-
-def _leave(rooms: Rooms, node: str, victim: Running, *, back: bool = False) -> None:
-    for need, where in zip(victim.shape.tasks, victim.seats, strict=True):
-        if where.node == node:
-            (rooms.take if back else rooms.give)(node, need, where.devices)

@@ -80,7 +80,7 @@ class Tree:
 
     def entitled(self, project: str, asks: Mapping[str, int]) -> Quota | None:
         """Returns the quota, the project's or a group's, whose guarantee a job fits into; None: it would borrow."""
-        for quota in self.path(project):
+        for quota in self.path(project) if self.quotas else ():
             used = self.used.get(quota.id, {})
             guaranteed = [name for name in quota.guarantee if asks.get(name)]
             if guaranteed and all(used.get(name, 0) + asks[name] <= quota.guarantee[name] for name in guaranteed):

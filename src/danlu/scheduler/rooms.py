@@ -193,6 +193,15 @@ class Rooms:
         for at in range(bisect_left(self._order, (gpus,)), len(self._order)):
             yield self.by_name[self._order[at][3]]
 
+    def most(self, kind: str | None) -> int:
+        """Returns how many GPUs of this kind, or of any one kind, one task could have."""
+        found = 0
+        for room in self.of_most():
+            if room.key[0] <= found:
+                break
+            found = max(found, room.most(kind))
+        return found
+
     def of_most(self) -> Iterator[Room]:
         """Yields the nodes, that with the most left first."""
         return (self.by_name[key[3]] for key in reversed(self._order))

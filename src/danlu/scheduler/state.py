@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -38,12 +38,20 @@ class GroupKey(NamedTuple):
 
 @dataclass(slots=True)
 class Group:
-    """Waiting jobs that differ in nothing but age, the oldest first. ``told``: why they wait, as last told."""
+    """Waiting jobs that differ in nothing but age, the oldest first.
+
+    Attributes:
+        told: why they wait, as last told.
+        untold: those to which nothing was told yet.
+        apart: those that wait for another reason than the group, as last told.
+        asks: what each of their shapes counts as.
+    """
 
     key: GroupKey
     jobs: list[tuple[int, str]] = field(default_factory=list)
     told: Reason | None = None
     untold: set[str] = field(default_factory=set)
+    apart: dict[str, Reason] = field(default_factory=dict)
     asks: tuple[dict[str, int], ...] = ()
 
 
@@ -75,13 +83,15 @@ class State:
     groups: dict[GroupKey, Group] = field(default_factory=dict)
     running: dict[str, Running] = field(default_factory=dict)
     buckets: dict[Bucket, set[str]] = field(default_factory=lambda: defaultdict(set))
+    savers: dict[Bucket, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """those of ``buckets`` that have kept some of what they did: of the others all would be lost"""
     on_node: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     arrays: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     yielding: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     kept: dict[str, Kept] = field(default_factory=dict)
-    told: dict[str, Reason] = field(default_factory=dict)
-    """jobs that wait for another reason than their group"""
+    of_shapes: dict[tuple[Shape, ...], dict[GroupKey, Group]] = field(default_factory=lambda: defaultdict(dict))
     ports: int = 0
+    _shapes: dict[tuple[Shape, ...], tuple[Shape, ...]] = field(default_factory=dict)
     _never: dict[Shape, str | None] = field(default_factory=dict)
     _bucket_of: dict[str, Bucket] = field(default_factory=dict)
     _steps: list[tuple[int, str]] = field(default_factory=list)
@@ -125,12 +135,15 @@ class State:
         if self.waiting.get(job.id) == job:
             return
         self.gone(job.id)
+        job = replace(
+            job, shapes=self._shapes.setdefault(job.shapes, job.shapes)
+        )  # equal ones are the same: found faster
         self.waiting[job.id] = job
         key = self._key(job)
         group = self.groups.get(key)
         if group is None:
             asks = tuple(self.asks(shape) for shape in job.shapes)
-            group = self.groups[key] = Group(key, asks=asks)
+            group = self.groups[key] = self.of_shapes[job.shapes][key] = Group(key, asks=asks)
         insort(group.jobs, (job.queued_at, job.id))
         group.untold.add(job.id)
 
@@ -140,12 +153,13 @@ class State:
         if job is None:
             return
         self.kept.pop(job_id, None)
-        self.told.pop(job_id, None)
         group = self.groups[self._key(job)]
         del group.jobs[bisect_left(group.jobs, (job.queued_at, job.id))]
         group.untold.discard(job_id)
+        group.apart.pop(job_id, None)
         if not group.jobs:
             del self.groups[group.key]
+            del self.of_shapes[job.shapes][group.key]
 
     def _key(self, job: Waiting) -> GroupKey:
         lasts = None if job.duration is None else max(1, job.duration).bit_length()
@@ -208,7 +222,9 @@ class State:
             self.arrays[attempt.array] -= 1
         if attempt.yields_to is not None:
             self.yielding[attempt.yields_to].discard(attempt.id)
-        self.buckets[self._bucket_of.pop(attempt.id)].discard(attempt.id)
+        bucket = self._bucket_of.pop(attempt.id)
+        self.buckets[bucket].discard(attempt.id)
+        self.savers[bucket].discard(attempt.id)
 
     def _count(self, attempt: Running, sign: int) -> None:
         asks = self.holding(attempt)
@@ -219,6 +235,8 @@ class State:
         bucket = Bucket(attempt.priority, attempt.project, level)
         self._bucket_of[attempt.id] = bucket
         self.buckets[bucket].add(attempt.id)
+        if attempt.keeps or attempt.saved_at is not None:
+            self.savers[bucket].add(attempt.id)
         rate = attempt.shape.rate
         if level < len(self.policy.levels) and rate:
             missing = self.policy.levels[level] - attempt.attained
@@ -236,5 +254,6 @@ class State:
             level = self.policy.level(attempt.service(now))
             if level > bucket.level:
                 self.buckets[bucket].discard(attempt_id)
+                self.savers[bucket].discard(attempt_id)
                 self._stand(attempt, level)
         return self._steps[0][0] if self._steps else None

@@ -82,9 +82,9 @@ def short(shape: Shape, rooms: Rooms) -> str:
         seats = seated(rooms, shape, shape.gpu_kind)
         need = next((shape.tasks[rank] for rank in largest_first(shape) if rank not in seats), shape.tasks[0])
         nodes = rooms.by_name.values()
-        cpu = max((room.cpu_milli for room in nodes), default=0)
-        memory = max((room.memory_bytes for room in nodes), default=0)
-        gpus = max((room.most(shape.gpu_kind) for room in nodes), default=0)
+        cpu = max([room.cpu_milli for room in nodes], default=0)
+        memory = max([room.memory_bytes for room in nodes], default=0)
+        gpus = rooms.most(shape.gpu_kind)
     if len(seats) == len(shape.tasks):
         return f"asks {asks_all(shape)}; that is free, but kept for jobs ahead"
     lacks = []

@@ -1,0 +1,115 @@
+"""One decision of the scheduler: 10,000 jobs wait for 1,000 nodes, one in a hundred has changed since the last decision."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import replace
+from random import Random
+
+from benchmarks.platform import Figure, Times, timed
+from danlu.domain.nodes import Gpu, NodeCapacity
+from danlu.domain.resources import Resources
+from danlu.scheduler.cycle import Scheduler
+from danlu.scheduler.model import SECOND_NS, Running, Shape, Waiting
+
+NODES, GPUS, QUEUED, PROJECTS, DECISIONS = 1000, 8, 10_000, 20, 300
+CHANGED = 0.01
+START = 10**9 * SECOND_NS
+GIB = 2**30
+
+
+def shape(random: Random) -> Shape:
+    """Returns what one of many asks for: most one GPU, some a whole node, few several."""
+    gpus = random.choices((1, 2, 4, 8, 16, 32), (60, 14, 10, 12, 3, 1))[0]
+    tasks, each = max(1, gpus // GPUS), min(gpus, GPUS)
+    return Shape((Resources(cpu_milli=4000 * each, memory_bytes=32 * GIB * each, gpus=each),) * tasks, None)
+
+
+class Cluster:
+    """Jobs that come, run for a while and go, told to a scheduler."""
+
+    def __init__(self, seed: int = 7) -> None:
+        self.random, self.scheduler, self.now, self.made = Random(seed), Scheduler(), START, 0
+        self.leaving: list[str] = []
+        self.nodes = [
+            NodeCapacity(
+                name=f"node-{number:04d}", cpu_milli=64_000, memory_bytes=512 * GIB,
+                gpus=tuple(Gpu(index=index, kind=("a100", "h100")[number % 2]) for index in range(GPUS)),
+            )
+            for number in range(NODES)
+        ]  # fmt: skip
+        for node in self.nodes:
+            self.scheduler.node(node)
+        for _ in range(QUEUED):
+            self.queue()
+        while self.start():
+            pass
+        while len(self.scheduler.waiting) < QUEUED:
+            self.queue()
+        self.scheduler.decide(self.now)
+
+    def queue(self) -> None:
+        """One more job waits."""
+        self.made += 1
+        job = Waiting(
+            f"j{self.made:08d}", f"project-{self.random.randrange(PROJECTS)}", self.random.choice((0, 0, 0, 10)),
+            self.now + self.made, (shape(self.random),), attained=self.random.choice((0, 0, 10**16, 10**17)),
+        )  # fmt: skip
+        self.scheduler.queued(job)
+
+    def start(self) -> bool:
+        """Decides, and lets start what may; says whether there was any."""
+        plan = self.scheduler.decide(self.now)
+        for placement in plan.placements:
+            job = self.scheduler.waiting[placement.job_id]
+            self.scheduler.gone(job.id)
+            self.scheduler.holds(
+                Running(
+                    f"{job.id}-1", job.id, job.project, job.priority, job.queued_at,
+                    self.now - self.random.randrange(10**13), placement.shape, placement.seats, attained=job.attained,
+                    saved_at=self.now - self.random.randrange(10**12) if self.random.random() < 0.5 else None,
+                )
+            )  # fmt: skip
+        for one in plan.preemptions:
+            self.scheduler.holds(replace(self.scheduler.running[one.attempt_id], yields_to=one.for_job))
+            self.leaving.append(one.attempt_id)
+        return bool(plan.placements)
+
+    def change(self) -> None:
+        """A hundredth of the queue leaves and comes; attempts on a hundredth of the nodes end; time goes on."""
+        self.now += 10 * SECOND_NS
+        while self.leaving:
+            self.scheduler.freed(self.leaving.pop(), self.now)
+        for job_id in self.random.sample(sorted(self.scheduler.waiting), int(QUEUED * CHANGED)):
+            self.scheduler.gone(job_id)
+        for node in self.random.sample(self.nodes, int(NODES * CHANGED)):
+            for attempt_id in sorted(self.scheduler.on_node[node.name])[:1]:
+                self.scheduler.freed(attempt_id, self.now)
+        while len(self.scheduler.waiting) < QUEUED:
+            self.queue()
+
+
+def figures() -> list[Figure]:
+    """Measures."""
+    built: list[Cluster] = []
+    rebuild = timed(lambda: built.append(Cluster()))
+    cluster = built[0]
+    gc.collect()
+    gc.freeze()
+    times = []
+    for _ in range(DECISIONS):
+        cluster.change()
+        began = time.process_time()
+        cluster.scheduler.decide(cluster.now)
+        times.append(time.process_time() - began)
+        cluster.start()
+    warm = Times(tuple(times))
+    print(
+        f"{warm.median * 1e3:.1f} {warm.at(0.99) * 1e3:.1f} max {max(times) * 1e3:.1f} rebuild {rebuild:.1f} running {len(cluster.scheduler.running)} groups {len(cluster.scheduler.groups)}"
+    )
+    return []
+
+
+if __name__ == "__main__":
+    figures()

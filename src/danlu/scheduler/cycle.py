@@ -188,7 +188,12 @@ class Cycle:
             self._refuse(group, Reason.WAITING_FOR_RESOURCES, partial(words.short_of_ports, shape, self._ports))
             self._ports = 0  # they are kept for it
             return
-        full = words.code(shape, self.state.rooms), partial(self._text, shape)
+        # only of those for whom room is kept: of the others it would change with all that comes and goes before them
+        if job.id in self._kept and words.scattered(shape, self.state.rooms):
+            self._tell(group, job, Reason.TOPOLOGY_PLACEMENT_FAILED, partial(self._text, shape))
+            self._next(group)
+            return
+        full = Reason.WAITING_FOR_RESOURCES, partial(self._text, shape)
         self._refuse(group, *full)
         self._pass_over(job.shapes, self._borrowing(group.key), full)
 
@@ -240,7 +245,9 @@ class Cycle:
         """Says whether others make way for a job, or do so already; what they give back is kept for it."""
         state = self.state
         if any(one in state.running for one in state.yielding.get(job.id, ())):
-            self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, "what makes way for it has not ended yet")
+            self._tell(
+                group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, lambda: "what makes way for it has not ended yet"
+            )
             self._keep(job)
             return True
         if not state.policy.preempts or self._searches >= state.policy.preempts_for:
@@ -254,12 +261,8 @@ class Cycle:
             self.preemptions.append(Preemption(victim.id, job.id, why, victim.lost(self.now), victim.lost_s(self.now)))
         state.kept[job.id] = Kept(choice.seats, self.now)
         self._keep(job)
-        self._tell(
-            group,
-            job,
-            Reason.WAITING_FOR_PREEMPTED_WORKLOADS,
-            f"{len(choice.victims)} that run were asked to make way for it",
-        )
+        text = f"{len(choice.victims)} that run were asked to make way for it"
+        self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, lambda: text)
         return True
 
     def may_leave(self, attempt: Running) -> bool:
@@ -373,8 +376,8 @@ class Cycle:
             group.apart.pop(job_id, None)
         group.untold.clear()
 
-    def _tell(self, group: Group, job: Waiting, reason: Reason, why: str) -> None:
+    def _tell(self, group: Group, job: Waiting, reason: Reason, why: Callable[[], str]) -> None:
         """Tells one job that it waits for another reason than its group."""
         if group.apart.get(job.id) is not reason:
-            self.waits[job.id] = (reason, why)
+            self.waits[job.id] = (reason, why())
             group.apart[job.id] = reason

@@ -92,6 +92,8 @@ class Tree:
 
         It is if neither it nor a group above it, up to the group that the two have in common, is within its guarantee.
         """
+        if not self.quotas:
+            return True
         common = {quota.id for quota in self.path(beside)}
         for quota in self.path(project):
             if quota.id in common:

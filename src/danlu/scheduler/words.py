@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from danlu.domain.jobs import Reason
 from danlu.domain.quotas import describe, format_amount
 from danlu.domain.resources import Resources, format_bytes, format_cpu
 from danlu.scheduler import ports
@@ -65,14 +64,10 @@ def never(shape: Shape, rooms: Rooms) -> str | None:
     return None if none is None else f"asks {asks(none, shape.gpu_kind)}; {largest(empty, shape.gpu_kind)}"
 
 
-def code(shape: Shape, rooms: Rooms) -> Reason:
-    """Returns why a gang that could fit does not fit now.
-
-    TopologyPlacementFailed: there is enough in all, but not where its tasks could have it.
-    """
+def scattered(shape: Shape, rooms: Rooms) -> bool:
+    """Says whether there is enough for a gang in all, but not where its tasks could have it."""
     total, free = sum(shape.tasks, start=Resources()), rooms.free(shape.gpu_kind)
-    enough = total.cpu_milli <= free.cpu_milli and total.memory_bytes <= free.memory_bytes and total.gpus <= free.gpus
-    return Reason.TOPOLOGY_PLACEMENT_FAILED if enough else Reason.WAITING_FOR_RESOURCES
+    return total.cpu_milli <= free.cpu_milli and total.memory_bytes <= free.memory_bytes and total.gpus <= free.gpus
 
 
 def short(shape: Shape, rooms: Rooms) -> str:

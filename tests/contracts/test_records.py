@@ -108,8 +108,8 @@ def test_a_record_comes_back_as_it_was_stored(database: Database, records: Recor
 
 def test_every_noun_is_in_the_test_above() -> None:
     assert {records.model.KIND for records in ALL} == {
-        "job", "attempt", "node", "project", "user", "member", "key", "token", "secret", "environment",
-        "artifact", "price",
+        "job", "attempt", "node", "project", "user", "member", "key", "token", "secret", "environment", "quota",
+        "artifact", "price", "array",
     }  # fmt: skip
 
 

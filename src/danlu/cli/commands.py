@@ -53,6 +53,8 @@ COMMANDS: Final = (
     C("profile", "profiles:app", "Access", "the platforms that you logged in to: ls, use", "ls|use [PROFILE] [FLAGS]"),
     C("whoami", "whoami:whoami", "Access", "who you are here, and your role in each project", "[FLAGS]"),
     C("project", "projects:app", "Access", "projects: ls, create, set", "ls|create|set [NAME] [FLAGS]"),
+    C("quota", "quotas:app", "Access", "what projects are guaranteed, and may have at most: set, get, rm",
+      "set|get|rm [NAME] [FLAGS]"),
     C("user", "users:app", "Access", "users of the platform: ls, create, set, rm", "ls|create|set|rm [NAME] [FLAGS]"),
     C("member", "members:app", "Access", "who may do what in a project: ls, add, rm", "ls|add|rm [USER] [FLAGS]"),
     C("key", "keys:app", "Access", "access keys: ls, create, rotate, rm", "ls|create|rotate|rm [KEY] [FLAGS]"),
@@ -64,7 +66,7 @@ COMMANDS: Final = (
 )  # fmt: skip
 BY_NAME: Final = {command.name: command for command in COMMANDS}
 NESTED: Final = frozenset(
-    {"artifacts", "env", "profile", "project", "user", "member", "key", "token", "secret", "price"}
+    {"artifacts", "env", "profile", "project", "quota", "user", "member", "key", "token", "secret", "price"}
 )
 
 

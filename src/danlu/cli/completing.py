@@ -166,8 +166,12 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
     if place and kind == "LOCAL" and ":" not in place[0]:
         kind = "JOB:PATH"  # the other way round
     kind = OF_WORDS.get(kind, kind)
-    if kind == "names" and command.startswith("secret "):
-        kind = "secrets"
+    if kind == "names":
+        kind = {"secret": "secrets", "quota": "quotas"}.get(command.partition(" ")[0], kind)
+    if command == "quota set" and kind == "quotas" and place:
+        return Answer("words")
+    if command == "quota set" and kind == "quotas":  # a project that has none may get one
+        return Answer("words", [*dict([*named("projects").words, *named("quotas").words]).items()])
     if kind == "names":  # of the kind that is named before; else environments
         kind = next(
             (what for what in ("jobs", "nodes", "envs") if place and place[0].rstrip("s") == what.rstrip("s")), ""
@@ -181,7 +185,7 @@ def _values(kind: str, command: str, place: list[str], current: str, rest: list[
         return Answer("beginnings", [(f"{name}:", state) for name, state in named("jobs").words])
     if "JOB" in kind or kind == "jobs":
         return named("jobs")
-    if kind in ("envs", "nodes", "secrets"):
+    if kind in ("envs", "nodes", "secrets", "quotas"):
         return named(kind)
     if kind == "profiles":
         return _matching(_profiles(), current)

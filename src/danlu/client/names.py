@@ -20,20 +20,24 @@ TIMEOUT_S: Final = 1.0
 """Of connecting, and of each wait for bytes: a platform that hangs completes nothing."""
 MAX_BYTES: Final = 8 * 2**20
 LISTED: Final = 500
-PATHS: Final = {"jobs": "/v1/jobs", "envs": "/v1/environments", "nodes": "/v1/nodes", "secrets": "/v1/secrets"}
+PATHS: Final = {
+    "jobs": "/v1/jobs", "envs": "/v1/environments", "nodes": "/v1/nodes", "secrets": "/v1/secrets", "quotas": "/v1/quotas",
+    "projects": "/v1/projects",
+}  # fmt: skip
+PAGED: Final = frozenset({"jobs", "secrets", "quotas", "projects"})
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
 def names(
     kind: str, *, url: str | None = None, profile: str | None = None, project: str | None = None
 ) -> list[tuple[str, str]]:
-    """Returns (name, what to say beside it) of jobs, envs, nodes or secrets, newest first; none where that takes too long."""
+    """Returns (name, what to say beside it) of one of PATHS, newest first; none where that takes too long."""
     try:
         found = find(url, profile=profile)
         if found is None:
             return []
         project = project or os.environ.get("DANLU_PROJECT") or found.project
-        items = _items(found, PATHS[kind], {"limit": str(LISTED)} if kind in ("jobs", "secrets") else {}, project)
+        items = _items(found, PATHS[kind], {"limit": str(LISTED)} if kind in PAGED else {}, project)
         return list(dict(reversed([_name(kind, item) for item in items])).items())[::-1]
     except (DanluError, OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):
         return []  # no platform, no key, no answer in time: then there is nothing to complete, and nothing to say
@@ -68,4 +72,8 @@ def _name(kind: str, item: dict[str, Any]) -> tuple[str, str]:
         return str(item["name"]), str(item["description"])
     if kind == "secrets":
         return str(item["name"]), f"set by {item['created_by']}"
+    if kind == "quotas":
+        return str(item["quota"]["id"]), "group" if item["quota"]["group"] else ""
+    if kind == "projects":
+        return str(item["id"]), ""
     return str(item["node"]["id"]), ""

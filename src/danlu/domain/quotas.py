@@ -89,10 +89,10 @@ def parse_amount(resource: str, given: object) -> int:
     example = f"write for example {resource}={EXAMPLES[base]}, or {resource}=unlimited"
     if text.strip("0") == "" and text:
         return 0
-    if not isinstance(given, str | int) or isinstance(given, bool) or str(given)[:1] == "-":
+    if not isinstance(given, str | int) or isinstance(given, bool) or given == "" or str(given)[:1] == "-":
         raise ValueError(f"{resource}={given!s:.40} is no amount: {example}")
-    if not text:
-        amount = int(given)
+    if isinstance(given, int):
+        amount = given
     elif base == MEMORY:
         amount = parse_bytes(text)
     elif base == CPU:

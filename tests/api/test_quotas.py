@@ -151,10 +151,10 @@ def test_who_set_what_is_told(api: Api) -> None:
 @pytest.mark.parametrize(
     ("spec", "limits", "problem", "step"),
     [
-        ({"gpu": 2}, {"gpu": 1}, "it asks for 2 GPUs in all, and the quota of group research is 1 GPU",
+        ({"gpu": 2}, {"gpu": 1}, "it asks for 2 GPUs in all, and the limit of group research is 1 GPU",
          "--gpu 1   or have an administrator raise it: danlu quota set research gpu=2"),
         ({"cpu": 2, "memory": "2GiB"}, {"cpu": "1", "memory": "1GiB"}, "2GiB of memory", "--cpu 1 --memory 1GiB"),
-        ({}, {"jobs": 0}, "the quota of group research is 0 jobs", "ask for none of it"),
+        ({}, {"jobs": 0}, "the limit of group research is 0 jobs", "ask for none of it"),
         ({"gpu": 1, "gpu_kind": "gpu"}, {"gpu/gpu": 0}, "1 gpu GPU in all", "gpu/gpu=1"),
         ({"framework": "none", "roles": {"worker": {"replicas": 2, "gpu": 1}}}, {"gpu": 1}, "2 GPUs in all",
          "at most 1 GPU for all 2 tasks together"),

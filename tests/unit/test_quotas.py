@@ -285,9 +285,12 @@ def test_a_tree_is_shown_by_its_indentation() -> None:
         ["research", "gpu", "", "16", "3"],
         ["  speech", "", "", "", ""],
         ["  vision", "gpu", "2", "8", "3"],
-        [" ", "memory", "", "1TiB", "0"],
+        ["  vision", "memory", "", "1TiB", "0"],
     ]
-    assert rows(uses[2:3], wide=True) == [["research", "gpu", "", "16", "3", "1"], [" ", "jobs", "", "", "1", ""]]
+    assert rows(uses[2:3], wide=True) == [
+        ["research", "gpu", "", "16", "3", "1"],
+        ["research", "jobs", "", "", "1", "1"],
+    ]
 
 
 def test_what_happens_next_is_told() -> None:

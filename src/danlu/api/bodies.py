@@ -217,7 +217,9 @@ class QuotaChange(Value):
     )
     guarantee: Amounts = Field(default={}, description="these resources' guarantees; 0: none any more")
     limit: Amounts = Field(default={}, description="these resources' limits; unlimited: none any more")
-    weight: int | None = Field(default=None, ge=1, le=MAX_WEIGHT)
+    weight: int | None = Field(
+        default=None, ge=1, le=MAX_WEIGHT, description="its part of what is not guaranteed; 2: twice as much as 1"
+    )
 
 
 class UserRequest(Value):

@@ -136,15 +136,14 @@ def rows(uses: Iterable[QuotaUse], *, wide: bool) -> list[list[str]]:
     """Returns a table's rows: one a resource that a quota names, with ``wide`` also those that are only used."""
     found = []
     for use, depth in tree(uses):
-        quota = use.quota
+        quota, name = use.quota, INDENT * depth + use.quota.id
+        weight = [str(quota.weight)] if wide else []
         resources = ordered([*quota.guarantee, *quota.limit, *(use.used if wide else ())])
-        for at, resource in enumerate(resources or [""]):
-            amounts = [_cell(of, resource) for of in (quota.guarantee, quota.limit)]
-            used = format_amount(resource, use.used.get(resource, 0)) if resource else ""
-            name = INDENT * depth + quota.id if at == 0 else ""
-            found.append(
-                [name or " ", resource, *amounts, used, *([str(quota.weight)] if wide and not at else [""] * wide)]
-            )
+        for resource in resources:
+            kept, most = (_cell(amounts, resource) for amounts in (quota.guarantee, quota.limit))
+            found.append([name, resource, kept, most, format_amount(resource, use.used.get(resource, 0)), *weight])
+        if not resources:
+            found.append([name, "", "", "", "", *weight])
     return found
 
 

@@ -55,7 +55,10 @@ _WHOLE = re.compile(r"[0-9]{1,18}")
 
 
 class Quota(Record):
-    """Its id is the project's or the group's name; no group has a project's name."""
+    """What a project or a group is guaranteed and may hold. Its id is its name; no group has a project's name.
+
+    Amounts go by resource: cpu in thousandths of a core, memory in bytes, gpu and gpu/KIND in GPUs, jobs in jobs.
+    """
 
     KIND: ClassVar[str] = "quota"
 

@@ -129,7 +129,7 @@ def require_room(tx: Transaction, project: str, spec: JobSpec) -> None:
         return
     asks = rules.describe_all({one.resource: one.asked for one in broken[::-1]})
     limits = "; ".join(
-        f"the quota of {'group ' if one.quota.group else ''}{one.quota.id} is {rules.describe(one.resource, one.limit)}"
+        f"the limit of {'group ' if one.quota.group else ''}{one.quota.id} is {rules.describe(one.resource, one.limit)}"
         for one in broken[:MAX_NAMED]
     )
     raise NeverFits(f"it can never run: it asks for {asks} in all, and {limits}", next_step=_advice(broken, spec))

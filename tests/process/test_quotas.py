@@ -1,0 +1,75 @@
+"""Quotas by the command line, as an administrator and as a member of a project types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.process.commands import Person
+from tests.process.platform import Server
+
+
+@pytest.fixture
+def admin(server: Server, tmp_path: Path) -> Person:
+    return Person(tmp_path, {"DANLU_HOME": str(server.home)})
+
+
+def test_a_limit_is_set_seen_met_and_taken_away(server: Server, admin: Person, tmp_path: Path) -> None:
+    made = admin.json("user", "create", "ada")
+    admin.danlu("project", "create", "vision")
+    admin.danlu("project", "create", "speech")
+    admin.danlu("member", "add", "ada", "--project", "vision")
+    keys = {"DANLU_ACCESS_KEY_ID": made["key"]["id"], "DANLU_SECRET_ACCESS_KEY": made["secret"]}
+    ada = Person(tmp_path / "ada", {"DANLU_URL": server.url, **keys})
+    assert admin.danlu("quota", "get") == ""
+    assert "nothing is limited; a new one: danlu quota set" in admin.said
+    assert admin.danlu("quota", "set", "research", "--group", "memory=4GiB", "gpu/h100=4") == "quota/research\n"
+    admin.danlu(
+        "quota", "set", "vision", "memory=1GiB", "jobs=5", "--parent", "research", "--guarantee", "memory=512MiB"
+    )
+    assert "vision holds at most 1GiB of memory and 5 jobs, and 512MiB of memory of it guaranteed" in admin.said
+    admin.danlu("quota", "set", "speech", "--parent", "research", "--weight", "2")
+    shown = admin.danlu("quota", "get")
+    assert [line.split() for line in shown.splitlines()] == [
+        ["NAME", "RESOURCE", "GUARANTEE", "LIMIT", "USED"],
+        ["research", "gpu/h100", "-", "4", "0"],
+        ["research", "memory", "-", "4GiB", "0"],
+        ["speech", "-", "-", "-", "-"],
+        ["vision", "memory", "512MiB", "1GiB", "0"],
+        ["vision", "jobs", "-", "5", "0"],
+    ]
+    assert "\n  speech " in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert ada.danlu("quota", "get", "-o", "name") == "quota/research\nquota/vision\n"
+    assert admin.danlu("quota", "ls", "-o", "name") == "quota/research\nquota/speech\nquota/vision\n"
+    assert ada.json("quota", "get", "vision")["quota"]["limit"] == {"memory": 2**30, "jobs": 5}
+    ada.danlu("quota", "get", "speech", code=1)
+    assert "there is no quota 'speech' of project vision" in ada.said
+    ada.danlu("quota", "set", "vision", "memory=9GiB", code=1)
+    ada.danlu("run", "--no-code", "--detach", "--memory", "2GiB", "--", "true", code=2)
+    assert "the limit of vision is 1GiB of memory" in ada.said
+    assert "ask for less: --memory 1GiB" in ada.said
+    admin.danlu("quota", "set", "vision", "memory=unlimited")
+    ada.danlu("run", "--no-code", "--detach", "--memory", "1025MiB", "--", "true")
+    assert "project vision has no quota any more" in (admin.danlu("quota", "rm", "vision") and admin.said)
+    assert ada.danlu("quota", "get") == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["default"], 2, "there is nothing to set"),
+        (["default", "gpu"], 2, "'gpu' is not RESOURCE=AMOUNT"),
+        (["default", "gpu=1", "gpu=2"], 2, "gpu is given twice: 1 and 2"),
+        (["default", "gpus=1"], 2, "did you mean gpu?"),
+        (["default", "gpu=0.5"], 2, "GPUs are given whole"),
+        (["default", "--weight", "0"], 2, "weight: must be at least 1"),
+        (["defalt", "gpu=1"], 1, "did you mean default?"),
+        (["teams", "gpu=1"], 1, "danlu quota set teams --group"),
+        (["default", "gpu=1", "--guarantee", "gpu=2"], 1, "guaranteed 2 GPUs, above its limit of 1 GPU"),
+    ],
+)
+def test_what_cannot_be_is_told(admin: Person, words: list[str], code: int, said: str) -> None:
+    admin.danlu("quota", "set", *words, code=code)
+    assert said in admin.said

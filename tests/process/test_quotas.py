@@ -28,7 +28,7 @@ def test_a_limit_is_set_seen_met_and_taken_away(server: Server, admin: Person, t
     admin.danlu(
         "quota", "set", "vision", "memory=1GiB", "jobs=5", "--parent", "research", "--guarantee", "memory=512MiB"
     )
-    assert "vision holds at most 1GiB of memory and 5 jobs, and 512MiB of memory of it guaranteed" in admin.said
+    assert "vision holds at most 1GiB of memory and 5 jobs; guaranteed: 512MiB of memory" in admin.said
     admin.danlu("quota", "set", "speech", "--parent", "research", "--weight", "2")
     shown = admin.danlu("quota", "get")
     assert [line.split() for line in shown.splitlines()] == [
@@ -44,6 +44,9 @@ def test_a_limit_is_set_seen_met_and_taken_away(server: Server, admin: Person, t
     assert ada.danlu("quota", "get", "-o", "name") == "quota/research\nquota/vision\n"
     assert admin.danlu("quota", "ls", "-o", "name") == "quota/research\nquota/speech\nquota/vision\n"
     assert ada.json("quota", "get", "vision")["quota"]["limit"] == {"memory": 2**30, "jobs": 5}
+    assert admin.danlu("__complete", "zsh", "quota", "rm", "") == "words\nvision\nspeech\nresearch\tgroup\n"
+    assert admin.danlu("__complete", "zsh", "quota", "set", "v") == "words\nvision\n"
+    assert "default" in admin.danlu("__complete", "zsh", "quota", "set", "")
     ada.danlu("quota", "get", "speech", code=1)
     assert "there is no quota 'speech' of project vision" in ada.said
     ada.danlu("quota", "set", "vision", "memory=9GiB", code=1)

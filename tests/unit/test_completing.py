@@ -72,6 +72,9 @@ def test_a_line_of_bash_as_words(line: str, words: list[str]) -> None:
         (["status", "--ur"], "words", ["--url"]),
         (["status", "--profile", ""], "words", ["company", "local"]),
         (["profile", "use", "co"], "words", ["company"]),
+        (["quota", "g"], "words", ["get"]),
+        (["quota", "set", "--we"], "words", ["--weight"]),
+        (["quota", "set", "vision", ""], "words", []),
         (["member", "add", "ada", "--role", "v"], "words", ["viewer"]),
     ],
 )

@@ -296,8 +296,8 @@ def test_a_tree_is_shown_by_its_indentation() -> None:
 def test_what_happens_next_is_told() -> None:
     one = use("vision", {"gpu": 11, "jobs": 3}, limit={"gpu": 8}, guarantee={"gpu": 4})
     assert list(told(one)) == [
-        "effective at once: vision holds at most 8 GPUs, and 4 GPUs of it guaranteed",
-        "3 jobs of vision go on; what starts next waits until 3 GPUs more are given back",
+        "effective at once: vision holds at most 8 GPUs; guaranteed: 4 GPUs",
+        "3 jobs of vision go on; others that need it wait until at least 3 GPUs are given back",
     ]
     assert list(told(use("research", group=True))) == [
         "effective at once: all projects below research together hold as much as there is"

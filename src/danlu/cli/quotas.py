@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Final
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 from pydantic import ValidationError
@@ -27,17 +28,31 @@ Name = Annotated[str, Parameter(help="a project's name, or a group's")]
 app = App(name="quota", help="What projects are guaranteed, and may have at most.", help_format="plaintext")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Other:
+    """What a quota has beside its limits."""
+
+    guarantee: Annotated[
+        tuple[str, ...], Parameter(help="RESOURCE=AMOUNT that it gets back from whoever borrowed it; 0: none"), Words
+    ] = ()
+    weight: Annotated[int | None, Parameter(help="its part of what is not guaranteed; 2: twice as much as 1")] = None
+    parent: Annotated[str | None, Parameter(help='the group above it; "": none')] = None
+    group: Annotated[bool, Parameter(help="a new group of projects or of other groups"), Flag] = False
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the fields of QuotaChange that were given."""
+        return {
+            "guarantee": _amounts(self.guarantee), "weight": self.weight, "parent": self.parent, "group": self.group or None,
+        }  # fmt: skip
+
+
 @app.command(name="set", usage="Usage: danlu quota set NAME [RESOURCE=AMOUNT...] [FLAGS]")
 def set_one(
     name: Name,
     /,
     *limits: Annotated[str, Parameter(help="gpu=8, gpu/h100=4, cpu=64, memory=1TiB, jobs=20; unlimited: no limit")],
-    guarantee: Annotated[
-        tuple[str, ...], Parameter(help="RESOURCE=AMOUNT that it gets back from whoever borrowed it; 0: none"), Words
-    ] = (),
-    weight: Annotated[int | None, Parameter(help="its part of what is not guaranteed; 2: twice as much as 1")] = None,
-    parent: Annotated[str | None, Parameter(help='the group above it; "": none')] = None,
-    group: Annotated[bool, Parameter(help="a new group of projects or of other groups"), Flag] = False,
+    other: Other | None = None,
     output: Output = "table",
     common: Common | None = None,
 ) -> int:
@@ -48,11 +63,11 @@ def set_one(
 
     Example: danlu quota set vision gpu=8 memory=1TiB --guarantee gpu=4 --parent research
     """
-    given = {"group": group or None, "weight": weight, "parent": parent}
-    if not (limits or guarantee or any(value is not None for value in given.values())):
+    given = {"limit": _amounts(limits), **(other or Other()).fields()}
+    if not any(value not in (None, {}) for value in given.values()):
         raise InvalidRequest("there is nothing to set", next_step=EXAMPLE)
     try:
-        change = QuotaChange.model_validate({**given, "limit": _amounts(limits), "guarantee": _amounts(guarantee)})
+        change = QuotaChange.model_validate(given)
     except ValidationError as error:
         raise invalid_spec(error, QuotaChange) from None
     messages = Messages(quiet=output in ("json", "yaml"))
@@ -109,12 +124,13 @@ def told(use: QuotaUse) -> Iterator[str]:
     who = f"all projects below {quota.id} together hold" if quota.group else f"{quota.id} holds"
     limits = {name: amount for name, amount in quota.limit.items() if amount != UNLIMITED}
     most = f"at most {describe_all(limits)}" if limits else "as much as there is"
-    kept = f", and {describe_all(quota.guarantee)} of it guaranteed" if quota.guarantee else ""
+    kept = f"; guaranteed: {describe_all(quota.guarantee)}" if quota.guarantee else ""
     yield f"effective at once: {who} {most}{kept}"
     if use.over:
         running = describe(JOBS, use.used.get(JOBS, 0))
         goes = "goes" if use.used.get(JOBS) == 1 else "go"
-        yield f"{running} of {quota.id} {goes} on; what starts next waits until {describe_all(use.over)} more are given back"
+        back = f"at least {describe_all(use.over)} are given back"
+        yield f"{running} of {quota.id} {goes} on; others that need it wait until {back}"
 
 
 def tree(uses: Iterable[QuotaUse]) -> list[tuple[QuotaUse, int]]:

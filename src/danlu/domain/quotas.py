@@ -153,10 +153,10 @@ def format_amount(resource: str, amount: int) -> str:
 
 
 def describe(resource: str, amount: int) -> str:
-    """Returns ``1 GPU``, ``3 h100 GPUs``, ``0.5 cores``, ``1TiB of memory`` or ``20 jobs``."""
+    """Returns ``1 GPU``, ``3 h100 GPUs``, ``0.5 cores``, ``1TiB of memory``, ``no memory`` or ``20 jobs``."""
     text = format_amount(resource, amount)
     if resource == MEMORY:
-        return f"{text} of memory"
+        return f"{text} of memory" if amount else "no memory"
     plural = "" if text == "1" else "s"
     kind = resource.removeprefix(KIND_OF_GPU) + " " if resource.startswith(KIND_OF_GPU) else ""
     return f"{text} {kind}{NOUNS.get(resource, 'GPU')}{plural}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from danlu.api.bodies import Accepted, Paging, QuotaChange
 from danlu.database import queries
@@ -13,7 +13,7 @@ from danlu.database.records import NODES, PROJECTS, QUOTAS
 from danlu.domain import quotas as rules
 from danlu.domain.jobs import Attempt
 from danlu.domain.nodes import Node
-from danlu.domain.quotas import GPU, JOBS, KIND_OF_GPU, UNLIMITED, Excess, Quota
+from danlu.domain.quotas import CPU, GPU, JOBS, KIND_OF_GPU, MEMORY, UNLIMITED, Excess, Quota
 from danlu.domain.specs import JobSpec
 from danlu.domain.users import PLATFORM
 from danlu.domain.validation import suggestion
@@ -150,25 +150,33 @@ def _path(tx: Transaction, project: str) -> tuple[Quota, ...]:
     return rules.path(found, project)
 
 
-def _advice(broken: Iterable[Excess], spec: JobSpec) -> str:
+def _advice(broken: Sequence[Excess], spec: JobSpec) -> str:
+    """Returns what to ask for instead, and what an administrator could do."""
     least: dict[str, int] = {}
     for one in broken:
         least[one.resource] = min(one.limit, least.get(one.resource, one.limit))
-    quota = next(iter(broken)).quota.id
-    flags = {"cpu": "--cpu", "memory": "--memory", GPU: "--gpu"}
-    asked = [
-        f"{flags.get(resource, '--gpu')} {rules.format_amount(resource, least[resource])}"
-        for resource in rules.ordered(least)
-        if resource != JOBS and least[resource] and not (resource.startswith(KIND_OF_GPU) and GPU in least)
-    ]
-    if len(spec.shapes) > 1:
+    if 0 in (least.get(CPU), least.get(JOBS)):
+        less = "no job can run within that"
+    elif len(spec.shapes) > 1:
         less = f"ask for at most {rules.describe_all(least)} for all {len(spec.shapes)} tasks together"
     else:
-        less = f"ask for less: {' '.join(asked)}" if asked else "ask for none of it"
-    needed = " ".join(
+        gpus = min((amount for name, amount in least.items() if _of_gpus(name)), default=None)
+        flags = {"--cpu": least.get(CPU), "--memory": least.get(MEMORY), "--gpu": gpus}
+        texts = [
+            f"{flag} {rules.format_amount(flag[2:], amount)}"
+            for flag, amount in flags.items()
+            if amount is not None and (amount or flag == "--gpu")
+        ]
+        less = f"ask for less: {' '.join(texts)}" if texts else "ask for no memory"
+    quota = broken[0].quota.id
+    needed = [
         f"{one.resource}={rules.format_amount(one.resource, one.asked)}" for one in broken if one.quota.id == quota
-    )
-    return f"{less}   or have an administrator raise it: danlu quota set {quota} {needed}"
+    ]
+    return f"{less}   or have an administrator raise it: danlu quota set {quota} {' '.join(needed)}"
+
+
+def _of_gpus(resource: str) -> bool:
+    return resource == GPU or resource.startswith(KIND_OF_GPU)
 
 
 def _wanted(tx: Transaction, name: str, body: QuotaChange, known: Quota | None, now: int) -> Quota:

@@ -19,9 +19,9 @@ from danlu.blobs.local import LocalBlobs
 from danlu.domain.environments import Interpreter
 from danlu.domain.jobs import Task
 from danlu.domain.secrets import HandedSecret
-from danlu.executors.base import Executor, LaunchOrder, Observation, Phase, Spools
+from danlu.executors.base import Executor, LaunchOrder, Notice, Observation, Phase, Spools
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
-from danlu.executors.simulated import SimulatedExecutor
+from danlu.executors.simulated import AT_NOTICE, SimulatedExecutor
 from danlu.runner import formats
 from tests.factories import NOW, SECOND, Ids, make_attempt, make_capacity, make_job
 
@@ -36,6 +36,12 @@ def free_ports(count: int) -> tuple[int, ...]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return tuple(one.getsockname()[1] for one in sockets)
+
+
+def notice(within_s: float, number: str = "TERM") -> Notice:
+    """Returns that a job has to make way within some seconds from now on."""
+    deadline = time.time_ns() + int(within_s * SECOND)
+    return Notice(signal=number, within_s=within_s, deadline=deadline, why="its queue is full", whom="job big")
 
 
 class Bench:
@@ -107,7 +113,14 @@ class Bench:
     # the same program in each executor's words
 
     def program(
-        self, *, lines: tuple[str, ...] = (), code: int = 0, hold: bool = False, deaf: bool = False, after_s: float = 0
+        self,
+        *,
+        lines: tuple[str, ...] = (),
+        code: int = 0,
+        hold: bool = False,
+        deaf: bool = False,
+        heeds: bool = False,
+        after_s: float = 0,
     ) -> list[str]:
         raise NotImplementedError
 
@@ -168,9 +181,20 @@ class LocalBench(Bench):
         self.executor.close()
 
     def program(
-        self, *, lines: tuple[str, ...] = (), code: int = 0, hold: bool = False, deaf: bool = False, after_s: float = 0
+        self,
+        *,
+        lines: tuple[str, ...] = (),
+        code: int = 0,
+        hold: bool = False,
+        deaf: bool = False,
+        heeds: bool = False,
+        after_s: float = 0,
     ) -> list[str]:
         text = "trap '' TERM\n" if deaf else ""
+        if heeds:  # as a program does that saves when it is told that it has to make way
+            text += (
+                f"trap 'cd $DANLU_CHECKPOINT_DIR; echo {{}} > .x; mv .x {AT_NOTICE}-$DANLU_RANK.json; exit 0' TERM\n"
+            )
         text += "".join(f"echo '{line}'\n" for line in lines)
         text += f"sleep {after_s}\n" if after_s else ""
         text += "while :; do sleep 0.1; done\n" if hold else ""
@@ -207,9 +231,16 @@ class SimulatedBench(Bench):
         assert all(process.over_at() is not None for process in self.executor.processes.values())
 
     def program(
-        self, *, lines: tuple[str, ...] = (), code: int = 0, hold: bool = False, deaf: bool = False, after_s: float = 0
+        self,
+        *,
+        lines: tuple[str, ...] = (),
+        code: int = 0,
+        hold: bool = False,
+        deaf: bool = False,
+        heeds: bool = False,
+        after_s: float = 0,
     ) -> list[str]:
-        flags = [word for word, wanted in (("hold", hold), ("deaf", deaf)) if wanted]
+        flags = [word for word, wanted in (("hold", hold), ("deaf", deaf), ("heeds", heeds)) if wanted]
         return ["simulated", *(f"print:{line}" for line in lines), f"sleep:{after_s}", *flags, f"exit:{code}"]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from danlu.domain.secrets import HandedSecret
 from danlu.executors.base import Phase
-from tests.executors import Bench, benches
+from danlu.executors.simulated import AT_NOTICE
+from tests.executors import Bench, benches, notice
 
 
 @pytest.fixture(params=["simulated", "local"])
@@ -152,6 +153,77 @@ def test_another_server_finds_it_again(bench: Bench) -> None:
     assert seen is not None
     assert (seen.phase, seen.stopped) == (Phase.ENDED, True)
     assert bench.log(attempt_id) == "up"
+
+
+# giving way
+
+
+def test_who_heeds_the_notice_saves_and_ends_by_itself(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True, heeds=True), grace=3600)
+    bench.printed(attempt_id, "up")
+    bench.executor.stop(attempt_id, grace_s=3600, notice=notice(3600))
+    bench.again()
+    bench.executor.stop(attempt_id, grace_s=3600, notice=notice(3600))
+    seen = bench.end(attempt_id)
+    assert (seen.phase, seen.preempted, seen.stopped, seen.timed_out) == (Phase.ENDED, True, False, False)
+    assert [task.exit_code for task in seen.tasks] == [0]
+    assert seen.saved_as.startswith(AT_NOTICE)
+    assert seen.saved_at is not None
+    assert seen.started_at is not None
+    assert seen.saved_at > seen.started_at
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_who_does_not_hear_the_notice_goes_on_until_its_time_is_over(bench: Bench, deaf: bool) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True, deaf=deaf), grace=3600)
+    bench.printed(attempt_id, "up")
+    bench.executor.stop(attempt_id, grace_s=3600, notice=notice(3600))
+    seen = bench.see(attempt_id)
+    assert seen is not None
+    assert (seen.phase, seen.preempted) == (Phase.RUNNING, False)
+    bench.executor.stop(attempt_id, grace_s=3600, notice=notice(0.3))  # the same notice again, when most of it is over
+    seen = bench.end(attempt_id)
+    assert (seen.preempted, seen.stopped, seen.saved_at) == (True, False, None)
+    assert seen.tasks[0].signal in ({9} if deaf else {9, 15})
+
+
+def test_another_signal_leaves_sigterm_and_the_grace(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True), grace=3600)
+    bench.printed(attempt_id, "up")
+    bench.executor.stop(attempt_id, grace_s=3600, notice=notice(0.2, "USR2"))
+    seen = bench.end(attempt_id)
+    assert (seen.preempted, seen.tasks[0].signal) == (True, 15)
+
+
+def test_a_stop_during_the_notice_wins(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True))
+    bench.printed(attempt_id, "up")
+    bench.executor.stop(attempt_id, grace_s=20.0, notice=notice(3600))
+    bench.executor.stop(attempt_id, grace_s=20.0)
+    seen = bench.end(attempt_id)
+    assert (seen.stopped, seen.tasks[0].signal) == (True, 15)
+
+
+def test_a_gang_hears_the_notice_as_one(bench: Bench) -> None:
+    attempt_id = gang(bench, worker=[bench.program(lines=("up",), hold=True, heeds=True)] * 3)
+    bench.until(lambda: bench.log(attempt_id).count("up") == 3)
+    bench.executor.stop(attempt_id, grace_s=20.0, notice=notice(3600))
+    seen = bench.end(attempt_id)
+    assert seen.preempted
+    assert [(task.exit_code, task.stopped) for task in seen.tasks] == [(0, True)] * 3
+
+
+def test_who_has_ended_hears_no_notice(bench: Bench) -> None:
+    attempt_id = bench.launch(*bench.program())
+    bench.end(attempt_id)
+    bench.executor.stop(attempt_id, grace_s=1.0, notice=notice(1))
+    seen = bench.see(attempt_id)
+    assert seen is not None
+    assert (seen.preempted, seen.tasks[0].exit_code) == (False, 0)
+
+
+def test_who_is_not_there_hears_no_notice(bench: Bench) -> None:
+    bench.executor.stop(bench.order(*bench.program()).attempt.id, grace_s=1.0, notice=notice(1))
 
 
 # gangs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from danlu.controllers.attempts import AttemptsController
 from danlu.controllers.collection import CollectionController
-from danlu.controllers.decisions import Action, Decision, decide
+from danlu.controllers.decisions import Action, Decision, decide, service
 from danlu.controllers.environments import EnvironmentsController
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS
@@ -86,6 +87,60 @@ def test_half_of_a_gangs_machines_go_and_come_back(tmp_path: Path, template: Pat
         world.close()
 
 
+@pytest.mark.parametrize("heeds", [True, False])
+def test_who_makes_way_is_charged_with_nothing(heeds: bool, tmp_path: Path, template: Path) -> None:
+    world = World(0, tmp_path, template)
+    try:
+        words = ["simulated", "save:step-1", "hold", *(["heeds"] if heeds else [])]
+        job_id = world.platform.new_id("j")
+        submitted = jobs.submit(world.call, job_id, JobSpec.model_validate({"command": words, "notice": "20s"}))
+        world.submitted.append(job_id)
+
+        def settle(seconds: float) -> tuple[Job, list[Attempt]]:
+            for _ in range(20):
+                for name in world.controllers:
+                    world.controller(name)
+                    world.check()
+                while world.tasks:
+                    world.task()
+                world.time_passes(seconds / 20)
+            attempts = world.real.read(lambda tx: ATTEMPTS.find(tx, job_id=job_id, order="number", limit=10))
+            return jobs.get(world.call, job_id), attempts
+
+        job, attempts = settle(20)
+        assert (job.state, attempts[0].saved_as) == (JobState.RUNNING, "step-1")
+        world.preempt(attempts[0].id)
+        world.preempt(attempts[0].id)  # a second time changes nothing
+        job, (first, *others) = settle(60)
+        lost = "nothing: it wrote a checkpoint at the notice" if heeds else "of work since the checkpoint step-1"
+        assert (first.reason, len(others)) == (Reason.PREEMPTED, 1)
+        assert lost in first.message
+        assert (job.state, job.attempts, job.preemptions, job.losses, job.failures) == (JobState.RUNNING, 2, 1, 0, 0)
+        assert job.queued_at == submitted.queued_at
+        assert job.attained == service(first) > 0
+        world.finish()
+    finally:
+        world.close()
+
+
+class ChargesPreemptions(AttemptsController):
+    """Counts a preemption as a failure."""
+
+    def _store(self, tx: Transaction, job: Job, attempt: Attempt, decision: Decision) -> None:
+        charged = tuple(
+            new.model_copy(update={"failures": new.failures + 1}) if new.reason is Reason.PREEMPTED else new
+            for new in decision.jobs
+        )
+        super()._store(tx, job, attempt, replace(decision, jobs=charged))
+
+
+class GivesNoNotice(AttemptsController):
+    """Repeats what has to make way while it is still there."""
+
+    def _decide(self, job: Job, attempt: Attempt, seen: Observation | None, now: int) -> None:
+        super()._decide(job, attempt, None if attempt.preemption is not None else seen, now)
+
+
 class FreesEarly(SimulatedExecutor):
     """Says that an attempt has ended while its process is still there."""
 
@@ -155,6 +210,8 @@ PLANTED: list[Parts] = [
     Parts(attempts=IgnoresVersions),
     Parts(attempts=BelievesTheFirst),
     Parts(attempts=ForgetsStops),
+    Parts(attempts=ChargesPreemptions),
+    Parts(attempts=GivesNoNotice),
     Parts(collection=ForgetsTooSoon),
     Parts(environments=SweepsBlindly),
 ]

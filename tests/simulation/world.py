@@ -15,8 +15,10 @@ from danlu.blobs.local import LocalBlobs
 from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
+from danlu.controllers.decisions import service
 from danlu.controllers.environments import EnvironmentsController
 from danlu.controllers.nodes import NodesController
+from danlu.controllers.preempting import preempt
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.tasks import Tasks
 from danlu.database import queries
@@ -24,7 +26,7 @@ from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.actors import Actor
 from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
-from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobState, Reason
+from danlu.domain.jobs import LOST, Attempt, AttemptState, Desired, Job, JobState, Preemption, Reason
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.projects import Project
 from danlu.domain.specs import JobSpec, TaskSpec
@@ -40,6 +42,8 @@ T = TypeVar("T")
 START = 1_700_000_000_000_000_000
 SECOND = 1_000_000_000
 GIB = 2**30
+NEVER_RAN = (Reason.LAUNCH_REJECTED, Reason.STOPPED, Reason.PREEMPTED)
+"""With these an attempt may end before it was launched."""
 
 
 class Killed(BaseException):
@@ -251,11 +255,11 @@ class World:
 
     def act(self) -> None:
         """Lets one thing happen, then checks every promise."""
-        weights = {"user": 2, "controller": 10, "task": 5, "time": 4, "restart": 0.3, "node": 0.2}
+        weights = {"user": 2, "controller": 10, "task": 5, "time": 4, "restart": 0.3, "node": 0.2, "preempt": 0.6}
         (what,) = self.random.choices([*weights], weights=[*weights.values()])
         try:
             {"user": self.user, "controller": self.controller, "task": self.task, "time": self.time,
-             "restart": self.restart, "node": self.node}[what]()  # fmt: skip
+             "restart": self.restart, "node": self.node, "preempt": self.preempt}[what]()  # fmt: skip
         except Killed:
             self.log.append("killed")
             self.restart()
@@ -266,6 +270,20 @@ class World:
 
     def time_passes(self, seconds: float) -> None:
         self.true_time.at += int(seconds * SECOND)
+
+    def preempt(self, attempt_id: str | None = None) -> None:
+        """Something that holds resources has to make way for another job, or for one that is not there any more."""
+        held = [a for a in self.real.read(queries.holding_attempts) if attempt_id in (None, a.id)]
+        if not held:
+            return
+        attempt, now = self.random.choice(held), self.clock.now()
+        job = self.real.read(lambda tx: JOBS.require(tx, attempt.job_id))
+        preemption = Preemption(
+            at=now, deadline=now + int(job.spec.notice * SECOND), for_job=self.random.choice([*self.submitted, "gone"]),
+            for_project="default", why="it is older",
+        )  # fmt: skip
+        self.log.append(f"preempt {attempt.id}")
+        self.database.write(lambda tx: preempt(tx, attempt, preemption, now))
 
     def node(self) -> None:
         """A machine goes, with all that runs there, or one that had gone is back."""
@@ -324,7 +342,8 @@ class World:
         words += r.choice(
             [
                 ["sleep:1"], ["sleep:20"], ["hold"], ["exit:3"], ["sleep:1", "exit:1"], ["hold", "deaf"], ["hold", "deaf"],
-                ["crash:1", "sleep:2"], ["sleep:1", "robbed"], [],
+                ["crash:1", "sleep:2"], ["sleep:1", "robbed"], [], ["save:a", "sleep:20", "heeds"],
+                ["save:a", "hold", "heeds"],
             ]
         )  # fmt: skip
         words += r.choice([[], ["print:late"]])
@@ -340,7 +359,8 @@ class World:
                 "command": words, "cpu": r.choice([1, 2, 4]), "memory": r.choice([None, "1GiB", "6GiB"]), "gpu": gpu,
                 "gpu_kind": r.choice([None, "h100", "gpu"]) if gpu else None, "priority": r.choice([0, 0, 5]),
                 "retry": {"attempts": r.choice([1, 2, 3]), "backoff": r.choice([None, 2])},
-                "grace": r.choice([1, 5, 20]), "max_time": r.choice([None, None, None, 3]), **environment,
+                "grace": r.choice([1, 5, 20]), "notice": r.choice([1, 10]), "notice_signal": r.choice(["TERM", "USR1"]),
+                "max_time": r.choice([None, None, None, 3]), **environment,
                 **(self.roles() if r.random() < 0.3 else {}),
             }
         )  # fmt: skip
@@ -428,10 +448,19 @@ class World:
             raise Broken(f"{job.id} has attempts {[a.number for a in attempts]}, and says {job.attempts}")
         if any(a.state is not AttemptState.ENDED for a in attempts):
             raise Broken(f"an attempt of {job.id} has not ended")
-        if job.failures > job.spec.retry.attempts or job.attempts > job.failures + job.losses + 1:
+        if job.failures > job.spec.retry.attempts or job.attempts > job.failures + job.losses + job.preemptions + 1:
             raise Broken(
-                f"{job.id} was tried too often: {job.failures} failures, {job.losses} losses, {job.attempts} attempts"
+                f"{job.id} was tried too often: {job.failures} failures, {job.losses} losses, {job.preemptions} preemptions, "
+                f"{job.attempts} attempts"
             )
+        lost = [a for a in attempts if a.reason in LOST and a.reason is not Reason.PREEMPTED]
+        made_way = [a for a in attempts if a.reason is Reason.PREEMPTED]
+        if job.losses > len(lost) or job.failures > len(attempts) - len(lost) - len(made_way):
+            raise Broken(f"{job.id} is charged with what it has not done: {[str(a.reason) for a in attempts]}")
+        if any(a.preemption is None for a in made_way) or job.preemptions > len(made_way):
+            raise Broken(f"{job.id} has made way for nobody")
+        if job.attained != sum(service(a) for a in attempts):
+            raise Broken(f"{job.id} has attained {job.attained}, its attempts {[service(a) for a in attempts]}")
         if job.state is JobState.CANCELLED and job.id not in self.stopped:
             raise Broken(f"{job.id} was cancelled by nobody")
         for attempt in attempts:
@@ -441,17 +470,15 @@ class World:
                 kept, wrote = self.streams.read(key, 0, 10**6), self.executor.written.get((attempt.id, task.name), b"")
                 if kept != wrote:
                     raise Broken(f"the log of {task.name} of {attempt.id} is {kept!r}, it wrote {wrote!r}")
-            if attempt.id not in self.executor.begun and attempt.reason not in (
-                Reason.LAUNCH_REJECTED,
-                Reason.STOPPED,
-                Reason.PREEMPTED,
-            ):
+            if attempt.id not in self.executor.begun and attempt.reason not in NEVER_RAN:
                 raise Broken(f"{attempt.id} never ran but ended by {attempt.reason}")
 
     def _attempt_is_right(self, job: Job, attempt: Attempt) -> None:
         end = self.executor.ends.get(attempt.id)
         # what was stopped before anybody saw it has nothing to remember
-        unseen = attempt.reason is Reason.RUNNER_LOST or (attempt.reason is Reason.STOPPED and not attempt.started_at)
+        unseen = attempt.reason is Reason.RUNNER_LOST or (
+            attempt.reason in (Reason.STOPPED, Reason.PREEMPTED) and not attempt.started_at
+        )
         if end is not None and end.phase is Phase.ENDED and not unseen:
             if attempt.tasks != end.tasks:
                 raise Broken(f"{attempt.id} ended as {end.tasks}, and is remembered as {attempt.tasks}")

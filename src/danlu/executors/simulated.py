@@ -342,7 +342,8 @@ class SimulatedExecutor:
                 "ended_at": ended_at,
                 "exit_code": script.exit_code if by_itself and not lost else None,
                 "signal": None if by_itself or lost else SIGKILL if script.deaf else SIGTERM,
-                "stopped": not lost and (not by_itself or (known is not None and ended_at > known)),
+                "stopped": not lost
+                and (not by_itself or any(at is not None and ended_at > at for at in (known, process.noticed_at))),
                 "restarts": restarts,
                 "port_taken": task.ports[0] if script.robbed and by_itself and not lost else None,
             }

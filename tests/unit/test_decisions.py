@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from danlu.controllers.decisions import Action, Decision, decide, rejected, verdict
+from danlu.controllers.decisions import SAVED_PAUSE_NS, Action, Decision, decide, rejected, service, verdict
+from danlu.controllers.preempting import notice_of
 from danlu.domain.jobs import (
     INFRASTRUCTURE_ATTEMPTS,
     LOST,
@@ -17,8 +18,10 @@ from danlu.domain.jobs import (
     Desired,
     Job,
     JobState,
+    Preemption,
     Reason,
 )
+from danlu.domain.resources import Resources
 from danlu.executors.base import Observation, Phase
 from tests.factories import NOW, SECOND, make_attempt, make_job, make_task
 
@@ -317,3 +320,144 @@ def test_a_taken_port_is_named_with_the_task_that_it_was_leased_to() -> None:
     assert words == ("a-0 (rank 0): another program of the machine listens on port 20002 that was leased to b-0")
     _, words, _ = verdict(seen(Phase.ENDED, tasks=(first.model_copy(update={"port_taken": 20_001}), second)), made)
     assert "port 20001 that was leased to it" in words
+
+
+# making way
+
+PREEMPTION = Preemption(
+    at=NOW + 50 * SECOND, deadline=NOW + 80 * SECOND, for_job="other", for_project="default", for_name="big",
+    why="its guarantee", lost_s=4.0,
+)  # fmt: skip
+WAYS: dict[str, tuple[Observation, Reason, int | None]] = {
+    "heeded": (seen(Phase.ENDED, exit_code=0, preempted=True), R.PREEMPTED, 0),
+    "ended by SIGTERM": (seen(Phase.ENDED, signal=15, preempted=True), R.PREEMPTED, 143),
+    "ended as by SIGTERM": (seen(Phase.ENDED, exit_code=143, preempted=True), R.PREEMPTED, 143),
+    "killed at the deadline": (seen(Phase.ENDED, signal=9, preempted=True), R.PREEMPTED, 137),
+    "failed while it saved": (seen(Phase.ENDED, exit_code=1, preempted=True), R.PREEMPTED, 1),
+    "told before it began": (seen(Phase.ENDED, tasks=(), preempted=True), R.PREEMPTED, None),
+    "stopped during the notice": (seen(Phase.ENDED, signal=15, preempted=True, stopped=True), R.STOPPED, 143),
+    "lost during the notice": (seen(Phase.LOST), R.PREEMPTED, None),
+    "gone during the notice": (seen(Phase.LOST, tasks=()), R.PREEMPTED, None),
+    "completed before the notice": (seen(Phase.ENDED, exit_code=0), R.COMPLETED, 0),
+    "failed before the notice": (seen(Phase.ENDED, exit_code=3), R.PROCESS_FAILED, 3),
+    "over time before the notice": (seen(Phase.ENDED, signal=15, timed_out=True), R.MAX_TIME_EXCEEDED, 143),
+}
+WAY_OBSERVATIONS: dict[str, Observation | None] = {
+    "unseen": None,
+    "starting": seen(Phase.STARTING),
+    "running": seen(Phase.RUNNING),
+    **{name: found for name, (found, _, _) in WAYS.items()},
+}
+WAY_PAIRS = [*PAIRS[:3], (J.STARTING, A.ENDING), (J.RUNNING, A.ENDING), (J.STOPPING, A.ENDING)]
+
+
+def making_way(job_state: JobState, attempt_state: AttemptState, desired: Desired = Desired.RUN) -> tuple[Job, Attempt]:
+    job, attempt = pair(job_state, attempt_state, desired, queued_at=NOW - SECOND)
+    return job, attempt.model_copy(update={"preemption": PREEMPTION})
+
+
+@pytest.mark.parametrize(
+    ("job_state", "attempt_state", "desired", "name"),
+    [
+        (job, attempt, desired, name)
+        for (job, attempt), desired, name in itertools.product(WAY_PAIRS, Desired, WAY_OBSERVATIONS)
+        if not (job is J.STOPPING and desired is Desired.RUN)
+    ],
+)
+def test_every_combination_of_making_way(
+    job_state: JobState, attempt_state: AttemptState, desired: Desired, name: str
+) -> None:
+    job, attempt = making_way(job_state, attempt_state, desired)
+    decision = decide(job, attempt, WAY_OBSERVATIONS[name], LATER)
+    last_job, last = (decision.jobs or (job,))[-1], (decision.attempts or (attempt,))[-1]
+    stopping = desired is Desired.STOP
+    if name in ("starting", "running"):
+        assert last.state is A.ENDING
+        assert decision.action is (Action.STOP if stopping else Action.GIVE_WAY)
+        assert (last_job.state is J.STOPPING) == stopping
+        again = decide(last_job, last, WAY_OBSERVATIONS[name], LATER)
+        assert (again.action, again.jobs, again.attempts) == (decision.action, (), ())
+        if not stopping and attempt_state is not A.ENDING:
+            assert last_job.reason is last.reason is R.PREEMPTED
+            assert last.message == "it makes way for job big, and has 30 s to save: its guarantee"
+        return
+    assert last.state is A.ENDED
+    if name == "unseen":
+        never_began = attempt_state in (A.PLACED, A.LAUNCHING)
+        reason = R.STOPPED if stopping and never_began else R.PREEMPTED
+        assert decision.action is (Action.STOP if never_began else Action.NOTHING)
+        assert last.collected == never_began
+    else:
+        reason = WAYS[name][1]
+        assert decision.action is Action.NOTHING
+        assert last.exit_code == WAYS[name][2]
+    assert last.reason is reason
+    assert last_job.attained == 1000 * ((last.ended_at or 0) - last.created_at)
+    if reason is R.COMPLETED:
+        assert last_job.state is J.SUCCEEDED
+    elif stopping:
+        assert last_job.state is (J.CANCELLED if reason in LOST | {R.STOPPED} else J.FAILED)
+    elif reason is R.PREEMPTED:
+        assert (last_job.state, last_job.reason) == (J.QUEUED, R.PREEMPTED)
+        assert (last_job.preemptions, last_job.losses, last_job.failures) == (1, 0, 0)
+        assert (last_job.not_before, last_job.queued_at, last_job.preempted_at) == (0, NOW - SECOND, LATER)
+        assert "it made way for job big: its guarantee; lost: " in last_job.message
+    else:
+        assert last_job.preemptions == 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ({}, "lost: all of it, 1 min 39 s: it has no checkpoint"),
+        ({"saved_at": NOW - 9 * SECOND, "saved_as": "step-3"}, "lost: 1 min 39 s of work since the checkpoint step-3"),
+        ({"saved_at": NOW + 40 * SECOND, "saved_as": "step-4"}, "lost: 1 min of work since the checkpoint step-4"),
+        ({"saved_at": NOW + 51 * SECOND, "saved_as": "step-5"}, "lost: nothing: it wrote a checkpoint at the notice"),
+    ],
+)
+def test_what_was_lost_is_told(saved: dict[str, Any], words: str) -> None:
+    job, attempt = making_way(J.RUNNING, A.ENDING)
+    found = seen(Phase.ENDED, signal=15, preempted=True, started_at=NOW + SECOND, ended_at=NOW + 100 * SECOND)
+    found = found.model_copy(update={"ended_at": NOW + 100 * SECOND, **saved})
+    _, ended = apply(job, attempt, decide(job, attempt, found, LATER))
+    assert ended.message.endswith(words)
+
+
+def test_preemptions_are_without_end_and_keep_what_was_attained() -> None:
+    job = make_job(spec={"retry": {"attempts": 1}}, queued_at=NOW - 7)
+    for number in range(1, INFRASTRUCTURE_ATTEMPTS + 5):
+        job = job.model_copy(update={"state": J.RUNNING, "attempts": number, "version": job.version + 1})
+        attempt = make_attempt(job, number, state=A.RUNNING, preemption=PREEMPTION)
+        job = decide(job, attempt, WAYS["heeded"][0], LATER).jobs[-1]
+        assert (job.state, job.preemptions, job.losses, job.failures) == (J.QUEUED, number, 0, 0)
+        assert (job.queued_at, job.attained) == (NOW - 7, number * 100 * SECOND * 1000)
+    job = lives(job, ["failed"])
+    assert (job.state, job.preemptions) == (J.FAILED, INFRASTRUCTURE_ATTEMPTS + 4)
+
+
+def test_service_is_counted_by_gpus() -> None:
+    resources = [Resources(cpu_milli=4000, gpus=2), Resources(cpu_milli=500)]
+    tasks = tuple(make_task(rank=rank, resources=each) for rank, each in enumerate(resources))
+    ended = make_attempt(make_job(), state=A.ENDED, tasks=tasks, ended_at=NOW + 3 * SECOND)
+    assert service(ended) == 2000 * 3 * SECOND
+    assert service(ended.model_copy(update={"tasks": tasks[1:]})) == 500 * 3 * SECOND
+    assert service(ended.model_copy(update={"ended_at": NOW - 1})) == 0
+
+
+def test_a_newer_checkpoint_is_stored_now_and_then() -> None:
+    job, attempt = pair(J.RUNNING, A.RUNNING)
+    attempt = attempt.model_copy(update={"tasks": (make_task(started_at=NOW + 1),)})
+    found = seen(Phase.RUNNING, saved_at=NOW + SECOND, saved_as="step-1")
+    assert not decide(job, attempt, found, NOW + SAVED_PAUSE_NS - 1).attempts
+    (stored,) = decide(job, attempt, found, NOW + SAVED_PAUSE_NS).attempts
+    assert (stored.saved_at, stored.saved_as) == (NOW + SECOND, "step-1")
+    assert not decide(job, stored, found, NOW + 3 * SAVED_PAUSE_NS).attempts
+    _, ended = apply(job, stored, decide(job, stored, seen(Phase.LOST), LATER))
+    assert ended.saved_as == "step-1", "what a lost runner can no longer tell is not forgotten"
+
+
+def test_a_notice_never_gives_more_time_than_was_asked_for() -> None:
+    job = make_job(spec={"notice": "20s", "notice_signal": "USR1"})
+    for now, within_s in ((NOW, 20.0), (NOW + 79 * SECOND, 1.0), (NOW + 90 * SECOND, 0.0)):
+        told = notice_of(job, PREEMPTION, now)
+        assert (told.within_s, told.signal, told.deadline) == (within_s, "USR1", PREEMPTION.deadline)

@@ -18,7 +18,7 @@ from danlu.client import describing
 from danlu.client.transport import Client
 from danlu.domain.artifacts import Artifact
 from danlu.domain.events import Event
-from danlu.domain.jobs import Attempt, Job, Reason
+from danlu.domain.jobs import Attempt, Job, Reason, waits_since
 from danlu.domain.priorities import priority_text
 from danlu.domain.resources import format_bytes
 from danlu.errors import DanluError, InvalidRequest
@@ -126,7 +126,7 @@ def _tasks(attempt: Attempt) -> list[str]:
 
 
 def _alive(job: Job, now: int) -> str:
-    since = job.started_at if job.state == "running" else job.queued_at
+    since = job.started_at if job.state == "running" else waits_since(job)
     reason = wording.why(job)
     return f"{job.state}{'' if reason == '-' else f': {reason}'}, for {wording.age(since, now)}"
 
@@ -140,6 +140,8 @@ def _wishes(job: Job) -> str:
         parts.append(f"{spec.retry.attempts} attempts")
     if spec.priority:
         parts.append(f"priority {priority_text(spec.priority)}")
+    if job.preemptions:
+        parts.append(f"made way {wording.count(job.preemptions, 'time')}")
     return "".join(f", {part}" for part in parts)
 
 
@@ -157,6 +159,8 @@ def _attempts(attempts: list[Attempt], now: int) -> list[str]:
         cpu = f"cpu {wording.duration(sum(used) / wording.SECOND_NS)}" if used else ""
         resumed = "" if not attempt.resumed_from else f"from {attempt.resumed_from.rstrip('/').rpartition('/')[2]}"
         error = attempt.tasks[0].error if len(attempt.tasks) == 1 else None
+        if attempt.preemption is not None and attempt.reason is Reason.PREEMPTED:
+            error = attempt.message
         said = "   ".join(filter(None, (resumed, error)))
         rows.append([str(attempt.number), state, ran, wording.where(attempt), attempt.start, peak, cpu, said])
     headers = ("", "", "", "NODE", "", "", "", "MESSAGE")

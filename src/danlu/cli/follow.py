@@ -38,7 +38,7 @@ BUILDING: Final = {
     "EnvironmentBuilding": "its environment is being built",
     "ImagePulling": "its image is being pulled",
 }
-REPEATED: Final = frozenset({"AttemptFailed", "RunnerLost", "NodeLost", "Preempted"})
+REPEATED: Final = frozenset({"AttemptFailed", "RunnerLost", "NodeLost"})
 
 
 class Detached(Exception):
@@ -189,6 +189,8 @@ class Following:
         elif event.state == "queued" and event.reason not in GOING_ON:
             self._waits = event.reason or "queued"
             self._messages.say(self._waiting(event), "dim")
+        elif event.reason == "Preempted" and event.state in ("starting", "running"):
+            self._messages.say(f"{self._job.name}: {event.message}", "yellow")
         elif event.state == "running":
             self._tell_running(None)
         elif event.state == "stopping":
@@ -233,6 +235,8 @@ class Following:
 
     def _waiting(self, event: Event) -> str:
         name = self._job.name
+        if event.reason == "Preempted":
+            return f"{name} waits again: {event.message or event.reason}   (more: danlu why {name})"
         if event.reason in REPEATED:
             return f"{name} is tried again: {wording.without_output(event.message) or event.reason}"
         reason = f"{event.reason}: {event.message}" if event.message else event.reason

@@ -8,6 +8,7 @@ from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.options import Common, Names, Output, one
 from danlu.cli.session import connect
+from danlu.domain.jobs import waits_since
 from danlu.domain.resources import format_bytes, format_cpu
 from danlu.domain.views import NodeUse, Why
 
@@ -41,7 +42,7 @@ def why(
         out.write(f"{job_.name} {headline}")
     else:
         position = "" if found.position is None else f", position {found.position}"
-        out.write(f"{job_.name} waits: {job_.reason}, for {wording.age(job_.queued_at, now)}{position}")
+        out.write(f"{job_.name} waits: {job_.reason}, for {wording.age(waits_since(job_), now)}{position}")
         out.labelled("asks", [wording.asks(job_.spec)])
     if job_.state == "queued" or (job_.message and not wording.says_nothing_new(job_)):
         lines = [line for text in found.explanation for line in text.splitlines()]

@@ -218,11 +218,20 @@ def attempts(call: Call, job: str, query: Paging) -> Page[Attempt]:
         below = _number(query.cursor) if query.cursor else found.attempts + 1
         numbers = range(below - 1, max(0, below - 1 - query.limit), -1)
         records = {a.number: a for a in ATTEMPTS.find(tx, job_id=found.id, number=tuple(numbers), limit=query.limit)}
-        items = tuple(records[number] for number in numbers if number in records)
+        items = tuple(_without_others(records[number]) for number in numbers if number in records)
         more = bool(numbers) and numbers[-1] > 1
         return Page[Attempt](items=items, next_cursor=str(numbers[-1]) if more else None)
 
     return call.platform.database.read(work)
+
+
+def _without_others(attempt: Attempt) -> Attempt:
+    """Returns an attempt as its project may see it: which job of another project it made way for is not told."""
+    preemption = attempt.preemption
+    if preemption is None or preemption.for_project == attempt.project:
+        return attempt
+    hidden = preemption.model_copy(update={"for_job": "", "for_project": ""})
+    return attempt.model_copy(update={"preemption": hidden})
 
 
 def _number(cursor: str) -> int:
@@ -261,7 +270,10 @@ def why(call: Call, job: str) -> Why:
             return Why(job=found, asks=found.spec.shapes, explanation=tuple(lines or [_ended_or_running(found)]))
         if found.reason is Reason.WAITING_FOR_DEPENDENCY:
             lines = dependencies.told(tx, found) or lines
-        return explaining.waiting(tx, found, lines, call.platform.clock.now())
+        told = explaining.waiting(tx, found, lines, call.platform.clock.now())
+        last = ATTEMPTS.find(tx, job_id=found.id, number=found.attempts, limit=1) if found.preemptions else []
+        made_way = [attempt.message for attempt in last if attempt.reason is Reason.PREEMPTED]
+        return told.model_copy(update={"explanation": (*told.explanation, *made_way)}) if made_way else told
 
     return call.platform.database.read(work)
 

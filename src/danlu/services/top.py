@@ -10,7 +10,7 @@ from danlu.blobs.streams import StreamKey, Streams
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import JOBS, NODES
-from danlu.domain.jobs import Attempt, Job, JobState, Task
+from danlu.domain.jobs import Attempt, Job, JobState, Task, waits_since
 from danlu.domain.nodes import Node
 from danlu.domain.views import GpuUse, JobUse, NodeLoad, TaskUse, Top, Waiting
 from danlu.runner.formats import SYSTEM
@@ -57,7 +57,7 @@ def get(call: Call) -> Top:
             if (job := running.get(attempt.job_id)) is not None
         ),
         waiting=tuple(
-            Waiting(job_id=job.id, name=job.name, reason=job.reason, queued_at=job.queued_at, asks=job.spec.shapes)
+            Waiting(job_id=job.id, name=job.name, reason=job.reason, queued_at=waits_since(job), asks=job.spec.shapes)
             for job in waiting
         ),
         waiting_count=count,

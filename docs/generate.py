@@ -68,6 +68,7 @@ IN_A_JOB: Final[Mapping[str, str]] = {
     "DANLU_TOKEN_FILE": "a file with a token that is good for this attempt only",
     "DANLU_OUTPUT_DIR": "what is written here is kept as an artifact when the attempt ends",
     "DANLU_CHECKPOINT_DIR": "the job's checkpoints, which outlive the attempt",
+    "DANLU_PREEMPTION_FILE": "a file that appears when the job has to make way: deadline (s since 1970), reason, for",
     "DANLU_RESUME_FROM": "the newest complete checkpoint; not set where there is none",
     "DANLU_METRICS_FILE": "where `danlu.log` appends",
     "DANLU_TASK": "the task's name, such as `main-0`",

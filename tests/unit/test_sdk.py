@@ -83,7 +83,7 @@ def test_importing_it_imports_nothing(sdk: Path, python: str) -> None:
         """,
         sdk, python,
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["[]", "['checkpoint_dir', 'latest_checkpoint', 'log', 'output_dir']"]
+    assert done.stdout.splitlines() == ["[]", "['checkpoint_dir', 'latest_checkpoint', 'log', 'output_dir', 'preempted']"]
 
 
 def test_isolated_it_imports_os_and_time_only(sdk: Path) -> None:

@@ -16,6 +16,7 @@ from danlu.errors import EnvironmentFailed
 from danlu.executors.base import Phase
 from danlu.runner import formats, processes
 from tests.conftest import cannot_run
+from tests.executors import notice
 from tests.process import image_registry
 from tests.process.containers import UID, ContainerBench, bench, keeps_secrets
 from tests.process.image_registry import BUSYBOX, Registry, serving, small, with_python
@@ -171,6 +172,28 @@ def test_each_process_gets_sigterm_once(made: ContainerBench) -> None:
     assert (ended.stopped, ended.tasks[0].exit_code) == (True, 3)
     lines = made.log(attempt).splitlines()
     assert (lines.count("TERMA"), lines.count("TERMB")) == (1, 1)
+
+
+@pytest.mark.parametrize("number", ["TERM", "USR1"])
+def test_a_notice_reaches_the_program_in_its_container(made: ContainerBench, number: str) -> None:
+    """It goes to the topmost program that handles it, not to podman's own, and the file is there to be read."""
+    save = f"trap 'cat $DANLU_PREEMPTION_FILE; echo heard; exit 3' {number}"
+    attempt = sh(made, f"echo up; (sleep 1000 & {save}; echo ready; while :; do sleep 0.1; done); exit $?")
+    made.printed(attempt, "ready")
+    made.executor.stop(attempt, grace_s=20, notice=notice(3600, number))
+    ended = made.end(attempt)
+    assert (ended.preempted, ended.stopped, ended.tasks[0].exit_code) == (True, False, 3)
+    assert made.log(attempt).count("heard") == 1
+    assert '"for": "job big"' in made.log(attempt)
+
+
+def test_who_hears_no_notice_in_a_container_is_ended_at_the_deadline(made: ContainerBench) -> None:
+    attempt = sh(made, HOLD)
+    made.printed(attempt, "up")
+    made.executor.stop(attempt, grace_s=20, notice=notice(0.5))
+    ended = made.end(attempt)
+    assert (ended.preempted, ended.tasks[0].signal) == (True, signal.SIGKILL)
+    made.forget(attempt)
 
 
 def test_a_program_without_a_handler_ends_at_sigterm(made: ContainerBench) -> None:

@@ -18,6 +18,7 @@ from danlu.domain.sessions import SessionRequest
 from danlu.errors import EnvironmentFailed
 from danlu.executors.base import Phase, StoredImage
 from tests.conftest import cannot_run
+from tests.executors import notice
 from tests.process.containers import UID, ContainerBench, bench, keeps_secrets
 from tests.process.image_registry import BUSYBOX, Registry, missing, serving, small
 from tests.process.platform import processes_with, until
@@ -169,6 +170,15 @@ def test_sigterm_arrives_and_a_deaf_one_is_killed(made: ContainerBench) -> None:
     made.printed(deaf, "up")
     made.executor.stop(deaf, grace_s=0.5)
     assert made.end(deaf).stopped
+
+
+def test_a_notice_reaches_the_program(made: ContainerBench) -> None:
+    attempt = sh(made, "trap 'cat $DANLU_PREEMPTION_FILE; exit 3' USR1; echo up; while :; do sleep 0.1; done")
+    made.printed(attempt, "up")
+    made.executor.stop(attempt, grace_s=20, notice=notice(3600, "USR1"))
+    ended = made.end(attempt)
+    assert (ended.preempted, ended.tasks[0].exit_code) == (True, 3)
+    assert '"for": "job big"' in made.log(attempt)
 
 
 @pytest.mark.parametrize("victims", [("runner",), ("guard",), ("guard", "runner")])

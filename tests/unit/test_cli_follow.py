@@ -110,6 +110,20 @@ def test_why_it_waits_is_told(capfd):
     assert capfd.readouterr().err == "  a-1 waits: WaitingForResources: short of gpu   (more: danlu why a-1)\n"
 
 
+def test_that_it_makes_way_is_told_and_that_it_waits_again(capfd):
+    events = [
+        event("running", "Preempted", "it makes way for job big, and has 30 s to save"),
+        event("queued", "Preempted", "attempt 1: Preempted, it made way for job big; lost: nothing"),
+    ]
+    following = Following(Platform([], [], job()), job(), Messages())
+    for each in events:
+        following._take("event", each)
+    assert capfd.readouterr().err.splitlines() == [
+        "  a-1: it makes way for job big, and has 30 s to save",
+        "  a-1 waits again: attempt 1: Preempted, it made way for job big; lost: nothing   (more: danlu why a-1)",
+    ]
+
+
 def test_a_limit_that_is_not_in_force_is_told_once(capfd):
     class Unlimited(Platform):
         def call(self, operation: str, *_: object, **__: object) -> Any:

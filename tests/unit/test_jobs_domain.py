@@ -156,6 +156,12 @@ def test_a_message_is_cut_and_can_be_stored() -> None:
         ({"retry": {"attempts": 101}}, "less than or equal"),
         ({"max_time": "-1s"}, "not a duration"),
         ({"grace": "2h"}, "less than or equal"),
+        ({"notice": "61m"}, "less than or equal"),
+        (
+            {"notice_signal": "KILL"},
+            "'KILL' is no signal that a program can take as a notice: TERM, INT, HUP, USR1, USR2",
+        ),
+        ({"notice_signal": 10}, "10 is no signal that a program can take as a notice"),
         ({"priority": 1001}, "less than or equal"),
         ({"code": "sha256:xyz"}, "pattern"),
         ({"labels": {"A": "x"}}, "pattern"),
@@ -229,3 +235,8 @@ def test_records_are_frozen_and_closed() -> None:
     for record in (make_job(), make_attempt(make_job()), make_environment()):
         with pytest.raises(ValidationError, match="frozen"):
             record.version = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("given", ["USR1", "usr1", "SIGUSR1", "sigusr1"])
+def test_a_signal_goes_by_any_of_its_names(given: str) -> None:
+    assert make_spec(notice_signal=given).notice_signal == "USR1"

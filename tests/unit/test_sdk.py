@@ -83,7 +83,10 @@ def test_importing_it_imports_nothing(sdk: Path, python: str) -> None:
         """,
         sdk, python,
     )  # fmt: skip
-    assert done.stdout.splitlines() == ["[]", "['checkpoint_dir', 'latest_checkpoint', 'log', 'output_dir', 'preempted']"]
+    assert done.stdout.splitlines() == [
+        "[]",
+        "['checkpoint_dir', 'latest_checkpoint', 'log', 'output_dir', 'preempted']",
+    ]
 
 
 def test_isolated_it_imports_os_and_time_only(sdk: Path) -> None:
@@ -244,6 +247,16 @@ def test_folders_outside_a_job_are_here(sdk: Path) -> None:
     assert done.stdout.split() == [str(sdk / "checkpoints"), str(sdk / "outputs"), "None"]
     assert (sdk / "checkpoints").is_dir()
     assert (sdk / "outputs").is_dir()
+
+
+def test_a_job_asks_whether_it_has_to_make_way(sdk: Path, tmp_path: Path, python: str) -> None:
+    program = (
+        "import danlu, os\nprint(danlu.preempted())\n"
+        "path = os.environ.get('DANLU_PREEMPTION_FILE')\npath and open(path, 'w').close()\nprint(danlu.preempted())"
+    )
+    assert run(program, sdk).stdout.split() == ["False", "False"], "outside a job"
+    inside = run(program, sdk, python, DANLU_PREEMPTION_FILE=str(tmp_path / "notice"))
+    assert inside.stdout.split() == ["False", "True"]
 
 
 def test_folders_inside_a_job_are_the_jobs(sdk: Path, tmp_path: Path, python: str) -> None:

@@ -19,7 +19,7 @@ IDS = Ids(6)
 
 def running(database: Database, state: AttemptState = AttemptState.RUNNING, **fields: Any) -> Attempt:
     """Stores a job with an attempt, and returns that."""
-    job = make_job(IDS(), **{"state": JobState.RUNNING, "attempts": 1, **fields})
+    job = make_job(IDS(), **{"state": fields.pop("job_state", JobState.RUNNING), "attempts": 1, **fields})
     attempt = make_attempt(job, state=state)
     database.write(lambda tx: (JOBS.add(tx, job), ATTEMPTS.add(tx, attempt)))
     return attempt
@@ -61,7 +61,7 @@ def test_it_is_stored_once_and_names_its_own_project_alone(
         (AttemptState.ENDED, {}),
         (AttemptState.RUNNING, {"desired": Desired.STOP}),
         (AttemptState.RUNNING, {"attempts": 2}),
-        (AttemptState.RUNNING, {"state": JobState.SUCCEEDED}),
+        (AttemptState.RUNNING, {"job_state": JobState.SUCCEEDED}),
     ],
 )
 def test_who_ends_anyway_is_not_asked(database: Database, state: AttemptState, job: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -25,18 +25,18 @@ from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.actors import Actor
-from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
+from danlu.domain.environments import Environment
 from danlu.domain.jobs import LOST, Attempt, AttemptState, Desired, Job, JobState, Preemption, Reason
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.projects import Project
 from danlu.domain.specs import JobSpec, TaskSpec
-from danlu.environments.sources import source_digest
-from danlu.errors import Conflict, DanluError, EnvironmentFailed, NeverFits
+from danlu.errors import Conflict, DanluError, NeverFits
 from danlu.executors.base import Phase
 from danlu.executors.simulated import Faults, SimulatedExecutor
 from danlu.services import environments, jobs
 from danlu.services.context import Call, Platform, PlatformFacts
 from danlu.services.vault import Vault
+from tests.simulation.builder import SimulatedBuilder
 
 T = TypeVar("T")
 START = 1_700_000_000_000_000_000
@@ -108,49 +108,6 @@ class ShakyDatabase:
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         return self.real.read(work)
-
-
-@dataclass(frozen=True)
-class Built:
-    lock_digest: str
-    packages: int = 1
-    python_version: str = "3.11.7"
-    size_bytes: int = 1
-    build_s: float = 1.0
-    lock: str = "a==1\n"
-
-
-@dataclass
-class SimulatedBuilder:
-    random: Random
-    vanish: float = 0.0
-    there: set[str] = field(default_factory=set)
-
-    def build(self, source: EnvironmentSource, report: Callable[[str], None]) -> Built:
-        report("building")
-        if "impossible" in (source.requirements or ""):
-            raise EnvironmentFailed("no such package", stage="resolve")
-        digest = source_digest(source)
-        self.there.add(digest)
-        return Built(digest)
-
-    def interpreter(self, environment: Environment) -> Interpreter | None:
-        if environment.lock_digest not in self.there or self.random.random() < self.vanish:
-            return None
-        return Interpreter(bin=Path(f"/environments/{environment.lock_digest}/bin"))
-
-    def folders(self) -> frozenset[str]:
-        return frozenset(self.there)
-
-    def doom(self, names: Collection[str]) -> Callable[[], None]:
-        self.there -= set(names)
-        return lambda: None
-
-    def bound_caches(self) -> None:
-        pass
-
-    def host(self, executable: str) -> Interpreter:
-        return Interpreter(bin=Path(executable).parent)
 
 
 NODES = (

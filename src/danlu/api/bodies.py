@@ -39,6 +39,7 @@ class JobsQuery(Paging):
     state: JobState | None = None
     name: str | None = Field(default=None, max_length=63)
     array: str | None = Field(default=None, max_length=63, description="only the elements of this array, by id or name")
+    folded: bool = Field(default=False, description="of each array only the first element")
 
 
 class TraceQuery(Paging):

@@ -24,6 +24,8 @@ COMMANDS: Final = (
     C("init", "init:init", "Work", "write a job file for this folder, with every field explained", "[FILE] [FLAGS]"),
     C("apply", "apply:apply", "Work", "submit the jobs described in a file", "-f FILE"),
     C("stop", "jobs:stop", "Work", "stop jobs", "JOB... [FLAGS]"),
+    C("hold", "jobs:hold", "Work", "let waiting jobs wait until they are released", "JOB... [FLAGS]"),
+    C("release", "jobs:release", "Work", "let held jobs go", "JOB... [FLAGS]"),
     C("attach", "attach:attach", "Work", "follow a job again, as run did; Ctrl-C asks", "JOB [FLAGS]"),
     C("retry", "retry:retry", "Work", "run an ended job again, with changes if need be", "JOB [FLAGS]"),
     C("wait", "wait:wait", "Work", "wait for jobs to end, or to be in a state", "JOB... [FLAGS]"),

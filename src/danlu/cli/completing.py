@@ -25,12 +25,12 @@ from danlu.errors import DanluError
 ASK: Final = "__complete"
 FILE: Final = "completion.json"
 GLOBAL: Final = ("--url", "--profile", "--project")
-LIVE_ONLY: Final = frozenset({"stop", "attach", "exec", "cp"})
+LIVE_ONLY: Final = frozenset({"stop", "hold", "release", "attach", "exec", "cp"})
 ENDED_ONLY: Final = frozenset({"retry"})
 OF_FLAGS: Final = {
     "--env": "envs", "--file": "files", "--code": "folders", "--to": "folders", "--state": "states",
     "--framework": "frameworks", "--node": "nodes", "--secret": "secrets", "--secret-file": "secrets",
-    "--profile": "profiles",
+    "--profile": "profiles", "--after": "jobs",
 }  # fmt: skip
 """What the values of flags are whose type does not tell it."""
 OF_WORDS: Final = {"COMMAND": "programs", "FILE": "files", "METHOD": "methods", "NAME": "names", "LOCAL": "files",

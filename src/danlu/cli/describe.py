@@ -23,6 +23,7 @@ from danlu.domain.priorities import priority_text
 from danlu.domain.resources import format_bytes
 from danlu.errors import DanluError, InvalidRequest
 
+SHOWN_AFTER: Final = 20
 SHOWN_TASKS: Final = 32
 SHOWN_ATTEMPTS: Final = 10
 
@@ -94,6 +95,12 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
         out.labelled("secrets", [wording.secrets(job.spec)])
     if job.spec.labels:
         out.labelled("labels", [f"{name}={value}" for name, value in job.spec.labels.items()])
+    if job.array is not None:
+        place = f"index {job.array.index} of {job.array.name}, which has {wording.count(job.array.size, 'element')}"
+        most = "" if job.array.parallel is None else f", {job.array.parallel} at once"
+        out.labelled("array", [place + most])
+    if job.after:
+        out.labelled("after", [f"{one.name} ({one.condition})" for one in job.after[:SHOWN_AFTER]])
     if job.retry_of:
         out.labelled("retry of", [job.retry_of])
     if attempts:
@@ -138,6 +145,8 @@ def _wishes(job: Job) -> str:
         parts.append(f"at most {wording.duration(spec.max_time)}")
     if spec.retry.attempts > 1:
         parts.append(f"{spec.retry.attempts} attempts")
+    if job.held:
+        parts.append("held")
     if spec.priority:
         parts.append(f"priority {priority_text(spec.priority)}")
     if job.preemptions:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from danlu.api.bodies import EventsQuery, JobsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
+from danlu.cli.arrays import counts
 from danlu.cli.commands import NESTED
 from danlu.cli.options import Common, Flag, Output
 from danlu.cli.output import Format
@@ -19,6 +20,7 @@ from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.terminal import Messages
 from danlu.client.lists import listed
 from danlu.client.transport import Client
+from danlu.domain.arrays import ArrayState
 from danlu.domain.environments import Environment
 from danlu.domain.events import Event
 from danlu.domain.jobs import Job, JobState
@@ -47,18 +49,32 @@ class Kind(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which items: ``names`` for single ones; at most ``limit``, 0 for all; ``every``: environments asked for in vain."""
+    """Which items: ``names`` for single ones; at most ``limit``, 0 for all; ``every``: environments asked for in vain.
+
+    Of jobs: those of an ``array``, or with each array ``folded`` to one item.
+    """
 
     names: tuple[str, ...] = ()
     state: str | None = None
     limit: int = 100
     every: bool = False
+    array: str | None = None
+    folded: bool = False
+
+
+class Folded(NamedTuple):
+    """An array as one line: its first element, and what became of all."""
+
+    first: Job
+    array: ArrayState
 
 
 def get(
     kind: Annotated[str, Parameter(help="jobs, nodes, envs or events")],
     *names: Annotated[str, Parameter(help="only these")],
     state: Annotated[str | None, Parameter(help="only jobs in this state")] = None,
+    array: Annotated[str | None, Parameter(help="only the elements of this job array")] = None,
+    all_: Annotated[bool, Parameter(name="--all", help="each element of an array, not one line for all"), Flag] = False,
     limit: Annotated[int, Parameter(help="at most so many, the newest; 0 for all")] = 100,
     output: Output = "table",
     watch: Annotated[bool, Parameter(name=("--watch", "-w"), help="go on and show what changes"), Flag] = False,
@@ -76,7 +92,8 @@ def get(
         raise InvalidRequest(f"{state!r} is not a job's state", next_step=step.strip())
     if limit < 0:
         raise InvalidRequest(f"--limit {limit} is less than 0")
-    wanted = Wanted(names, state, limit)
+    folded = not (names or state or array or all_ or watch) and output == "table"
+    wanted = Wanted(names, state, limit, array=array, folded=folded)
     messages = Messages()
     with connect(common, messages) as client:
         return _watch(client, found, wanted, output) if watch else show(client, found, wanted, output, messages)
@@ -155,21 +172,34 @@ def _kind(word: str, names: tuple[str, ...]) -> tuple[Kind, tuple[str, ...]]:
 # --- jobs
 
 
-def _jobs(client: Client, wanted: Wanted) -> tuple[list[Job], bool]:
+def _jobs(client: Client, wanted: Wanted) -> tuple[list[Any], bool]:
     if wanted.names:
         return [client.call("jobs.get", {"job": name}) for name in wanted.names], False
     state = None if wanted.state is None else JobState(wanted.state)
-    return listed(client, "jobs.list", JobsQuery(state=state), wanted.limit)
+    query = JobsQuery(state=state, array=wanted.array, folded=wanted.folded)
+    found: list[Any]
+    found, more = listed(client, "jobs.list", query, wanted.limit)
+    if wanted.array is not None:
+        found.sort(key=lambda job: job.array.index)
+    return [_folded(client, job) if wanted.folded and job.array_id is not None else job for job in found], more
 
 
-def _job_row(job: Job, now: int) -> Row:
+def _folded(client: Client, first: Job) -> Folded:
+    return Folded(first, client.call("arrays.get", {"array": first.array_id or ""}))
+
+
+def _job_row(job: Job | Folded, now: int) -> Row:
+    if isinstance(job, Folded):
+        state = job.array
+        name, so_far = state.array.name, "going on" if state.live else "ended"
+        return [name, so_far, counts(state), *_job_row(job.first, now)[3:7], "-"]
     spec = job.spec
     env = "requirements" if spec.requirements is not None else spec.image or spec.env
     ran = wording.between(job.started_at, now if job.live and job.state != "queued" else job.ended_at or now)
     exit_code = "-" if job.exit_code is None else str(job.exit_code)
-    gpus = sum(need.gpus for need in spec.shapes)
+    gpus = wording.gpu_count(spec)
     return [
-        job.name, str(job.state), wording.why(job), wording.roles(spec), env, str(gpus), wording.age(job.created_at, now),
+        job.name, str(job.state), wording.why(job), wording.roles(spec), env, gpus, wording.age(job.created_at, now),
         "-" if job.state == "queued" else ran, job.id, str(job.attempts), wording.asks(spec), exit_code,
         wording.command_line(spec)[:80],
     ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from danlu.cli import arrays
 from danlu.cli.options import Asked, Common, Flag, Output
 from danlu.cli.session import connect_or_start
 from danlu.cli.submitting import conclude, send_code, submit, tell_environment
@@ -26,6 +27,7 @@ def run(
 ) -> int:
     """Run a command with this folder's code as a job, follow it, and exit with its exit code.
 
+    With --array it waits for all elements, and exits with 0 only if all of them succeeded.
     Starts a platform where none runs. Ctrl-C asks whether to stop the job or to leave it running.
     What the job prints goes to stdout and stderr; what danlu says goes to stderr.
 
@@ -48,6 +50,8 @@ def run(
             spec = spec.model_copy(update={"code": sent.tree, "git": sent.git})
         job = submit(client, spec, messages)
         tell_environment(client, job, messages)
+        if spec.array is not None:
+            return arrays.conclude(client, job, messages, output, detach=detach)
         return conclude(client, job, messages, output, detach=detach)
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from typing import Annotated, Any, Final
 
 from cyclopts import Parameter
 
-from danlu.cli import exits, wording
+from danlu.cli import arrays, exits, wording
 from danlu.cli import output as out
 from danlu.cli.options import Common, Names, Output, several
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.submitting import tell_end
 from danlu.cli.terminal import Messages
+from danlu.client.arrays import of_either
 from danlu.client.transport import Client
 from danlu.client.waiting import until
+from danlu.domain.arrays import ArrayState
 from danlu.domain.jobs import Job, JobState, job_exit_code, reached
 from danlu.domain.resources import parse_duration
 from danlu.domain.validation import suggestion
@@ -34,11 +37,11 @@ def wait(
     output: Output = "table",
     common: Common | None = None,
 ) -> int:
-    """Wait until jobs have ended, or are in a state, all of them.
+    """Wait until jobs, or all elements of arrays, have ended, or jobs are in a state, all of them.
 
     Exits with the job's own exit code; with --for with 0 as soon as the state has come, and with the job's exit code, or 1,
     once it can no longer come. A job that has succeeded was running. Of several jobs: the first exit code that is not 0, in
-    the order in which they are named.
+    the order in which they are named. Of an array: 0 if all of its elements succeeded, else 1.
 
     Example: danlu wait ps-test --for running --timeout 10m
     """
@@ -52,20 +55,32 @@ def wait(
         raise InvalidRequest(f"{len(names)} jobs are named: at most {MAX_JOBS} are waited for at once")
     messages = Messages(quiet=output in ("json", "yaml"))
     with connect(common, messages) as client:
-        jobs: list[Job] = [client.call("jobs.get", {"job": name}) for name in names]
+        found = [of_either(client, "get", name) for name in names]
+        many = [one for one in found if isinstance(one, ArrayState)]
+        if many and state is not None:
+            raise InvalidRequest(f"{many[0].array.name} is an array: its end can be waited for, not --for {state}")
+        jobs = [one for one in found if isinstance(one, Job)]
+        begun = time.monotonic()
         client.patience_s = FOLLOW_PATIENCE_S
         jobs = _all(client, jobs, state, timeout_s, messages)
+        for at, one in enumerate(many):
+            left = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - begun))
+            many[at] = arrays.waited(client, one, messages, left)
     if output in ("json", "yaml"):
-        if len(jobs) == 1:
-            out.record(jobs[0], output)
+        every = (*jobs, *many)
+        if len(every) == 1:
+            out.record(every[0], output)
         else:
-            out.records(jobs, output)
+            out.records(every, output)
     elif output == "name":
-        for found in jobs:
-            out.write(f"job/{found.name}")
-    for found in jobs:
-        _tell(found, state, timeout, messages)
-    codes = [_code(found, state) for found in jobs]
+        for name in [f"job/{job_.name}" for job_ in jobs] + [f"array/{one.array.name}" for one in many]:
+            out.write(name)
+    for job_ in jobs:
+        _tell(job_, state, timeout, messages)
+    for one in many:
+        arrays.tell(one, messages)
+    codes = [_code(job_, state) for job_ in jobs]
+    codes += [exits.TIMED_OUT if one.live else arrays.code_of(one) for one in many]
     return exits.TIMED_OUT if exits.TIMED_OUT in codes else next((code for code in codes if code), exits.OK)
 
 

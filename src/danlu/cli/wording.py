@@ -94,19 +94,30 @@ def why(job: Job) -> str:
 
 def asks(spec: JobSpec) -> str:
     """Returns what a job asks for: ``2 cpu, 4.0 GiB, 1 gpu (h100)``; of a gang what each role does."""
-    by_role = {task.role: _resources(task.resources, spec.gpu_kind) for task in spec.tasks}
+    least = spec.gpu if spec.gpu_min is None else spec.gpu_min
+    by_role = {task.role: _resources(task.resources, spec.gpu_kind, task.needs(least).gpus) for task in spec.tasks}
     if len({*by_role.values()}) == 1:
         each = next(iter(by_role.values()))
         return each if len(spec.tasks) == 1 else f"{each} for each of {len(spec.tasks)} tasks"
     return "; ".join(f"{role}: {text}" for role, text in by_role.items())
 
 
-def _resources(need: Resources, kind: str | None) -> str:
+def gpu_count(spec: JobSpec) -> str:
+    """Returns how many GPUs a job asks for in all: ``8``, or ``2..8``."""
+    least, most = (sum(need.gpus for need in shapes) for shapes in (spec.choices[-1], spec.shapes))
+    return _range(least, most)
+
+
+def _range(least: int, most: int) -> str:
+    return str(most) if least == most else f"{least}..{most}"
+
+
+def _resources(need: Resources, kind: str | None, least: int) -> str:
     parts = [f"{format_cpu(need.cpu_milli)} cpu"]
     if need.memory_bytes:
         parts.append(format_bytes(need.memory_bytes))
     if need.gpus:
-        parts.append(f"{need.gpus} gpu" + (f" ({kind})" if kind else ""))
+        parts.append(f"{_range(least, need.gpus)} gpu" + (f" ({kind})" if kind else ""))
     return ", ".join(parts)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, case, cast, delete, func, literal_column, select, text
+from sqlalchemy import BigInteger, case, cast, delete, func, literal_column, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
@@ -30,6 +30,12 @@ NOTHING: Final = "[]"
 QUEUED: Final = tables.jobs.c.state == JobState.QUEUED
 AT_ONCE: Final = 5000
 """So many values are named in one query."""
+
+
+FOLDED: Final = or_(
+    tables.jobs.c.array_id.is_(None), func.substr(tables.jobs.c.array_id, 2) == func.substr(tables.jobs.c.id, 2)
+)
+"""Of each array only the first element: that whose id the array has."""
 
 
 class QueuedJob(NamedTuple):
@@ -156,7 +162,9 @@ def ended_states(tx: Transaction, ids: Collection[str]) -> dict[str, str]:
     arrays = sorted(one for one in ids if one.startswith(ARRAY_LETTER))
     singles = sorted(set(ids).difference(arrays))
     for some in (singles[at : at + AT_ONCE] for at in range(0, len(singles), AT_ONCE)):
-        rows = tx.connection.execute(select(jobs.id, jobs.state).where(jobs.id.in_(some), ~tables.LIVE))
+        rows = tx.connection.execute(
+            select(jobs.id, jobs.state).where(jobs.id.in_(some), jobs.state.not_in(LIVE_JOB_STATES))
+        )
         found |= {str(row[0]): str(row[1]) for row in rows}
     for one in arrays:
         state = array_states(tx, one)

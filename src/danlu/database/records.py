@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, Generic, TypeVar
 
@@ -76,11 +76,13 @@ class Records(Generic[T]):
         rows = tx.connection.execute(query.order_by(column.desc() if descending else column)).mappings()
         return [self._record(row) for row in rows]
 
-    def page(self, tx: Transaction, *, limit: int, cursor: str | None, **where: Any) -> Page[T]:
-        """Returns a page by id, newest first; ``cursor`` is the last id of the page before."""
+    def page(
+        self, tx: Transaction, *, limit: int, cursor: str | None, only: Sequence[ColumnElement[bool]] = (), **where: Any
+    ) -> Page[T]:
+        """Returns a page by id, newest first; ``cursor`` is the last id of the page before. ``only``: further conditions."""
         if cursor is not None and not (cursor.isascii() and cursor.isprintable()):
             raise InvalidRequest(f"the cursor {cursor[:80]!r} is not one that this platform gave out")
-        conditions = self._conditions(where)
+        conditions = [*self._conditions(where), *only]
         if cursor is not None:
             conditions.append(self.table.c.id < cursor)
         query = select(self.table).where(*conditions).order_by(self.table.c.id.desc()).limit(limit + 1)
@@ -107,6 +109,20 @@ class Records(Generic[T]):
         with self._conflicts(tx, record):
             tx.connection.execute(insert(self.table).values(self._row(record)))
         self._event(tx, record, None, actor)
+
+    def add_all(self, tx: Transaction, records: Sequence[T], *, actor: str = "") -> None:
+        """Stores some new records as ``add`` does, all or none, in one statement.
+
+        Raises:
+            NameTaken, Conflict, InvalidRequest: as ``add``, of whichever it is.
+        """
+        if not records:
+            return
+        tx.touched.add(self.model.KIND)
+        with self._conflicts(tx, records[0]):
+            tx.connection.execute(insert(self.table), [self._row(record) for record in records])
+        for record in records:
+            self._event(tx, record, None, actor)
 
     def put(self, tx: Transaction, old: T, new: T, *, actor: str = "") -> None:
         """Replaces ``old`` by ``new``, if nobody else has changed it since.

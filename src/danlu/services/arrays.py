@@ -88,6 +88,7 @@ def _more(tx: Transaction, call: Call, identity: str) -> bool:
     assert first.array is not None  # noqa: S101
     now, indexes = call.platform.clock.now(), first.spec.array.elements
     upto = min(array.size, array.stored + AT_ONCE)
+    added: list[Job] = []
     for position in range(max(1, array.stored), upto):  # the first was submitted itself
         index = indexes[position]
         one = arrays.element_id(array.first, position, index)
@@ -99,7 +100,8 @@ def _more(tx: Transaction, call: Call, identity: str) -> bool:
             queued_at=first.created_at + position, checkpoint_owner=one, created_by=first.created_by,
             created_at=first.created_at, updated_at=max(now, first.created_at),
         )  # fmt: skip
-        JOBS.add(tx, element, actor=first.created_by)
+        added.append(element)
+    JOBS.add_all(tx, added, actor=first.created_by)
     ARRAYS.put(tx, array, array.evolved(now=now, stored=upto))
     return upto == array.size
 

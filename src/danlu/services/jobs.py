@@ -205,7 +205,8 @@ def list(call: Call, query: JobsQuery) -> Page[Job]:
 
     def work(tx: Transaction) -> Page[Job]:
         of = {} if query.array is None else {"array_id": arrays.require(tx, call.project, query.array).id}
-        return JOBS.page(tx, limit=query.limit, cursor=query.cursor, **where, **of)
+        only = (queries.FOLDED,) if query.folded else ()
+        return JOBS.page(tx, limit=query.limit, cursor=query.cursor, only=only, **where, **of)
 
     return call.platform.database.read(work)
 

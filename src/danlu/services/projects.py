@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Iterable
+from typing import Any
 
 from danlu.api.bodies import Paging, ProjectChange, ProjectRequest
 from danlu.database import queries
@@ -26,7 +26,7 @@ def exists(platform: Platform, name: str) -> bool:
 def list(call: Call, query: Paging) -> Page[Project]:
     """Returns the projects in which the caller may act, by name backwards."""
     actor = call.actor
-    seen: dict[str, builtins.list[str]] = {}
+    seen: dict[str, Any] = {}
     if not actor.sees_all:
         names = sorted(actor.roles) if actor.project is None else [actor.project]
         seen = {"id": [name for name in names if actor.standing(name) is not None]}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +17,10 @@ from danlu.domain.ids import is_id
 from danlu.domain.jobs import Desired, Job, JobState, Reason
 from danlu.domain.specs import JobSpec
 from danlu.errors import NameTaken
-from danlu.services import arrays, jobs
+from danlu.services import jobs
 from danlu.services.context import Call
 from tests.api.edge import Api
+from tests.simulation.wishes import Cut, CutDatabase
 
 ADMIN = Actor(id="k", name="admin", administrator=True)
 SIZE = 120
@@ -47,6 +51,16 @@ def made(api: Api, **spec: Any) -> str:
     return str(answer.json()["id"])
 
 
+def once(api: Api, do: Callable[[], Any]) -> None:
+    """Lets somebody do something as soon as the first jobs are there."""
+
+    def heard(_topic: str) -> None:
+        leave()
+        do()
+
+    leave = api.platform.hub.listen(heard)
+
+
 def test_one_submission_makes_every_element(api: Api) -> None:
     first = made(api, name="many", array=f"0-{SIZE - 1}%7", cpu=2)
     found = elements(api, array_id(first))
@@ -61,24 +75,14 @@ def test_one_submission_makes_every_element(api: Api) -> None:
     assert (state["array"]["id"], state["array"]["stored"]) == (array_id(first), SIZE)
 
 
-def test_the_same_submission_completes_what_a_crash_left(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_submission_completes_what_a_crash_left(api: Api) -> None:
     job_id, spec = api.new_id("j"), JobSpec.model_validate({"command": "x", "name": "cut", "array": f"1-{SIZE}"})
     call = Call(api.platform, ADMIN, "default")
-    more, calls = arrays._more, 0
-
-    def killed(tx: Transaction, call: Call, identity: str) -> bool:
-        nonlocal calls
-        calls += 1
-        if calls > 2:
-            raise KeyboardInterrupt
-        return more(tx, call, identity)
-
-    monkeypatch.setattr(arrays, "_more", killed)
-    with pytest.raises(KeyboardInterrupt):
-        jobs.submit(call, job_id, spec)
+    cut: Any = CutDatabase(api.database, 3)
+    with pytest.raises(Cut):
+        jobs.submit(replace(call, platform=replace(api.platform, database=cut)), job_id, spec)
     left = elements(api, array_id(job_id))
     assert 0 < len(left) < SIZE
-    monkeypatch.undo()
     assert jobs.submit(call, job_id, spec).id == job_id
     found = elements(api, array_id(job_id))
     assert [job.array.index for job in found if job.array] == list(range(1, SIZE + 1))
@@ -88,8 +92,6 @@ def test_the_same_submission_completes_what_a_crash_left(api: Api, monkeypatch: 
 
 
 def test_two_who_submit_it_at_once_make_it_once(api: Api) -> None:
-    import threading
-
     job_id, spec = api.new_id("j"), JobSpec.model_validate({"command": "x", "name": "twice", "array": f"0-{SIZE - 1}"})
     wrong: list[BaseException] = []
 
@@ -117,16 +119,9 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_made(api: Api) -> No
     assert made(api, name="mine", array="0-50")  # beside it
 
 
-def test_a_name_that_is_taken_meanwhile_stops_the_array(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_taken_meanwhile_stops_the_array(api: Api) -> None:
     job_id, spec = api.new_id("j"), JobSpec.model_validate({"command": "x", "name": "race", "array": f"0-{SIZE - 1}"})
-    notify = api.platform.hub.notify
-
-    def somebody(topic: str) -> None:
-        monkeypatch.undo()
-        made(api, name=f"race-{SIZE - 1}")
-        notify(topic)
-
-    monkeypatch.setattr(api.platform.hub, "notify", somebody)  # as soon as some elements are there
+    once(api, lambda: made(api, name=f"race-{SIZE - 1}"))
     with pytest.raises(NameTaken):
         jobs.submit(Call(api.platform, ADMIN, "default"), job_id, spec)
     found = elements(api, array_id(job_id))
@@ -134,16 +129,9 @@ def test_a_name_that_is_taken_meanwhile_stops_the_array(api: Api, monkeypatch: p
     assert all(job.desired is Desired.STOP for job in found)
 
 
-def test_what_is_made_after_a_stop_is_stopped(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_made_after_a_stop_is_stopped(api: Api) -> None:
     job_id, spec = api.new_id("j"), JobSpec.model_validate({"command": "x", "name": "ended", "array": f"0-{SIZE - 1}"})
-    notify = api.platform.hub.notify
-
-    def somebody(topic: str) -> None:
-        monkeypatch.undo()
-        assert api.call("arrays.stop", array="ended", data={}).status == 202
-        notify(topic)
-
-    monkeypatch.setattr(api.platform.hub, "notify", somebody)
+    once(api, lambda: api.call("arrays.stop", array="ended", data={}))
     jobs.submit(Call(api.platform, ADMIN, "default"), job_id, spec)
     found = elements(api, array_id(job_id))
     assert len(found) == SIZE

@@ -37,6 +37,7 @@ from danlu.services import environments, jobs
 from danlu.services.context import Call, Platform, PlatformFacts
 from danlu.services.vault import Vault
 from tests.simulation.builder import SimulatedBuilder
+from tests.simulation.wishes import Wishes
 
 T = TypeVar("T")
 START = 1_700_000_000_000_000_000
@@ -157,6 +158,7 @@ class World:
             vault=Vault(b"m" * 32, self.random.randbytes),
         )  # fmt: skip
         self.call = Call(self.platform, Actor(id="k", name="user", administrator=True), "default")
+        self.wishes = Wishes(self.call, self.random)
         self.submitted: list[str] = []
         self.stopped: set[str] = set()
         self.gangs: dict[str, tuple[TaskSpec, ...]] = {}
@@ -269,12 +271,15 @@ class World:
             spec = self.spec()
             try:
                 for _ in range(self.random.choice([1, 1, 2])):  # submitting twice is harmless
-                    jobs.submit(self.call, job_id, spec)
+                    ids = self.wishes.submit(job_id, spec)
             except NeverFits:  # a machine is away
                 return
-            self.submitted.append(job_id)
-            self.gangs[job_id] = spec.tasks
+            self.submitted += ids
+            self.gangs |= dict.fromkeys(ids, spec.tasks)
             self.log.append(f"submit {job_id}")
+        elif what < 0.65:
+            self.stopped.update(self.wishes.act(self.submitted))
+            self.submitted = list(dict.fromkeys([*self.submitted, *self.wishes.complete()]))
         elif what < 0.9:
             job_id = self.random.choice(self.submitted)
             job = jobs.stop(self.call, job_id, StopRequest(grace=self.random.choice([None, 0.5])))
@@ -318,7 +323,7 @@ class World:
                 "retry": {"attempts": r.choice([1, 2, 3]), "backoff": r.choice([None, 2])},
                 "grace": r.choice([1, 5, 20]), "notice": r.choice([1, 10]), "notice_signal": r.choice(["TERM", "USR1"]),
                 "max_time": r.choice([None, None, None, 3]), **environment,
-                **(self.roles() if r.random() < 0.3 else {}),
+                **(self.roles() if r.random() < 0.3 else {}), **self.wishes.fields(self.submitted),
             }
         )  # fmt: skip
 
@@ -345,6 +350,7 @@ class World:
         ports = [port for a in held for t in a.tasks for port in t.ports]
         if len(set(ports)) != len(ports):
             raise Broken("a port is leased twice")
+        self.wishes.check(held)
         for attempt in held:
             if len(attempt.tasks) != len(self.gangs.get(attempt.job_id, attempt.tasks)):
                 raise Broken(f"{attempt.id} has a part of its gang")
@@ -374,6 +380,8 @@ class World:
     def finish(self) -> None:
         """Ends all faults, lets everything come to its end, and checks what must hold then."""
         self.calm()
+        self.submitted = list(dict.fromkeys([*self.submitted, *self.wishes.complete()]))
+        self.wishes.release_all()
         for job_id in self.submitted:
             job = jobs.get(self.call, job_id)
             if job.live and any("hold" in task.argv for task in job.spec.tasks):
@@ -397,6 +405,7 @@ class World:
             )
         attempts = self.real.read(lambda tx: ATTEMPTS.find(tx, limit=100_000))
         self._moves_are_legal()
+        self.wishes.check_whole()
         for job in found:
             self._job_is_right(job, [a for a in attempts if a.job_id == job.id])
 
@@ -418,7 +427,13 @@ class World:
             raise Broken(f"{job.id} has made way for nobody")
         if job.attained != sum(service(a) for a in attempts):
             raise Broken(f"{job.id} has attained {job.attained}, its attempts {[service(a) for a in attempts]}")
-        if job.state is JobState.CANCELLED and job.id not in self.stopped:
+        asked = job.desired is Desired.STOP and job.array is not None  # or made when its array was stopped already
+        if (
+            job.state is JobState.CANCELLED
+            and not asked
+            and job.id not in self.stopped
+            and job.reason is not Reason.DEPENDENCY_FAILED
+        ):
             raise Broken(f"{job.id} was cancelled by nobody")
         for attempt in attempts:
             self._attempt_is_right(job, attempt)

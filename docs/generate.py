@@ -80,6 +80,11 @@ IN_A_JOB: Final[Mapping[str, str]] = {
     "DANLU_ADDRESS": "in a gang: `host:port`, the port leased to this task",
     "DANLU_PEERS": "in a gang: every task's `host:port`, in rank order, with commas",
     "DANLU_PEER_TASKS": "in a gang: every task's name, in the same order",
+    "DANLU_ARRAY_INDEX": "in a job array: the element's index",
+    "DANLU_ARRAY_SIZE": "in a job array: how many elements it has",
+    "DANLU_ARRAY_ID": "in a job array: the array's id",
+    "SLURM_ARRAY_TASK_ID": "in a job array: the same as the index, for scripts that were written for Slurm; beside it "
+    "`SLURM_ARRAY_JOB_ID`, `SLURM_ARRAY_TASK_COUNT`, `SLURM_ARRAY_TASK_MIN`, `SLURM_ARRAY_TASK_MAX`; a job's variables win",
     "CUDA_VISIBLE_DEVICES": "the GPUs of this task, by index; empty for none",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID: the order in which those are counted",
     "NVIDIA_VISIBLE_DEVICES": "the same, or `void`",

@@ -14,6 +14,7 @@ from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import (
     ALL,
+    ARRAYS,
     ARTIFACTS,
     ATTEMPTS,
     ENVIRONMENTS,
@@ -46,6 +47,7 @@ from tests.factories import (
     NOW,
     SECOND,
     Ids,
+    make_array,
     make_artifact,
     make_attempt,
     make_environment,
@@ -78,6 +80,7 @@ from tests.factories import (
                 resumed_from="step-1",
             ),
         ),
+        (ARRAYS, make_array(make_job(), size=9, stopped=True)),
         (NODES, make_node(h100=4)),
         (PROJECTS, make_project()),
         (QUOTAS, make_quota(parent="research", limit={"memory": MAX_BYTES}, guarantee={"gpu/h100": 1})),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, NamedTuple
 
 from cyclopts import Parameter
@@ -69,13 +70,21 @@ class Folded(NamedTuple):
     array: ArrayState
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Which:
+    """Which of a noun's items."""
+
+    state: Annotated[str | None, Parameter(help="only jobs in this state")] = None
+    array: Annotated[str | None, Parameter(help="only the elements of this job array")] = None
+    all_: Annotated[bool, Parameter(name="--all", help="each element of an array, not one line for all"), Flag] = False
+    limit: Annotated[int, Parameter(help="at most so many, the newest; 0 for all")] = 100
+
+
 def get(
     kind: Annotated[str, Parameter(help="jobs, nodes, envs or events")],
     *names: Annotated[str, Parameter(help="only these")],
-    state: Annotated[str | None, Parameter(help="only jobs in this state")] = None,
-    array: Annotated[str | None, Parameter(help="only the elements of this job array")] = None,
-    all_: Annotated[bool, Parameter(name="--all", help="each element of an array, not one line for all"), Flag] = False,
-    limit: Annotated[int, Parameter(help="at most so many, the newest; 0 for all")] = 100,
+    which: Which | None = None,
     output: Output = "table",
     watch: Annotated[bool, Parameter(name=("--watch", "-w"), help="go on and show what changes"), Flag] = False,
     common: Common | None = None,
@@ -87,13 +96,15 @@ def get(
     Example: danlu get jobs --state running -o wide
     """
     found, names = _kind(kind, names)
+    which = which or Which()
+    state, limit = which.state, which.limit
     if state is not None and state not in set(JobState):
         step = f"{suggestion(state, JobState)}   there are: {', '.join(JobState)}"
         raise InvalidRequest(f"{state!r} is not a job's state", next_step=step.strip())
     if limit < 0:
         raise InvalidRequest(f"--limit {limit} is less than 0")
-    folded = not (names or state or array or all_ or watch) and output == "table"
-    wanted = Wanted(names, state, limit, array=array, folded=folded)
+    folded = not (names or state or which.array or which.all_ or watch) and output == "table"
+    wanted = Wanted(names, state, limit, array=which.array, folded=folded)
     messages = Messages()
     with connect(common, messages) as client:
         return _watch(client, found, wanted, output) if watch else show(client, found, wanted, output, messages)

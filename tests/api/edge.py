@@ -336,6 +336,7 @@ def bodies(api: Api) -> dict[str, Any]:
         "jobs.submit": {"command": ["python", "train.py"]},
         "jobs.stop": {},
         "arrays.stop": {},
+        "arrays.retry": {"id": api.new_id("j")},
         "jobs.retry": {"id": api.new_id("j")},
         "blobs.missing": {"addresses": [api.ids["address"], address_of(b"new")]},
         "blobs.pack": b"",

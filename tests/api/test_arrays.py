@@ -187,6 +187,26 @@ def test_a_repeated_element_has_its_place(api: Api) -> None:
     assert (whole.status, whole.json()["code"]) == (422, "InvalidSpec")
 
 
+def test_what_failed_of_it_is_repeated_once(api: Api) -> None:
+    first = made(api, name="shaky", array="0-3")
+    end(api, element_id(first, 1, 1))
+    end(api, element_id(first, 2, 2), JobState.CANCELLED)
+    body = {"id": api.new_id("j"), "changes": {"memory": "1GiB"}}
+    answer = api.call("arrays.retry", array="shaky", data=body)
+    assert (answer.status, answer.json()["counts"]) == (201, {"queued": 4})
+    found = elements(api, array_id(first))
+    assert [(job.array.index, job.spec.memory) for job in found if job.retry_of and job.array] == [
+        (1, 2**30),
+        (2, 2**30),
+    ]
+    for job in found:
+        if job.retry_of:
+            end(api, job.id)
+    assert api.call("arrays.retry", array="shaky", data=body).json()["counts"] == {"queued": 2, "failed": 2}
+    assert len(elements(api, array_id(first))) == 6  # the same request repeats none twice
+    assert api.call("arrays.retry", array="shaky", data={"id": "x"}).status == 400
+
+
 # --- holds
 
 

@@ -186,6 +186,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       ArrayState, query=TimeoutQuery),
     O("arrays.stop", "POST", "/v1/arrays/{array}/stop", "Stop all elements of an array", ArrayState, body=StopRequest,
       status=202, permission=Permission.WRITE),
+    O("arrays.retry", "POST", "/v1/arrays/{array}/retry", "Run the elements again that failed or were cancelled",
+      ArrayState, body=RetryRequest, status=201, permission=Permission.WRITE),
     O("arrays.hold", "POST", "/v1/arrays/{array}/hold", "Let all waiting elements of an array wait until they are released",
       ArrayState, permission=Permission.WRITE),
     O("arrays.release", "POST", "/v1/arrays/{array}/release", "Let all held elements of an array go", ArrayState,

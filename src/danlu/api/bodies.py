@@ -135,7 +135,7 @@ class StopRequest(Value):
 class RetryRequest(Value):
     """How to repeat an ended job: same specification, same checkpoints, some fields given anew."""
 
-    id: str = Field(description="the new job's id, made by the client")
+    id: str = Field(description="the new job's id, made by the client; of an array, what the new jobs' ids follow from")
     changes: dict[str, Any] = Field(default_factory=dict, description="fields of the job's specification")
 
 

@@ -8,11 +8,16 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from danlu.api.bodies import RetryRequest
+from danlu.cli import arrays
 from danlu.cli.options import Asked, Common, Flag, Names, Output, Words, one
 from danlu.cli.session import connect
 from danlu.cli.submitting import conclude, send_code, tell_environment, telling_what_is_unknown
 from danlu.cli.terminal import Messages
 from danlu.client import submitting
+from danlu.client.arrays import of_either
+from danlu.client.submitting import SUBMIT_PATIENCE_S
+from danlu.domain.arrays import ArrayState
 from danlu.domain.specs import JobSpec
 from danlu.errors import InvalidRequest
 
@@ -30,17 +35,25 @@ def retry(
 ) -> int:
     """Run an ended job again: the same specification and checkpoints, with the fields that are given anew.
 
+    Of a job array, the elements that failed or were cancelled.
+
     Example: danlu retry gan-12 --memory 20GiB
     """
     name = one(job)
     fields = (asked or Asked()).fields()
     messages = Messages(quiet=output in ("json", "yaml"))
     with connect(common, messages) as client:
-        old = client.call("jobs.get", {"job": name})
+        found = of_either(client, "get", name)
+        of_array = isinstance(found, ArrayState)
+        old = client.call("jobs.get", {"job": found.array.first}) if isinstance(found, ArrayState) else found
         changes = submitting.changed(old.spec, fields) | _set(set_)
         if code is not None:
             changes |= send_code(client, code, messages).fields()
         job_id = submitting.new_job_id()
+        if of_array:
+            request = RetryRequest(id=job_id, changes=changes)
+            client.call("arrays.retry", {"array": old.array_id or ""}, body=request, once_sent_s=SUBMIT_PATIENCE_S)
+            return arrays.conclude(client, old, messages, output, detach=detach)
         with telling_what_is_unknown(job_id, messages):
             new = submitting.retry(client, old, changes, job_id)
         tell_environment(client, new, messages)

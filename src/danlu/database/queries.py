@@ -207,6 +207,16 @@ def array_names(tx: Transaction, project: str, limit: int) -> list[str]:
     return [one.name for one in ARRAYS.find(tx, project=project, descending=True, limit=limit)]
 
 
+def unsuccessful_elements(tx: Transaction, array_id: str) -> dict[int, str]:
+    """Returns the ids of an array's jobs that failed or were cancelled and were not repeated since, by index, ascending."""
+    jobs = tables.jobs.c
+    index = jobs.body[("array", "index")].as_integer()
+    query = select(index, jobs.id, jobs.state).where(jobs.array_id == array_id).order_by(jobs.id)
+    newest = {int(row[0]): (str(row[1]), str(row[2])) for row in tx.connection.execute(query)}
+    bad = (JobState.FAILED, JobState.CANCELLED)
+    return {at: one for at, (one, state) in sorted(newest.items()) if state in bad}
+
+
 def array_by_name(tx: Transaction, project: str, name: str) -> JobArray | None:
     """Returns the newest array of that name."""
     found = ARRAYS.find(tx, project=project, name=name, descending=True, limit=1)

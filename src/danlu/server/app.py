@@ -58,7 +58,7 @@ SPOOL_BYTES: Final = 2**20
 READ_BYTES: Final = 2**20
 MAX_TOLD: Final = 200
 UPLOADS_AT_ONCE: Final = 4
-RENAMED: Final = {"jobs.logs": "danlu.services.logs", "jobs.metrics": "danlu.services.metrics"}
+ELSEWHERE: Final = {"jobs.logs": "logs.read", "jobs.metrics": "metrics.read", "arrays.retry": "repeating.retry"}
 WAITS: Final = frozenset({"jobs.wait", "arrays.wait"})
 WITH_SLASHES: Final = "{environment}"
 """The name in a path that may have slashes: an image's."""
@@ -68,12 +68,9 @@ Endpoint = Callable[..., Awaitable[Response]]
 
 
 def service(operation: Operation) -> Callable[..., Any]:
-    """Returns the service of an operation: ``noun.verb`` is the verb of module ``noun``; logs and metrics read."""
-    noun, _, verb = operation.id.partition(".")
-    if operation.id in RENAMED:
-        found = importlib.import_module(RENAMED[operation.id]).read
-    else:
-        found = getattr(importlib.import_module(f"danlu.services.{noun}"), verb)
+    """Returns the service of an operation: ``noun.verb`` is the verb of module ``noun``, unless it is elsewhere."""
+    noun, _, verb = ELSEWHERE.get(operation.id, operation.id).partition(".")
+    found = getattr(importlib.import_module(f"danlu.services.{noun}"), verb)
     return typing.cast(Callable[..., Any], found)
 
 

@@ -211,7 +211,7 @@ NAMES = [
     "planted",
 ]
 BY_NAME = {
-    ("server/app.py", "importlib.import_module(RENAMED[operation.id])"),
+    ("server/app.py", "importlib.import_module(f'danlu.services.{noun}')"),
     ("server/app.py", "importlib.import_module(f'danlu.services.{noun}')"),
 }
 """Of the table of operations, while the application is made: before there is a request."""

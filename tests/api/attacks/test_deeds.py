@@ -212,7 +212,6 @@ NAMES = [
 ]
 BY_NAME = {
     ("server/app.py", "importlib.import_module(f'danlu.services.{noun}')"),
-    ("server/app.py", "importlib.import_module(f'danlu.services.{noun}')"),
 }
 """Of the table of operations, while the application is made: before there is a request."""
 

@@ -50,7 +50,8 @@ def apply(
             out.records(jobs, output)
         return 0
     for job in jobs:
-        out.write(f"job/{job.name}" + ("" if output == "name" else " submitted"))
+        key = f"job/{job.name}" if job.array is None else f"array/{job.array.name}"
+        out.write(key + ("" if output == "name" else " submitted"))
     messages.say(f"follow it with `danlu logs -f {jobs[0].name}`" if len(jobs) == 1 else "see them: danlu get jobs")
     return 0
 

@@ -18,7 +18,12 @@ from danlu.domain.specs import JobSpec
 from danlu.errors import Conflict, InvalidSpec
 
 TF1 = "import tensorflow as tf\nx = tf.placeholder(tf.float32)\n"
-NEEDS = {"gpu_kind": {"gpu": 1}, "gpu_min": {"gpu": 8}, "interpreter": {"env": "host"}, "requirements": {"env": "python"}}
+NEEDS = {
+    "gpu_kind": {"gpu": 1},
+    "gpu_min": {"gpu": 8},
+    "interpreter": {"env": "host"},
+    "requirements": {"env": "python"},
+}
 """What else a field's example needs."""
 
 

@@ -8,9 +8,12 @@ from typing import Final
 
 from sqlalchemy import select
 
-from danlu.database import ledger, tables
-from danlu.database.engine import Transaction
+from danlu.database import ledger, queries, tables
+from danlu.database.engine import Database, Transaction
+from danlu.database.records import ATTEMPTS
+from danlu.domain.jobs import Attempt, AttemptState
 from danlu.domain.ledger import CAPACITY, Account, Amounts, Entry, Meter, node_entries
+from danlu.domain.nodes import NodeCapacity
 from danlu.services.usage import live
 
 RESOURCES: Final[Mapping[str, Callable[[Amounts], int]]] = {
@@ -72,3 +75,30 @@ def audit(entries: Iterable[Entry]) -> dict[tuple[str, str], Counter[str]]:
                     assert level >= 0, f"{name} of {resource} of {node} has {level} at {moment}"
             found[node, resource] = balance + Counter({"whole": whole})
     return found
+
+
+def check_books(database: Database, now: int, nodes: Iterable[NodeCapacity], *, exact: bool) -> None:
+    """Raises AssertionError unless the ledger has what attempts held, once, and all accounts have capacity times time.
+
+    ``exact``: no clock was ever set back; else the records' times are not those of the ledger, which does not go back.
+    """
+    at, posted = database.read(lambda tx: (ledger.time_of(tx, now), books(tx, ledger.time_of(tx, now))))
+    found = audit(posted)
+    for node in nodes:
+        began = min(entry.since for entry in posted if entry.meter.object_id == node.name)
+        assert found[node.name, "cpu"]["whole"] == node.cpu_milli * (at - began), node.name
+    ended = {
+        event.object_id: event.at
+        for event in database.read(lambda tx: queries.events_after(tx, 0, limit=1_000_000))
+        if event.kind == Attempt.KIND and event.state == AttemptState.ENDED and event.previous != AttemptState.ENDED
+    }
+    counted = Counter[tuple[str, int]]()
+    for entry in posted:
+        if entry.debit in (Account.FREE, Account.BROKEN):
+            counted[entry.meter.object_id, entry.meter.number] += entry.until - entry.since
+    for attempt in database.read(lambda tx: ATTEMPTS.find(tx, limit=100_000)):
+        held = max(0, ended[attempt.id] - attempt.created_at)
+        for number, task in enumerate(attempt.tasks):  # each of one GPU kind: one meter
+            length = counted[attempt.id, number]
+            said = f"{task.name} of {attempt.id} was held for {held} ns, and {length} are in the ledger"
+            assert length == held or not exact, said

@@ -41,6 +41,7 @@ OF_THE_PROJECT = {
     "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "blobs.received", "blobs.append",
     "environments.list", "environments.build", "environments.prune", "events.list", "events.stream", "top.get",
     "members.list", "projects.get", "projects.change", "secrets.list", "secrets.set", "quotas.list",
+    "usage.report",
 }  # fmt: skip
 """What names nothing that exists: for a foreign member it is about the foreign project."""
 
@@ -218,7 +219,8 @@ def test_who_may_gets_what_was_promised_and_nobody_else(api: Api, operation: Ope
         assert answer.status == 404  # the key and the token are member's
         return
     assert answer.status == operation.status, answer.content
-    expected = {Kind.JSON: "application/json", Kind.BYTES: "application/octet-stream", Kind.STREAM: "text/event-stream"}
+    expected = {Kind.JSON: "application/json", Kind.BYTES: "application/octet-stream", Kind.STREAM: "text/event-stream",
+                Kind.TEXT: "text/plain; version=0.0.4"}  # fmt: skip
     assert answer.headers["content-type"].startswith(expected[operation.kind])
 
 

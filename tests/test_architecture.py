@@ -175,6 +175,7 @@ def test_pure_layers_touch_nothing() -> None:
         ("httpx2", {"client"}),
         ("cyclopts", {"cli"}),
         ("pynvml", {"executors"}),
+        ("prometheus_client", {"services"}),
     ],
 )
 def test_a_library_has_one_home(library: str, layers: set[str]) -> None:

@@ -29,6 +29,7 @@ from danlu.database.records import (
     KEYS,
     MEMBERS,
     NODES,
+    PRICES,
     PROJECTS,
     QUOTAS,
     SECRETS,
@@ -59,6 +60,7 @@ from tests.factories import (
     make_key,
     make_member,
     make_node,
+    make_price,
     make_project,
     make_quota,
     make_secret,
@@ -206,6 +208,8 @@ class Api:
         KEYS.add(tx, key)
         secret = self.new_id("s")
         SECRETS.add(tx, make_secret(secret, name="HF_TOKEN", sealed=self.platform.vault.seal(b"hf_0123456789", secret)))
+        price = make_price(self.new_id("p"), resource="memory")
+        PRICES.add(tx, price)
         job = make_job(self.new_id("j"), name="train")
         JOBS.add(tx, job)
         admitted = job.moved(JobState.ADMITTED, now=NOW, reason=Reason.PLACED)
@@ -232,7 +236,7 @@ class Api:
             "job": job.id, "ended": ended.id, "attempt": attempt.id, "artifact": artifact.id, "token": token.id,
             "key": key.id, "user": "member", "name": "default", "environment": environment.id,
             "address": address_of(FILE), "task": "main-0", "stream": "log", "secret": "HF_TOKEN", "array": array.id,
-            "quota": "default",
+            "quota": "default", "price": price.id,
         }  # fmt: skip
 
     @staticmethod
@@ -365,5 +369,6 @@ def bodies(api: Api) -> dict[str, Any]:
         "keys.expire": {"after": "1d"},
         "tokens.make": {"name": "ci"},
         "secrets.set": {"value": "hf_another_one"},
+        "prices.set": {"resource": "gpu/h100", "per_hour": "2.50"},
         "attempts.append": piece,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from danlu.controllers.collection import CollectionController
 from danlu.controllers.decisions import Action, Decision, decide, service
 from danlu.controllers.environments import EnvironmentsController
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import ATTEMPTS, JOBS
+from danlu.database.records import ATTEMPTS, JOBS, Records
 from danlu.domain.jobs import Attempt, Job, JobState, Reason
 from danlu.domain.specs import JobSpec
 from danlu.executors.base import LaunchOrder, Observation, Phase
@@ -171,6 +172,16 @@ class IgnoresVersions(AttemptsController):
                 records.put(tx, newest, new.model_copy(update={"version": newest.version + 1}))  # type: ignore[attr-defined]
 
 
+class PostsNothing(AttemptsController):
+    """Stores attempts past the door at which what they held is posted."""
+
+    def _store(self, tx: Transaction, job: Job, attempt: Attempt, decision: Decision) -> None:
+        for new in decision.attempts:
+            Records.put(ATTEMPTS, tx, attempt, new)
+            attempt = new
+        super()._store(tx, job, attempt, dataclasses.replace(decision, attempts=()))
+
+
 class BelievesTheFirst(AttemptsController):
     """Takes what became of a gang's first task for what became of all."""
 
@@ -208,6 +219,7 @@ PLANTED: list[Parts] = [
     Parts(executor=FreesEarly),
     Parts(executor=LaunchesTwice),
     Parts(attempts=IgnoresVersions),
+    Parts(attempts=PostsNothing),
     Parts(attempts=BelievesTheFirst),
     Parts(attempts=ForgetsStops),
     Parts(attempts=ChargesPreemptions),

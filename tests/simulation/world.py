@@ -36,6 +36,7 @@ from danlu.executors.simulated import Faults, SimulatedExecutor
 from danlu.services import environments, jobs
 from danlu.services.context import Call, Platform, PlatformFacts
 from danlu.services.vault import Vault
+from tests.books import check_books
 from tests.simulation.builder import SimulatedBuilder
 from tests.simulation.wishes import Wishes
 
@@ -161,6 +162,7 @@ class World:
         self.wishes = Wishes(self.call, self.random)
         self.submitted: list[str] = []
         self.stopped: set[str] = set()
+        self.set_back = False
         self.gangs: dict[str, tuple[TaskSpec, ...]] = {}
         real.write(self._project)
         self.tasks: list[Callable[[], None]] = []
@@ -177,7 +179,9 @@ class World:
 
         Somebody may have set the machine's clock meanwhile.
         """
-        self.clock.wrong_by += int(self.random.choices([0, 600, -600], weights=[8, 1, 1])[0] * SECOND)
+        jump = self.random.choices([0, 600, -600], weights=[8, 1, 1])[0]
+        self.set_back = self.set_back or jump < 0
+        self.clock.wrong_by += int(jump * SECOND)
         self.tasks.clear()
         spawn = self.tasks.append
         together = [Tasks(spawn) for _ in range(3)]
@@ -406,6 +410,10 @@ class World:
         attempts = self.real.read(lambda tx: ATTEMPTS.find(tx, limit=100_000))
         self._moves_are_legal()
         self.wishes.check_whole()
+        try:
+            check_books(self.real, self.clock.now(), NODES, exact=not self.set_back)
+        except AssertionError as error:
+            raise Broken(f"the ledger: {error}") from error
         for job in found:
             self._job_is_right(job, [a for a in attempts if a.job_id == job.id])
 

@@ -19,7 +19,7 @@ from danlu.domain.usage import By, summed
 from danlu.services.usage import _pieces
 
 INTERVALS = 1_000_000
-AT_ONCE = 20_000
+AT_ONCE = 250_000
 BEGIN = 20_000 * DAY_NS
 DAYS = 180
 ROUNDS = 5

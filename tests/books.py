@@ -85,8 +85,9 @@ def check_books(database: Database, now: int, nodes: Iterable[NodeCapacity], *, 
     at, posted = database.read(lambda tx: (ledger.time_of(tx, now), books(tx, ledger.time_of(tx, now))))
     found = audit(posted)
     for node in nodes:
-        began = min(entry.since for entry in posted if entry.meter.object_id == node.name)
-        assert found[node.name, "cpu"]["whole"] == node.cpu_milli * (at - began), node.name
+        began = min((entry.since for entry in posted if entry.meter.object_id == node.name), default=at)
+        whole = found.get((node.name, "cpu"), Counter())["whole"]
+        assert whole == node.cpu_milli * (at - began), node.name
     ended = {
         event.object_id: event.at
         for event in database.read(lambda tx: queries.events_after(tx, 0, limit=1_000_000))

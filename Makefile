@@ -15,7 +15,7 @@ help:
 	@echo "make docs        generate docs/reference again"
 	@echo "make lock        resolve requirements/dev.txt and the environments' locks again"
 	@echo "make benchmarks  measure; prints the figures of docs/reference/performance.md"
-	@echo "make soak        the simulation with 2,000 seeds, every attack on every text"
+	@echo "make soak        the simulation with 2,000 seeds, 100,000 histories of the ledger, every attack on every text"
 
 install: .venv/installed
 
@@ -51,6 +51,7 @@ benchmarks: install
 
 soak: install
 	DANLU_SEEDS=2000 $(BIN)/python -m pytest -n $(PROCESSES) tests/simulation
+	DANLU_HISTORIES=100000 $(BIN)/python -m pytest tests/unit/test_ledger.py
 	DANLU_ATTACKS=all $(BIN)/python -m pytest -n $(PROCESSES) tests/api/attacks
 
 clean:

@@ -17,11 +17,13 @@ from danlu.controllers.environments import EnvironmentsController
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, Records
 from danlu.domain.jobs import Attempt, Job, JobState, Reason
+from danlu.domain.ledger import Account
 from danlu.domain.specs import JobSpec
 from danlu.executors.base import LaunchOrder, Observation, Phase
 from danlu.executors.simulated import SimulatedExecutor
 from danlu.services import jobs
-from tests.simulation.world import NODES, Broken, Parts, World
+from tests.books import rows
+from tests.simulation.world import NODES, SECOND, Broken, Parts, World
 
 SEEDS = int(os.environ.get("DANLU_SEEDS", "100"))
 ACTIONS = 250
@@ -120,6 +122,39 @@ def test_who_makes_way_is_charged_with_nothing(heeds: bool, tmp_path: Path, temp
         assert job.queued_at == submitted.queued_at
         assert job.attained == service(first) > 0
         world.finish()
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("how", ["its machine goes", "the executor forgets it"])
+def test_what_is_lost_is_billed_until_its_last_sign_of_life(how: str, tmp_path: Path, template: Path) -> None:
+    world = World(0, tmp_path, template)
+    try:
+        spec = JobSpec.model_validate({"command": ["simulated", "sleep:9000"], "cpu": 8})  # on node-b alone
+        job_id = world.platform.new_id("j")
+        jobs.submit(world.call, job_id, spec)
+        while jobs.get(world.call, job_id).state is not JobState.RUNNING:
+            for name in world.controllers:
+                world.controller(name)
+            while world.tasks:
+                world.task()
+            world.time_passes(0.1)
+        world.time_passes(1000)
+        world.controller("attempts")
+        seen_at = world.clock.now()
+        world.time_passes(50)
+        if how == "its machine goes":
+            world.executor.lose("node-b")
+        else:
+            world.executor.processes.clear()
+        gone_at = world.clock.now()
+        world.time_passes(3000)  # nobody looks
+        world.controller("attempts")
+        (lost,) = world.real.read(lambda tx: ATTEMPTS.find(tx, job_id=job_id, limit=10))
+        assert lost.reason is Reason.RUNNER_LOST
+        used = [e for e in world.real.read(rows) if e.meter.object_id == lost.id and e.credit is Account.USED]
+        assert used[0].since == lost.started_at
+        assert abs(used[-1].until - (gone_at if how == "its machine goes" else seen_at)) < SECOND // 10
     finally:
         world.close()
 

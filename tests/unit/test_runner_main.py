@@ -256,9 +256,15 @@ def test_a_killed_runner_takes_its_processes_along_and_is_salvaged(life: Life) -
     with (life.folder / "status").open("ab") as status:
         status.write(b'{"event": "torn')
     assert life.run() == ALREADY
+    files = [life.folder / "status", *(path for path in (life.folder / "main-0").rglob("*") if path.is_file())]
+    for number, path in enumerate(files):
+        os.utime(path, ns=(0, 1_000_000_000 + number))
     assert life.run("--salvage") == 0
     assert life.log() == ["before"]
     ended = life.events("ended")[0]
+    assert (
+        ended["seen_at"] == 1_000_000_000 + len(files) - 1
+    )  # when something of it last wrote, not when it is salvaged
     assert (ended["lost"], ended["message"]) == (True, "the runner was lost")
     assert life.events("exited")[0]["error"] == "its runner was killed"
 

@@ -142,7 +142,7 @@ def _open(tx: Transaction, found: Sequence[Meter]) -> None:
     rows = []
     for meter in found:
         body = asdict(meter)
-        body |= body.pop("amounts")
+        body |= body.pop("amounts")._asdict()
         rows.append({"object_id": body.pop("object_id"), "number": body.pop("number"), "body": body})
     if rows:
         tx.connection.execute(insert(tables.meters), rows)

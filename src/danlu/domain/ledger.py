@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from danlu.domain.jobs import LOST, Attempt, AttemptState, Reason, Task
 from danlu.domain.nodes import NODE_PROJECT, NodeCapacity
@@ -43,8 +43,7 @@ HELD: Final = frozenset({Account.USED, Account.IDLE})
 """The accounts that a project pays for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Amounts:
+class Amounts(NamedTuple):
     """How much of everything: what one meter counts."""
 
     cpu_milli: int = 0

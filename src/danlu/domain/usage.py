@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from fractions import Fraction
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from pydantic import Field
 
@@ -77,8 +78,7 @@ class UsageReport(Value):
     total: UsageLine
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What many entries of the ledger have in common, and for how long in all, within a time in which no price changes."""
 
     project: str
@@ -172,16 +172,31 @@ class Sum:
 
 def summed(pieces: Iterable[tuple[Piece, Mapping[str, Price]]], by: By) -> tuple[dict[str, Sum], Sum]:
     """Returns the lines of a report by their names, and their total."""
+    merged: dict[tuple[object, ...], list[int]] = {}
+    likes: dict[tuple[object, ...], tuple[str, Piece, Mapping[str, Price]]] = {}
+    for piece, valid in pieces:
+        if piece.credit in (Account.FREE, Account.BROKEN):
+            continue  # a node's own time: nobody held it
+        name = piece.name(by)
+        key = name, piece.amounts, piece.debit, piece.credit, id(valid)
+        sums = merged.get(key)
+        if sums is None:
+            merged[key] = [piece.length_ns, piece.unused_cpu_ns, piece.unused_mib_s]
+            likes[key] = name, piece, valid  # whose ``valid`` lives on: no other has its id
+        else:
+            sums[0] += piece.length_ns
+            sums[1] += piece.unused_cpu_ns
+            sums[2] += piece.unused_mib_s
     lines: dict[str, Sum] = defaultdict(Sum)
     total = Sum()
-    for piece, valid in pieces:
-        if piece.debit == piece.credit or piece.credit in (Account.FREE, Account.BROKEN):
-            continue  # a node's own time: nobody held it
-        lines[piece.name(by)].add(piece, valid)
-        total.add(piece, valid)
+    for (name, piece, valid), (length, cpu, mib) in zip(likes.values(), merged.values(), strict=True):
+        both = piece._replace(length_ns=length, unused_cpu_ns=cpu, unused_mib_s=mib)
+        lines[name].add(both, valid)
+        total.add(both, valid)
     return lines, total
 
 
+@lru_cache(maxsize=1024)
 def day_name(day: int) -> str:
     """Returns the date of a day that is counted from 1970-01-01, as ``2026-11-27``."""
     return (EPOCH + datetime.timedelta(days=day)).isoformat()

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
 from danlu.api.bodies import UsageQuery
 from danlu.blobs.local import LocalBlobs
@@ -374,8 +375,29 @@ def test_costs_are_exact_however_many(database: Database, call: Call) -> None:
     assert abs(Fraction(total) - expected) <= Fraction(1, 2 * 10**6)
 
 
-def test_an_attempt_of_before_the_ledger_is_posted_from_its_migration_on(database: Database) -> None:
-    """Without a meter nothing is known of it: it ends all the same."""
+def test_what_is_held_when_the_ledger_comes_is_metered_from_then_on(
+    database: Database, database_url: str, call: Call
+) -> None:
+    started(database, created_by="ada", spec={"labels": {"model": "resnet"}})
+    before = database.read(ledger.open_meters)
+    database.close()
+    engine = create_engine(database_url)
+    with engine.begin() as connection:  # as a version without it left it
+        for table in ("meters", "ledger", "ledger_lines", "prices"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
+    engine.dispose()
+    again = Database.open(database_url)
+    try:
+        after = again.read(ledger.open_meters)
+    finally:
+        again.close()
+    assert [replace(meter, since=0) for meter in after] == [replace(meter, since=0) for meter in before]
+    assert len({meter.since for meter in after}) == 1
+    assert after[0].since > NOW
+
+
+def test_an_attempt_without_a_meter_ends_all_the_same(database: Database) -> None:
     _, attempt = started(database)
     database.write(lambda tx: ledger._close(tx, attempt.id))
     end(database, attempt)

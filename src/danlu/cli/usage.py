@@ -7,6 +7,7 @@ import datetime
 import io
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Final, Literal
 
@@ -30,12 +31,31 @@ GIB: Final = 2**30
 ACCOUNTS: Final = ("used", "idle", "platform")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Which:
+    """Which usage."""
+
+    by: Annotated[Grouping, Parameter(help="a line for each; model is the job's label of that name")] = "project"
+    since: Annotated[str | None, Parameter(help="from then on: 30d, 2026-11-01 or 2026-11-01T08:00 (UTC)")] = "30d"
+    until: Annotated[str | None, Parameter(help="until then, likewise; now when left out")] = None
+    all_projects: Annotated[bool, Parameter(help="of all projects; for administrators"), Flag] = False
+
+    def query(self, limit: int) -> UsageQuery:
+        """Returns what to ask for.
+
+        Raises:
+            InvalidRequest: a time is none.
+        """
+        now = time.time_ns()
+        since, until = moment("--since", self.since, now), moment("--until", self.until, now)
+        fields = {"by": self.by, "since": since, "until": until, "platform": self.all_projects, "limit": limit}
+        return request(UsageQuery, fields)
+
+
 def usage(
     *,
-    by: Annotated[Grouping, Parameter(help="a line for each; model is the job's label of that name")] = "project",
-    since: Annotated[str | None, Parameter(help="from then on: 30d, 2026-11-01 or 2026-11-01T08:00 (UTC)")] = "30d",
-    until: Annotated[str | None, Parameter(help="until then, likewise; now when left out")] = None,
-    all_projects: Annotated[bool, Parameter(help="of all projects; for administrators"), Flag] = False,
+    which: Which | None = None,
     limit: Annotated[
         int, Parameter(help="at most so many lines", validator=validators.Number(gte=1, lte=10_000))
     ] = 1000,
@@ -54,11 +74,9 @@ def usage(
 
     Example: danlu usage --by user --since 2026-11-01 -o csv > november.csv
     """
-    now = time.time_ns()
-    fields = {"by": by, "since": moment("--since", since, now), "until": moment("--until", until, now)}
+    query = (which or Which()).query(limit)
     messages = Messages()
     with connect(common, messages) as client:
-        query = request(UsageQuery, {**fields, "platform": all_projects, "limit": limit})
         report: UsageReport = client.call("usage.report", query=query)
     if output in ("json", "yaml"):
         out.record(report, output)

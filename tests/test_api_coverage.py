@@ -41,7 +41,7 @@ OF_THE_PROJECT = {
     "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "blobs.received", "blobs.append",
     "environments.list", "environments.build", "environments.prune", "events.list", "events.stream", "top.get",
     "members.list", "projects.get", "projects.change", "secrets.list", "secrets.set", "quotas.list",
-    "usage.report",
+    "usage.report", "trace.get",
 }  # fmt: skip
 """What names nothing that exists: for a foreign member it is about the foreign project."""
 

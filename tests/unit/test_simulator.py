@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from danlu.domain.quotas import Quota
 from danlu.errors import InternalError
 from danlu.scheduler.baselines import FifoEasy, Las, Srtf
+from danlu.scheduler.cycle import Scheduler
 from danlu.scheduler.model import Placement, Plan, Policy, Preemption, Seat
 from danlu.scheduler.simulator import Costs, Decider, Result, simulate
 from danlu.scheduler.trace import TraceJob
@@ -122,6 +123,7 @@ def test_who_had_less_goes_first_once_the_other_steps_back() -> None:
 # any trace
 
 DECIDERS: dict[str, Callable[[], Decider]] = {
+    "danlu": lambda: Scheduler(Policy(min_runtime=5 * SECOND, levels=(20_000 * SECOND, 200_000 * SECOND))),
     "fifo-easy": FifoEasy, "srtf": Srtf, "las": lambda: Las(policy=Policy(levels=(20_000 * SECOND, 200_000 * SECOND)))
 }  # fmt: skip
 
@@ -130,10 +132,25 @@ DECIDERS: dict[str, Callable[[], Decider]] = {
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), notice=st.sampled_from([0, 0, 7]))
 def test_of_any_trace_all_end_and_nothing_is_lost(policy: str, seed: int, notice: int) -> None:
-    costs = Costs(restart=5 * SECOND, notice=notice * SECOND, all_known=policy != "las")
+    costs = Costs(restart=5 * SECOND, notice=notice * SECOND, all_known=policy in ("fifo-easy", "srtf"))
     nodes = (*cluster(2, 4, cpu=8), *cluster(1, 8, cpu=16, begin=2))
     found = simulate(random_trace(seed), nodes, DECIDERS[policy](), costs=costs)
     holds(found, restart=costs.restart + costs.notice)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), limits=st.tuples(*[st.sampled_from([-1, 12, 16])] * 3))
+def test_of_any_trace_no_limit_is_broken_and_all_end(seed: int, limits: tuple[int, ...]) -> None:
+    quotas = [
+        Quota(
+            id=f"p{at}", project=f"p{at}", created_at=0, updated_at=0, limit={"gpu": most, "jobs": 3}, parent="all",
+            guarantee={"gpu": 4},
+        )
+        for at, most in enumerate(limits)
+    ]  # fmt: skip
+    group = Quota(id="all", project="all", created_at=0, updated_at=0, group=True, limit={"gpu": 14})
+    found = simulate(random_trace(seed), cluster(2, 8), DECIDERS["danlu"](), quotas=[*quotas, group])
+    holds(found, restart=30 * SECOND)
 
 
 @settings(max_examples=10, deadline=None)

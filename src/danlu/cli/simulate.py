@@ -116,6 +116,8 @@ def simulate(
     what, ways, source = what or WhatIf(), ways or Ways(), source or Source()
     messages = Messages()
     if source.replay is not None:
+        if trace is not None:
+            raise InvalidRequest("--replay needs no trace: the recording has it all", next_step="leave one of them out")
         return _replay(source.replay, output)
     scene = _scene(trace, what, source, common, messages)
     with _recording(source.record) as record:

@@ -97,7 +97,7 @@ def report(result: Result, policy: str) -> Report:
         worst_rho=worst.rho if worst else 0.0, worst_project=worst.project if worst else "",
         sizes=tuple(_sizes(ended)), projects=tuple(projects),
         never_started=tuple(
-            f"{one.job.id}: {one.why[1] if one.why else 'nothing was told'}"
+            f"{one.job.id}: {one.why[1] if one.why else 'it asks for more than there is'}"
             for one in result.outcomes if one.first_start is None
         )[:SHOWN_NEVER],
     )  # fmt: skip

@@ -30,7 +30,7 @@ def ended(api: Api, name: str, at: int, runs: tuple[tuple[int, int], ...], *, pr
     """Stores a job that was submitted at a time and ran from then till then, more than once if need be; in seconds."""
 
     def work(tx: Transaction) -> str:
-        job = make_job(api.new_id("j"), name=name, project=project, at=NOW + at * SECOND)
+        job = make_job(api.new_id("j"), name=name, project=project, now=NOW + at * SECOND)
         JOBS.add(tx, job)
         for number, (begin, end) in enumerate(runs, 1):
             job = _ran(tx, job, number, NOW + begin * SECOND, NOW + end * SECOND, last=number == len(runs))

@@ -13,7 +13,7 @@ from danlu.domain.environments import EnvironmentReason, EnvironmentState
 from danlu.domain.jobs import AttemptState, JobState, Reason
 from tests.examples.platform import ROOT, Platform
 
-BY_HAND = {"performance.md", "signing.md"}
+BY_HAND = {"performance.md", "signing.md", "trace.md"}
 VARIABLE = re.compile(r'environ(?:\.get\(|\[)"([A-Z_]+)"')
 OF_A_SHELL = {"PWD", "SHLVL", "OLDPWD", "_", "LC_CTYPE"}
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+from danlu.blobs.streams import Streams
 from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.scheduler.model import SECOND_NS
 from danlu.scheduler.simulator import Result
 from danlu.scheduler.trace import TraceJob
+from danlu.services.trace import DECISIONS
 
 SECOND = SECOND_NS
 
@@ -59,3 +61,8 @@ def holds(result: Result, *, restart: int) -> None:
         else:
             assert one.held <= one.job.duration + (one.starts - 1) * restart  # nothing is lost where all is saved
     assert sum(one.starts - 1 for one in result.outcomes) <= result.preemptions  # some end within their notice
+
+
+def recorded(streams: Streams) -> list[str]:
+    """Returns what a platform's scheduler was told and decided since its last start."""
+    return streams.read(DECISIONS, 0, 2**30).decode().splitlines(keepends=True)

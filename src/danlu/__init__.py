@@ -1,8 +1,8 @@
 """Danlu inside a job: ``danlu.log(step=3, loss=0.1)`` and the folders that outlive it; and outside: ``danlu.run("...")``.
 
 What is for the inside runs on the job's own interpreter, Python 3.8 or later, with the standard library alone, and costs
-nothing to import. The rest is the client, loaded when it is first used: ``run``, ``connect``, ``job``, ``jobs``, ``simulate``,
-the classes ``Job`` and ``Platform``, and ``errors``.
+nothing to import. The rest is the client, loaded when it is first used: ``run``, ``connect``, ``job``, ``jobs``,
+``simulate``, the classes ``Job`` and ``Platform``, and ``errors``.
 """
 
 import os as _os

@@ -19,6 +19,7 @@ from danlu.controllers.decisions import service
 from danlu.controllers.environments import EnvironmentsController
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.preempting import preempt
+from danlu.controllers.recordings import Recording
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.tasks import Tasks
 from danlu.database import queries
@@ -33,12 +34,15 @@ from danlu.domain.specs import JobSpec, TaskSpec
 from danlu.errors import Conflict, DanluError, NeverFits
 from danlu.executors.base import Phase
 from danlu.executors.simulated import Faults, SimulatedExecutor
+from danlu.scheduler.cycle import Scheduler
+from danlu.scheduler.recording import replay
 from danlu.services import environments, jobs
 from danlu.services.context import Call, Platform, PlatformFacts
 from danlu.services.vault import Vault
 from tests.books import check_books
 from tests.simulation.builder import SimulatedBuilder
 from tests.simulation.wishes import Wishes
+from tests.traces import recorded
 
 T = TypeVar("T")
 START = 1_700_000_000_000_000_000
@@ -189,7 +193,9 @@ class World:
         launches = Launches(self.builder, token=lambda _: "token", url=lambda: "http://localhost")
         self.controllers: dict[str, Any] = {
             "nodes": NodesController(self.database, self.executor, self.clock, hub),
-            "scheduling": self.parts.scheduling(self.database, self.clock, hub, "simulated"),
+            "scheduling": self.parts.scheduling(
+                self.database, self.clock, hub, "simulated", recording=Recording(self.streams)
+            ),
             "attempts": self.parts.attempts(self.database, self.executor, self.clock, hub, launches, together[0]),
             "collection": self.parts.collection(
                 self.database, self.executor, self.executor, self.blobs, self.streams, self.clock, hub, together[1]
@@ -414,6 +420,8 @@ class World:
             check_books(self.real, self.clock.now(), NODES, exact=not self.set_back)
         except AssertionError as error:
             raise Broken(f"the ledger: {error}") from error
+        if (difference := replay(recorded(self.streams), Scheduler).difference) is not None:
+            raise Broken(f"what was decided is decided otherwise now: {difference}")
         for job in found:
             self._job_is_right(job, [a for a in attempts if a.job_id == job.id])
 

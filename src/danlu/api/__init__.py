@@ -218,6 +218,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("top.get", "GET", "/v1/top", "What is in use now, and what waits", Top),
     O("trace.get", "GET", "/v1/trace", "When jobs came, what they asked for, how long they ran: for simulations",
       Page[TracedJob], query=TraceQuery),
+    O("trace.decisions", "GET", "/v1/trace/decisions", "What the scheduler was told and decided, for a replay",
+      TextPage, query=OffsetQuery, permission=Permission.ADMINISTER),
     O("environments.show", "GET", "/v1/environments/{environment}/details",
       "All about an environment, by name or id: packages, variables, size, who uses it", EnvironmentDetails),
     O("environments.lock", "GET", "/v1/environments/{environment}/lock", "Its packages, each with version and hashes",

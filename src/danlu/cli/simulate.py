@@ -26,6 +26,7 @@ WHAT_IF: Final = Group("What is otherwise", sort_key=1)
 SOURCE: Final = Group("What happened", sort_key=2)
 SECOND_NS: Final = 1_000_000_000
 SHOWN_NEVER: Final = 5
+LIVE: Final = "live"
 Form = Literal["table", "json", "yaml", "csv"]
 
 
@@ -72,7 +73,10 @@ class Source:
     record: Annotated[str | None, Parameter(help="write what is told to the scheduler, and decided, to this file")] = (
         None
     )
-    replay: Annotated[str | None, Parameter(help="decide all in this file again, and compare; no TRACE")] = None
+    replay: Annotated[
+        str | None,
+        Parameter(help="decide all in this file again, and compare; live: what the platform decided since its start"),
+    ] = None
 
 
 @Parameter(name="*")
@@ -118,7 +122,7 @@ def simulate(
     if source.replay is not None:
         if trace is not None:
             raise InvalidRequest("--replay needs no trace: the recording has it all", next_step="leave one of them out")
-        return _replay(source.replay, output)
+        return _replay(source.replay, output, common, messages)
     scene = _scene(trace, what, source, common, messages)
     with _recording(source.record) as record:
         played = [_play(scene, name, messages, record if name == ways.policy else None) for name in ways.names()]
@@ -196,16 +200,22 @@ def void(_: object) -> None:
     """Forgets what was returned."""
 
 
-def _replay(path: str, output: Form) -> int:
-    from danlu.client.simulating import play_again
+def _replay(path: str, output: Form, common: Common | None, messages: Messages) -> int:
+    from danlu.client.simulating import decided, play_again
 
-    try:
-        with open(path, encoding="utf-8", newline="\n") as file:
-            found = play_again(file)
-    except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{path} is no recording: it is not UTF-8") from error
+    if path == LIVE:
+        from danlu.cli.session import connect
+
+        with connect(common, messages) as client:
+            found = play_again(decided(client))
+    else:
+        try:
+            with open(path, encoding="utf-8", newline="\n") as file:
+                found = play_again(file)
+        except OSError as error:
+            raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"{path} is no recording: it is not UTF-8") from error
     if output in ("json", "yaml"):
         out.structured({"calls": found.calls, "decisions": found.decisions, "difference": found.difference}, output)
     elif found.difference is None:

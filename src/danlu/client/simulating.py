@@ -6,12 +6,12 @@ It is computed here, by the scheduler itself: a platform is asked for what it ha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypedDict, Unpack
 
-from danlu.api.bodies import Paging, TraceQuery
+from danlu.api.bodies import OffsetQuery, Paging, TraceQuery
 from danlu.client.lists import listed
 from danlu.client.transport import Client
 from danlu.domain.ids import NAME_PATTERN
@@ -19,7 +19,7 @@ from danlu.domain.nodes import Gpu, NodeCapacity
 from danlu.domain.quotas import MAX_WEIGHT, Quota, contradictions, parse_amount
 from danlu.domain.resources import MAX_GPUS, parse_duration
 from danlu.domain.validation import suggestion
-from danlu.domain.views import NodeUse, QuotaUse, TracedJob
+from danlu.domain.views import NodeUse, QuotaUse, TextPage, TracedJob
 from danlu.errors import InvalidRequest
 from danlu.scheduler import baselines, simulator
 from danlu.scheduler.cycle import Scheduler
@@ -207,6 +207,17 @@ def recorded(client: Client, *, since: int | None = None, platform: bool = False
         tuple(use.quota for use in quotas),
         left_out=len(found) - len(trace),
     )
+
+
+def decided(client: Client) -> Iterator[str]:
+    """Yields what a platform's scheduler was told and decided since the server's start, a line a call; for administrators."""
+    offset = 0
+    while True:
+        page: TextPage = client.call("trace.decisions", query=OffsetQuery(offset=offset))
+        yield from page.text.splitlines(keepends=True)
+        if page.done:
+            return
+        offset = page.offset
 
 
 def of_record(job: TracedJob) -> TraceJob | None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from danlu.controllers.preempting import preempt
+from danlu.controllers.recordings import Recording
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
@@ -44,20 +45,27 @@ class SchedulingController:
     hub: Hub
     executor: str
     feed: Feed = field(default_factory=Feed)
+    recording: Recording | None = None
     _waits: dict[str, tuple[Reason, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.recording is not None:
+            self.feed.recorder = self.recording.begin(self.feed.scheduler)
 
     def step(self) -> float:
         """Looks once."""
         feed = self.feed
         now = self.clock.now()
         changes = feed.tell(self.database.read(feed.look), now)
-        plan = feed.scheduler.decide(now)
+        plan = feed.decider.decide(now)
         placed = 0
         for batch in _batches(plan.placements, PLACED_AT_ONCE):
             placed += self.database.write(partial(self._place, placements=batch))
             self.hub.notify("attempts")
         for preemption in plan.preemptions:
             self._preempt(preemption)
+        if self.recording is not None:
+            self.recording.flush()
         changes = self._changes(changes, plan)
         for some in _batches(changes[:WRITTEN_A_STEP], WRITTEN_AT_ONCE):
             self.database.write(partial(self._change, changes=some))

@@ -38,6 +38,7 @@ from danlu.controllers.events import EventsController
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.nonces import NoncesController
+from danlu.controllers.recordings import Recording
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.tasks import Tasks
 from danlu.database import migrations, sqlite_file
@@ -258,7 +259,8 @@ def compose(settings: Settings) -> Composition:
     nodes.step()  # the first submit must know what could ever fit
     steps: list[tuple[str, Callable[[], float], str]] = [
         ("nodes", nodes.step, "nodes"),
-        ("scheduling", SchedulingController(database, clock, hub, "local").step, "jobs"),
+        ("scheduling", SchedulingController(
+            database, clock, hub, "local", recording=Recording(streams)).step, "jobs"),
         ("attempts", AttemptsController(database, executor, clock, hub, launches, launching).step, "attempts"),
         ("collection", CollectionController(
             database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),

@@ -16,6 +16,8 @@ from danlu.domain.nodes import Node
 from danlu.domain.quotas import Quota
 from danlu.scheduler.cycle import Scheduler
 from danlu.scheduler.model import SECOND_NS, Running, Seat, Shape, Waiting
+from danlu.scheduler.recording import Recorder
+from danlu.scheduler.simulator import Decider
 from danlu.services.eligibility import Change, Facts, not_yet
 from danlu.services.quotas import MAX_QUOTAS
 
@@ -41,10 +43,17 @@ class Feed:
     """Keeps a scheduler up to date with the records."""
 
     scheduler: Scheduler = field(default_factory=Scheduler)
+    recorder: Recorder | None = None
+    """writes down what the scheduler is told, and decides"""
     jobs: dict[str, QueuedJob] = field(default_factory=dict)
     _attempts: dict[str, int] = field(default_factory=dict)
     _nodes: dict[str, int] = field(default_factory=dict)
     _quotas: tuple[Quota, ...] = ()
+
+    @property
+    def decider(self) -> Decider:
+        """Whom everything is told, and who decides."""
+        return self.scheduler if self.recorder is None else self.recorder
 
     def look(self, tx: Transaction) -> News:
         """Reads what has changed since ``tell``."""
@@ -78,7 +87,7 @@ class Feed:
 
     def tell(self, news: News, now: int) -> list[Change]:
         """Tells the scheduler, and returns what keeps jobs from being placed whatever is free."""
-        scheduler = self.scheduler
+        scheduler = self.decider
         for node in news.nodes:
             self._nodes[node.id] = node.version
             scheduler.node(node.capacity)
@@ -101,8 +110,9 @@ class Feed:
             change = not_yet(row, facts)
             if change is not None:
                 changes.append(change)
-                scheduler.gone(job_id)
-            elif (known := scheduler.waiting.get(job_id)) is None or known.version != row.version:
+                if job_id in self.scheduler.waiting:
+                    scheduler.gone(job_id)
+            elif (known := self.scheduler.waiting.get(job_id)) is None or known.version != row.version:
                 scheduler.queued(waiting(row))
         return changes
 

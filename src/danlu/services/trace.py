@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, Final
 
-from danlu.api.bodies import MAX_PAGE, TraceQuery
+from danlu.api.bodies import MAX_PAGE, OffsetQuery, TraceQuery
+from danlu.blobs.streams import StreamKey
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import INFRASTRUCTURE_ATTEMPTS, Attempt, Job
 from danlu.domain.resources import Resources
-from danlu.domain.views import Page, TracedJob
+from danlu.domain.views import Page, TextPage, TracedJob
 from danlu.errors import NotAllowed
 from danlu.services.context import Call
 
 MAX_ATTEMPTS: Final = 100 + INFRASTRUCTURE_ATTEMPTS
 """Of one job: those that count against ``retry.attempts``, and those that do not."""
 SECOND_NS: Final = 1_000_000_000
+DECISIONS: Final = StreamKey("platform", "scheduler", "decisions", "calls")
+"""What the scheduler was told and decided, since the server's start: see scheduler/recording.py."""
+PAGE_BYTES: Final = 2**20
 
 
 def get(call: Call, query: TraceQuery) -> Page[TracedJob]:
@@ -61,3 +65,14 @@ def traced(job: Job, attempts: list[Attempt]) -> TracedJob:
         gpus=total.gpus, gpu_kind=job.spec.gpu_kind, cpu_milli=total.cpu_milli, memory_bytes=total.memory_bytes,
         declared_ns=None if max_time is None else round(max_time * SECOND_NS),
     )  # fmt: skip
+
+
+def decisions(call: Call, query: OffsetQuery) -> TextPage:
+    """Returns whole lines of what the scheduler was told and decided; ``done``: that is all by now."""
+    most = PAGE_BYTES
+    data = call.platform.streams.read(DECISIONS, query.offset, most)
+    while b"\n" not in data and len(data) == most:  # a decision about thousands of jobs is one line
+        most *= 4
+        data = call.platform.streams.read(DECISIONS, query.offset, most)
+    data = data[: data.rfind(b"\n") + 1]
+    return TextPage(text=data.decode(errors="replace"), offset=query.offset + len(data), done=not data)

@@ -44,8 +44,8 @@ CHECKS: Final = [
 ]  # fmt: skip
 
 HARD: Final = frozenset({
-    "sessions.open", "jobs.submit", "jobs.retry", "members.set", "members.remove", "keys.expire", "keys.revoke",
-    "tokens.revoke", "attempts.append", "users.change", "users.remove",
+    "sessions.open", "jobs.submit", "jobs.retry", "arrays.retry", "members.set", "members.remove",
+    "keys.expire", "keys.revoke", "tokens.revoke", "attempts.append", "users.change", "users.remove",
 })  # fmt: skip
 """These need more than what is allowed: things that belong together, and were not removed by another operation before."""
 
@@ -121,6 +121,8 @@ def _tried(fuzzed: Fuzzed, operation: Operation, mode: GenerationMode, cases: in
     def tried(case: Any, known: bool) -> None:
         if known:  # of a thing that is there
             ids = {**fuzzed.api.ids, **({"job": fuzzed.api.ids["ended"]} if operation.id == "jobs.wait" else {})}
+            if operation.id == "jobs.hold":
+                ids["job"] = fuzzed.api.waiting()
             case.path_parameters = {name: ids[name] for name in case.path_parameters or {}}
             case.headers.pop("Danlu-Project", None)
         case.validate_response(fuzzed.send(case, operation), checks=checks)

@@ -176,11 +176,13 @@ def test_a_retry_goes_on_from_the_checkpoints(api: Api) -> None:
 
 
 def test_why_counts_who_is_ahead(api: Api) -> None:
-    first = api.submit(name="first").json()["id"]
-    api.submit(name="second")
-    api.submit(name="urgent", priority=9)
+    host = {"env": "host", "interpreter": "/usr/bin/python3"}
+    first = api.submit(name="first", **host).json()["id"]
+    api.submit(name="second", **host)
+    api.submit(name="urgent", priority=9, **host)
     why = api.call("jobs.why", job="second").json()
-    assert (why["position"], why["ahead"]) == (3, ["urgent", "first"])
+    assert (why["position"], why["of"]) == (3, 3)
+    assert [(one["name"], one["why"]) for one in why["ahead"]] == [("urgent", "Priority"), ("first", "AskedBefore")]
     assert why["nodes"][0]["free"]["cpu_milli"] == 3000
     assert api.call("jobs.why", job=first).json()["position"] == 2
 

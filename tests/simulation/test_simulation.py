@@ -30,13 +30,6 @@ ACTIONS = 250
 PLANTED_SEEDS = 40
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "danlu.db"
-    Database.open(f"sqlite:///{path}").close()
-    return path
-
-
 def live(world: World) -> None:
     try:
         world.shake()

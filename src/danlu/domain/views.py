@@ -13,6 +13,7 @@ from danlu.domain.nodes import Node
 from danlu.domain.quotas import Quota
 from danlu.domain.records import Ns, Value
 from danlu.domain.resources import Resources
+from danlu.domain.waits import Ahead, MakesWay, QuotaLine, Room, Smaller, Start
 
 T = TypeVar("T")
 
@@ -153,13 +154,22 @@ class Top(Value):
 
 
 class Why(Value):
-    """Why a job is where it is."""
+    """Why a job is where it is. All but ``job``, ``asks`` and ``explanation`` is of one that waits for room."""
 
     job: Job
     asks: tuple[Resources, ...]
     explanation: tuple[str, ...] = Field(description="sentences with the numbers, the most important first")
-    position: int | None = Field(default=None, description="1 for the next one to start; None when it does not wait")
-    ahead: tuple[str, ...] = Field(default=(), description="names of the jobs before it, at most 20")
+    since: Ns | None = Field(default=None, description="ns UTC; since when it waits for this reason")
+    position: int | None = Field(
+        default=None, description="1 for the next one to start; None where room is not what it lacks"
+    )
+    of: int | None = Field(default=None, description="how many wait for room in all")
+    ahead: tuple[Ahead, ...] = Field(default=(), description="the jobs before it, at most 20, the next one first")
+    quotas: tuple[QuotaLine, ...] = Field(default=(), description="of its project, then of the groups above it")
+    room: tuple[Room, ...] = ()
+    makes_way: tuple[MakesWay, ...] = ()
+    would_start: tuple[Smaller, ...] = Field(default=(), description="at most 5 shapes that would start now")
+    start: Start | None = None
     nodes: tuple[NodeUse, ...] = ()
 
 

@@ -161,7 +161,8 @@ class Cycle:
     def _serve(self, group: Group) -> None:
         job = self.state.waiting[group.jobs[self._at.get(group.key, 0)][1]]
         if job.array is not None and self.state.arrays[job.array] + self._arrays.get(job.array, 0) >= job.parallel > 0:
-            words_ = f"{job.parallel} jobs of its array hold something, and no more may at once"
+            hold = "one job of its array holds" if job.parallel == 1 else f"{job.parallel} jobs of its array hold"
+            words_ = f"{hold} something, and no more may at once"
             self._refuse(group, Reason.WAITING_FOR_ARRAY, lambda: words_)
             return
         excess: Excess | None = None
@@ -244,10 +245,8 @@ class Cycle:
     def _makes_room(self, group: Group, job: Waiting) -> bool:
         """Says whether others make way for a job, or do so already; what they give back is kept for it."""
         state = self.state
-        if any(one in state.running for one in state.yielding.get(job.id, ())):
-            self._tell(
-                group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, lambda: "what makes way for it has not ended yet"
-            )
+        if yields := sum(one in state.running for one in state.yielding.get(job.id, ())):
+            self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, partial(self._making_way, job, yields))
             self._keep(job)
             return True
         if not state.policy.preempts or self._searches >= state.policy.preempts_for:
@@ -261,8 +260,8 @@ class Cycle:
             self.preemptions.append(Preemption(victim.id, job.id, why, victim.lost(self.now), victim.lost_s(self.now)))
         state.kept[job.id] = Kept(choice.seats, self.now)
         self._keep(job)
-        text = f"{len(choice.victims)} that run were asked to make way for it"
-        self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, lambda: text)
+        text = partial(self._making_way, job, len(choice.victims))
+        self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, text)
         return True
 
     def may_leave(self, attempt: Running) -> bool:
@@ -359,6 +358,11 @@ class Cycle:
         if shape not in self._texts:
             self._texts[shape] = words.short(shape, self.state.rooms)
         return self._texts[shape]
+
+    def _making_way(self, job: Waiting, count: int) -> str:
+        excess = self.state.tree.exceeded(job.project, self.state.asks(job.shapes[-1]))
+        lacks = words.short(job.shapes[-1], self.state.rooms) if excess is None else words.over_quota(excess)
+        return f"{lacks}; {'one job that runs makes' if count == 1 else f'{count:,} jobs that run make'} way for it"
 
     def _refuse(self, group: Group, reason: Reason, why: Callable[[], str]) -> None:
         """Tells all jobs of a group that were not settled that they wait, if they were not told so before."""

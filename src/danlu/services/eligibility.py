@@ -11,6 +11,7 @@ from danlu.domain.dependencies import Condition, Dependency
 from danlu.domain.environments import Environment, EnvironmentState
 from danlu.domain.jobs import Desired, JobState, Reason
 
+SECOND_NS: Final = 1_000_000_000
 NAMED: Final = 3
 """So many of the jobs that it waits for are named."""
 
@@ -111,5 +112,6 @@ def _environment(job: QueuedJob, environments: Mapping[str, Environment]) -> Cha
 
 def _pause(job: QueuedJob, now: int) -> Change | None:
     if job.queued_at <= now < job.not_before:  # an earlier now: the clock was wrong when that was written
-        return _waits(job, Reason.WAITING_FOR_RETRY, "its next attempt waits for a moment to pass")
+        left_s = -(-(job.not_before - now) // SECOND_NS)
+        return _waits(job, Reason.WAITING_FOR_RETRY, f"its next attempt begins in {left_s:,} s at the earliest")
     return None

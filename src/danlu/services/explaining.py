@@ -1,34 +1,101 @@
-"""Why a job waits, computed when it is asked: its place in the queue, who is before it, what is short of what."""
+"""Why a job waits, computed when it is asked: its place in the queue, who is before it, what is short of what, until when."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 from danlu.database.engine import Transaction
-from danlu.database.records import JOBS
-from danlu.domain.jobs import Job
+from danlu.database.records import ATTEMPTS, JOBS
+from danlu.domain.jobs import Attempt, Job, Reason
+from danlu.domain.resources import Resources
 from danlu.domain.views import Why
-from danlu.scheduler.explaining import short_of, standing
-from danlu.services import nodes
+from danlu.domain.waits import Ahead, MakesWay, Smaller
+from danlu.scheduler.cycle import Scheduler
+from danlu.scheduler.explaining import Before, decided, quota_lines, room, standing, would_start
+from danlu.scheduler.smaller import smaller
+from danlu.services import dependencies, nodes
 from danlu.services.queue import Feed
 
 AHEAD: Final = 20
+SMALLER_HELPS: Final = frozenset(
+    {
+        Reason.WAITING_FOR_RESOURCES, Reason.TOPOLOGY_PLACEMENT_FAILED, Reason.NO_MATCHING_FLAVOR, Reason.WAITING_FOR_QUOTA,
+        Reason.EXCEEDS_MAX_QUOTA, Reason.WAITING_FOR_PREEMPTED_WORKLOADS,
+    }
+)  # fmt: skip
+MAX_MAKE_WAY: Final = 100
+TRIED: Final = 24
+"""So many smaller shapes are tried ..."""
+TOLD: Final = 5
+"""... and so many are told of those that would start."""
 
 
-def waiting(tx: Transaction, job: Job, lines: Sequence[str], now: int) -> Why:
-    """Returns why a queued job waits; ``lines``: what is stored of that."""
+def waiting(tx: Transaction, job: Job, now: int) -> Why:
+    """Returns why a queued job waits."""
     feed = Feed()
-    feed.tell(feed.look(tx), now)
-    place = standing(feed.scheduler, job.id, now)
-    ahead = []
-    for other_id in () if place is None else place.ahead[:AHEAD]:
-        other = JOBS.get(tx, other_id)
-        # another project's job counts, but its name is not told
-        ahead.append(other.name if other is not None and other.project == job.project else "a job of another project")
-    if place is not None:
-        lines = [short_of(feed.scheduler, job.id, now)]
-    return Why(
-        job=job, asks=job.spec.shapes, explanation=tuple(lines), position=None if place is None else len(place.ahead) + 1,
-        ahead=tuple(ahead), nodes=nodes.uses(tx),
+    kept_from = {change.job_id: change for change in feed.tell(feed.look(tx), now)}.get(job.id)
+    scheduler = feed.scheduler
+    lines = [job.message if kept_from is None else kept_from.message]
+    if kept_from is not None and kept_from.reason is Reason.WAITING_FOR_DEPENDENCY:
+        lines = dependencies.told(tx, job) or lines
+    why = Why(
+        job=job, asks=job.spec.shapes, explanation=tuple(filter(None, lines)), since=job.updated_at, nodes=nodes.uses(tx),
     )  # fmt: skip
+    place = standing(scheduler, job.id, now)
+    if place is None:
+        return why
+    said = decided(scheduler, job.id, now)
+    ahead = [before.job_id for before in place.ahead]
+    return why.model_copy(
+        update={
+            "explanation": (said.message,),
+            "position": len(ahead) + 1,
+            "of": place.total,
+            "ahead": tuple(_ahead(tx, place.ahead[:AHEAD], job.project)),
+            "quotas": quota_lines(scheduler, job.id),
+            "room": room(scheduler, job.id, ahead),
+            "makes_way": tuple(_makes_way(tx, scheduler, job)),
+            "would_start": tuple(_would_start(scheduler, job, now)) if said.reason in SMALLER_HELPS else (),
+        }
+    )
+
+
+def _ahead(tx: Transaction, ahead: Iterable[Before], project: str) -> Iterable[Ahead]:
+    """Yields them in their order; of another project's job nothing is told but why it is ahead."""
+    ahead = list(ahead)
+    jobs = {job.id: job for job in JOBS.find(tx, id=[one.job_id for one in ahead] or ["-"], limit=AHEAD)}
+    for one in ahead:
+        job = jobs.get(one.job_id)
+        if job is None or job.project != project:
+            yield Ahead(why=one.why)
+        else:
+            yield Ahead(
+                job_id=job.id, name=job.name, why=one.why, asks=job.spec.shapes, gpu_kind=job.spec.gpu_kind,
+                queued_at=job.queued_at,
+            )  # fmt: skip
+
+
+def _makes_way(tx: Transaction, scheduler: Scheduler, job: Job) -> Iterable[MakesWay]:
+    ids = sorted(scheduler.yielding.get(job.id, ()))[:MAX_MAKE_WAY]
+    attempts: list[Attempt] = ATTEMPTS.find(tx, id=ids or ["-"], limit=MAX_MAKE_WAY)
+    for attempt in attempts:
+        if attempt.preemption is None:
+            continue
+        mine = JOBS.get(tx, attempt.job_id) if attempt.project == job.project else None
+        yield MakesWay(
+            job_id="" if mine is None else mine.id, name="" if mine is None else mine.name,
+            holds=sum((task.resources for task in attempt.tasks), start=Resources()), until=attempt.preemption.deadline,
+        )  # fmt: skip
+
+
+def _would_start(scheduler: Scheduler, job: Job, now: int) -> Iterable[Smaller]:
+    """Yields what the user could ask for instead, each found to start by a decision on it."""
+    found = 0
+    for flags, shape in islice(smaller(job.spec, scheduler.rooms.kind_names()), TRIED):
+        if would_start(scheduler, job.id, shape, now):
+            yield Smaller(flags=flags, asks=shape.tasks, gpu_kind=shape.gpu_kind)
+            found += 1
+            if found == TOLD:
+                return

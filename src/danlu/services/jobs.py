@@ -17,7 +17,7 @@ from danlu.domain.artifacts import Artifact
 from danlu.domain.commands import name_from_command
 from danlu.domain.environments import HOST
 from danlu.domain.ids import is_id
-from danlu.domain.jobs import Attempt, Job, JobState, Reason
+from danlu.domain.jobs import Attempt, Job, JobState
 from danlu.domain.specs import JobSpec, json_changes
 from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why
@@ -269,9 +269,7 @@ def why(call: Call, job: str) -> Why:
         lines = [found.message] if found.message else []
         if found.state is not JobState.QUEUED:
             return Why(job=found, asks=found.spec.shapes, explanation=tuple(lines or [_ended_or_running(found)]))
-        if found.reason is Reason.WAITING_FOR_DEPENDENCY:
-            lines = dependencies.told(tx, found) or lines
-        told = explaining.waiting(tx, found, lines, call.platform.clock.now())
+        told = explaining.waiting(tx, found, call.platform.clock.now())
         last = ATTEMPTS.find(tx, job_id=found.id, number=found.attempts, limit=1) if found.preemptions else []
         made_way = [attempt.message for attempt in last if attempt.reason is Reason.PREEMPTED]
         return told.model_copy(update={"explanation": (*told.explanation, *made_way)}) if made_way else told

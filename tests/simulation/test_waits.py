@@ -261,8 +261,10 @@ WAITS = {
             "because": ["short of cpu (at most 4 free on one node)"],
             "cluster": ["4 of 64 cpu free", "56.0 GiB of 256.0 GiB free"],
             "instead": [
-                "would start now: --cpu 3 · --cpu 3 --memory 24576MiB · --cpu 1.5 · --cpu 1.5 --memory 12288MiB · "
-                "--cpu 0.75"
+                (
+                    "would start now: --cpu 3 · --cpu 3 --memory 24576MiB · --cpu 1.5 · "
+                    "--cpu 1.5 --memory 12288MiB · --cpu 0.75"
+                )
             ],
         },
     ),

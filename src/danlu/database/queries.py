@@ -18,7 +18,7 @@ from danlu.domain.arrays import LETTER as ARRAY_LETTER
 from danlu.domain.arrays import JobArray
 from danlu.domain.dependencies import Dependency
 from danlu.domain.events import CALL, Event
-from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job, JobState
+from danlu.domain.jobs import LIVE_JOB_STATES, LOST, NEVER_RETRIED, Attempt, Job, JobState, Reason
 from danlu.domain.resources import Resources
 from danlu.domain.roles import RoleSpec, task_resources
 from danlu.domain.specs import JobSpec
@@ -28,6 +28,8 @@ EVENTS_AT_ONCE: Final = 1000
 NO_ROLES: Final = "{}"
 NOTHING: Final = "[]"
 QUEUED: Final = tables.jobs.c.state == JobState.QUEUED
+CUT_SHORT: Final = LOST | NEVER_RETRIED - {Reason.COMPLETED, Reason.MAX_TIME_EXCEEDED}
+"""An attempt that ended so does not tell how long it would have taken."""
 AT_ONCE: Final = 5000
 """So many values are named in one query."""
 
@@ -291,6 +293,21 @@ def holding_attempts(tx: Transaction) -> list[Attempt]:
     """Returns every attempt that holds resources, by id."""
     query = select(tables.attempts).where(tables.OPEN_ATTEMPT).order_by(tables.attempts.c.id).limit(MAX_OPEN_ATTEMPTS)
     return [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
+
+
+def took_of_late(tx: Transaction, limit: int) -> dict[str, list[int]]:
+    """Returns how long attempts took (ns, ascending) by project: of so many of the newest those that ended by themselves."""
+    attempts = tables.attempts.c
+    newest = select(attempts.id).order_by(attempts.id.desc()).limit(limit).subquery()
+    began, ended = (attempts.body[name].as_string() for name in ("started_at", "ended_at"))
+    query = select(attempts.project, began, ended, attempts.body["reason"].as_string()).where(
+        attempts.id.in_(select(newest.c.id)), text("state = 'ended'")
+    )
+    found: dict[str, list[int]] = {}
+    for project, begin, end, reason in tx.connection.execute(query):
+        if begin is not None and end is not None and reason not in CUT_SHORT:
+            found.setdefault(str(project), []).append(max(0, int(end) - int(begin)))
+    return {project: sorted(took) for project, took in found.items()}
 
 
 def holding_versions(tx: Transaction) -> dict[str, int]:

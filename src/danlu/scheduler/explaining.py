@@ -88,8 +88,10 @@ def standing(scheduler: Scheduler, job_id: str, now: int) -> Standing | None:
     """
     if job_id not in scheduler.waiting:
         return None
+    kept = dict(scheduler.kept)
     line = _Line(scheduler, now, job_id=job_id)
     line.plan()
+    scheduler.kept.update(kept)  # it kept nothing for anybody, and so forgot it
     return Standing(tuple(line.ahead), len(scheduler.waiting))
 
 

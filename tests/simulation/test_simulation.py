@@ -14,7 +14,7 @@ from danlu.controllers.attempts import AttemptsController
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.decisions import Action, Decision, decide, service
 from danlu.controllers.environments import EnvironmentsController
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS, Records
 from danlu.domain.jobs import Attempt, Job, JobState, Reason
 from danlu.domain.ledger import Account

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from danlu.controllers.eligibility import Facts, not_yet, over_the_cap
 from pydantic import ValidationError
 
-from danlu.controllers.eligibility import Facts, not_yet, over_the_cap
 from danlu.database.queries import QueuedJob
 from danlu.domain.arrays import ArraySpec, array_id, element_id, indexes_of
 from danlu.domain.environments import EnvironmentReason, EnvironmentState

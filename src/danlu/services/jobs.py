@@ -17,7 +17,7 @@ from danlu.domain.artifacts import Artifact
 from danlu.domain.commands import name_from_command
 from danlu.domain.environments import HOST
 from danlu.domain.ids import is_id
-from danlu.domain.jobs import Attempt, Job, JobState
+from danlu.domain.jobs import Attempt, Job, JobState, Reason
 from danlu.domain.specs import JobSpec, json_changes
 from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from danlu.api.bodies import Accepted, Paging, QuotaChange
 from danlu.database import queries
@@ -33,7 +34,9 @@ def list(call: Call, query: Paging) -> Page[QuotaUse]:
 
     def work(tx: Transaction) -> Page[QuotaUse]:
         quotas = every(tx)
-        seen = {} if call.actor.sees_all else {"id": [one.id for one in rules.path(quotas, call.project)]}
+        seen: dict[str, Any] = (
+            {} if call.actor.sees_all else {"id": [one.id for one in rules.path(quotas, call.project)]}
+        )
         page = QUOTAS.page(tx, limit=query.limit, cursor=query.cursor, **seen)
         used = _used(tx, quotas)
         return Page[QuotaUse](items=tuple(_use(one, used) for one in page.items), next_cursor=page.next_cursor)

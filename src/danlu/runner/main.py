@@ -7,7 +7,6 @@ write, ends them when asked, and leaves nothing of them behind. It needs no serv
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import select
@@ -17,7 +16,7 @@ import sys
 import time
 from typing import Any, Dict, FrozenSet, List, Optional
 
-from . import contained, formats, gang, ports, processes
+from . import attempt_folder, contained, formats, gang, ports, processes
 from .checkpoints import Seals
 from .handed import Handed
 from .notices import Notice, parse
@@ -33,7 +32,6 @@ LEFTOVER_GRACE_S = 2.0
 SESSIONS_GRACE_S = 5.0
 """So long sessions have to say how they ended: on a loaded machine that takes longer than ending."""
 HINT_EVERY_S = 0.02
-LOCK_TRIALS, LOCK_WAIT_S = 50, 0.01
 MAX_NAMED = 100
 STARTED_AT_ONCE = 64
 STOP_BYTES = 16_384
@@ -465,9 +463,9 @@ def run(
     ``groups`` and ``handed``: see Runner.
     """
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if not _locked(lock):
+    if not attempt_folder.locked(lock):
         return ALREADY
-    seen_at = last_sign(folder) if salvage else 0  # before anything is written
+    seen_at = attempt_folder.last_sign(folder) if salvage else 0  # before anything is written
     formats.mend_status(os.path.join(folder, "status"))
     events = formats.read_status(os.path.join(folder, "status"))
     if any(event["event"] == "ended" for event in events):
@@ -482,35 +480,6 @@ def run(
     os.close(lock)
     runner.hint(at_once=True)
     return 0
-
-
-def last_sign(folder: str) -> int:
-    """Returns when something of an attempt last wrote into its folder, ns UTC: its runner, which measures, or a task."""
-    newest = 0
-    paths = [os.path.join(folder, "status")]
-    for task in os.listdir(folder):
-        spool = os.path.join(folder, task, "spool")
-        if os.path.isdir(spool):
-            paths += [os.path.join(folder, task, name) for name in ("stdout", "stderr", "metrics")]
-            paths += [os.path.join(spool, name) for name in os.listdir(spool)]
-    for path in paths:
-        try:
-            newest = max(newest, os.lstat(path).st_mtime_ns)
-        except FileNotFoundError:
-            continue
-    return newest
-
-
-def _locked(lock: int) -> bool:
-    """Takes the lock; a server that looks whether it is free holds it for a moment."""
-    for _ in range(LOCK_TRIALS):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(LOCK_WAIT_S)
-        else:
-            return True
-    return False
 
 
 def main(arguments: List[str]) -> int:

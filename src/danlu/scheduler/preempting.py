@@ -99,7 +99,7 @@ def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota |
         theirs = cycle.rank(bucket.project, bucket.priority, bucket.level)[1:]
         why, little = "", False
         if right is not None and right not in state.tree.path(bucket.project):
-            why = f"{right.id} is guaranteed what it holds"
+            why = "what it holds is guaranteed to others, and was lent to it"
         elif bucket.priority < job.priority:
             why = f"its priority is {bucket.priority}, that of the other {job.priority}"
         elif theirs > mine:

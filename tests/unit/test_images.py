@@ -216,6 +216,7 @@ def test_a_container_may_do_nothing_and_sees_only_what_is_the_jobs(engine: engin
     shown = sorted(word for word in run if word.startswith("--mount"))
     assert shown == [
         '--mount=type=bind,"source=/h/attempts/a,1/main-0/metrics","target=/h/attempts/a,1/main-0/metrics"',
+        '--mount=type=bind,"source=/h/attempts/a,1/notice","target=/h/attempts/a,1/notice",readonly',
         '--mount=type=bind,"source=/h/attempts/a,1/outputs","target=/h/attempts/a,1/outputs"',
         '--mount=type=bind,"source=/h/attempts/a,1/tmp","target=/h/attempts/a,1/tmp"',
         '--mount=type=bind,"source=/h/attempts/a,1/token","target=/h/attempts/a,1/token",readonly',

@@ -161,6 +161,7 @@ def test_a_message_is_cut_and_can_be_stored() -> None:
             {"notice_signal": "KILL"},
             "'KILL' is no signal that a program can take as a notice: TERM, INT, HUP, USR1, USR2",
         ),
+        ({"notice_signal": "usr1"}, "'usr1' is no signal that a program can take as a notice"),
         ({"notice_signal": 10}, "10 is no signal that a program can take as a notice"),
         ({"priority": 1001}, "less than or equal"),
         ({"code": "sha256:xyz"}, "pattern"),
@@ -237,6 +238,6 @@ def test_records_are_frozen_and_closed() -> None:
             record.version = 2  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("given", ["USR1", "usr1", "SIGUSR1", "sigusr1"])
-def test_a_signal_goes_by_any_of_its_names(given: str) -> None:
+@pytest.mark.parametrize("given", ["USR1", "SIGUSR1"])
+def test_a_signal_goes_by_either_of_its_names(given: str) -> None:
     assert make_spec(notice_signal=given).notice_signal == "USR1"

@@ -43,13 +43,14 @@ NOTICE_SIGNALS: Final = ("TERM", "INT", "HUP", "USR1", "USR2")
 
 
 def _notice_signal(given: object) -> str:
-    name = str(given).upper().removeprefix("SIG") if isinstance(given, str) else ""
+    name = given.removeprefix("SIG") if isinstance(given, str) else ""
     if name not in NOTICE_SIGNALS:
         raise ValueError(f"{given!r:.80} is no signal that a program can take as a notice: {', '.join(NOTICE_SIGNALS)}")
     return name
 
 
-NoticeSignal = Annotated[str, BeforeValidator(_notice_signal, json_schema_input_type=str)]
+_Named = Annotated[str, StringConstraints(pattern=f"^(SIG)?({'|'.join(NOTICE_SIGNALS)})$")]
+NoticeSignal = Annotated[str, BeforeValidator(_notice_signal, json_schema_input_type=_Named)]
 
 
 class Retry(Value):

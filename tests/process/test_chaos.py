@@ -7,14 +7,19 @@ import os
 import random
 import signal
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from danlu.database import ledger
+from danlu.database.engine import Database
+from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Job, JobState
 from danlu.runner import formats
 from danlu.runner.processes import descendants
+from tests.books import check_books, rows
 from tests.process.platform import Server, processes_with, until
 
 JOBS, KILLS = 20, 50
@@ -122,4 +127,13 @@ def test_kill_9_of_anything_loses_nothing(server: Server, home: Path) -> None:
     assert sum(job.losses for job in ended) >= 1
     until(lambda: not any(processes_with(job.id) for job in jobs), 30, "no process of a job is left")
     assert list((home / "attempts").iterdir()) == []
+    server.kill()
+    database = Database.open(f"sqlite:///{home / 'danlu.db'}")
+    try:
+        check_books(database, time.time_ns(), (), exact=False)
+        held = {entry.meter.object_id for entry in database.read(rows)}
+        assert {attempt_id(job.id, number) for job in ended for number in range(1, job.attempts + 1)} <= held
+        assert all(meter.account is not None for meter in database.read(ledger.open_meters))
+    finally:
+        database.close()
     print(json.dumps({"killed": killed, "attempts": sum(job.attempts for job in ended)}))

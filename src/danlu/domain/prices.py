@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from danlu.domain.ledger import SECOND_NS, Amounts
 from danlu.domain.records import Ns, Record, Value
@@ -20,27 +20,31 @@ CURRENCY: Final = "USD"
 CENT_PARTS: Final = Decimal("0.000001")
 """Sums are exact; what is told of them is rounded to a millionth, half to even."""
 MAX_PRICES: Final = 10_000
-_RESOURCE: Final = re.compile(r"cpu|memory|gpu|gpu/[a-z0-9][-a-z0-9_.]{0,62}")
-_AMOUNT: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+RESOURCE_PATTERN: Final = r"^(cpu|memory|gpu|gpu/[a-z0-9][-a-z0-9_.]{0,62})$"
+AMOUNT_PATTERN: Final = r"^[0-9]{1,12}(\.[0-9]{1,9})?$"
 
 
 def _resource(text: str) -> str:
-    if not _RESOURCE.fullmatch(text):
+    if not re.fullmatch(RESOURCE_PATTERN, text):
         raise ValueError(f"{text!r:.80} has no price: there are cpu, memory, gpu, and gpu/KIND, for example gpu/h100")
     return text
 
 
 def _amount(text: Any) -> Any:
-    if not isinstance(text, str) or not _AMOUNT.fullmatch(text):
+    if not isinstance(text, str) or not re.fullmatch(AMOUNT_PATTERN, text):
         raise ValueError(
             f"{text!r:.80} is not a price: write for example 2.50; at most 12 digits, a point, 9 more, in quotes in JSON"
         )
     return text
 
 
-PriceText = Annotated[str, BeforeValidator(_amount)]
+PriceText = Annotated[
+    str, BeforeValidator(_amount), WithJsonSchema({"type": "string", "pattern": AMOUNT_PATTERN, "maxLength": 22})
+]
 """A decimal number as a text: what is sent as a JSON number may have been a binary fraction on its way."""
-ResourceName = Annotated[str, Field(max_length=80), AfterValidator(_resource)]
+ResourceName = Annotated[
+    str, AfterValidator(_resource), WithJsonSchema({"type": "string", "pattern": RESOURCE_PATTERN, "maxLength": 67})
+]
 
 
 class Price(Record):

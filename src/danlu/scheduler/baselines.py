@@ -196,9 +196,9 @@ class _Head:
                     gpus = need[2] - self.got.get((name, kind), (0, 0, 0))[2]
                     cpu_milli, memory_bytes = cpu_milli - need[0], memory_bytes - need[1]
                     least = Resources(gpus=max(0, gpus))
-                    rooms.by_name[name].keep(least, kind, self.starts)
+                    rooms.by_name[name].keep(least, kind, self.starts, lent=True)
             least = Resources(cpu_milli=max(0, -cpu_milli), memory_bytes=max(0, -memory_bytes))
-            rooms.by_name[node].keep(least, None, self.starts)
+            rooms.by_name[node].keep(least, None, self.starts, lent=True)
 
 
 @dataclass(slots=True)

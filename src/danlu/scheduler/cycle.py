@@ -19,12 +19,12 @@ from functools import partial
 from heapq import heapify, heappop, heappush
 
 from danlu.domain.jobs import Reason
-from danlu.domain.resources import Resources
 from danlu.scheduler import ports, words
+from danlu.scheduler.keeping import keep
 from danlu.scheduler.model import Placement, Plan, Preemption, Running, Shape, Waiting
 from danlu.scheduler.preempting import Choice, choose
 from danlu.scheduler.quota import Excess, amounts
-from danlu.scheduler.rooms import EVERYTHING, NEVER, Borrowing, seat
+from danlu.scheduler.rooms import EVERYTHING, GIVES_WAY, NEVER, Borrowing, seat
 from danlu.scheduler.state import Bucket, Group, GroupKey, Kept, State
 
 Rank = tuple[bool, int, int, int]
@@ -89,6 +89,8 @@ class Cycle:
             state.shares.add(project, asks, self.now, -1)
         for job_id in state.kept.keys() - self._kept:
             del state.kept[job_id]
+        grown_at = state.grown_at(self.now) if self._searches else None
+        again_at = min((at for at in (again_at, grown_at) if at is not None), default=None)
         return Plan(tuple(self.placements), tuple(self.preemptions), self.waits, again_at if state.waiting else None)
 
     # order
@@ -235,7 +237,7 @@ class Cycle:
         if not self._kept:
             return EVERYTHING  # nothing is kept yet
         if key.keeps and self.state.policy.preempts:
-            return EVERYTHING
+            return GIVES_WAY
         if key.lasts_log2 is not None:
             return Borrowing(ends_by=self.now + (1 << key.lasts_log2))
         return NEVER
@@ -288,69 +290,8 @@ class Cycle:
         return known
 
     def _keep(self, job: Waiting) -> None:
-        """Keeps what a job waits for, on the nodes that were chosen when it first had to wait, unless one is gone."""
-        state = self.state
-        if len(self._kept) >= state.policy.kept_for:
-            return
-        kept = state.kept.get(job.id)
-        if kept is None or any(node not in state.rooms.by_name for node, _, _ in kept.seats):
-            seats = self._nearest(job.shapes[-1])
-            if seats is None:
-                return
-            kept = state.kept[job.id] = Kept(seats, self.now)
-        self._kept.add(job.id)
-        for node, need, kind in kept.seats:
-            state.rooms.by_name[node].keep(need, kind, self._free_by(node, need, kind))
-
-    def _nearest(self, shape: Shape) -> tuple[tuple[str, Resources, str | None], ...] | None:
-        """Returns where a gang could be soonest: on the nodes that have most of it free; None: nowhere."""
-        state, seats = self.state, []
-        planned: dict[str, Resources] = {}
-        for task in shape.tasks:
-            for room in state.rooms.of_most():
-                capacity = state.rooms.capacities[room.name]
-                used = planned.get(room.name, Resources())
-                kinds = (
-                    {gpu.kind for gpu in capacity.gpus if shape.gpu_kind in (None, gpu.kind)} if task.gpus else {None}
-                )
-                for kind in sorted(kinds, key=lambda one: (-len(room.gpus.get(one or "", ())), one or "")):
-                    gpus = sum(gpu.kind == kind for gpu in capacity.gpus)
-                    total = used + task
-                    if (
-                        total.cpu_milli <= capacity.cpu_milli
-                        and total.memory_bytes <= capacity.memory_bytes
-                        and total.gpus <= gpus
-                    ):
-                        planned[room.name] = total
-                        seats.append((room.name, task, kind))
-                        break
-                else:
-                    continue
-                break
-            else:
-                return None
-        return tuple(seats)
-
-    def _free_by(self, node: str, need: Resources, kind: str | None) -> int | None:
-        """Returns when so much is free on a node at the latest, if all that has to end before has said until when it runs."""
-        state, room = self.state, self.state.rooms.by_name[node]
-        cpu_milli, memory_bytes, gpus = room.cpu_milli, room.memory_bytes, len(room.gpus.get(kind or "", ()))
-        if need.cpu_milli <= cpu_milli and need.memory_bytes <= memory_bytes and need.gpus <= gpus:
-            return self.now
-        ends = sorted(
-            (attempt.ends_by, attempt.id)
-            for attempt_id in state.on_node[node]
-            if (attempt := state.running[attempt_id]).ends_by is not None
-        )
-        for ends_by, attempt_id in ends:
-            attempt = state.running[attempt_id]
-            for held, where in zip(attempt.shape.tasks, attempt.seats, strict=True):
-                if where.node == node:
-                    cpu_milli, memory_bytes = cpu_milli + held.cpu_milli, memory_bytes + held.memory_bytes
-                    gpus += sum(state.rooms.kinds[node].get(device) == kind for device in where.devices)
-            if need.cpu_milli <= cpu_milli and need.memory_bytes <= memory_bytes and need.gpus <= gpus:
-                return ends_by
-        return None
+        if len(self._kept) < self.state.policy.kept_for and keep(self.state, job, self.now):
+            self._kept.add(job.id)
 
     # words
 

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from danlu.domain.quotas import Quota
 from danlu.domain.resources import Resources
 from danlu.scheduler.model import Running, Shape, Waiting
 from danlu.scheduler.quota import Excess
-from danlu.scheduler.rooms import Borrowing, Room, Rooms, largest_first, seat, seated
+from danlu.scheduler.rooms import Borrowing, Free, Rooms, largest_first, seat, seated
 
 if TYPE_CHECKING:
     from danlu.scheduler.cycle import Cycle
@@ -154,7 +153,7 @@ def _cheapest(cycle: Cycle, shape: Shape, left: dict[str, Running], borrowing: B
             if (room := rooms.by_name.get(name)) is None:
                 continue
             ordered = sorted(victims, key=lambda victim: (victim.lost(cycle.now), -victim.placed_at, victim.id))
-            some = _enough(rooms, room.name, need, shape.gpu_kind, ordered, _Free.of(room, borrowing))
+            some = _enough(rooms, room.name, need, shape.gpu_kind, ordered, Free.of(room, kept=not borrowing.of(room)))
             if some is not None:
                 cost = sum(victim.lost(cycle.now) for victim in some), len(some), name
                 if best is None or cost < best[0]:
@@ -162,42 +161,8 @@ def _cheapest(cycle: Cycle, shape: Shape, left: dict[str, Running], borrowing: B
     return best[1] if best is not None else []
 
 
-@dataclass(slots=True)
-class _Free:
-    """What would be free on one node."""
-
-    cpu_milli: int
-    memory_bytes: int
-    gpus: dict[str, int]
-
-    @classmethod
-    def of(cls, room: Room, borrowing: Borrowing) -> _Free:
-        gpus = {kind: len(indexes) for kind, indexes in room.gpus.items()}
-        if borrowing.of(room):
-            return cls(room.cpu_milli, room.memory_bytes, gpus)
-        kept = {kind: count - room.kept_gpus.get(kind, 0) for kind, count in gpus.items()}
-        return cls(room.cpu_milli - room.kept_cpu_milli, room.memory_bytes - room.kept_memory_bytes, kept)
-
-    def add(self, rooms: Rooms, node: str, victim: Running, sign: int) -> None:
-        kinds = rooms.kinds[node]
-        for need, where in zip(victim.shape.tasks, victim.seats, strict=True):
-            if where.node == node:
-                self.cpu_milli += sign * need.cpu_milli
-                self.memory_bytes += sign * need.memory_bytes
-                for device in where.devices:
-                    if (kind := kinds.get(device)) is not None:
-                        self.gpus[kind] = self.gpus.get(kind, 0) + sign
-
-    def fits(self, need: Resources, kind: str | None) -> bool:
-        return (
-            need.cpu_milli <= self.cpu_milli
-            and need.memory_bytes <= self.memory_bytes
-            and (not need.gpus or any(free >= need.gpus for one, free in self.gpus.items() if kind in (None, one)))
-        )
-
-
 def _enough(
-    rooms: Rooms, node: str, need: Resources, kind: str | None, victims: list[Running], free: _Free
+    rooms: Rooms, node: str, need: Resources, kind: str | None, victims: list[Running], free: Free
 ) -> list[Running] | None:
     """Returns the first of these that have to leave a node for a task to fit, without those that need not."""
     taken: list[Running] = []

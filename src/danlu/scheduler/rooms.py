@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.resources import Resources
-from danlu.scheduler.model import Seat, Shape
+from danlu.scheduler.model import Running, Seat, Shape
 
 Key = tuple[int, int, int, str]
 
@@ -27,6 +27,7 @@ class Room:
         gpus: kind -> indexes of free GPUs, ascending.
         kept_gpus, kept_cpu_milli, kept_memory_bytes: what of that is kept for jobs that wait for more of it.
         kept_until: when the first of them could start (ns UTC), where that is known.
+        lends: whether those who lose nothing by making way may use what is kept.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Room:
     kept_memory_bytes: int = 0
     kept_gpus: dict[str, int] = field(default_factory=dict)
     kept_until: int | None = None
+    lends: bool = True
 
     @property
     def key(self) -> Key:
@@ -65,8 +67,9 @@ class Room:
         """Returns how many GPUs one task could have here: they are all of one kind."""
         return max((len(free) for one, free in self.gpus.items() if kind in (None, one)), default=0)
 
-    def keep(self, need: Resources, kind: str | None, until: int | None) -> None:
+    def keep(self, need: Resources, kind: str | None, until: int | None, *, lent: bool) -> None:
         """Keeps what one task needs for a job that waits for it."""
+        self.lends = self.lends and lent
         self.kept_cpu_milli += need.cpu_milli
         self.kept_memory_bytes += need.memory_bytes
         if kind is not None and need.gpus:
@@ -79,6 +82,7 @@ class Room:
         self.kept_cpu_milli = self.kept_memory_bytes = 0
         self.kept_gpus = {}
         self.kept_until = None
+        self.lends = True
 
 
 @dataclass(slots=True)
@@ -219,23 +223,64 @@ class Rooms:
         return self._kind_names
 
 
+@dataclass(slots=True)
+class Free:
+    """What would be free on one node if some left it: counted only, nothing is taken or given."""
+
+    cpu_milli: int
+    memory_bytes: int
+    gpus: dict[str, int]
+
+    @classmethod
+    def of(cls, room: Room, *, kept: bool = False) -> Free:
+        """Returns what is free; with ``kept`` without what is kept."""
+        gpus = {kind: len(indexes) for kind, indexes in room.gpus.items()}
+        if not kept:
+            return cls(room.cpu_milli, room.memory_bytes, gpus)
+        left = {kind: count - room.kept_gpus.get(kind, 0) for kind, count in gpus.items()}
+        return cls(room.cpu_milli - room.kept_cpu_milli, room.memory_bytes - room.kept_memory_bytes, left)
+
+    def add(self, rooms: Rooms, node: str, attempt: Running, sign: int) -> None:
+        """Counts what an attempt holds on the node as free; with ``sign`` -1: no longer."""
+        kinds = rooms.kinds[node]
+        for need, where in zip(attempt.shape.tasks, attempt.seats, strict=True):
+            if where.node == node:
+                self.cpu_milli += sign * need.cpu_milli
+                self.memory_bytes += sign * need.memory_bytes
+                for device in where.devices:
+                    if (kind := kinds.get(device)) is not None:
+                        self.gpus[kind] = self.gpus.get(kind, 0) + sign
+
+    def fits(self, need: Resources, kind: str | None) -> bool:
+        """Says whether one task would fit."""
+        return (
+            need.cpu_milli <= self.cpu_milli
+            and need.memory_bytes <= self.memory_bytes
+            and (not need.gpus or any(free >= need.gpus for one, free in self.gpus.items() if kind in (None, one)))
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Borrowing:
-    """Whether a job may use what is kept for others: it ends by itself before they could start, or gives way in time."""
+    """Whether a job may use what is kept for others: it ends before they can start, gives way in time, or is before them."""
 
     gives_way: bool = False
     ends_by: int | None = None
+    everything: bool = False
 
     def of(self, room: Room) -> bool:
         """Says whether it may on this node."""
-        return self.gives_way or (
-            self.ends_by is not None and room.kept_until is not None and self.ends_by <= room.kept_until
+        return (
+            self.everything
+            or (self.gives_way and room.lends)
+            or (self.ends_by is not None and room.kept_until is not None and self.ends_by <= room.kept_until)
         )
 
 
 NEVER = Borrowing()
 """What is kept for others is no room."""
-EVERYTHING = Borrowing(gives_way=True)
+GIVES_WAY = Borrowing(gives_way=True)
+EVERYTHING = Borrowing(everything=True)
 """What is kept counts as free."""
 
 

@@ -95,6 +95,7 @@ class State:
     _never: dict[Shape, str | None] = field(default_factory=dict)
     _bucket_of: dict[str, Bucket] = field(default_factory=dict)
     _steps: list[tuple[int, str]] = field(default_factory=list)
+    _young: list[tuple[int, str]] = field(default_factory=list)
     now: int = 0
 
     def __post_init__(self) -> None:
@@ -203,7 +204,14 @@ class State:
             self.arrays[attempt.array] += 1
         if attempt.yields_to is not None:
             self.yielding[attempt.yields_to].add(attempt.id)
+        heappush(self._young, (attempt.placed_at + self.policy.min_runtime, attempt.id))
         self._stand(attempt, self.policy.level(attempt.attained))
+
+    def grown_at(self, now: int) -> int | None:
+        """Returns when the next attempt has run for so long that it may be asked to make way; None: all have."""
+        while self._young and (self._young[0][0] <= now or self._young[0][1] not in self.running):
+            heappop(self._young)
+        return self._young[0][0] if self._young else None
 
     def freed(self, attempt_id: str, now: int) -> None:
         """Says that an attempt has given back what it held."""

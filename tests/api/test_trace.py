@@ -12,6 +12,7 @@ from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import AttemptState, Job, JobState, Reason
 from danlu.domain.resources import Resources
+from danlu.services.trace import DECISIONS
 from tests.api.edge import Api
 from tests.factories import NOW, make_attempt, make_job
 
@@ -105,3 +106,16 @@ def test_others_jobs_are_for_administrators(api: Api) -> None:
     assert "all projects is for administrators" in refused.json()["detail"]
     everybody = names(api.send("GET", "/v1/trace?platform=true", actor="admin"))
     assert {theirs, api.ids["job"]} <= set(everybody)
+
+
+def test_decisions_come_as_whole_lines_however_long_and_are_for_administrators(api: Api) -> None:
+    lines = [b'{"call":"a"}\n', b'{"call":"' + b"b" * (5 * 2**20) + b'"}\n', b'{"call":"c"}\n']
+    for line in (*lines, b'{"call":"cut o'):
+        api.platform.streams.append(DECISIONS, api.platform.streams.size(DECISIONS), line)
+    told, offset, done = "", 0, False
+    while not done:
+        page = api.send("GET", f"/v1/trace/decisions?offset={offset}", actor="admin").json()
+        assert page["text"].endswith("\n") or page["done"]
+        told, offset, done = told + page["text"], page["offset"], page["done"]
+    assert told.encode() == b"".join(lines)
+    assert api.call("trace.decisions", actor="manager").status == 403

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from danlu.errors import InvalidRequest
-from danlu.scheduler import trace
 from danlu.scheduler.trace import TraceJob, parse, write
 from tests.traces import SECOND, job, random_trace
 
@@ -70,7 +69,6 @@ def test_of_many_wrong_lines_the_first_are_told_and_the_others_counted() -> None
     assert told[1:] == [f"line {at + 2}: gpus: 'x' is not a whole number" for at in range(10)] + ["and 20 more"]
 
 
-def test_no_trace_is_too_long_to_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace, "MAX_JOBS", 3)
+def test_no_trace_is_too_long_to_be_refused() -> None:
     with pytest.raises(InvalidRequest, match="more than 3 jobs"):
-        parse(HEAD + "".join(f"j{at},1,2,1\n" for at in range(5)))
+        parse(HEAD + "".join(f"j{at},1,2,1\n" for at in range(5)), max_jobs=3)

@@ -77,7 +77,7 @@ def largest_node(nodes: Iterable[NodeCapacity]) -> int:
     return max((len(node.gpus) for node in nodes), default=0)
 
 
-def parse(text: str) -> tuple[TraceJob, ...]:
+def parse(text: str, *, max_jobs: int = MAX_JOBS) -> tuple[TraceJob, ...]:
     """Returns the jobs of a trace, by time of submission.
 
     Raises:
@@ -98,8 +98,8 @@ def parse(text: str) -> tuple[TraceJob, ...]:
                 found[job.id] = reader.line_num, job
             except ValueError as error:
                 wrong.append(f"line {reader.line_num}: {error}")
-            if len(found) + len(wrong) > MAX_JOBS:
-                raise InvalidRequest(f"the trace has more than {MAX_JOBS:,} jobs", next_step="simulate a part of it")
+            if len(found) + len(wrong) > max_jobs:
+                raise InvalidRequest(f"the trace has more than {max_jobs:,} jobs", next_step="simulate a part of it")
     except csv.Error as error:
         wrong.append(f"line {reader.line_num}: {error}")
     if wrong:

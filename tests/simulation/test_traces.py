@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from random import Random
 
 import pytest
@@ -16,7 +15,7 @@ from danlu.domain.quotas import Quota, contradictions
 from danlu.scheduler.cycle import Scheduler
 from danlu.scheduler.model import Policy
 from danlu.scheduler.simulator import Costs, simulate
-from tests.traces import SECOND, cluster, holds, job, random_trace
+from tests.traces import SECOND, cluster, holds, random_trace
 
 TRACES = int(os.environ.get("DANLU_TRACES", "100"))
 AT_ONCE = 10
@@ -77,20 +76,3 @@ def test_nothing_is_sold_twice_no_limit_is_broken_and_all_end(batch: int) -> Non
             holds(found, restart=None if paid.checkpoint else paid.restart + paid.notice)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
-
-
-@BATCHES
-def test_a_job_as_large_as_the_cluster_starts_when_what_runs_has_ended(batch: int) -> None:
-    """It stands first from when it comes, so only what ran by then is in its way: nothing that came later."""
-    for seed in seeds(batch):
-        dice = Random(seed)
-        machines = cluster(2, LARGEST)
-        jobs = [replace(one, declared=None) for one in random_trace(seed, most_gpus=LARGEST) if one.gpus]
-        comes = jobs[len(jobs) // 2].submit
-        large = job("large", comes / SECOND, 50, 2 * LARGEST, priority=1000)
-        rules = Policy(preempts=False, kept_for=dice.choice((1, 4)))
-        found = simulate([*jobs, large], machines, Scheduler(rules), costs=Costs(all_known=dice.random() < 0.5))
-        at = {one.job.id: one for one in found.outcomes}
-        before = [one for one in found.outcomes if one.first_start is not None and one.first_start < comes]
-        free_at = max([comes, *(one.end for one in before if one.end is not None)])
-        assert at["large"].first_start == free_at, f"seed {seed}"

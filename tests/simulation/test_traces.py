@@ -13,7 +13,7 @@ import pytest
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.quotas import Quota, contradictions
 from danlu.scheduler.cycle import Scheduler
-from danlu.scheduler.model import Policy
+from danlu.scheduler.model import Plan, Policy
 from danlu.scheduler.simulator import Costs, simulate
 from tests.traces import SECOND, cluster, holds, random_trace
 
@@ -64,6 +64,28 @@ def costs(dice: Random) -> Costs:
         restart=dice.choice((0, 5)) * SECOND, notice=dice.choice((0, 0, 7)) * SECOND,
         checkpoint=dice.choice((None, None, 20 * SECOND)), all_known=dice.random() < 0.3,
     )  # fmt: skip
+
+
+class Watched(Scheduler):
+    """Looks at what those are told who are asked to make way."""
+
+    def decide(self, now: int) -> Plan:
+        jobs = dict(self.waiting)
+        plan = super().decide(now)
+        for one in plan.preemptions:
+            theirs, other = self.running[one.attempt_id].priority, jobs[one.for_job].priority
+            assert one.why
+            if "its priority" in one.why:
+                assert one.why == f"its priority is {theirs}, that of the other {other}"
+        return plan
+
+
+@BATCHES
+def test_who_makes_way_is_told_his_own_reason(batch: int) -> None:
+    for seed in seeds(batch):
+        dice = Random(seed)
+        trace, paid = random_trace(seed, most_gpus=LARGEST), costs(dice)
+        simulate(trace, nodes(dice), Watched(policy(dice)), quotas=quotas(dice), costs=paid)
 
 
 @BATCHES

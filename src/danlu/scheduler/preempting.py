@@ -13,7 +13,7 @@ What another project is guaranteed is never taken from it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from danlu.domain.quotas import Quota
@@ -104,7 +104,7 @@ def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota |
         elif theirs > mine:
             why, little = "its job, or its project, had more than the other's", True
         if why:
-            parts.append((*one, why) for one in cycle.losers(bucket, little=little))
+            parts.append(_told(cycle.losers(bucket, little=little), why))
     if kept is not None:
         parts.append(iter(_let_in(cycle, job, kept, mine)))
     seen = set()
@@ -112,6 +112,10 @@ def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota |
         if attempt_id not in seen and attempt_id not in cycle.yielding:
             seen.add(attempt_id)
             yield attempt_id, why
+
+
+def _told(losers: Iterable[tuple[int, str]], why: str) -> Iterator[tuple[int, str, str]]:
+    return ((lost, attempt_id, why) for lost, attempt_id in losers)
 
 
 def _let_in(cycle: Cycle, job: Waiting, kept: Kept, mine: tuple[int, int, int]) -> list[tuple[int, str, str]]:

@@ -51,6 +51,7 @@ benchmarks: install
 
 soak: install
 	DANLU_SEEDS=2000 $(BIN)/python -m pytest -n $(PROCESSES) tests/simulation
+	DANLU_TRACES=10000 $(BIN)/python -m pytest -n $(PROCESSES) tests/simulation/test_traces.py tests/unit/test_scheduler_promises.py
 	DANLU_HISTORIES=100000 $(BIN)/python -m pytest tests/unit/test_ledger.py
 	DANLU_ATTACKS=all $(BIN)/python -m pytest -n $(PROCESSES) tests/api/attacks
 

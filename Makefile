@@ -15,7 +15,7 @@ help:
 	@echo "make docs        generate docs/reference again"
 	@echo "make lock        resolve requirements/dev.txt and the environments' locks again"
 	@echo "make benchmarks  measure; prints the figures of docs/reference/performance.md"
-	@echo "make soak        the simulation with 2,000 seeds, 100,000 histories of the ledger, every attack on every text"
+	@echo "make soak        the simulation with 2,000 seeds, 10,000 traces, 100,000 histories of the ledger, every attack on every text"
 
 install: .venv/installed
 

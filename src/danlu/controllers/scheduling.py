@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from danlu.controllers.preempting import preempt
 from danlu.controllers.recordings import Recording
@@ -15,13 +15,14 @@ from danlu.database import queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
 from danlu.domain.ids import attempt_id
-from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, JobState, Preemption, Reason, Task
+from danlu.domain.jobs import Attempt, AttemptState, Desired, Estimate, Job, JobState, Preemption, Reason, Task
 from danlu.errors import VersionConflict
 from danlu.scheduler.model import SECOND_NS, Placement, Plan
 from danlu.scheduler.model import Preemption as Planned
 from danlu.scheduler.ports import lease
 from danlu.scheduler.quota import Tree, amounts
 from danlu.scheduler.rooms import Rooms, take_seats
+from danlu.services import estimating
 from danlu.services.context import Clock, Hub
 from danlu.services.eligibility import Change
 from danlu.services.nodes import MAX_NODES, rooms_of
@@ -34,6 +35,10 @@ AGAIN_S: Final = 0.02
 PLACED_AT_ONCE: Final = 16
 WRITTEN_AT_ONCE: Final = 32
 WRITTEN_A_STEP: Final = 512
+ESTIMATED_A_STEP: Final = 2
+"""An estimate takes some 20 ms, in which nothing is decided."""
+ESTIMATED: Final = estimating.STARTS_ONCE - {Reason.WAITING_FOR_PREEMPTED_WORKLOADS}
+FIRST: Final = (None, Reason.PENDING_EVALUATION)
 
 
 @dataclass(slots=True)
@@ -47,6 +52,7 @@ class SchedulingController:
     feed: Feed = field(default_factory=Feed)
     recording: Recording | None = None
     _waits: dict[str, tuple[Reason, str]] = field(default_factory=dict)
+    _estimates: dict[str, Estimate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.recording is not None:
@@ -67,6 +73,7 @@ class SchedulingController:
         if self.recording is not None:
             self.recording.flush()
         changes = self._changes(changes, plan)
+        self._estimate(changes, now)
         for some in _batches(changes[:WRITTEN_A_STEP], WRITTEN_AT_ONCE):
             self.database.write(partial(self._change, changes=some))
         if changes:
@@ -97,6 +104,18 @@ class SchedulingController:
             if jobs[job_id].reason != reason
         ]
         return sorted(changes, key=lambda change: change.state is JobState.QUEUED)
+
+    def _estimate(self, changes: Iterable[Change], now: int) -> None:
+        """Estimates when some start that wait for the first time: what becomes of it corrects what others are told."""
+        self._estimates.clear()
+        jobs = self.feed.jobs
+        fresh = [one.job_id for one in changes if one.reason in ESTIMATED and jobs[one.job_id].reason in FIRST]
+        if fresh:
+            known = self.database.read(estimating.lasting)
+            for job_id in fresh[:ESTIMATED_A_STEP]:
+                found = estimating.estimated(self.feed.scheduler, job_id, now, known)
+                if found is not None:
+                    self._estimates[job_id] = found
 
     def _place(self, tx: Transaction, placements: Iterable[Placement]) -> int:
         """Stores placements that still hold under the newest state; returns how many."""
@@ -157,8 +176,10 @@ class SchedulingController:
             job = JOBS.get(tx, change.job_id)
             if job is None or job.version != change.version or job.state is not JobState.QUEUED:
                 continue  # it has changed meanwhile; the next step sees it as it is
-            ended = {} if change.state is JobState.QUEUED else {"ended_at": now}
-            JOBS.put(tx, job, job.moved(change.state, now=now, reason=change.reason, message=change.message, **ended))
+            more: dict[str, Any] = {} if change.state is JobState.QUEUED else {"ended_at": now}
+            if job.attempts == 0 and (estimate := self._estimates.get(job.id)) is not None:
+                more["estimate"] = estimate
+            JOBS.put(tx, job, job.moved(change.state, now=now, reason=change.reason, message=change.message, **more))
 
 
 @dataclass(slots=True)

@@ -310,6 +310,22 @@ def took_of_late(tx: Transaction, limit: int) -> dict[str, list[int]]:
     return {project: sorted(took) for project, took in found.items()}
 
 
+def estimated_of_late(tx: Transaction, looked_at: int, limit: int) -> list[tuple[Job, int]]:
+    """Returns jobs whose start was estimated and that have started since, with when they did (ns UTC), the newest first."""
+    jobs, attempts = tables.jobs.c, tables.attempts.c
+    newest = select(jobs.id, jobs.body).order_by(jobs.id.desc()).limit(looked_at).subquery()
+    query = (
+        select(newest.c.id, attempts.body["created_at"].as_string())
+        .join_from(newest, tables.attempts, attempts.id == newest.c.id + "-1")
+        .where(newest.c.body[("estimate", "told_at")].as_string().is_not(None))
+        .order_by(newest.c.id.desc())
+        .limit(limit)
+    )
+    began = {str(row[0]): int(row[1]) for row in tx.connection.execute(query)}
+    found = JOBS.find(tx, id=began or ["-"], descending=True, limit=limit)
+    return [(job, began[job.id]) for job in found]
+
+
 def holding_versions(tx: Transaction) -> dict[str, int]:
     """Returns the version of every attempt that holds resources, by id."""
     attempts = tables.attempts.c

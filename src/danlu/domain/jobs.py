@@ -107,6 +107,13 @@ class Desired(StrEnum):
 J = JobState
 
 
+class Estimate(Value):
+    """When a job would start, as it was estimated when it first waited for room: what became of it corrects later ones."""
+
+    told_at: Ns
+    starts_at: Ns = Field(description="ns UTC; not corrected by what became of others")
+
+
 class Job(Living):
     """A job: its specification and its life."""
 
@@ -143,6 +150,7 @@ class Job(Living):
     attained: int = Field(
         default=0, ge=0, description="service of its ended attempts: ns x thousandths of a GPU, without GPUs of a core"
     )
+    estimate: Estimate | None = Field(default=None, description="of few jobs, as much as there was time for")
     queued_at: int = Field(
         ge=0, description="ns UTC; when it last began to wait by its own doing: one that made way keeps its place"
     )

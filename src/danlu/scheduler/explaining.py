@@ -67,6 +67,7 @@ class _Line(Cycle):
             self.state.tree.add(job.project, asks)
             self.state.shares.add(job.project, asks, self.now)
             self._counted.append((job.project, asks))
+            self._held.clear()
             if job.array is not None:
                 self._arrays[job.array] = self._arrays.get(job.array, 0) + 1
         self._next(group)

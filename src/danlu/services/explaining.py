@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final
 
-from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import Attempt, Job, Reason
@@ -14,10 +13,10 @@ from danlu.domain.resources import Resources
 from danlu.domain.views import Why
 from danlu.domain.waits import Ahead, MakesWay, Smaller, Start
 from danlu.scheduler.cycle import Scheduler
-from danlu.scheduler.estimate import Forecast, Lasting, corrected, forecast, size_of
+from danlu.scheduler.estimate import Forecast, corrected, forecast, size_of
 from danlu.scheduler.explaining import Before, decided, quota_lines, room, standing, would_start
 from danlu.scheduler.smaller import smaller
-from danlu.services import dependencies, nodes
+from danlu.services import dependencies, estimating, nodes
 from danlu.services.queue import Feed
 
 AHEAD: Final = 20
@@ -27,17 +26,8 @@ SMALLER_HELPS: Final = frozenset(
         Reason.EXCEEDS_MAX_QUOTA, Reason.WAITING_FOR_PREEMPTED_WORKLOADS,
     }
 )  # fmt: skip
-STARTS_ONCE: Final = frozenset(
-    {
-        Reason.WAITING_FOR_RESOURCES, Reason.TOPOLOGY_PLACEMENT_FAILED, Reason.WAITING_FOR_QUOTA,
-        Reason.WAITING_FOR_PREEMPTED_WORKLOADS, Reason.WAITING_FOR_ARRAY,
-    }
-)  # fmt: skip
-"""A job that waits for these starts once others have ended."""
 MAX_MAKE_WAY: Final = 100
 MAX_NAMED: Final = 3
-LOOKED_AT: Final = 2000
-"""So many of the newest attempts tell how long jobs take that have not said so."""
 NOT_PLAYED: Final = "more is ahead of it than is looked at"
 TRIED: Final = 24
 """So many smaller shapes are tried ..."""
@@ -70,7 +60,7 @@ def waiting(tx: Transaction, job: Job, now: int) -> Why:
             "quotas": quota_lines(scheduler, job.id),
             "room": room(scheduler, job.id, ahead),
             "makes_way": tuple(_makes_way(tx, scheduler, job)),
-            "start": _start(tx, scheduler, job, ahead, now) if said.reason in STARTS_ONCE else None,
+            "start": _start(tx, scheduler, job, ahead, now) if said.reason in estimating.STARTS_ONCE else None,
             "would_start": tuple(_would_start(scheduler, job, now)) if said.reason in SMALLER_HELPS else (),
         }
     )
@@ -109,11 +99,10 @@ def _start(tx: Transaction, scheduler: Scheduler, job: Job, ahead: list[str], no
     attempts = {one for some in scheduler.yielding.values() for one in some}
     asked: list[Attempt] = ATTEMPTS.find(tx, id=sorted(attempts)[:MAX_MAKE_WAY] or ["-"], limit=MAX_MAKE_WAY)
     ends = {one.id: one.preemption.deadline for one in asked if one.preemption is not None}
-    lasting = Lasting(queries.took_of_late(tx, LOOKED_AT))
-    found = forecast(scheduler, job.id, ahead, now, lasting, ends)
+    found = forecast(scheduler, job.id, ahead, now, estimating.lasting(tx), ends)
     if found.at is None:
         return Start(unknown=_unknown(tx, found, job))
-    wait, most = corrected(found.at - now, size_of(scheduler.waiting[job.id].shapes[-1]), ())
+    wait, most = corrected(found.at - now, size_of(scheduler.waiting[job.id].shapes[-1]), estimating.told(tx))
     return Start(at=now + wait, most=now + most, after="" if found.after is None else _name(tx, found.after, job) or "")
 
 

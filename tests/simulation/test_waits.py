@@ -11,7 +11,8 @@ import pytest
 from danlu.cli import why as cli
 from danlu.domain.jobs import Reason
 from danlu.domain.nodes import NodeCapacity
-from danlu.domain.waits import Ahead, Precedence
+from danlu.domain.waits import Ahead, Precedence, Start
+from danlu.services import estimating
 from tests.simulation.waits import SECOND, Scene, node, scene
 
 A100 = (node("gpu-1", a100=8),)
@@ -333,6 +334,53 @@ def test_a_place_that_is_kept_is_told_until_it_is_taken(tmp_path: Path, template
         s.runs("two", "small")
 
 
-def test_how_amounts_and_times_are_shown() -> None:
-    assert cli._short((), None) == "0 cpu"
-    assert cli._time(0, 3600 * SECOND) == cli._time(0, 0)
+def test_when_it_starts_is_estimated_kept_and_learned_from(tmp_path: Path, template: Path) -> None:
+    with scene(tmp_path, template, *A100) as s:
+        s.submit("one", does="sleep:300", gpu=8, max_time="10m")
+        s.step()
+        s.submit("two", gpu=4)
+        s.step()
+        now = s.world.clock.now()
+        start = s.why("two").start
+        assert start is not None
+        assert start.at is not None
+        assert start.most is not None
+        assert abs(start.at - now - 600 * SECOND) < SECOND
+        assert start.most > start.at
+        assert start.after == "one"
+        told = s.job("two").estimate
+        assert told is not None
+        assert abs(told.starts_at - start.at) < SECOND
+        assert s.told("two")["starts"] == [cli._start(start, now)]
+        assert s.world.real.read(estimating.told) == []  # it has not started
+        for _ in range(4):
+            s.passes(100)
+            s.step()
+        s.runs("two")
+        (pair,) = s.world.real.read(estimating.told)
+        assert (pair.size, round(pair.estimated / SECOND)) == (3, 600)
+        assert 300 <= pair.actual / SECOND <= 410
+        assert s.world.real.read(estimating.lasting).of_late["default"][0] // SECOND == 300
+
+
+def test_when_it_starts_is_not_known_without_durations(tmp_path: Path, template: Path) -> None:
+    with scene(tmp_path, template, *A100) as s:
+        s.submit("one", gpu=4)
+        s.submit("foreign", gpu=4, project="other")
+        s.step()
+        s.submit("two", gpu=8)
+        s.step()
+        unknown = "not known: one and 1 more have not said how long they run: max_time"
+        assert s.told("two")["starts"] == [unknown]
+        assert s.job("two").estimate is None
+
+
+def test_times_are_told_as_one_says_them() -> None:
+    noon = 1_800_014_400 * SECOND
+    hour = 3600 * SECOND
+    there = cli._time(noon + hour, noon)
+    found = cli._start(Start(at=noon + hour, most=noon + hour, after="one"), noon)
+    assert found == f"about {there} (90 %: before {there}), when one ends"
+    assert cli._start(Start(at=noon + 30 * SECOND), noon) == "within a minute"
+    assert cli._time(noon + 48 * hour, noon) != there
+    assert len(cli._time(noon + 48 * hour, noon)) == len("2027-01-15 12:00")

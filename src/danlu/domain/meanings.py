@@ -84,7 +84,7 @@ ADVICE: Final[Mapping[str, str]] = {
     Reason.PENDING_EVALUATION: "wait a moment; where it stays so, look at `danlu status`",
     Reason.WAITING_FOR_RESOURCES: "danlu why JOB; ask for less, or stop a job that holds what it needs",
     Reason.TOPOLOGY_PLACEMENT_FAILED: "danlu why JOB shows what would start now, such as the same GPUs on more nodes",
-    Reason.WAITING_FOR_QUOTA: "wait until others of the project end; danlu why JOB shows the quotas, and what would start now",
+    Reason.WAITING_FOR_QUOTA: "wait until others of the project end; danlu why JOB shows the quotas and what would start now",
     Reason.EXCEEDS_MAX_QUOTA: "ask for less, or have an administrator raise the quota that danlu why JOB names",
     Reason.WAITING_FOR_PREEMPTED_WORKLOADS: "wait; danlu why JOB shows until when they end at the latest",
     Reason.NO_MATCHING_FLAVOR: "danlu nodes shows the kinds there are; leave gpu_kind out for any of them",

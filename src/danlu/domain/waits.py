@@ -15,6 +15,7 @@ from danlu.domain.resources import Resources
 class Precedence(StrEnum):
     """Why one job is served before another. Codes are never renamed."""
 
+    PROMISED = "Promised"
     GUARANTEE = "Guarantee"
     PRIORITY = "Priority"
     PROJECT_HAD_LESS = "ProjectHadLess"
@@ -24,6 +25,7 @@ class Precedence(StrEnum):
 
 
 PRECEDENCES: Final[Mapping[Precedence, str]] = {
+    Precedence.PROMISED: "others made way for it",
     Precedence.GUARANTEE: "within its guarantee",
     Precedence.PRIORITY: "higher priority",
     Precedence.PROJECT_HAD_LESS: "its project had less lately",

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heapify, heappop, heappush
@@ -29,8 +29,8 @@ from danlu.scheduler.state import Bucket, Group, GroupKey, Kept, State
 
 Rank = tuple[bool, int, int, int]
 """Who stands before whom, in steps: not within a guarantee, -priority, step of the project's share, level."""
-Turn = tuple[bool, int, int, int, float, int, str]
-"""A rank, then the part of the cluster that its project holds, since when it waits, its id."""
+Turn = tuple[bool, bool, int, int, int, float, int, str]
+"""Not promised, a rank, then the part of the cluster that its project holds, since when it waits, its id."""
 SHARE_STEPS_PER_DOUBLING = 1
 
 
@@ -86,7 +86,10 @@ class Cycle:
                 self._serve(group)
         for project, asks in self._counted:
             state.tree.add(project, asks, -1)
+            state.staying.add(project, asks, -1)
             state.shares.add(project, asks, self.now, -1)
+        for attempt_id in self.yielding:
+            state.staying.add(state.running[attempt_id].project, state.holding(state.running[attempt_id]))
         for job_id in state.kept.keys() - self._kept:
             del state.kept[job_id]
         grown_at = state.grown_at(self.now) if self._searches else None
@@ -118,7 +121,7 @@ class Cycle:
         held = self._held.get(key.project)
         if held is None:
             held = self._held[key.project] = self.state.shares.held(key.project)
-        return not entitled, -key.priority, self._steps[key.project], key.level, held, *group.jobs[at]
+        return not key.promised, not entitled, -key.priority, self._steps[key.project], key.level, held, *group.jobs[at]
 
     def turns(self) -> list[Turn]:
         """Returns the turn of each job that waits, in no order."""
@@ -215,6 +218,7 @@ class Cycle:
             self._ports -= shape.ports
             asks = amounts(shape.tasks, self.state.rooms.kinds_of((one.node, one.devices) for one in seats))
             self.state.tree.add(job.project, asks)
+            self.state.staying.add(job.project, asks)
             self.state.shares.add(job.project, asks, self.now)
             self._counted.append((job.project, asks))
             self._held.clear()
@@ -247,9 +251,10 @@ class Cycle:
     def _makes_room(self, group: Group, job: Waiting) -> bool:
         """Says whether others make way for a job, or do so already; what they give back is kept for it."""
         state = self.state
-        if yields := sum(one in state.running for one in state.yielding.get(job.id, ())):
-            self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, partial(self._making_way, job, yields))
-            self._keep(job)
+        leaving = state.yielding.get(job.id)
+        if leaving:
+            self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, partial(self._making_way, job, len(leaving)))
+            self._keep(job, leaving)
             return True
         if not state.policy.preempts or self._searches >= state.policy.preempts_for:
             return False
@@ -259,9 +264,10 @@ class Cycle:
             return False
         for victim, why in choice.victims:
             self.yielding.add(victim.id)
+            state.staying.add(victim.project, state.holding(victim), -1)
             self.preemptions.append(Preemption(victim.id, job.id, why, victim.lost(self.now), victim.lost_s(self.now)))
         state.kept[job.id] = Kept(choice.seats, self.now)
-        self._keep(job)
+        self._keep(job, {victim.id for victim, _ in choice.victims})
         text = partial(self._making_way, job, len(choice.victims))
         self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, text)
         return True
@@ -289,8 +295,10 @@ class Cycle:
             known.sort()
         return known
 
-    def _keep(self, job: Waiting) -> None:
-        if len(self._kept) < self.state.policy.kept_for and keep(self.state, job, self.now):
+    def _keep(self, job: Waiting, leaving: Collection[str] = ()) -> None:
+        """Keeps what a job waits for: for the first of those that wait, and where others make way."""
+        few = len(self._kept) < self.state.policy.kept_for
+        if (few or leaving) and keep(self.state, job, self.now, leaving):
             self._kept.add(job.id)
 
     # words

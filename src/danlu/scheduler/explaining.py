@@ -21,7 +21,7 @@ from danlu.scheduler.rooms import seat
 from danlu.scheduler.state import Group
 
 TURNS = (
-    Precedence.GUARANTEE, Precedence.PRIORITY, Precedence.PROJECT_HAD_LESS, Precedence.HAD_LESS,
+    Precedence.PROMISED, Precedence.GUARANTEE, Precedence.PRIORITY, Precedence.PROJECT_HAD_LESS, Precedence.HAD_LESS,
     Precedence.PROJECT_HOLDS_LESS, Precedence.ASKED_BEFORE, Precedence.ASKED_BEFORE,
 )  # fmt: skip
 """What each part of a ``Turn`` is about."""
@@ -65,6 +65,7 @@ class _Line(Cycle):
                 Before(job_id, _first_difference(self._turn(group, self._at.get(group.key, 0)), self._mine()))
             )
             self.state.tree.add(job.project, asks)
+            self.state.staying.add(job.project, asks)
             self.state.shares.add(job.project, asks, self.now)
             self._counted.append((job.project, asks))
             self._held.clear()

@@ -7,6 +7,8 @@ enough to be asked; and what is guaranteed is lent to nobody whom the job would 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from danlu.domain.resources import Resources
 from danlu.scheduler.model import Shape, Waiting
 from danlu.scheduler.rooms import Free
@@ -15,10 +17,10 @@ from danlu.scheduler.state import Kept, State
 Seats = tuple[tuple[str, Resources, str | None], ...]
 
 
-def keep(state: State, job: Waiting, now: int) -> bool:
+def keep(state: State, job: Waiting, now: int, leaving: Collection[str] = ()) -> bool:
     """Keeps what a job waits for, on the nodes that were chosen when it first had to wait, unless one is gone.
 
-    Returns whether there is anything to keep.
+    ``leaving``: the attempts that make way for it; when they have ended it starts. Returns whether there is anything to keep.
     """
     kept = state.kept.get(job.id)
     if kept is None or any(node not in state.rooms.by_name for node, _, _ in kept.seats):
@@ -27,7 +29,7 @@ def keep(state: State, job: Waiting, now: int) -> bool:
             return False
         kept = state.kept[job.id] = Kept(seats, now)
     asks = state.asks(job.shapes[-1])
-    lent = state.tree.entitled(job.project, asks) is None and _lacks_more(state, kept)
+    lent = state.tree.entitled(job.project, asks) is None and _lacks_more(state, kept, leaving)
     for node, need, kind in kept.seats:
         state.rooms.by_name[node].keep(need, kind, _free_by(state, node, need, kind, now), lent=lent)
     return True
@@ -63,8 +65,8 @@ def _nearest_for(
     return None
 
 
-def _lacks_more(state: State, kept: Kept) -> bool:
-    """Says whether a job waits for something else than what is free, and what was let in beside what is kept for it."""
+def _lacks_more(state: State, kept: Kept, leaving: Collection[str]) -> bool:
+    """Says whether a job waits for something else than what is free, leaves, or was let in beside what is kept for it."""
     needs: dict[tuple[str, str | None], Resources] = {}
     for node, need, kind in kept.seats:
         needs[node, kind] = needs.get((node, kind), Resources()) + need
@@ -72,7 +74,7 @@ def _lacks_more(state: State, kept: Kept) -> bool:
         free = Free.of(state.rooms.by_name[node])
         for attempt_id in state.on_node[node]:
             attempt = state.running[attempt_id]
-            if attempt.keeps and attempt.placed_at >= kept.since:
+            if attempt_id in leaving or (attempt.keeps and attempt.placed_at >= kept.since):
                 free.add(state.rooms, node, attempt, 1)
         if not free.fits(need, kind):
             return True

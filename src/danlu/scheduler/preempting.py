@@ -27,6 +27,27 @@ if TYPE_CHECKING:
     from danlu.scheduler.state import Kept
 
 
+class Candidate(NamedTuple):
+    """Who may be asked: what is lost of it, its id, why; and whether what it holds is taken back for a guarantee."""
+
+    lost: int
+    id: str
+    why: str
+    reclaimed: bool
+
+    def may_leave(self, cycle: Cycle, job: Waiting, asks: dict[str, int], victim: Running) -> bool:
+        """Says whether its project can spare it still.
+
+        What is lent is taken back as long as more is held than is guaranteed, if need be all of one job; for no lesser reason
+        does a project come to have less than its guarantee: it would take it back at once.
+        """
+        leaving = None if self.reclaimed else cycle.state.holding(victim)
+        return cycle.state.staying.lent(victim.project, asks, beside=job.project, leaving=leaving)
+
+
+GUARANTEED = "what it holds is guaranteed to others, and was lent to it"
+HAD_MORE = "its job, or its project, had more than the other's"
+LET_IN = "it was let in beside what is kept for the other"
 LOOKED_AT = 24
 LOOKED_AT_PER_GPU = 4
 
@@ -54,11 +75,11 @@ def choose(cycle: Cycle, job: Waiting, borrowing: Borrowing) -> Choice | None:
 
 
 def _chosen(
-    cycle: Cycle, job: Waiting, asks: dict[str, int], candidates: list[tuple[str, str]], borrowing: Borrowing
+    cycle: Cycle, job: Waiting, asks: dict[str, int], candidates: list[Candidate], borrowing: Borrowing
 ) -> Choice | None:
     shape, rooms, tree, state = job.shapes[-1], cycle.state.rooms, cycle.state.tree, cycle.state
-    left = {attempt_id: state.running[attempt_id] for attempt_id, _ in candidates}
-    why, chosen = dict(candidates), list[Running]()
+    left = {one.id: state.running[one.id] for one in candidates}
+    by_id, chosen = {one.id: one for one in candidates}, list[Running]()
     seats = None
     with rooms.trial():
         while left:
@@ -67,58 +88,59 @@ def _chosen(
             if not more:
                 break
             for victim in more:
-                chosen.append(left.pop(victim.id))
+                left.pop(victim.id)
+                if not by_id[victim.id].may_leave(cycle, job, asks, victim):
+                    continue  # with those that were chosen before, its project would have less than its guarantee
+                chosen.append(victim)
                 tree.add(victim.project, state.holding(victim), -1)
+                state.staying.add(victim.project, state.holding(victim), -1)
                 for need, where in zip(victim.shape.tasks, victim.seats, strict=True):
                     rooms.give(where.node, need, where.devices)
             if tree.exceeded(job.project, asks) is None and (seats := seat(rooms, shape, borrowing)) is not None:
                 break
         for victim in chosen:
             tree.add(victim.project, state.holding(victim))
-    if seats is None:
+            state.staying.add(victim.project, state.holding(victim))
+    if seats is None or not chosen:
         return None
     kinds = [rooms.kinds[one.node].get(one.devices[0]) if one.devices else None for one in seats]
     return Choice(
-        tuple((victim, why[victim.id]) for victim in chosen),
+        tuple((victim, by_id[victim.id].why) for victim in chosen),
         tuple((one.node, need, kind) for one, need, kind in zip(seats, shape.tasks, kinds, strict=True)),
     )
 
 
-def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota | None) -> Iterator[tuple[str, str]]:
-    """Yields who may be asked, that first of which least is lost, and why."""
+def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota | None) -> Iterator[Candidate]:
+    """Yields who may be asked, that first of which least is lost."""
     state = cycle.state
     mine = cycle.rank(job.project, job.priority, state.policy.level(job.attained))[1:]
     kept = state.kept.get(job.id)
-    parts: list[Iterator[tuple[int, str, str]]] = []
+    parts: list[Iterator[Candidate]] = []
     for bucket, attempts in state.buckets.items():
-        if not attempts or not (
-            bucket.project == job.project or state.tree.has_borrowed(bucket.project, asks, beside=job.project)
-        ):
+        if not attempts or not state.staying.lent(bucket.project, asks, beside=job.project):
             continue
         theirs = cycle.rank(bucket.project, bucket.priority, bucket.level)[1:]
-        why, little = "", False
         if right is not None and right not in state.tree.path(bucket.project):
-            why = "what it holds is guaranteed to others, and was lent to it"
+            parts.append(_told(cycle.losers(bucket, little=False), GUARANTEED, reclaimed=True))
         elif bucket.priority < job.priority:
             why = f"its priority is {bucket.priority}, that of the other {job.priority}"
+            parts.append(_told(cycle.losers(bucket, little=False), why))
         elif theirs > mine:
-            why, little = "its job, or its project, had more than the other's", True
-        if why:
-            parts.append(_told(cycle.losers(bucket, little=little), why))
+            parts.append(_told(cycle.losers(bucket, little=True), HAD_MORE))
     if kept is not None:
-        parts.append(iter(_let_in(cycle, job, kept, mine)))
+        parts.append(_told(_let_in(cycle, job, kept, mine), LET_IN))
     seen = set()
-    for _, attempt_id, why in heapq.merge(*parts):
-        if attempt_id not in seen and attempt_id not in cycle.yielding:
-            seen.add(attempt_id)
-            yield attempt_id, why
+    for one in heapq.merge(*parts):
+        if one.id not in seen and one.id not in cycle.yielding:
+            seen.add(one.id)
+            yield one
 
 
-def _told(losers: Iterable[tuple[int, str]], why: str) -> Iterator[tuple[int, str, str]]:
-    return ((lost, attempt_id, why) for lost, attempt_id in losers)
+def _told(losers: Iterable[tuple[int, str]], why: str, *, reclaimed: bool = False) -> Iterator[Candidate]:
+    return (Candidate(lost, attempt_id, why, reclaimed) for lost, attempt_id in losers)
 
 
-def _let_in(cycle: Cycle, job: Waiting, kept: Kept, mine: tuple[int, int, int]) -> list[tuple[int, str, str]]:
+def _let_in(cycle: Cycle, job: Waiting, kept: Kept, mine: tuple[int, int, int]) -> list[tuple[int, str]]:
     """Returns those that were let in beside what is kept for a job, after whom they stand, and lose nothing by leaving."""
     found = []
     for attempt_id in {one for node, _, _ in kept.seats for one in cycle.state.on_node[node]}:
@@ -127,7 +149,7 @@ def _let_in(cycle: Cycle, job: Waiting, kept: Kept, mine: tuple[int, int, int]) 
         theirs = cycle.rank(victim.project, victim.priority, level)[1:]
         after = (theirs, victim.queued_at, victim.job_id) > (mine, job.queued_at, job.id)
         if after and victim.keeps and victim.placed_at >= kept.since and cycle.may_leave(victim):
-            found.append((0, attempt_id, "it was let in beside what is kept for the other"))
+            found.append((0, attempt_id))
     return sorted(found)
 
 

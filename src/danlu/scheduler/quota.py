@@ -87,19 +87,26 @@ class Tree:
                 return quota
         return None
 
-    def has_borrowed(self, project: str, asks: Mapping[str, int], *, beside: str) -> bool:
+    def lent(
+        self, project: str, asks: Mapping[str, int], *, beside: str, leaving: Mapping[str, int] | None = None
+    ) -> bool:
         """Says whether what a project holds of these resources is lent, as seen from another project.
 
-        It is if neither it nor a group above it, up to the group that the two have in common, is within its guarantee.
+        It is if neither it nor a group above it, up to the group that the two have in common, is within its guarantee; with
+        ``leaving``, would be below it if so much left.
         """
-        if not self.quotas:
+        if not self.quotas or project == beside:
             return True
         common = {quota.id for quota in self.path(beside)}
         for quota in self.path(project):
             if quota.id in common:
                 break
             used = self.used.get(quota.id, {})
-            guaranteed = [name for name in quota.guarantee if asks.get(name)]
-            if guaranteed and all(used.get(name, 0) <= quota.guarantee[name] for name in guaranteed):
+            named = [name for name in quota.guarantee if asks.get(name)]
+            if leaving is None:
+                within = all(used.get(name, 0) <= quota.guarantee[name] for name in named)
+            else:
+                within = all(used.get(name, 0) - leaving.get(name, 0) < quota.guarantee[name] for name in named)
+            if named and within:
                 return False
         return True

@@ -34,6 +34,7 @@ class GroupKey(NamedTuple):
     array: str | None
     parallel: int
     keeps: bool
+    promised: bool
 
 
 @dataclass(slots=True)
@@ -78,6 +79,8 @@ class State:
     policy: Policy = field(default_factory=Policy)
     rooms: Rooms = field(default_factory=Rooms)
     tree: Tree = field(default_factory=Tree)
+    staying: Tree = field(default_factory=Tree)
+    """as ``tree``, without what makes way"""
     shares: Shares = field(init=False)
     waiting: dict[str, Waiting] = field(default_factory=dict)
     groups: dict[GroupKey, Group] = field(default_factory=dict)
@@ -88,6 +91,8 @@ class State:
     on_node: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     arrays: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     yielding: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    promised: set[str] = field(default_factory=set)
+    """jobs for which others were asked to make way: their place is theirs, whatever has changed of the order since"""
     kept: dict[str, Kept] = field(default_factory=dict)
     of_shapes: dict[tuple[Shape, ...], dict[GroupKey, Group]] = field(default_factory=lambda: defaultdict(dict))
     ports: int = 0
@@ -122,7 +127,8 @@ class State:
 
     def quotas(self, quotas: Iterable[Quota]) -> None:
         """Says which quotas there are now, all of them."""
-        self.tree = Tree.of(quotas)
+        every = tuple(quotas)
+        self.tree, self.staying = Tree.of(every), Tree.of(every)
         shares, self.shares = self.shares, Shares(self.policy.half_life, self.shares.total)
         self.shares.quotas(self.tree)
         self.shares.take_over(shares, self.now)
@@ -135,10 +141,18 @@ class State:
         """Says that a job waits, or what has changed of it."""
         if self.waiting.get(job.id) == job:
             return
+        self._enter(job, promised=job.id in self.promised)
+
+    def _enter(self, job: Waiting, *, promised: bool) -> None:
+        """Puts a job where it stands; what is kept for it stays so."""
+        kept = self.kept.get(job.id)
         self.gone(job.id)
-        job = replace(
-            job, shapes=self._shapes.setdefault(job.shapes, job.shapes)
-        )  # equal ones are the same: found faster
+        if promised:
+            self.promised.add(job.id)
+        if kept is not None:
+            self.kept[job.id] = kept
+        # equal shapes are the same: they are found faster
+        job = replace(job, shapes=self._shapes.setdefault(job.shapes, job.shapes))
         self.waiting[job.id] = job
         key = self._key(job)
         group = self.groups.get(key)
@@ -155,18 +169,22 @@ class State:
             return
         self.kept.pop(job_id, None)
         group = self.groups[self._key(job)]
+        self.promised.discard(job_id)
         del group.jobs[bisect_left(group.jobs, (job.queued_at, job.id))]
         group.untold.discard(job_id)
         group.apart.pop(job_id, None)
         if not group.jobs:
             del self.groups[group.key]
             del self.of_shapes[job.shapes][group.key]
+            if not self.of_shapes[job.shapes]:
+                del self.of_shapes[job.shapes], self._shapes[job.shapes]
 
     def _key(self, job: Waiting) -> GroupKey:
         lasts = None if job.duration is None else max(1, job.duration).bit_length()
         level = self.policy.level(job.attained)
         return GroupKey(
-            job.project, job.priority, level, job.shapes, lasts, job.array, job.parallel, job.keeps
+            job.project, job.priority, level, job.shapes, lasts, job.array, job.parallel, job.keeps,
+            job.id in self.promised,
         )  # fmt: skip
 
     @staticmethod
@@ -204,8 +222,14 @@ class State:
             self.arrays[attempt.array] += 1
         if attempt.yields_to is not None:
             self.yielding[attempt.yields_to].add(attempt.id)
+            self._promise(attempt.yields_to)
         heappush(self._young, (attempt.placed_at + self.policy.min_runtime, attempt.id))
         self._stand(attempt, self.policy.level(attempt.attained))
+
+    def _promise(self, job_id: str) -> None:
+        job = self.waiting.get(job_id)
+        if job is not None and job_id not in self.promised:
+            self._enter(job, promised=True)
 
     def grown_at(self, now: int) -> int | None:
         """Returns when the next attempt has run for so long that it may be asked to make way; None: all have."""
@@ -237,6 +261,8 @@ class State:
     def _count(self, attempt: Running, sign: int) -> None:
         asks = self.holding(attempt)
         self.tree.add(attempt.project, asks, sign)
+        if attempt.yields_to is None:
+            self.staying.add(attempt.project, asks, sign)
         self.shares.add(attempt.project, asks, max(self.now, attempt.placed_at) if sign > 0 else self.now, sign)
 
     def _stand(self, attempt: Running, level: int) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from danlu.controllers.eligibility import Facts, not_yet, over_the_cap
 from pydantic import ValidationError
 
 from danlu.database.queries import QueuedJob
@@ -17,12 +16,13 @@ from danlu.domain.jobs import JobState, Reason
 from danlu.domain.priorities import CLASSES, priority_text
 from danlu.domain.specs import JobSpec
 from danlu.scheduler.sizing import never_fits
+from danlu.services.eligibility import Facts, not_yet
 from tests.factories import NOW, Ids, make_capacity, make_environment, make_spec
 
 WAITING = QueuedJob(
     id="j1", project="default", priority=0, queued_at=NOW, not_before=0, environment_id=None, reason=None, desired="run",
     version=1, cpu=None, memory=None, gpu=0, gpu_kind=None, env="python", framework=None, roles="{}", gpu_min=None,
-    max_time=None, held=False, waits_for="[]", array_id=None, parallel=None,
+    max_time=None, held=False, waits_for="[]", array_id=None, parallel=None, attained=0,
 )  # fmt: skip
 
 
@@ -172,12 +172,3 @@ def test_a_pause_passes() -> None:
     assert change.reason is Reason.WAITING_FOR_RETRY
     assert not_yet(job, facts(now=NOW + 10)) is None
     assert not_yet(job, facts(now=NOW - 1)) is None  # the clock was wrong when that was written
-
-
-def test_no_more_elements_than_may_are_let_through() -> None:
-    jobs = [WAITING._replace(id=f"j{at}", array_id="r1" if at % 2 else "r2", parallel=2) for at in range(8)]
-    jobs.append(WAITING._replace(id="alone"))
-    jobs.append(WAITING._replace(id="free", array_id="r3"))
-    over = over_the_cap(jobs, {"r1": 1, "r2": 2})
-    assert set(over) == {"j0", "j2", "j4", "j6", "j3", "j5", "j7"}
-    assert "at most 2 elements" in over["j3"]

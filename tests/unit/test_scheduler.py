@@ -170,6 +170,20 @@ def test_seats_are_taken_all_or_none() -> None:
     assert (free.by_name["a"].cpu_milli, free.by_name["a"].gpus) == (0, {"h100": []})
 
 
+def test_no_more_elements_of_an_array_hold_something_than_may() -> None:
+    jobs = tuple(
+        job_that_waits(f"j{at}", ask(0.1), since=at, array="even" if at % 2 == 0 else "odd", parallel=2)
+        for at in range(8)
+    )
+    free = job_that_waits("free", ask(0.1), since=9, array="free", parallel=0)
+    made = scheduler(snapshot(make_capacity(), waiting=(*jobs, free)))
+    made.holds(replace(held_by(0, hold("node-1", cpu=0.1)), array="odd"))
+    plan_ = made.decide(NOW)
+    assert started(plan_) == ["j0", "j1", "j2", "free"]
+    assert {code for code, _ in plan_.waits.values()} == {Reason.WAITING_FOR_ARRAY}
+    assert set(plan_.waits) == {"j3", "j4", "j5", "j6", "j7"}
+
+
 # nobody starves
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import pytest
-
 from danlu.domain.resources import Resources
 from danlu.scheduler import estimate
 from danlu.scheduler.cycle import Scheduler
-from danlu.scheduler.estimate import SLACK, Forecast, Lasting, Told, corrected, forecast, size_of
+from danlu.scheduler.estimate import MAX_AHEAD, MAX_STEPS, SLACK, Forecast, Lasting, Told, corrected, forecast, size_of
 from danlu.scheduler.explaining import standing
 from danlu.scheduler.model import SECOND_NS, Running, Seat, Shape, Waiting
 from tests.factories import make_capacity
@@ -91,15 +89,22 @@ def test_how_long_others_took_stands_for_what_was_not_said() -> None:
     assert took.left("p", 5 * MINUTE, 6 * MINUTE) == 0  # it should have ended
 
 
-def test_nothing_is_said_beyond_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = scheduler(
-        runs("a", 4, ends_in=30), *(waits(f"w{n}", 4, since=n, lasts=1) for n in range(5)), waits("x", 4, since=9)
-    )
+def test_nothing_is_said_beyond_the_bounds() -> None:
+    line = [waits(f"w{n}", 4, since=n, lasts=1) for n in range(5)]
+    state = scheduler(runs("a", 4, ends_in=30), *line, waits("x", 4, since=9))
     assert starts(state, "x") == at(35, "w4")
-    monkeypatch.setattr(estimate, "MAX_STEPS", 3)
-    assert starts(state, "x") == Forecast(None)
-    monkeypatch.setattr(estimate, "MAX_AHEAD", 4)
-    assert starts(state, "x") == Forecast(None)
+    ahead = ["w0"] * (MAX_AHEAD + 1)
+    assert forecast(state, "x", ahead, NOW, Lasting(), {}) == Forecast(None)
+
+
+def test_nothing_is_said_after_too_many_ends() -> None:
+    for count, found in ((MAX_STEPS - 1, at(MAX_STEPS - 1, f"a{MAX_STEPS - 2}")), (MAX_STEPS, Forecast(None))):
+        state = Scheduler()
+        state.node(make_capacity("n0", gpu=count))
+        for n in range(count):
+            state.holds(runs(f"a{n}", 1, first=n, ends_in=n + 1))
+        state.queued(waits("x", count))
+        assert starts(state, "x") == found
 
 
 def test_the_state_is_as_it_was() -> None:

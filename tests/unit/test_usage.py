@@ -29,7 +29,7 @@ WRONG = [
     ("run --cpu 1 --cpu 2 -- x", "--cpu is given twice", "danlu run --help"),
     ("logs x --tail", "--tail needs a value: only the last lines", "danlu logs --help"),
     # values
-    ("run --gpu two -- x", "gpu: must be a whole number (it is 'two')", "danlu run --help"),
+    ("run --gpu two -- x", "gpu: must be a whole number (it is 'two')", ""),
     ("run --gpu -1 -- x", "gpu: must be at least 0 (it is '-1')", ""),
     ("run --memory lots -- x", "memory: 'lots' is not an amount of memory", ""),
     ("run --var LR -- x", "--var 'LR' is not KEY=VALUE", "--var LR=0.1"),

@@ -53,7 +53,7 @@ def quotas(dice: Random) -> list[Quota]:
 
 def policy(dice: Random) -> Policy:
     return Policy(
-        half_life=dice.choice((60, 3600)) * SECOND, min_runtime=dice.choice((1, 5, 60)) * SECOND,
+        half_life=dice.choice((60, 3600)) * SECOND, min_runtime=dice.choice((20, 60)) * SECOND,
         levels=tuple(1000 * SECOND * gpu_s for gpu_s in dice.choice(((60, 600), (300,), ()))),
         kept_for=dice.choice((1, 4, 16)), preempts_for=dice.choice((1, 8)), preempts=dice.random() < 0.8,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -76,6 +76,35 @@ def node_stored(tx: Transaction, old: Node | None, new: Node) -> None:
             Meter(new.id, meter.number, meter.node, meter.amounts, at, account=Account.BROKEN) for meter in before
         )
     _open(tx, after)
+
+
+class Held(NamedTuple):
+    """What a project's attempts of one size held on one day, as if one after the other. Times are ns UTC."""
+
+    project: str
+    cpu_milli: int
+    memory_bytes: int
+    gpus: int
+    began: int
+    ended: int
+
+
+def held_lately(tx: Transaction, since: int, limit: int) -> list[Held]:
+    """Returns what was held since a time, and is not any more, in the order of its end; of too much the newest."""
+    line, entry = tables.ledger_lines.c, tables.ledger.c
+    # in ms: the sum of a day's intervals in ns could be more than a database counts
+    lasted_ms = func.sum((entry.until - entry.since) / 1_000_000)
+    ended = func.max(entry.until)
+    query = (
+        select(line.project, line.cpu_milli, line.memory_bytes, line.gpus, lasted_ms, ended)
+        .select_from(tables.ledger.join(tables.ledger_lines, entry.line == line.id))
+        .where(entry.until > since, line.debit == Account.FREE, line.project != NODE_PROJECT)
+        .group_by(line.project, line.cpu_milli, line.memory_bytes, line.gpus, entry.day)
+        .order_by(ended.desc(), line.project, line.cpu_milli, line.memory_bytes, line.gpus)
+        .limit(limit)
+    )
+    rows = [(*row[:4], int(row[5]) - int(row[4]) * 1_000_000, int(row[5])) for row in tx.connection.execute(query)]
+    return [Held._make(row) for row in reversed(rows)]
 
 
 def open_meters(tx: Transaction, object_id: str | None = None) -> list[Meter]:

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
@@ -40,6 +40,9 @@ class _Known:
 
     def quotas(self, quotas: Iterable[Quota]) -> None:
         """They do not matter here."""
+
+    def had(self, project: str, asks: Mapping[str, int], began: int, ended: int) -> None:
+        """It does not matter here."""
 
     def queued(self, job: Waiting) -> None:
         """Says that a job waits."""

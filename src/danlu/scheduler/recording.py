@@ -73,6 +73,11 @@ class Recorder:
         self._write({"call": "quotas", "quotas": _dump(_QUOTAS, quotas)})
         self.decider.quotas(quotas)
 
+    def had(self, project: str, asks: Mapping[str, int], began: int, ended: int) -> None:
+        """Says what a project held before."""
+        self._write({"call": "had", "project": project, "asks": dict(asks), "began": began, "ended": ended})
+        self.decider.had(project, asks, began, ended)
+
     def queued(self, job: Waiting) -> None:
         """Says that a job waits."""
         self._write({"call": "queued", "job": _dump(_WAITING, job)})
@@ -153,6 +158,9 @@ def _tell(decider: Decider, call: Mapping[str, Any]) -> str | None:
             decider.node(_NODE.validate_python(call["capacity"]))
         case "quotas":
             decider.quotas(_QUOTAS.validate_python(call["quotas"]))
+        case "had":
+            asks = {str(name): int(amount) for name, amount in call["asks"].items()}
+            decider.had(str(call["project"]), asks, int(call["began"]), int(call["ended"]))
         case "queued":
             decider.queued(_WAITING.validate_python(call["job"]))
         case "gone":

@@ -44,11 +44,11 @@ class Shares:
             for resource in RESOURCES:
                 account.held[resource] = account.held.get(resource, 0) + sign * asks.get(resource, 0)
 
-    def remember(self, project: str, asks: Mapping[str, int], began: int, ended: int, now: int) -> None:
+    def remember(self, project: str, asks: Mapping[str, int], between: tuple[int, int], now: int) -> None:
         """Counts what a project's job held in the past, for a scheduler that was not there."""
         for name in self._names(project):
             account = self._account(name, now)
-            account.average += self._part(asks) * (self._left(now - ended) - self._left(now - began))
+            account.average += self._part(asks) * (self._left(now - between[1]) - self._left(now - between[0]))
 
     def take_over(self, old: Shares, now: int) -> None:
         """Goes on from what others had lately by ``old``; what is held now is added anew."""

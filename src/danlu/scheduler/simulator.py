@@ -6,7 +6,7 @@ Each plan is checked by accounts of the simulator's own: nothing is sold twice, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from heapq import heappop, heappush
@@ -36,6 +36,9 @@ class Decider(Protocol):
 
     def quotas(self, quotas: Iterable[Quota]) -> None:
         """Says which quotas there are, all of them."""
+
+    def had(self, project: str, asks: Mapping[str, int], began: int, ended: int) -> None:
+        """Says what a project held before this decider was there: in force like what it saw itself."""
 
     def queued(self, job: Waiting) -> None:
         """Says that a job waits, or what has changed of it."""

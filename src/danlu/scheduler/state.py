@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -134,6 +134,11 @@ class State:
         self.shares.take_over(shares, self.now)
         for attempt in self.running.values():
             self._count(attempt, 1)
+
+    def had(self, project: str, asks: Mapping[str, int], began: int, ended: int) -> None:
+        """Says what a project held before this was there: it counts like what was seen. Nodes and quotas are told first."""
+        self.now = max(self.now, ended)
+        self.shares.remember(project, asks, (began, ended), self.now)
 
     # what waits
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from danlu.database import queries
+from danlu.database import ledger, queries
 from danlu.database.engine import Transaction
 from danlu.database.queries import QueuedJob
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, NODES, QUOTAS
@@ -23,6 +23,8 @@ from danlu.services.quotas import MAX_QUOTAS
 
 MAX_ENVIRONMENTS: Final = 100_000
 AT_ONCE: Final = 1000
+HALF_LIVES: Final = 10
+MAX_PAST: Final = 10_000
 
 
 class News(NamedTuple):
@@ -36,6 +38,7 @@ class News(NamedTuple):
     quotas: tuple[Quota, ...]
     environments: Mapping[str, Environment]
     ended: Mapping[str, str]
+    past: tuple[ledger.Held, ...] = ()
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class Feed:
     _attempts: dict[str, int] = field(default_factory=dict)
     _nodes: dict[str, int] = field(default_factory=dict)
     _quotas: tuple[Quota, ...] = ()
+    _told: bool = False
 
     @property
     def decider(self) -> Decider:
@@ -83,7 +87,12 @@ class Feed:
             quotas=tuple(QUOTAS.find(tx, limit=MAX_QUOTAS)),
             environments={environment.id: environment for environment in environments},
             ended=queries.ended_states(tx, {one.id for job in waiting for one in job.after}),
+            past=() if self._told else tuple(ledger.held_lately(tx, self._long_ago(tx), MAX_PAST)),
         )
+
+    def _long_ago(self, tx: Transaction) -> int:
+        """Returns from when on it still counts what projects held: before, it would count less than a thousandth."""
+        return ledger.time_of(tx, 0) - HALF_LIVES * self.scheduler.policy.half_life
 
     def tell(self, news: News, now: int) -> list[Change]:
         """Tells the scheduler, and returns what keeps jobs from being placed whatever is free."""
@@ -94,6 +103,10 @@ class Feed:
         if news.quotas != self._quotas:
             self._quotas = news.quotas
             scheduler.quotas(news.quotas)
+        for one in news.past:
+            asks = {"cpu": one.cpu_milli, "memory": one.memory_bytes, "gpu": one.gpus}
+            scheduler.had(one.project, asks, one.began, min(one.ended, now))
+        self._told = True
         for attempt_id in sorted(self._attempts.keys() - news.holding.keys()):
             del self._attempts[attempt_id]
             scheduler.freed(attempt_id, now)

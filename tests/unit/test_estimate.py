@@ -111,7 +111,10 @@ def test_the_state_is_as_it_was() -> None:
     state = scheduler(runs("a", 4, ends_in=30), waits("x", 4, lasts=1), waits("y", 2, since=1))
     state.decide(NOW)
     before = repr((state.rooms, state.running, state.waiting, state.kept, state.tree))
+    kept = dict(state.kept)
     starts(state, "y")
+    assert kept
+    assert state.kept == kept
     state.decide(NOW)  # what is kept is found anew
     assert repr((state.rooms, state.running, state.waiting, state.kept, state.tree)) == before
 

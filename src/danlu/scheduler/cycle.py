@@ -172,7 +172,7 @@ class Cycle:
             return
         excess: Excess | None = None
         for shape, asks in zip(job.shapes, group.asks, strict=True):
-            excess = self.state.tree.exceeded(job.project, asks)
+            excess = self._excess(job, shape, asks)
             if excess is None and self._place(group.key, job, shape):
                 self._next(group)
                 return
@@ -226,6 +226,15 @@ class Cycle:
                 self._arrays[job.array] = self._arrays.get(job.array, 0) + 1
             return True
         return False
+
+    def _excess(self, job: Waiting, shape: Shape, asks: dict[str, int]) -> Excess | None:
+        """Returns the limit that a job would break; where it asks for no kind of GPU, with whatever kind it gets."""
+        excess = self.state.tree.exceeded(job.project, asks)
+        if excess is not None or not self.state.tree.quotas or any(True for _ in self._kinds(job, shape)):
+            return excess
+        kinds = [f"gpu/{kind}" for kind in self.state.rooms.kind_names()]
+        broken = (self.state.tree.exceeded(job.project, {kind: asks["gpu"]}) for kind in kinds)
+        return next((one for one in broken if one is not None), None)
 
     def _kinds(self, job: Waiting, shape: Shape) -> Iterator[Shape]:
         """Yields the shape; where kinds are limited and none is asked for, with each kind that the quota has left."""

@@ -13,6 +13,7 @@ from danlu.domain.jobs import AttemptState, Job, JobState, Reason
 from danlu.domain.resources import Resources
 from danlu.errors import VersionConflict
 from danlu.scheduler.cycle import Scheduler
+from danlu.scheduler.model import Placement, Seat, Shape
 from danlu.services.context import Hub
 from danlu.services.queue import Feed
 from tests.databases import together
@@ -81,6 +82,32 @@ def test_of_many_that_ask_for_the_last_one_gets_it(database: Database, resource:
     assert {job.reason for job in waiting} == {Reason.WAITING_FOR_QUOTA}
     name = "team" if whose == "its group's" else "default"
     assert all(f"the limit of {name} is" in job.message for job in waiting)
+
+
+def test_servers_that_place_different_jobs_at_once_break_no_limit(database: Database) -> None:
+    """Each has decided by what it saw, and its placement alone is right: all but one are refused when they are stored."""
+    filled(database, LIMIT - 1, limit={"gpu": LIMIT})
+    for _ in range(10):
+        assert placed_by_each(database) == [0, 0, 1]
+        database.write(ended)
+
+
+def placed_by_each(database: Database) -> list[int]:
+    """Lets each server store a placement of its own at the same time; returns how many each has stored, sorted."""
+    waiting = jobs_in(database, JobState.QUEUED)[:SERVERS]
+    shape = Shape((ONE_GPU,))
+    placements = [Placement(job.id, (Seat("node-1", (20 + at,)),), shape) for at, job in enumerate(waiting)]
+    servers = [controller(database) for _ in waiting]
+    return sorted(
+        together(SERVERS, lambda at: database.write(lambda tx: servers[at]._place(tx, placements[at : at + 1])))
+    )
+
+
+def ended(tx: Transaction) -> None:
+    """Ends what was placed."""
+    for attempt in ATTEMPTS.find(tx, state=AttemptState.LAUNCHING, limit=10):
+        over = attempt.moved(AttemptState.ENDED, now=NOW, reason=Reason.COMPLETED, ended_at=NOW)
+        ATTEMPTS.put(tx, attempt, over)
 
 
 def test_a_limit_that_is_lowered_ends_nothing_and_lets_nothing_begin(database: Database) -> None:

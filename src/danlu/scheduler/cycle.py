@@ -79,11 +79,21 @@ class Cycle:
                 room.keep_nothing()
         self._ports = ports.COUNT - state.ports
         self._weigh()
-        with state.rooms.trial():
-            self._heap = [(self._turn(group, 0), group.key) for group in state.groups.values()]
-            heapify(self._heap)
-            for group in self._turns():
-                self._serve(group)
+        try:
+            with state.rooms.trial():
+                self._heap = [(self._turn(group, 0), group.key) for group in state.groups.values()]
+                heapify(self._heap)
+                for group in self._turns():
+                    self._serve(group)
+        finally:
+            self._uncount()
+        grown_at = state.grown_at(self.now) if self._searches else None
+        again_at = min((at for at in (again_at, grown_at) if at is not None), default=None)
+        return Plan(tuple(self.placements), tuple(self.preemptions), self.waits, again_at if state.waiting else None)
+
+    def _uncount(self) -> None:
+        """Takes back what was counted for this decision: only what comes of it counts, when it has."""
+        state = self.state
         for project, asks in self._counted:
             state.tree.add(project, asks, -1)
             state.staying.add(project, asks, -1)
@@ -92,9 +102,6 @@ class Cycle:
             state.staying.add(state.running[attempt_id].project, state.holding(state.running[attempt_id]))
         for job_id in state.kept.keys() - self._kept:
             del state.kept[job_id]
-        grown_at = state.grown_at(self.now) if self._searches else None
-        again_at = min((at for at in (again_at, grown_at) if at is not None), default=None)
-        return Plan(tuple(self.placements), tuple(self.preemptions), self.waits, again_at if state.waiting else None)
 
     # order
 

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,6 +64,7 @@ class Cycle:
     _steps: dict[str, int] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
     _held: dict[str, float] = field(default_factory=dict)
+    _ranked: list[tuple[tuple[int, int, int], Bucket]] | None = None
     _losers: dict[tuple[Bucket, bool], list[tuple[int, str]]] = field(default_factory=dict)
     _done: set[GroupKey] = field(default_factory=set)
     _texts: dict[Shape, str] = field(default_factory=dict)
@@ -292,6 +294,15 @@ class Cycle:
         """Says whether an attempt may be asked to make way at all: not yet, and it has run for long enough."""
         enough = self.now - attempt.placed_at >= self.state.policy.min_runtime
         return enough and attempt.yields_to is None and attempt.id not in self.yielding
+
+    def ranked(self, mine: tuple[int, int, int] | None) -> list[tuple[tuple[int, int, int], Bucket]]:
+        """Returns where attempts stand, each with its rank, in order; with ``mine`` those that stand behind that."""
+        if self._ranked is None:
+            there = [bucket for bucket, attempts in self.state.buckets.items() if attempts]
+            self._ranked = sorted((self.rank(one.project, one.priority, one.level)[1:], one) for one in there)
+        if mine is None:
+            return self._ranked
+        return self._ranked[bisect_right(self._ranked, mine, key=lambda one: one[0]) :]
 
     def losers(self, bucket: Bucket, *, little: bool) -> list[tuple[int, str]]:
         """Returns who may be asked of those that stand here, that of which least is lost first: (what is lost, id).

@@ -116,10 +116,9 @@ def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota |
     mine = cycle.rank(job.project, job.priority, state.policy.level(job.attained))[1:]
     kept = state.kept.get(job.id)
     parts: list[Iterator[Candidate]] = []
-    for bucket, attempts in state.buckets.items():
-        if not attempts or not state.staying.lent(bucket.project, asks, beside=job.project):
+    for theirs, bucket in cycle.ranked(None if right is not None else mine):
+        if not state.staying.lent(bucket.project, asks, beside=job.project):
             continue
-        theirs = cycle.rank(bucket.project, bucket.priority, bucket.level)[1:]
         if right is not None and right not in state.tree.path(bucket.project):
             parts.append(_told(cycle.losers(bucket, little=False), GUARANTEED, reclaimed=True))
         elif bucket.priority < job.priority:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from danlu.domain.quotas import Quota
@@ -66,12 +67,12 @@ def choose(cycle: Cycle, job: Waiting, borrowing: Borrowing) -> Choice | None:
     """
     shape, asks = job.shapes[-1], cycle.state.asks(job.shapes[-1])
     right = cycle.state.tree.entitled(job.project, asks)
-    some = [*_candidates(cycle, job, asks, right)]
-    most = LOOKED_AT + LOOKED_AT_PER_GPU * sum(task.gpus for task in shape.tasks)
-    found = _chosen(cycle, job, asks, some[:most], borrowing)
-    return (
-        found if found is not None or right is None or len(some) <= most else _chosen(cycle, job, asks, some, borrowing)
-    )
+    candidates = _candidates(cycle, job, asks, right)
+    some = [*islice(candidates, LOOKED_AT + LOOKED_AT_PER_GPU * sum(task.gpus for task in shape.tasks))]
+    found = _chosen(cycle, job, asks, some, borrowing)
+    if found is None and right is not None and (rest := [*candidates]):
+        return _chosen(cycle, job, asks, [*some, *rest], borrowing)
+    return found
 
 
 def _chosen(

@@ -17,7 +17,7 @@ from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
 from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Estimate, Job, JobState, Preemption, Reason, Task
 from danlu.errors import VersionConflict
-from danlu.scheduler.model import SECOND_NS, Placement, Plan
+from danlu.scheduler.model import SECOND_NS, Placement
 from danlu.scheduler.model import Preemption as Planned
 from danlu.scheduler.ports import lease
 from danlu.scheduler.quota import Tree, amounts
@@ -59,11 +59,20 @@ class SchedulingController:
             self.feed.recorder = self.recording.begin(self.feed.scheduler)
 
     def step(self) -> float:
-        """Looks once."""
+        """Looks once. After an error the scheduler is told everything anew: what it thinks was said may not have been."""
+        try:
+            return self._step()
+        except Exception:
+            self.feed = Feed()
+            self.__post_init__()
+            raise
+
+    def _step(self) -> float:
         feed = self.feed
         now = self.clock.now()
         changes = feed.tell(self.database.read(feed.look), now)
         plan = feed.decider.decide(now)
+        self._waits.update(plan.waits)
         placed = 0
         for batch in _batches(plan.placements, PLACED_AT_ONCE):
             placed += self.database.write(partial(self._place, placements=batch))
@@ -72,7 +81,7 @@ class SchedulingController:
             self._preempt(preemption)
         if self.recording is not None:
             self.recording.flush()
-        changes = self._changes(changes, plan)
+        changes = self._changes(changes)
         self._estimate(changes, now)
         for some in _batches(changes[:WRITTEN_A_STEP], WRITTEN_AT_ONCE):
             self.database.write(partial(self._change, changes=some))
@@ -87,10 +96,9 @@ class SchedulingController:
             later.append(plan.again_at)
         return min([PERIOD_S, *(max(0.001, (at - now) / SECOND_NS) for at in later)])
 
-    def _changes(self, not_yet: Iterable[Change], plan: Plan) -> list[Change]:
+    def _changes(self, not_yet: Iterable[Change]) -> list[Change]:
         """Returns what waiting jobs become whose records do not say so yet; what ends comes first."""
         jobs = self.feed.jobs
-        self._waits.update(plan.waits)
         for job_id in self._waits.keys() - self.feed.scheduler.waiting.keys():
             del self._waits[job_id]
         changes = [
@@ -157,7 +165,8 @@ class SchedulingController:
 
         def work(tx: Transaction) -> None:
             attempt, gains = ATTEMPTS.get(tx, planned.attempt_id), JOBS.get(tx, planned.for_job)
-            if attempt is None or gains is None or gains.state is not JobState.QUEUED:
+            wanted = gains is not None and gains.desired is Desired.RUN and not gains.held
+            if attempt is None or gains is None or gains.state is not JobState.QUEUED or not wanted:
                 return
             now, job = self.clock.now(), JOBS.require(tx, attempt.job_id)
             asked = Preemption(

@@ -180,13 +180,17 @@ class Cycle:
             self._refuse(group, Reason.WAITING_FOR_ARRAY, lambda: words_)
             return
         excess: Excess | None = None
+        modest = self._modest(group)
         for shape, asks in zip(job.shapes, group.asks, strict=True):
+            if modest and shape is not job.shapes[-1] and self.state.tree.entitled(job.project, asks) is None:
+                continue
             excess = self._excess(job, shape, asks)
             if excess is None and self._place(group.key, job, shape):
                 self._next(group)
                 return
         never = self.state.never(job.shapes[-1])
-        if never is None and self._makes_room(group, job):
+        hopeless = never is not None or (excess is not None and excess.asks > excess.limit)
+        if not hopeless and self._makes_room(group, job):
             self._next(group)
             return
         if excess is not None:
@@ -197,8 +201,8 @@ class Cycle:
         if never is not None:
             self._refuse(group, Reason.NO_MATCHING_FLAVOR, lambda: never)
             return
-        self._keep(job)
-        shape = job.shapes[-1]
+        shape = next(self._kinds(job, job.shapes[-1]), job.shapes[-1])
+        self._keep(job, shape)
         if shape.ports > self._ports:
             self._refuse(group, Reason.WAITING_FOR_RESOURCES, partial(words.short_of_ports, shape, self._ports))
             self._ports = 0  # they are kept for it
@@ -226,15 +230,16 @@ class Cycle:
             self.placements.append(Placement(job.id, seats, shape))
             self._ports -= shape.ports
             asks = amounts(shape.tasks, self.state.rooms.kinds_of((one.node, one.devices) for one in seats))
-            self.state.tree.add(job.project, asks)
-            self.state.staying.add(job.project, asks)
-            self.state.shares.add(job.project, asks, self.now)
-            self._counted.append((job.project, asks))
-            self._held.clear()
-            if job.array is not None:
-                self._arrays[job.array] = self._arrays.get(job.array, 0) + 1
+            self._count_in(job, asks)
             return True
         return False
+
+    def _modest(self, group: Group) -> bool:
+        """Whether a job with a range takes no more than is guaranteed: others wait who take no more either."""
+        key = group.key
+        if len(key.shapes) == 1 or self.state.tree.entitled(key.project, group.asks[-1]) is None:
+            return False
+        return any(not turn[1] and other.project != key.project for turn, other in self._heap)
 
     def _excess(self, job: Waiting, shape: Shape, asks: dict[str, int]) -> Excess | None:
         """Returns the limit that a job would break; where it asks for no kind of GPU, with whatever kind it gets."""
@@ -267,28 +272,49 @@ class Cycle:
     # making way, keeping
 
     def _makes_room(self, group: Group, job: Waiting) -> bool:
-        """Says whether others make way for a job, or do so already; what they give back is kept for it."""
+        """Says whether others make way for a job, or do so already; what they give back is kept for it, and counts as its."""
         state = self.state
+        shape = next(self._kinds(job, job.shapes[-1]), None)
+        if shape is None:  # no kind of GPU that its quota has left
+            return False
         leaving = state.yielding.get(job.id)
-        if leaving:
-            self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, partial(self._making_way, job, len(leaving)))
-            self._keep(job, leaving)
-            return True
+        if not leaving:
+            leaving = self._ask(group, job, shape)
+        if not leaving:
+            return False
+        self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, partial(self._making_way, job, len(leaving)))
+        self._keep(job, shape, leaving)
+        self._count_in(job, self.state.asks(shape))
+        return True
+
+    def _ask(self, group: Group, job: Waiting, shape: Shape) -> set[str]:
+        """Asks others to make way for a job; returns who was asked."""
+        state = self.state
         if not state.policy.preempts or self._searches >= state.policy.preempts_for:
-            return False
-        self._searches += 1
-        choice: Choice | None = choose(self, job, self._borrowing(group.key))
+            return set()
+        choice: Choice | None = choose(self, job, shape, self._borrowing(group.key))
         if choice is None:
-            return False
+            return set()
         for victim, why in choice.victims:
             self.yielding.add(victim.id)
             state.staying.add(victim.project, state.holding(victim), -1)
             self.preemptions.append(Preemption(victim.id, job.id, why, victim.lost(self.now), victim.lost_s(self.now)))
         state.kept[job.id] = Kept(choice.seats, self.now)
-        self._keep(job, {victim.id for victim, _ in choice.victims})
-        text = partial(self._making_way, job, len(choice.victims))
-        self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, text)
-        return True
+        return {victim.id for victim, _ in choice.victims}
+
+    def searched(self) -> None:
+        """One search for who could make way: there are only so many."""
+        self._searches += 1
+
+    def _count_in(self, job: Waiting, asks: dict[str, int]) -> None:
+        """Counts, for what else is decided now, what a job holds or is promised."""
+        self.state.tree.add(job.project, asks)
+        self.state.staying.add(job.project, asks)
+        self.state.shares.add(job.project, asks, self.now)
+        self._counted.append((job.project, asks))
+        self._held.clear()
+        if job.array is not None:
+            self._arrays[job.array] = self._arrays.get(job.array, 0) + 1
 
     def may_leave(self, attempt: Running) -> bool:
         """Says whether an attempt may be asked to make way at all: not yet, and it has run for long enough."""
@@ -322,10 +348,10 @@ class Cycle:
             known.sort()
         return known
 
-    def _keep(self, job: Waiting, leaving: Collection[str] = ()) -> None:
+    def _keep(self, job: Waiting, shape: Shape, leaving: Collection[str] = ()) -> None:
         """Keeps what a job waits for: for the first of those that wait, and where others make way."""
         few = len(self._kept) < self.state.policy.kept_for
-        if (few or leaving) and keep(self.state, job, self.now, leaving):
+        if (few or leaving) and keep(self.state, job, shape, self.now, leaving):
             self._kept.add(job.id)
 
     # words
@@ -346,7 +372,7 @@ class Cycle:
         if reason is not group.told:
             group.told, fresh = reason, [job_id for _, job_id in group.jobs[at:]]
         elif group.untold or group.apart:
-            fresh = [job_id for job_id in {*group.untold, *group.apart} if job_id not in self._settled]
+            fresh = sorted({*group.untold, *group.apart} - self._settled)
         else:
             return
         if fresh:

@@ -8,6 +8,7 @@ enough to be asked; and what is guaranteed is lent to nobody whom the job would 
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain
 
 from danlu.domain.resources import Resources
 from danlu.scheduler.model import Shape, Waiting
@@ -17,30 +18,36 @@ from danlu.scheduler.state import Kept, State
 Seats = tuple[tuple[str, Resources, str | None], ...]
 
 
-def keep(state: State, job: Waiting, now: int, leaving: Collection[str] = ()) -> bool:
+def keep(state: State, job: Waiting, shape: Shape, now: int, leaving: Collection[str] = ()) -> bool:
     """Keeps what a job waits for, on the nodes that were chosen when it first had to wait, unless one is gone.
 
     ``leaving``: the attempts that make way for it; when they have ended it starts. Returns whether there is anything to keep.
     """
     kept = state.kept.get(job.id)
-    if kept is None or any(node not in state.rooms.by_name for node, _, _ in kept.seats):
-        seats = _nearest(state, job.shapes[-1])
+    if kept is None or not _can_hold(state, kept):
+        seats = _nearest(state, shape, {one.node for attempt in leaving for one in state.running[attempt].seats})
         if seats is None:
             return False
         kept = state.kept[job.id] = Kept(seats, now)
-    asks = state.asks(job.shapes[-1])
+    asks = state.asks(shape)
     lent = state.tree.entitled(job.project, asks) is None and _lacks_more(state, kept, leaving)
     for node, need, kind in kept.seats:
         state.rooms.by_name[node].keep(need, kind, _free_by(state, node, need, kind, now), lent=lent)
     return True
 
 
-def _nearest(state: State, shape: Shape) -> Seats | None:
-    """Returns where a gang could be soonest: on the nodes that have most of it free; None: nowhere."""
+def _can_hold(state: State, kept: Kept) -> bool:
+    """Says whether the nodes that were chosen are still there, and as large as they have to be."""
+    empty = {node: Free.of_all(state.rooms.capacities[node]) for node, _, _ in kept.seats}
+    return all(empty[node].take(need, kind) for node, need, kind in kept.seats)
+
+
+def _nearest(state: State, shape: Shape, first: Collection[str]) -> Seats | None:
+    """Returns where a gang could be soonest: on these nodes, else on those that have most of it free; None: nowhere."""
     planned: dict[str, Resources] = {}
     seats = []
     for task in shape.tasks:
-        found = _nearest_for(state, shape, task, planned)
+        found = _nearest_for(state, shape, task, planned, first)
         if found is None:
             return None
         planned[found[0]] = planned.get(found[0], Resources()) + task
@@ -49,9 +56,10 @@ def _nearest(state: State, shape: Shape) -> Seats | None:
 
 
 def _nearest_for(
-    state: State, shape: Shape, task: Resources, planned: dict[str, Resources]
+    state: State, shape: Shape, task: Resources, planned: dict[str, Resources], first: Collection[str]
 ) -> tuple[str, Resources, str | None] | None:
-    for room in state.rooms.of_most():
+    preferred = (state.rooms.by_name[name] for name in sorted(first) if name in state.rooms.by_name)
+    for room in chain(preferred, state.rooms.of_most()):
         capacity = state.rooms.capacities[room.name]
         total = planned.get(room.name, Resources()) + task
         if total.cpu_milli > capacity.cpu_milli or total.memory_bytes > capacity.memory_bytes:

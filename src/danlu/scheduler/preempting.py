@@ -60,29 +60,35 @@ class Choice(NamedTuple):
     seats: tuple[tuple[str, Resources, str | None], ...]
 
 
-def choose(cycle: Cycle, job: Waiting, borrowing: Borrowing) -> Choice | None:
+def choose(cycle: Cycle, job: Waiting, shape: Shape, borrowing: Borrowing) -> Choice | None:
     """Returns who makes way so that a job fits in its least shape; None: those who could are not enough.
 
     Looked at are those of which least is lost, at first so many as should do; all where a guarantee is at stake.
     """
-    shape, asks = job.shapes[-1], cycle.state.asks(job.shapes[-1])
+    asks = cycle.state.asks(shape)
     right = cycle.state.tree.entitled(job.project, asks)
     candidates = _candidates(cycle, job, asks, right)
     some = [*islice(candidates, LOOKED_AT + LOOKED_AT_PER_GPU * sum(task.gpus for task in shape.tasks))]
-    found = _chosen(cycle, job, asks, some, borrowing)
+    if not some:
+        return None
+    cycle.searched()
+    found = _chosen(cycle, job, shape, some, borrowing)
     if found is None and right is not None and (rest := [*candidates]):
-        return _chosen(cycle, job, asks, [*some, *rest], borrowing)
+        return _chosen(cycle, job, shape, [*some, *rest], borrowing)
     return found
 
 
 def _chosen(
-    cycle: Cycle, job: Waiting, asks: dict[str, int], candidates: list[Candidate], borrowing: Borrowing
+    cycle: Cycle, job: Waiting, shape: Shape, candidates: list[Candidate], borrowing: Borrowing
 ) -> Choice | None:
-    shape, rooms, tree, state = job.shapes[-1], cycle.state.rooms, cycle.state.tree, cycle.state
+    rooms, tree, state = cycle.state.rooms, cycle.state.tree, cycle.state
+    asks = state.asks(shape)
     left = {one.id: state.running[one.id] for one in candidates}
     by_id, chosen = {one.id: one for one in candidates}, list[Running]()
     seats = None
     with rooms.trial():
+        for attempt_id in sorted(cycle.yielding.union(*state.yielding.values())):  # for others, for whom it is kept
+            _leave(rooms, state.running[attempt_id])
         while left:
             excess = tree.exceeded(job.project, asks)
             more = _under(cycle, excess, left) if excess is not None else _cheapest(cycle, shape, left, borrowing)
@@ -95,8 +101,7 @@ def _chosen(
                 chosen.append(victim)
                 tree.add(victim.project, state.holding(victim), -1)
                 state.staying.add(victim.project, state.holding(victim), -1)
-                for need, where in zip(victim.shape.tasks, victim.seats, strict=True):
-                    rooms.give(where.node, need, where.devices)
+                _leave(rooms, victim)
             if tree.exceeded(job.project, asks) is None and (seats := seat(rooms, shape, borrowing)) is not None:
                 break
         for victim in chosen:
@@ -109,6 +114,11 @@ def _chosen(
         tuple((victim, by_id[victim.id].why) for victim in chosen),
         tuple((one.node, need, kind) for one, need, kind in zip(seats, shape.tasks, kinds, strict=True)),
     )
+
+
+def _leave(rooms: Rooms, attempt: Running) -> None:
+    for need, where in zip(attempt.shape.tasks, attempt.seats, strict=True):
+        rooms.give(where.node, need, where.devices)
 
 
 def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota | None) -> Iterator[Candidate]:

@@ -28,6 +28,19 @@ def amounts(tasks: Iterable[Resources], gpus: Mapping[str, int]) -> dict[str, in
     return {name: amount for name, amount in found.items() if amount}
 
 
+def _asked(asks: Mapping[str, int], name: str) -> int:
+    """Returns how much of a resource is asked for; GPUs of no kind that is named may be of each kind."""
+    if name.startswith("gpu/") and not any(one.startswith("gpu/") for one in asks):
+        return asks.get("gpu", 0)
+    return asks.get(name, 0)
+
+
+def _judged(quota: Quota, asks: Mapping[str, int]) -> list[str]:
+    names = [name for name in quota.guarantee if _asked(asks, name)]
+    gpus = [name for name in names if name.startswith("gpu")]
+    return gpus or names
+
+
 @dataclass(slots=True)
 class Tree:
     """The quotas and what is used of each. A project without one is not limited, and has nothing guaranteed."""
@@ -82,8 +95,10 @@ class Tree:
         """Returns the quota, the project's or a group's, whose guarantee a job fits into; None: it would borrow."""
         for quota in self.path(project) if self.quotas else ():
             used = self.used.get(quota.id, {})
-            guaranteed = [name for name in quota.guarantee if asks.get(name)]
-            if guaranteed and all(used.get(name, 0) + asks[name] <= quota.guarantee[name] for name in guaranteed):
+            guaranteed = [name for name in quota.guarantee if _asked(asks, name)]
+            if guaranteed and all(
+                used.get(name, 0) + _asked(asks, name) <= quota.guarantee[name] for name in guaranteed
+            ):
                 return quota
         return None
 
@@ -93,7 +108,7 @@ class Tree:
         """Says whether what a project holds of these resources is lent, as seen from another project.
 
         It is if neither it nor a group above it, up to the group that the two have in common, is within its guarantee; with
-        ``leaving``, would be below it if so much left.
+        ``leaving``, would be below it if so much left. Where GPUs are asked for and guaranteed, they alone decide.
         """
         if not self.quotas or project == beside:
             return True
@@ -102,11 +117,8 @@ class Tree:
             if quota.id in common:
                 break
             used = self.used.get(quota.id, {})
-            named = [name for name in quota.guarantee if asks.get(name)]
-            if leaving is None:
-                within = all(used.get(name, 0) <= quota.guarantee[name] for name in named)
-            else:
-                within = all(used.get(name, 0) - leaving.get(name, 0) < quota.guarantee[name] for name in named)
-            if named and within:
-                return False
+            for name in _judged(quota, asks):
+                held, guaranteed = used.get(name, 0), quota.guarantee[name]
+                if (held <= guaranteed) if leaving is None else (held - leaving.get(name, 0) < guaranteed):
+                    return False
         return True

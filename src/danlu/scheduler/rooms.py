@@ -7,7 +7,7 @@ to one node if one holds all of it, else into one pool, else anywhere; its GPUs 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,8 +74,9 @@ class Room:
         self.kept_memory_bytes += need.memory_bytes
         if kind is not None and need.gpus:
             self.kept_gpus[kind] = self.kept_gpus.get(kind, 0) + need.gpus
-        if until is not None:
-            self.kept_until = until if self.kept_until is None else min(self.kept_until, until)
+        # where it is not known when one of them can start, nobody knows whether he ends before
+        known = until if self.kept_until is None else min(self.kept_until, until or 0)
+        self.kept_until = 0 if until is None else known
 
     def keep_nothing(self) -> None:
         """Forgets what was kept."""
@@ -239,6 +240,19 @@ class Free:
             return cls(room.cpu_milli, room.memory_bytes, gpus)
         left = {kind: count - room.kept_gpus.get(kind, 0) for kind, count in gpus.items()}
         return cls(room.cpu_milli - room.kept_cpu_milli, room.memory_bytes - room.kept_memory_bytes, left)
+
+    @classmethod
+    def of_all(cls, capacity: NodeCapacity) -> Free:
+        """Returns all that a node has."""
+        return cls(capacity.cpu_milli, capacity.memory_bytes, Counter(gpu.kind for gpu in capacity.gpus))
+
+    def take(self, need: Resources, kind: str | None) -> bool:
+        """Takes what one task needs, its GPUs of this kind; returns whether it was there."""
+        if kind is not None:
+            self.gpus[kind] = self.gpus.get(kind, 0) - need.gpus
+        self.cpu_milli -= need.cpu_milli
+        self.memory_bytes -= need.memory_bytes
+        return self.cpu_milli >= 0 and self.memory_bytes >= 0 and (kind is None or self.gpus[kind] >= 0)
 
     def add(self, rooms: Rooms, node: str, attempt: Running, sign: int) -> None:
         """Counts what an attempt holds on the node as free; with ``sign`` -1: no longer."""

@@ -97,6 +97,7 @@ class State:
     of_shapes: dict[tuple[Shape, ...], dict[GroupKey, Group]] = field(default_factory=lambda: defaultdict(dict))
     ports: int = 0
     _shapes: dict[tuple[Shape, ...], tuple[Shape, ...]] = field(default_factory=dict)
+    _empty: Rooms | None = None
     _never: dict[Shape, str | None] = field(default_factory=dict)
     _bucket_of: dict[str, Bucket] = field(default_factory=dict)
     _steps: list[tuple[int, str]] = field(default_factory=list)
@@ -116,8 +117,14 @@ class State:
             for need, seat in zip(self.running[attempt_id].shape.tasks, self.running[attempt_id].seats, strict=True)
             if seat.node == capacity.name
         ]
+        # of which kind its GPUs are may have changed: what is held on it is counted anew
+        for attempt_id in sorted(self.on_node.get(capacity.name, ())):
+            self._count(self.running[attempt_id], -1)
         self.rooms.node(capacity, held)
+        for attempt_id in sorted(self.on_node.get(capacity.name, ())):
+            self._count(self.running[attempt_id], 1)
         self._never.clear()
+        self._empty = None
         nodes = self.rooms.capacities.values()
         self.shares.total = {
             "cpu": sum(node.cpu_milli for node in nodes),
@@ -146,7 +153,7 @@ class State:
         """Says that a job waits, or what has changed of it."""
         if self.waiting.get(job.id) == job:
             return
-        self._enter(job, promised=job.id in self.promised)
+        self._enter(job, promised=job.id in self.promised or bool(self.yielding.get(job.id)))
 
     def _enter(self, job: Waiting, *, promised: bool) -> None:
         """Puts a job where it stands; what is kept for it stays so."""
@@ -206,7 +213,9 @@ class State:
     def never(self, shape: Shape) -> str | None:
         """Returns why a shape fits on no node, even an empty one; None: it does."""
         if shape not in self._never:
-            self._never[shape] = words.never(shape, self.rooms)
+            if self._empty is None:
+                self._empty = Rooms.of(self.rooms.capacities.values())
+            self._never[shape] = words.never(shape, self._empty)
         return self._never[shape]
 
     # what holds something
@@ -215,8 +224,10 @@ class State:
         """Says that an attempt holds its seats, or what has changed of it."""
         if self.running.get(attempt.id) == attempt:
             return
-        if attempt.id in self.running:
-            self._let_go(self.running[attempt.id])
+        old = self.running.get(attempt.id)
+        level = self.policy.level(attempt.attained) if old is None else self._bucket_of[attempt.id].level
+        if old is not None:
+            self._let_go(old)
         self.running[attempt.id] = attempt
         for need, seat in zip(attempt.shape.tasks, attempt.seats, strict=True):
             self.rooms.take(seat.node, need, seat.devices)
@@ -228,8 +239,17 @@ class State:
         if attempt.yields_to is not None:
             self.yielding[attempt.yields_to].add(attempt.id)
             self._promise(attempt.yields_to)
-        heappush(self._young, (attempt.placed_at + self.policy.min_runtime, attempt.id))
-        self._stand(attempt, self.policy.level(attempt.attained))
+        if old is None:
+            self._remember(attempt)
+            heappush(self._young, (attempt.placed_at + self.policy.min_runtime, attempt.id))
+            self._step_at(attempt, level)
+        self._stand(attempt, level)
+
+    def _remember(self, attempt: Running) -> None:
+        """Counts what an attempt held before this was told of it: of one that is older than the scheduler."""
+        if attempt.placed_at < self.now:
+            between = attempt.placed_at, self.now
+            self.shares.remember(attempt.project, self.holding(attempt), between, self.now)
 
     def _promise(self, job_id: str) -> None:
         job = self.waiting.get(job_id)
@@ -257,8 +277,12 @@ class State:
         self._count(attempt, -1)
         if attempt.array is not None:
             self.arrays[attempt.array] -= 1
+            if not self.arrays[attempt.array]:
+                del self.arrays[attempt.array]
         if attempt.yields_to is not None:
             self.yielding[attempt.yields_to].discard(attempt.id)
+            if not self.yielding[attempt.yields_to]:
+                del self.yielding[attempt.yields_to]
         bucket = self._bucket_of.pop(attempt.id)
         self.buckets[bucket].discard(attempt.id)
         self.savers[bucket].discard(attempt.id)
@@ -276,6 +300,8 @@ class State:
         self.buckets[bucket].add(attempt.id)
         if attempt.keeps or attempt.saved_at is not None:
             self.savers[bucket].add(attempt.id)
+
+    def _step_at(self, attempt: Running, level: int) -> None:
         rate = attempt.shape.rate
         if level < len(self.policy.levels) and rate:
             missing = self.policy.levels[level] - attempt.attained
@@ -295,4 +321,5 @@ class State:
                 self.buckets[bucket].discard(attempt_id)
                 self.savers[bucket].discard(attempt_id)
                 self._stand(attempt, level)
+            self._step_at(attempt, max(level, bucket.level))
         return self._steps[0][0] if self._steps else None

@@ -57,11 +57,11 @@ def largest(empty: Iterable[Room], kind: str | None) -> str:
     )
 
 
-def never(shape: Shape, rooms: Rooms) -> str | None:
+def never(shape: Shape, empty: Rooms) -> str | None:
     """Returns None if each task of a gang fits on some empty node; else which does not, and the most that any node has."""
-    empty = Rooms.of(rooms.capacities.values()).by_name.values()
-    none = next((task for task in shape.tasks if not any(room.fits(task, shape.gpu_kind) for room in empty)), None)
-    return None if none is None else f"asks {asks(none, shape.gpu_kind)}; {largest(empty, shape.gpu_kind)}"
+    rooms = empty.by_name.values()
+    none = next((task for task in shape.tasks if not any(room.fits(task, shape.gpu_kind) for room in rooms)), None)
+    return None if none is None else f"asks {asks(none, shape.gpu_kind)}; {largest(rooms, shape.gpu_kind)}"
 
 
 def scattered(shape: Shape, rooms: Rooms) -> bool:

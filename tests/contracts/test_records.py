@@ -393,7 +393,7 @@ def test_a_queued_job_is_told_with_all_that_the_scheduler_needs(database: Databa
         "environment_id": "e1", "reason": "PendingEvaluation", "desired": "stop", "version": 1,
         "cpu": 0.5, "memory": 2**60, "gpu": 3, "gpu_kind": "h100", "env": "python", "framework": None, "roles": "{}",
         "gpu_min": None, "max_time": None, "held": False, "waits_for": "[]", "array_id": None, "parallel": None,
-        "attained": 0,
+        "attained": 0, "saves": False,
     }  # fmt: skip
 
 

@@ -113,6 +113,7 @@ def test_who_makes_way_is_charged_with_nothing(heeds: bool, tmp_path: Path, temp
         assert lost in first.message
         assert (job.state, job.attempts, job.preemptions, job.losses, job.failures) == (JobState.RUNNING, 2, 1, 0, 0)
         assert job.queued_at == submitted.queued_at
+        assert job.saves is heeds
         assert job.attained == service(first) > 0
         world.finish()
     finally:

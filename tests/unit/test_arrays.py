@@ -22,7 +22,7 @@ from tests.factories import NOW, Ids, make_capacity, make_environment, make_spec
 WAITING = QueuedJob(
     id="j1", project="default", priority=0, queued_at=NOW, not_before=0, environment_id=None, reason=None, desired="run",
     version=1, cpu=None, memory=None, gpu=0, gpu_kind=None, env="python", framework=None, roles="{}", gpu_min=None,
-    max_time=None, held=False, waits_for="[]", array_id=None, parallel=None, attained=0,
+    max_time=None, held=False, waits_for="[]", array_id=None, parallel=None, attained=0, saves=False,
 )  # fmt: skip
 
 

@@ -152,6 +152,11 @@ def _lost(attempt: Attempt, words: str) -> tuple[Reason, str]:
     return (Reason.RUNNER_LOST if attempt.preemption is None else Reason.PREEMPTED), words
 
 
+def saved_at_notice(ended: Attempt) -> bool:
+    """Whether an attempt that had to make way wrote a checkpoint when it was told so."""
+    return ended.preemption is not None and (ended.saved_at or 0) >= ended.preemption.at
+
+
 def _explained(ended: Attempt) -> Attempt:
     """Returns an ended attempt; where it made way, with for whom, why, and what was lost."""
     if ended.reason is not Reason.PREEMPTED or ended.preemption is None:
@@ -286,7 +291,12 @@ def after(job: Job, ended: Attempt, now: int) -> tuple[Job, ...]:
     if reason is Reason.PREEMPTED:
         # it had waited for its turn and was taken out of it by no fault of its own: queued_at stays, as with a new one each
         # later arrival would pass it, time and again; nor has it failed or was it lost: it may start at once
-        made_way = {"preemptions": job.preemptions + 1, "preempted_at": now, "not_before": 0}
+        made_way = {
+            "preemptions": job.preemptions + 1,
+            "preempted_at": now,
+            "not_before": 0,
+            "saves": saved_at_notice(ended),
+        }
         return (job.moved(JobState.QUEUED, now=now, reason=reason, message=words, **made_way, **repeat),)
     repeat["queued_at"] = now
     if reason in LOST and job.losses < INFRASTRUCTURE_ATTEMPTS:

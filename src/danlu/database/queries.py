@@ -66,6 +66,7 @@ class QueuedJob(NamedTuple):
     array_id: str | None
     parallel: int | None
     attained: int
+    saves: bool
 
     @property
     def shapes(self) -> tuple[Resources, ...]:
@@ -133,9 +134,19 @@ def queued_jobs(tx: Transaction, ids: Collection[str] | None = None) -> list[Que
     found = []
     for row in tx.connection.execute(query):
         *columns, array_id, held = row[:11]
-        *asked, roles, gpu_min, max_time, after, parallel, attained = row[11:]
+        *asked, roles, gpu_min, max_time, after, parallel, attained, saves = row[11:]
         # a job of an older version has neither roles nor dependencies
-        rest = (roles or NO_ROLES, gpu_min, max_time, bool(held), after or NOTHING, array_id, parallel, attained or 0)
+        rest = (
+            roles or NO_ROLES,
+            gpu_min,
+            max_time,
+            bool(held),
+            after or NOTHING,
+            array_id,
+            parallel,
+            attained or 0,
+            bool(saves),
+        )
         found.append(QueuedJob._make((*columns, *asked, *rest)))
     return found
 
@@ -147,7 +158,7 @@ def _asked(dialect: str) -> str:
         ("spec.cpu", "float"), ("spec.memory", "bigint"), ("spec.gpu", "int"), ("spec.gpu_kind", "text"),
         ("spec.env", "text"), ("spec.framework", "text"), ("spec.roles", "text"), ("spec.gpu_min", "int"),
         ("spec.max_time", "float"), ("after", "text"), ("array.parallel", "int"),
-        ("attained", "bigint"),
+        ("attained", "bigint"), ("saves", "boolean"),
     )  # fmt: skip
     if dialect != "postgresql":
         return ", ".join(f"body->>'$.{path}'" for path, _ in parts)

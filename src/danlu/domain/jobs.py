@@ -147,6 +147,9 @@ class Job(Living):
     losses: int = Field(default=0, ge=0, description="attempts lost by no fault of the code")
     preemptions: int = Field(default=0, ge=0, description="how often it had to make way for another job")
     preempted_at: int | None = Field(default=None, description="ns UTC; when it last had to")
+    saves: bool = Field(
+        default=False, description="when it last had to make way it wrote a checkpoint at the notice: nothing was lost"
+    )
     attained: int = Field(
         default=0, ge=0, description="service of its ended attempts: ns x thousandths of a GPU, without GPUs of a core"
     )

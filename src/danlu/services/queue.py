@@ -135,7 +135,8 @@ def waiting(row: QueuedJob) -> Waiting:
     return Waiting(
         id=row.id, project=row.project, priority=row.priority, queued_at=row.queued_at,
         shapes=tuple(Shape(tasks, row.gpu_kind, row.ports) for tasks in row.choices), attained=row.attained,
-        duration=row.duration, array=row.array_id, parallel=row.parallel or 0, version=row.version,
+        duration=row.duration, array=row.array_id, parallel=row.parallel or 0, keeps=row.saves,
+        version=row.version,
     )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def running(attempt: Attempt, job: Job) -> Running:
         seats=tuple(Seat(task.node, task.devices) for task in tasks), attained=job.attained,
         ends_by=None if job.spec.max_time is None else began + int(job.spec.max_time * SECOND_NS),
         saved_at=attempt.saved_at, yields_to=None if attempt.preemption is None else attempt.preemption.for_job,
-        array=job.array_id,
+        array=job.array_id, keeps=job.saves,
     )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def _base(resource: str) -> str:
         return GPU
     meant = suggestion(resource[:64], (*RESOURCES, f"{GPU}/KIND"))
     raise ValueError(
-        f"{resource[:64]!r} is nothing that a quota can limit: {meant + ' ' if meant else ''}"
+        f"{resource[:64]!r} is nothing that a quota can limit: {meant + '; ' if meant else ''}"
         f"there are {', '.join(RESOURCES)} and {GPU}/KIND, for example {GPU}/h100"
     )
 

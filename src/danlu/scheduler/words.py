@@ -9,7 +9,7 @@ from danlu.domain.resources import Resources, format_bytes, format_cpu
 from danlu.scheduler import ports
 from danlu.scheduler.model import Shape
 from danlu.scheduler.quota import Excess
-from danlu.scheduler.rooms import Room, Rooms, largest_first, seated
+from danlu.scheduler.rooms import Room, Rooms, largest_first, seat, seated
 
 
 def asks(need: Resources, kind: str | None) -> str:
@@ -67,7 +67,10 @@ def never(shape: Shape, empty: Rooms) -> str | None:
 def scattered(shape: Shape, rooms: Rooms) -> bool:
     """Says whether there is enough for a gang in all, but not where its tasks could have it."""
     total, free = sum(shape.tasks, start=Resources()), rooms.free(shape.gpu_kind)
-    return total.cpu_milli <= free.cpu_milli and total.memory_bytes <= free.memory_bytes and total.gpus <= free.gpus
+    if total.cpu_milli > free.cpu_milli or total.memory_bytes > free.memory_bytes or total.gpus > free.gpus:
+        return False
+    with rooms.trial():  # or is it only kept for others?
+        return seat(rooms, shape) is None
 
 
 def short(shape: Shape, rooms: Rooms) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from danlu import __version__
 from danlu.api.bodies import Accepted, DoctorQuery, PlatformStop
 from danlu.database import queries
@@ -53,7 +55,7 @@ def stop(call: Call, body: PlatformStop) -> Accepted:
     if body.jobs:
         while live := platform.database.read(_running):
             for job in live:
-                jobs.ask_to_stop(call, job.id, None)
+                jobs.ask_to_stop(replace(call, project=job.project), job.id, None)
     platform.stop_server(body.jobs)
     return Accepted(message="jobs are asked to stop first" if body.jobs else "jobs go on without the server")
 

@@ -125,9 +125,9 @@ def remove(call: Call, quota: str) -> Accepted:
 
 
 def require_room(tx: Transaction, project: str, spec: JobSpec) -> None:
-    """Raises NeverFits where a job alone is above a limit of its project, or of a group above it."""
+    """Raises NeverFits where a job alone, with the least that it takes, is above a limit of its project or a group above."""
     path = _path(tx, project)
-    broken = rules.exceeded(path, rules.asks_of(spec.shapes, spec.gpu_kind)) if path else []
+    broken = rules.exceeded(path, rules.asks_of(spec.choices[-1], spec.gpu_kind)) if path else []
     if not broken:
         return
     asks = rules.describe_all({one.resource: one.asked for one in broken[::-1]})

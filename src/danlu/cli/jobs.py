@@ -40,9 +40,12 @@ def stop(
         raise invalid_spec(error, StopRequest) from error
     messages = Messages(quiet=output in ("json", "yaml"))
     with connect(common, messages) as client:
-        asked = [of_either(client, "stop", name, request) for name in several(job)]
-        for found in asked if output in ("table", "wide") else ():
-            out.write(f"{_key(found)}{_ended(found) or ' is asked to stop'}")
+        asked = []
+        for name in several(job):
+            found = of_either(client, "stop", name, request)
+            asked.append(found)
+            if output in ("table", "wide"):  # at once: where a later name is wrong, it is known what was done before
+                out.write(f"{_key(found)}{_ended(found) or ' is asked to stop'}")
         if wait:
             client.patience_s = FOLLOW_PATIENCE_S
             asked = [_until_ended(client, found, messages) for found in asked]

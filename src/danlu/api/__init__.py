@@ -158,7 +158,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       Diagnosis, query=DoctorQuery, permission=Permission.ADMINISTER),
     O("platform.stop", "POST", "/v1/platform/stop", "Stop the server; jobs go on unless asked otherwise", Accepted,
       body=PlatformStop, permission=Permission.ADMINISTER, status=202, tells=("jobs",)),
-    O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery, reads=(Job.KIND, JobArray.KIND)),
+    O("jobs.list", "GET", "/v1/jobs", "Jobs, newest first", Page[Job], query=JobsQuery, reads=(JobArray.KIND, Job.KIND)),
     O("jobs.submit", "PUT", "/v1/jobs/{job}", "Submit a job under an id made by the client; twice is once", Job,
       body=JobSpec, status=201, permission=Permission.WRITE),
     O("jobs.get", "GET", "/v1/jobs/{job}", "One job, by id or name", Job, reads=(Job.KIND,)),

@@ -70,7 +70,7 @@ def test_a_damaged_database_is_refused_and_never_written_to(home: Path, harm: st
     for copy in (home / "backups").iterdir():
         os.utime(copy, (0, 0))
     server.start()  # its copy is old, so it makes another
-    until(lambda: any(p.stat().st_mtime for p in (home / "backups").glob("danlu-*.db")), 20, "it is made")
+    until(lambda: any(p.stat().st_mtime for p in (home / "backups").glob("danlu-*.db")), 60, "it is made")
     server.end()
     path = home / "danlu.db"
     data = bytearray(contents(path))

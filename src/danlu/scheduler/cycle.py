@@ -28,11 +28,10 @@ from danlu.scheduler.quota import Excess, amounts
 from danlu.scheduler.rooms import EVERYTHING, GIVES_WAY, NEVER, Borrowing, seat
 from danlu.scheduler.state import Bucket, Group, GroupKey, Kept, State
 
-Rank = tuple[bool, int, int, int]
-"""Who stands before whom, in steps: not within a guarantee, -priority, step of the project's share, level."""
+Rank = tuple[int, int, int]
+"""Who stands before whom, in steps: -priority, step of the project's share, level."""
 Turn = tuple[bool, bool, int, int, int, float, int, str]
-"""Not promised, a rank, then the part of the cluster that its project holds, since when it waits, its id."""
-SHARE_STEPS_PER_DOUBLING = 1
+"""Not promised, not within a guarantee, a rank, the part of the cluster that its project holds, since when it waits, its id."""
 
 
 class Scheduler(State):
@@ -64,7 +63,7 @@ class Cycle:
     _steps: dict[str, int] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
     _held: dict[str, float] = field(default_factory=dict)
-    _ranked: list[tuple[tuple[int, int, int], Bucket]] | None = None
+    _ranked: list[tuple[Rank, Bucket]] | None = None
     _losers: dict[tuple[Bucket, bool], list[tuple[int, str]]] = field(default_factory=dict)
     _done: set[GroupKey] = field(default_factory=set)
     _texts: dict[Shape, str] = field(default_factory=dict)
@@ -118,11 +117,11 @@ class Cycle:
     def step(self, project: str, count: int) -> int:
         """Returns in which step of its share a project is, of so many projects."""
         part = self.state.shares.lately(project, self.now) * count
-        return 0 if part <= 1 else math.ceil(math.log2(part) * SHARE_STEPS_PER_DOUBLING)
+        return 0 if part <= 1 else math.ceil(math.log2(part))
 
-    def rank(self, project: str, priority: int, level: int, *, entitled: bool = False) -> Rank:
+    def rank(self, project: str, priority: int, level: int) -> Rank:
         """Returns where a job of this project with this priority stands, that has had so much."""
-        return not entitled, -priority, self._steps.get(project, 0), level
+        return -priority, self._steps.get(project, 0), level
 
     def _turn(self, group: Group, at: int) -> Turn:
         key = group.key
@@ -130,7 +129,8 @@ class Cycle:
         held = self._held.get(key.project)
         if held is None:
             held = self._held[key.project] = self.state.shares.held(key.project)
-        return not key.promised, not entitled, -key.priority, self._steps[key.project], key.level, held, *group.jobs[at]
+        rank = self.rank(key.project, key.priority, key.level)
+        return not key.promised, not entitled, *rank, held, *group.jobs[at]
 
     def turns(self) -> list[Turn]:
         """Returns the turn of each job that waits, in no order."""
@@ -174,7 +174,7 @@ class Cycle:
 
     def _serve(self, group: Group) -> None:
         job = self.state.waiting[group.jobs[self._at.get(group.key, 0)][1]]
-        if job.array is not None and self.state.arrays[job.array] + self._arrays.get(job.array, 0) >= job.parallel > 0:
+        if self._array_full(job):
             hold = "one job of its array holds" if job.parallel == 1 else f"{job.parallel} jobs of its array hold"
             words_ = f"{hold} something, and no more may at once"
             self._refuse(group, Reason.WAITING_FOR_ARRAY, lambda: words_)
@@ -306,6 +306,12 @@ class Cycle:
         """One search for who could make way: there are only so many."""
         self._searches += 1
 
+    def _array_full(self, job: Waiting) -> bool:
+        """Says whether as many jobs of a job's array hold something as may at once."""
+        if job.array is None:
+            return False
+        return self.state.arrays.get(job.array, 0) + self._arrays.get(job.array, 0) >= job.parallel > 0
+
     def _count_in(self, job: Waiting, asks: dict[str, int]) -> None:
         """Counts, for what else is decided now, what a job holds or is promised."""
         self.state.tree.add(job.project, asks)
@@ -321,11 +327,11 @@ class Cycle:
         enough = self.now - attempt.placed_at >= self.state.policy.min_runtime
         return enough and attempt.yields_to is None and attempt.id not in self.yielding
 
-    def ranked(self, mine: tuple[int, int, int] | None) -> list[tuple[tuple[int, int, int], Bucket]]:
+    def ranked(self, mine: Rank | None) -> list[tuple[Rank, Bucket]]:
         """Returns where attempts stand, each with its rank, in order; with ``mine`` those that stand behind that."""
         if self._ranked is None:
             there = [bucket for bucket, attempts in self.state.buckets.items() if attempts]
-            self._ranked = sorted((self.rank(one.project, one.priority, one.level)[1:], one) for one in there)
+            self._ranked = sorted((self.rank(one.project, one.priority, one.level), one) for one in there)
         if mine is None:
             return self._ranked
         return self._ranked[bisect_right(self._ranked, mine, key=lambda one: one[0]) :]

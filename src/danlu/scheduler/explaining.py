@@ -57,20 +57,11 @@ class _Line(Cycle):
             self._reached = True
             return
         job, asks = self.state.waiting[job_id], group.asks[0]
-        full = (
-            job.array is not None and self.state.arrays[job.array] + self._arrays.get(job.array, 0) >= job.parallel > 0
-        )
-        if not full and self.state.tree.exceeded(job.project, asks) is None:
+        if not self._array_full(job) and self.state.tree.exceeded(job.project, asks) is None:
             self.ahead.append(
                 Before(job_id, _first_difference(self._turn(group, self._at.get(group.key, 0)), self._mine()))
             )
-            self.state.tree.add(job.project, asks)
-            self.state.staying.add(job.project, asks)
-            self.state.shares.add(job.project, asks, self.now)
-            self._counted.append((job.project, asks))
-            self._held.clear()
-            if job.array is not None:
-                self._arrays[job.array] = self._arrays.get(job.array, 0) + 1
+            self._count_in(job, asks)
         self._next(group)
 
     def _mine(self) -> Turn:

@@ -124,7 +124,7 @@ def _leave(rooms: Rooms, attempt: Running) -> None:
 def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota | None) -> Iterator[Candidate]:
     """Yields who may be asked, that first of which least is lost."""
     state = cycle.state
-    mine = cycle.rank(job.project, job.priority, state.policy.level(job.attained))[1:]
+    mine = cycle.rank(job.project, job.priority, state.policy.level(job.attained))
     kept = state.kept.get(job.id)
     parts: list[Iterator[Candidate]] = []
     for theirs, bucket in cycle.ranked(None if right is not None else mine):
@@ -156,7 +156,7 @@ def _let_in(cycle: Cycle, job: Waiting, kept: Kept, mine: tuple[int, int, int]) 
     for attempt_id in {one for node, _, _ in kept.seats for one in cycle.state.on_node[node]}:
         victim = cycle.state.running[attempt_id]
         level = cycle.state.policy.level(victim.service(cycle.now))
-        theirs = cycle.rank(victim.project, victim.priority, level)[1:]
+        theirs = cycle.rank(victim.project, victim.priority, level)
         after = (theirs, victim.queued_at, victim.job_id) > (mine, job.queued_at, job.id)
         if after and victim.keeps and victim.placed_at >= kept.since and cycle.may_leave(victim):
             found.append((0, attempt_id))

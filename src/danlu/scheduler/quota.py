@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from danlu.domain import quotas as rules
 from danlu.domain.quotas import UNLIMITED, Quota
 from danlu.domain.resources import Resources
 
@@ -22,10 +23,7 @@ class Excess(NamedTuple):
 
 def amounts(tasks: Iterable[Resources], gpus: Mapping[str, int]) -> dict[str, int]:
     """Returns what a gang counts as. ``gpus``: kind -> how many of it, as far as the kinds are known."""
-    total = sum(tasks, start=Resources())
-    found = {"cpu": total.cpu_milli, "memory": total.memory_bytes, "gpu": total.gpus, "jobs": 1}
-    found.update({f"gpu/{kind}": count for kind, count in gpus.items()})
-    return {name: amount for name, amount in found.items() if amount}
+    return rules.asks_of(tasks) | {f"gpu/{kind}": count for kind, count in gpus.items() if count}
 
 
 def _asked(asks: Mapping[str, int], name: str) -> int:
@@ -57,12 +55,7 @@ class Tree:
     def path(self, project: str) -> tuple[Quota, ...]:
         """Returns a project's quota and those of the groups above it, upwards."""
         if (known := self._paths.get(project)) is None:
-            found: list[Quota] = []
-            name: str | None = project
-            while name is not None and (quota := self.quotas.get(name)) is not None and quota not in found:
-                found.append(quota)
-                name = quota.parent
-            known = self._paths[project] = tuple(found)
+            known = self._paths[project] = rules.path(self.quotas, project)
         return known
 
     def add(self, project: str, asks: Mapping[str, int], sign: int = 1) -> None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from danlu.domain.jobs import Reason
 from danlu.domain.nodes import NodeCapacity
-from danlu.domain.quotas import Quota
+from danlu.domain.quotas import Quota, asks_of
 from danlu.domain.resources import Resources
 from danlu.scheduler import words
 from danlu.scheduler.model import Policy, Running, Shape, Waiting
@@ -202,8 +202,7 @@ class State:
     @staticmethod
     def asks(shape: Shape) -> dict[str, int]:
         """Returns what a gang counts as, as far as it is known before it has its place."""
-        gpus = sum(task.gpus for task in shape.tasks)
-        return amounts(shape.tasks, {shape.gpu_kind: gpus} if shape.gpu_kind and gpus else {})
+        return asks_of(shape.tasks, shape.gpu_kind)
 
     def holding(self, attempt: Running) -> dict[str, int]:
         """Returns what an attempt counts as."""

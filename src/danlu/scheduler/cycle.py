@@ -31,7 +31,7 @@ from danlu.scheduler.state import Bucket, Group, GroupKey, Kept, State
 Rank = tuple[int, int, int]
 """Who stands before whom, in steps: -priority, step of the project's share, level."""
 Turn = tuple[bool, bool, int, int, int, float, int, str]
-"""Not promised, not within a guarantee, a rank, the part of the cluster that its project holds, since when it waits, its id."""
+"""Not promised, not within a guarantee, a rank, the part of the cluster that its project holds, since when, its id."""
 
 
 class Scheduler(State):

@@ -274,14 +274,15 @@ def test_a_job_has_so_many_sessions_and_no_more(shared: Server, job: Job) -> Non
 
 def test_attach_goes_on_following_and_ends_with_the_jobs_code(server: Server) -> None:
     running(server, "sh", "-c", "seq 100; until [ -e go ]; do sleep 0.05; done; echo last; exit 3", name="target")
-    client = subprocess.Popen(
+    until(lambda: danlu(server, "logs", "target", "--tail", "1").stdout == b"100\n", 30, "all its lines")
+    with subprocess.Popen(
         [*DANLU, "attach", "target", "--tail", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ(server)
-    )
-    assert client.stdout is not None
-    assert [client.stdout.readline() for _ in range(2)] == [b"99\n", b"100\n"]
-    danlu(server, "exec", "target", "--", "touch", "go")
-    out, _ = client.communicate(timeout=30)
-    assert (out, client.returncode) == (b"last\n", 3)
+    ) as client:
+        assert client.stdout is not None
+        first = [client.stdout.readline() for _ in range(2)]
+        danlu(server, "exec", "target", "--", "touch", "go")
+        out, _ = client.communicate(timeout=30)
+    assert (first, out, client.returncode) == ([b"99\n", b"100\n"], b"last\n", 3)
     done = danlu(server, "attach", "target")
     assert (done.returncode, b"has ended already" in done.stderr) == (3, True)
 

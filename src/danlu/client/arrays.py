@@ -28,10 +28,11 @@ def of_either(client: Client, verb: str, name: str, body: Value | None = None) -
         job: Job = client.call(f"jobs.{verb}", {"job": name}, **given)
     except NotFound as missing:
         try:
-            array: ArrayState = client.call(f"arrays.{verb}", {"array": name}, **given)
+            array: ArrayState = client.call("arrays.get", {"array": name})
         except NotFound:
             raise missing from None
-        return array
+        done: ArrayState = array if verb == "get" else client.call(f"arrays.{verb}", {"array": array.array.id}, **given)
+        return done
     return job
 
 

@@ -91,13 +91,17 @@ def figures() -> list[Figure]:
             change(folder)
             seconds.append(to_first_line(folder, environ))
 
+        def rsynced() -> None:
+            change(folder)
+            subprocess.run(rsync, check=True)
+
         again()
         small: list[float] = []
         found = in_turns(
             TURNS,
             ours=again,
             small=lambda: small.append(to_first_line(empty, environ)[0]),
-            rsync=lambda: (change(folder), subprocess.run(rsync, check=True)),
+            rsync=rsynced,
         )
     second = Times(tuple(took for took, _ in seconds[2:]))
     most = max(sent for _, sent in seconds)

@@ -3,61 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.platform import Figure
 from benchmarks.traces import heavy_tailed
 from danlu.client.simulating import parse_nodes
 from danlu.domain.jobs import Reason
-from danlu.domain.nodes import NodeCapacity
-from danlu.domain.quotas import Quota
 from danlu.scheduler.cycle import Scheduler
 from danlu.scheduler.estimate import LEAST_PAIRS, SLACK, Lasting, Told, corrected, forecast
 from danlu.scheduler.explaining import standing
-from danlu.scheduler.model import Plan, Running, Waiting
+from danlu.scheduler.model import Plan, Waiting
 from danlu.scheduler.simulator import simulate
 
 NODES, LEARNED_FROM, TARGET = "16x8", 200, 0.85
 
 
-@dataclass(slots=True)
-class Asking:
+class Asking(Scheduler):
     """The scheduler, asked for an estimate when a job is first told that it waits, unless others make way for it at once."""
 
-    inner: Scheduler = field(default_factory=Scheduler)
-    estimates: dict[str, tuple[int, int | None]] = field(default_factory=dict)
-    took_s: list[float] = field(default_factory=list)
-    _new: set[str] = field(default_factory=set)
-    _reasons: dict[str, Reason] = field(default_factory=dict)
-
-    def node(self, capacity: NodeCapacity) -> None:
-        self.inner.node(capacity)
-
-    def quotas(self, quotas: Iterable[Quota]) -> None:
-        self.inner.quotas(quotas)
+    def __init__(self) -> None:
+        super().__init__()
+        self.estimates: dict[str, tuple[int, int | None]] = {}
+        self.took_s: list[float] = []
+        self._new: set[str] = set()
+        self._reasons: dict[str, Reason] = {}
 
     def queued(self, job: Waiting) -> None:
-        self.inner.queued(job)
+        super().queued(job)
         if not job.attained:
             self._new.add(job.id)
 
-    def gone(self, job_id: str) -> None:
-        self.inner.gone(job_id)
-        self._new.discard(job_id)
-
-    def holds(self, attempt: Running) -> None:
-        self.inner.holds(attempt)
-
-    def freed(self, attempt_id: str, now: int) -> None:
-        self.inner.freed(attempt_id, now)
-
     def decide(self, now: int) -> Plan:
-        plan = self.inner.decide(now)
+        plan = super().decide(now)
+        self._new.difference_update(one.job_id for one in plan.placements)
         self._reasons |= {job_id: reason for job_id, (reason, _) in plan.waits.items()}
         if not plan.preemptions:
-            for job_id in sorted(self._new.difference(one.job_id for one in plan.placements)):
+            for job_id in sorted(self._new):
                 if self._reasons.get(job_id) is not Reason.WAITING_FOR_PREEMPTED_WORKLOADS:
                     self._new.discard(job_id)
                     self.estimates[job_id] = now, self._ask(job_id, now)
@@ -65,9 +48,9 @@ class Asking:
 
     def _ask(self, job_id: str, now: int) -> int | None:
         began = time.perf_counter()
-        place = standing(self.inner, job_id, now)
+        place = standing(self, job_id, now)
         ahead = [] if place is None else [before.job_id for before in place.ahead]
-        at = forecast(self.inner, job_id, ahead, now, Lasting(), {}).at
+        at = forecast(self, job_id, ahead, now, Lasting(), {}).at
         self.took_s.append(time.perf_counter() - began)
         return at
 

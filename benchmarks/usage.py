@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.platform import Figure, platform, run
+from danlu.runner.handed import Handed
 from danlu.runner.tasks import Task
 from danlu.runner.usage import PERIOD_S, Sampler
 
@@ -47,8 +48,9 @@ def figures() -> list[Figure]:
 def _sample_s(spec: dict[str, Any]) -> float:
     """Returns the processor time of one sample of a task, from the look to the spool, s."""
     with tempfile.TemporaryDirectory() as folder:
-        order = {"tasks": [{**spec, "name": "main-0"}], "log_limit_bytes": 2**30}
-        task = Task(folder, order, order["tasks"][0])
+        spec = {**spec, "name": "main-0"}
+        order = {"tasks": [spec], "log_limit_bytes": 2**30}
+        task = Task(folder, order, spec, Handed())
         task.pid = os.getpid()
         sampler = Sampler(order)
         for turn in range(SAMPLES + 1):

@@ -17,8 +17,10 @@ from danlu.scheduler.trace import TraceJob
 from tests.traces import SECOND, cluster, holds, job
 
 TRACES = int(os.environ.get("DANLU_TRACES", "60"))
-NODES, GPUS, MIN_RUNTIME, NOTICE = 3, 4, 20, 3
+NODES, GPUS, MIN_RUNTIME, NOTICE, RESTART = 3, 4, 20, 3, 5
+"""Who starts again gets something done before he is asked again: a restart takes less than the least run time."""
 POLICY = Policy(min_runtime=MIN_RUNTIME * SECOND, levels=(50_000 * SECOND, 400_000 * SECOND))
+COSTS = Costs(restart=RESTART * SECOND, notice=NOTICE * SECOND)
 seeds = st.integers(0, 2**32)
 
 
@@ -62,10 +64,12 @@ def test_what_is_guaranteed_comes_within_the_reclaim_time(seed: int) -> None:
         gpus = random.choice([size for size in (1, 2, 4, 8) if size <= left])
         mine.append(job(f"mine-{len(mine)}", at, 50, gpus, project="mine"))
         left -= gpus
+    # what others are guaranteed, and hold, may lie on as many nodes: enough of them are whole beside
+    theirs = random.choice((0, 2, 4) if len(mine) == guaranteed else (0, NODES - -(-guaranteed // GPUS)))
     trace = [*flood(random, ("a", "b")), *mine]
-    quotas = [quota("mine", guarantee={"gpu": guaranteed}), quota("a", guarantee={"gpu": random.choice((0, 2, 4))})]
-    found = simulate(trace, cluster(NODES, GPUS), Scheduler(POLICY), quotas=quotas, costs=Costs(notice=NOTICE * SECOND))
-    holds(found, restart=(30 + NOTICE) * SECOND)
+    quotas = [quota("mine", guarantee={"gpu": guaranteed}), quota("a", guarantee={"gpu": theirs})]
+    found = simulate(trace, cluster(NODES, GPUS), Scheduler(POLICY), quotas=quotas, costs=COSTS)
+    holds(found, restart=(RESTART + NOTICE) * SECOND)
     # who is asked to make way for the one may take the place of who is asked for the other: one after the other
     assert max(waited(found, one.id) for one in mine) <= len(mine) * (MIN_RUNTIME + NOTICE)
 
@@ -119,6 +123,6 @@ class Watched(Scheduler):
 @settings(max_examples=TRACES, deadline=None)
 @given(seeds, st.sampled_from([None, 7]))
 def test_nobody_makes_way_within_his_least_run_time_or_twice(seed: int, checkpoint: int | None) -> None:
-    costs = Costs(notice=NOTICE * SECOND, checkpoint=None if checkpoint is None else checkpoint * SECOND)
+    costs = replace(COSTS, checkpoint=None if checkpoint is None else checkpoint * SECOND)
     found = simulate(flood(Random(seed), ("a", "b")), cluster(NODES, GPUS), Watched(POLICY), costs=costs)
     assert all(one.end is not None for one in found.outcomes)

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heapify, heappop, heappush
+from itertools import chain
 
 from danlu.domain.jobs import Reason
 from danlu.scheduler import ports, words
@@ -31,7 +32,7 @@ from danlu.scheduler.state import Bucket, Group, GroupKey, Kept, State
 Rank = tuple[int, int, int]
 """Who stands before whom, in steps: -priority, step of the project's share, level."""
 Turn = tuple[bool, bool, int, int, int, float, int, str]
-"""Not promised, not within a guarantee, a rank, the part of the cluster that its project holds, since when, its id."""
+"""Not within a guarantee, not promised, a rank, the part of the cluster that its project holds, since when, its id."""
 
 
 class Scheduler(State):
@@ -64,11 +65,14 @@ class Cycle:
     _settled: set[str] = field(default_factory=set)
     _held: dict[str, float] = field(default_factory=dict)
     _ranked: list[tuple[Rank, Bucket]] | None = None
+    _nobody_behind: Rank | None = None
     _losers: dict[tuple[Bucket, bool], list[tuple[int, str]]] = field(default_factory=dict)
+    _merged: dict[tuple[tuple[Bucket, bool], ...], list[tuple[int, str]]] = field(default_factory=dict)
     _done: set[GroupKey] = field(default_factory=set)
     _texts: dict[Shape, str] = field(default_factory=dict)
     _kept: set[str] = field(default_factory=set)
     _searches: int = 0
+    _asked: bool = False
     _ports: int = 0
 
     def plan(self) -> Plan:
@@ -88,7 +92,7 @@ class Cycle:
                     self._serve(group)
         finally:
             self._uncount()
-        grown_at = state.grown_at(self.now) if self._searches else None
+        grown_at = state.grown_at(self.now) if self._asked else None
         again_at = min((at for at in (again_at, grown_at) if at is not None), default=None)
         return Plan(tuple(self.placements), tuple(self.preemptions), self.waits, again_at if state.waiting else None)
 
@@ -125,12 +129,13 @@ class Cycle:
 
     def _turn(self, group: Group, at: int) -> Turn:
         key = group.key
-        entitled = self.state.tree.entitled(key.project, group.asks[-1]) is not None
+        tree = self.state.tree
+        entitled = bool(tree.quotas) and tree.entitled(key.project, group.asks[-1]) is not None
         held = self._held.get(key.project)
         if held is None:
             held = self._held[key.project] = self.state.shares.held(key.project)
         rank = self.rank(key.project, key.priority, key.level)
-        return not key.promised, not entitled, *rank, held, *group.jobs[at]
+        return not entitled, not key.promised, *rank, held, *group.jobs[at]
 
     def turns(self) -> list[Turn]:
         """Returns the turn of each job that waits, in no order."""
@@ -155,10 +160,13 @@ class Cycle:
     ) -> None:
         """Settles, before their turn, all groups that ask for what there is no room for, if none is made or kept any more."""
         policy, state = self.state.policy, self.state
-        if len(self._kept) < policy.kept_for or self._searches < policy.preempts_for or state.tree.quotas:
+        if len(self._kept) < policy.kept_for or state.tree.quotas:
             return
+        searched = self._searches >= policy.preempts_for or not policy.preempts
         for key, group in state.of_shapes[shapes].items():
-            if key.array is None and key not in self._at and self._borrowing(key) == borrowing:
+            if key.array is not None or key.promised or key in self._at or self._borrowing(key) != borrowing:
+                continue
+            if searched or not self.anybody_behind(self.rank(key.project, key.priority, key.level)):
                 self._done.add(key)
                 self._refuse(group, *full)
 
@@ -239,7 +247,7 @@ class Cycle:
         key = group.key
         if len(key.shapes) == 1 or self.state.tree.entitled(key.project, group.asks[-1]) is None:
             return False
-        return any(not turn[1] and other.project != key.project for turn, other in self._heap)
+        return any(not turn[0] and other.project != key.project for turn, other in self._heap)
 
     def _excess(self, job: Waiting, shape: Shape, asks: dict[str, int]) -> Excess | None:
         """Returns the limit that a job would break; where it asks for no kind of GPU, with whatever kind it gets."""
@@ -290,7 +298,10 @@ class Cycle:
     def _ask(self, group: Group, job: Waiting, shape: Shape) -> set[str]:
         """Asks others to make way for a job; returns who was asked."""
         state = self.state
-        if not state.policy.preempts or self._searches >= state.policy.preempts_for:
+        if not state.policy.preempts:
+            return set()
+        self._asked = True  # also where nobody could be: he could be when he has run for longer
+        if self._searches >= state.policy.preempts_for:
             return set()
         choice: Choice | None = choose(self, job, shape, self._borrowing(group.key))
         if choice is None:
@@ -336,6 +347,20 @@ class Cycle:
             return self._ranked
         return self._ranked[bisect_right(self._ranked, mine, key=lambda one: one[0]) :]
 
+    def anybody_behind(self, mine: Rank) -> bool:
+        """Says whether anybody at all may be asked to make way for those that stand here, whatever they ask for.
+
+        Who stands further back has no more behind him: where nobody was found, nobody is.
+        """
+        if self._nobody_behind is not None and mine >= self._nobody_behind:
+            return False
+        for theirs, bucket in self.ranked(mine):
+            losers = self.losers(bucket, little=theirs[0] == mine[0])
+            if any(attempt_id not in self.yielding for _, attempt_id in losers):
+                return True
+        self._nobody_behind = mine
+        return False
+
     def losers(self, bucket: Bucket, *, little: bool) -> list[tuple[int, str]]:
         """Returns who may be asked of those that stand here, that of which least is lost first: (what is lost, id).
 
@@ -353,6 +378,15 @@ class Cycle:
                     known.append((lost, attempt_id))
             known.sort()
         return known
+
+    def losers_of(self, asked: Sequence[tuple[Bucket, bool]]) -> list[tuple[int, str]]:
+        """Returns ``losers`` of several (bucket, little), as one list in order."""
+        key = tuple(asked)  # those of one rank ask the same
+        if key not in self._merged:
+            self._merged[key] = sorted(
+                chain.from_iterable(self.losers(bucket, little=little) for bucket, little in asked)
+            )
+        return self._merged[key]
 
     def _keep(self, job: Waiting, shape: Shape, leaving: Collection[str] = ()) -> None:
         """Keeps what a job waits for: for the first of those that wait, and where others make way."""

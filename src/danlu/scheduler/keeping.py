@@ -83,7 +83,7 @@ def _lacks_more(state: State, kept: Kept, leaving: Collection[str]) -> bool:
         for attempt_id in state.on_node[node]:
             attempt = state.running[attempt_id]
             if attempt_id in leaving or (attempt.keeps and attempt.placed_at >= kept.since):
-                free.add(state.rooms, node, attempt, 1)
+                free.add(state.held[attempt_id][node])
         if not free.fits(need, kind):
             return True
     return False
@@ -96,7 +96,7 @@ def _free_by(state: State, node: str, need: Resources, kind: str | None, now: in
         return now
     running = (state.running[attempt_id] for attempt_id in state.on_node[node])
     for ends_by, attempt_id in sorted((one.ends_by, one.id) for one in running if one.ends_by is not None):
-        free.add(state.rooms, node, state.running[attempt_id], 1)
+        free.add(state.held[attempt_id][node])
         if free.fits(need, kind):
             return ends_by
     return None

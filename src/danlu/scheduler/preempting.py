@@ -12,38 +12,29 @@ What another project is guaranteed is never taken from it.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from danlu.domain.quotas import Quota
 from danlu.domain.resources import Resources
-from danlu.scheduler.model import Running, Shape, Waiting
+from danlu.scheduler.model import Running, Seat, Shape, Waiting
 from danlu.scheduler.quota import Excess
 from danlu.scheduler.rooms import Borrowing, Free, Rooms, largest_first, seat, seated
 
 if TYPE_CHECKING:
-    from danlu.scheduler.cycle import Cycle
-    from danlu.scheduler.state import Kept
+    from danlu.scheduler.cycle import Cycle, Rank
+    from danlu.scheduler.state import Bucket
 
 
 class Candidate(NamedTuple):
-    """Who may be asked: what is lost of it, its id, why; and whether what it holds is taken back for a guarantee."""
+    """Who may be asked: what is lost of it, who, why, and whether what it holds is taken back for a guarantee."""
 
     lost: int
-    id: str
+    attempt: Running
     why: str
     reclaimed: bool
-
-    def may_leave(self, cycle: Cycle, job: Waiting, asks: dict[str, int], victim: Running) -> bool:
-        """Says whether its project can spare it still.
-
-        What is lent is taken back as long as more is held than is guaranteed, if need be all of one job; for no lesser reason
-        does a project come to have less than its guarantee: it would take it back at once.
-        """
-        leaving = None if self.reclaimed else cycle.state.holding(victim)
-        return cycle.state.staying.lent(victim.project, asks, beside=job.project, leaving=leaving)
 
 
 GUARANTEED = "what it holds is guaranteed to others, and was lent to it"
@@ -67,53 +58,145 @@ def choose(cycle: Cycle, job: Waiting, shape: Shape, borrowing: Borrowing) -> Ch
     """
     asks = cycle.state.asks(shape)
     right = cycle.state.tree.entitled(job.project, asks)
+    if right is None and job.id not in cycle.state.kept and not cycle.anybody_behind(_rank(cycle, job)):
+        return None
     candidates = _candidates(cycle, job, asks, right)
     some = [*islice(candidates, LOOKED_AT + LOOKED_AT_PER_GPU * sum(task.gpus for task in shape.tasks))]
     if not some:
         return None
     cycle.searched()
-    found = _chosen(cycle, job, shape, some, borrowing)
+    found = Search(cycle, job, shape, asks, borrowing).among(some)
     if found is None and right is not None and (rest := [*candidates]):
-        return _chosen(cycle, job, shape, [*some, *rest], borrowing)
+        return Search(cycle, job, shape, asks, borrowing).among([*some, *rest])
     return found
 
 
-def _chosen(
-    cycle: Cycle, job: Waiting, shape: Shape, candidates: list[Candidate], borrowing: Borrowing
-) -> Choice | None:
-    rooms, tree, state = cycle.state.rooms, cycle.state.tree, cycle.state
-    asks = state.asks(shape)
-    left = {one.id: state.running[one.id] for one in candidates}
-    by_id, chosen = {one.id: one for one in candidates}, list[Running]()
-    seats = None
-    with rooms.trial():
-        for attempt_id in sorted(cycle.yielding.union(*state.yielding.values())):  # for others, for whom it is kept
-            _leave(rooms, state.running[attempt_id])
-        while left:
-            excess = tree.exceeded(job.project, asks)
-            more = _under(cycle, excess, left) if excess is not None else _cheapest(cycle, shape, left, borrowing)
-            if not more:
+@dataclass(slots=True)
+class Search:
+    """One search for who makes way for a job. What it tries is counted in the state, and no longer when it returns."""
+
+    cycle: Cycle
+    job: Waiting
+    shape: Shape
+    asks: dict[str, int]
+    borrowing: Borrowing
+    left: dict[str, Candidate] = field(default_factory=dict)
+    """who was not chosen yet, by id: that of which least is lost first"""
+
+    def among(self, candidates: list[Candidate]) -> Choice | None:
+        """Returns who of these makes way, so that least is lost."""
+        state, rooms, chosen = self.cycle.state, self.cycle.state.rooms, list[Candidate]()
+        candidates.sort(key=lambda one: (one.lost, -one.attempt.placed_at, one.attempt.id))
+        self.left = {one.attempt.id: one for one in candidates}
+        with rooms.trial():
+            for attempt_id in sorted(
+                self.cycle.yielding.union(*state.yielding.values())
+            ):  # for others: it is kept for them
+                _leave(rooms, state.running[attempt_id])
+            seats = self._seats()
+            while seats is None and (more := self._next()):
+                for one in more:
+                    del self.left[one.attempt.id]
+                    if self._spared(one):
+                        chosen.append(one)
+                        _leave(rooms, one.attempt)
+                seats = self._seats()
+            for one in chosen:
+                self._count(one)
+        if seats is None or not chosen:  # without anybody: what leaves for others is enough for this job too
+            return None
+        kinds = [rooms.kinds[one.node].get(one.devices[0]) if one.devices else None for one in seats]
+        return Choice(
+            tuple((one.attempt, one.why) for one in chosen),
+            tuple((one.node, need, kind) for one, need, kind in zip(seats, self.shape.tasks, kinds, strict=True)),
+        )
+
+    def _seats(self) -> tuple[Seat, ...] | None:
+        state = self.cycle.state
+        if state.tree.exceeded(self.job.project, self.asks) is not None:
+            return None
+        return seat(state.rooms, self.shape, self.borrowing)
+
+    def _spared(self, one: Candidate) -> bool:
+        """Says whether a project can spare an attempt beside those that leave already; then it counts among them.
+
+        What is lent is taken back as long as more is held than is guaranteed, if need be all of one job; for no lesser reason
+        does a project come to have less than its guarantee: it would take it back at once.
+        """
+        state, project = self.cycle.state, one.attempt.project
+        leaving = None if one.reclaimed or not state.tree.quotas else state.holding(one.attempt)
+        if not state.staying.lent(project, self.asks, beside=self.job.project, leaving=leaving):
+            return False
+        self._count(one, -1)
+        return True
+
+    def _count(self, one: Candidate, sign: int = 1) -> None:
+        state = self.cycle.state
+        if state.tree.quotas:
+            holding = state.holding(one.attempt)
+            state.tree.add(one.attempt.project, holding, sign)
+            state.staying.add(one.attempt.project, holding, sign)
+
+    def _next(self) -> list[Candidate]:
+        """Returns who else has to leave: for what the quota lacks, then for the first task that does not fit; or nobody."""
+        excess = self.cycle.state.tree.exceeded(self.job.project, self.asks)
+        return self._cheapest() if excess is None else self._under(excess)
+
+    def _under(self, excess: Excess) -> list[Candidate]:
+        """Returns one that holds something of what a quota lacks, of which least is lost."""
+        state = self.cycle.state
+        holders = (
+            one
+            for one in self.left.values()
+            if any(quota.id == excess.quota for quota in state.tree.path(one.attempt.project))
+            and state.holding(one.attempt).get(excess.resource)
+        )
+        return [*islice(holders, 1)]
+
+    def _cheapest(self) -> list[Candidate]:
+        """Returns who makes way for the first task that does not fit, all on one node, so that least is lost; or none."""
+        rooms, shape = self.cycle.state.rooms, self.shape
+        on_node: dict[str, list[tuple[Candidate, Free]]] = {}
+        for attempt_id, one in self.left.items():
+            for name, held in self.cycle.state.held[attempt_id].items():
+                on_node.setdefault(name, []).append((one, held))
+        with rooms.trial():
+            seats = seated(rooms, shape, shape.gpu_kind, self.borrowing) if len(shape.tasks) > 1 else {}
+            need = next((shape.tasks[rank] for rank in largest_first(shape) if rank not in seats), shape.tasks[0])
+            best: tuple[tuple[int, int, str], list[Candidate]] | None = None
+            for name, there in on_node.items():
+                if (room := rooms.by_name.get(name)) is None:
+                    continue
+                some = self._enough(Free.of(room, kept=not self.borrowing.of(room)), need, there)
+                if some:
+                    cost = sum(one.lost for one in some), len(some), name
+                    if best is None or cost < best[0]:
+                        best = cost, some
+        return best[1] if best is not None else []
+
+    def _enough(self, free: Free, need: Resources, there: list[tuple[Candidate, Free]]) -> list[Candidate]:
+        """Returns the first of these that have to leave a node for a task to fit, without those that need not; [] if in vain.
+
+        ``there``: each with what it holds there.
+        """
+        taken: list[tuple[Candidate, Free]] = []
+        for one in there:
+            if free.fits(need, self.shape.gpu_kind):
                 break
-            for victim in more:
-                left.pop(victim.id)
-                if not by_id[victim.id].may_leave(cycle, job, asks, victim):
-                    continue  # with those that were chosen before, its project would have less than its guarantee
-                chosen.append(victim)
-                tree.add(victim.project, state.holding(victim), -1)
-                state.staying.add(victim.project, state.holding(victim), -1)
-                _leave(rooms, victim)
-            if tree.exceeded(job.project, asks) is None and (seats := seat(rooms, shape, borrowing)) is not None:
-                break
-        for victim in chosen:
-            tree.add(victim.project, state.holding(victim))
-            state.staying.add(victim.project, state.holding(victim))
-    if seats is None or not chosen:
-        return None
-    kinds = [rooms.kinds[one.node].get(one.devices[0]) if one.devices else None for one in seats]
-    return Choice(
-        tuple((victim, by_id[victim.id].why) for victim in chosen),
-        tuple((one.node, need, kind) for one, need, kind in zip(seats, shape.tasks, kinds, strict=True)),
-    )
+            if self._spared(one[0]):
+                taken.append(one)
+                free.add(one[1])
+        for candidate, _ in taken:
+            self._count(candidate)
+        if not free.fits(need, self.shape.gpu_kind):
+            return []
+        for one in taken[:-1]:
+            free.add(one[1], -1)
+            if free.fits(need, self.shape.gpu_kind):
+                taken.remove(one)
+            else:
+                free.add(one[1])
+        return [candidate for candidate, _ in taken]
 
 
 def _leave(rooms: Rooms, attempt: Running) -> None:
@@ -124,95 +207,47 @@ def _leave(rooms: Rooms, attempt: Running) -> None:
 def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota | None) -> Iterator[Candidate]:
     """Yields who may be asked, that first of which least is lost."""
     state = cycle.state
-    mine = cycle.rank(job.project, job.priority, state.policy.level(job.attained))
-    kept = state.kept.get(job.id)
-    parts: list[Iterator[Candidate]] = []
+    mine = _rank(cycle, job)
+    let_in = _let_in(cycle, job, mine)
+    whys: dict[Bucket, tuple[str, bool]] = {}
+    asked: list[tuple[Bucket, bool]] = []
     for theirs, bucket in cycle.ranked(None if right is not None else mine):
         if not state.staying.lent(bucket.project, asks, beside=job.project):
             continue
         if right is not None and right not in state.tree.path(bucket.project):
-            parts.append(_told(cycle.losers(bucket, little=False), GUARANTEED, reclaimed=True))
+            whys[bucket], little = (GUARANTEED, True), False
         elif bucket.priority < job.priority:
-            why = f"its priority is {bucket.priority}, that of the other {job.priority}"
-            parts.append(_told(cycle.losers(bucket, little=False), why))
+            whys[bucket], little = (
+                (f"its priority is {bucket.priority}, that of the other {job.priority}", False),
+                False,
+            )
         elif theirs > mine:
-            parts.append(_told(cycle.losers(bucket, little=True), HAD_MORE))
-    if kept is not None:
-        parts.append(_told(_let_in(cycle, job, kept, mine), LET_IN))
-    seen = set()
-    for one in heapq.merge(*parts):
-        if one.id not in seen and one.id not in cycle.yielding:
-            seen.add(one.id)
-            yield one
+            whys[bucket], little = (HAD_MORE, False), True
+        else:
+            continue
+        asked.append((bucket, little))
+    for attempt_id in let_in:
+        yield Candidate(0, state.running[attempt_id], LET_IN, reclaimed=False)
+    for lost, attempt_id in cycle.losers_of(asked):
+        if attempt_id not in cycle.yielding and attempt_id not in let_in:
+            why, reclaimed = whys[state.bucket_of[attempt_id]]
+            yield Candidate(lost, state.running[attempt_id], why, reclaimed)
 
 
-def _told(losers: Iterable[tuple[int, str]], why: str, *, reclaimed: bool = False) -> Iterator[Candidate]:
-    return (Candidate(lost, attempt_id, why, reclaimed) for lost, attempt_id in losers)
+def _rank(cycle: Cycle, job: Waiting) -> Rank:
+    return cycle.rank(job.project, job.priority, cycle.state.policy.level(job.attained))
 
 
-def _let_in(cycle: Cycle, job: Waiting, kept: Kept, mine: tuple[int, int, int]) -> list[tuple[int, str]]:
+def _let_in(cycle: Cycle, job: Waiting, mine: Rank) -> list[str]:
     """Returns those that were let in beside what is kept for a job, after whom they stand, and lose nothing by leaving."""
-    found = []
+    kept, found = cycle.state.kept.get(job.id), list[str]()
+    if kept is None:
+        return found
     for attempt_id in {one for node, _, _ in kept.seats for one in cycle.state.on_node[node]}:
         victim = cycle.state.running[attempt_id]
         level = cycle.state.policy.level(victim.service(cycle.now))
         theirs = cycle.rank(victim.project, victim.priority, level)
         after = (theirs, victim.queued_at, victim.job_id) > (mine, job.queued_at, job.id)
         if after and victim.keeps and victim.placed_at >= kept.since and cycle.may_leave(victim):
-            found.append((0, attempt_id))
+            found.append(attempt_id)
     return sorted(found)
-
-
-def _under(cycle: Cycle, excess: Excess, left: dict[str, Running]) -> list[Running]:
-    """Returns one that holds something of what a quota lacks, of which least is lost."""
-    holders = [
-        victim
-        for victim in left.values()
-        if any(quota.id == excess.quota for quota in cycle.state.tree.path(victim.project))
-        and cycle.state.holding(victim).get(excess.resource)
-    ]
-    return [min(holders, key=lambda victim: (victim.lost(cycle.now), victim.id))] if holders else []
-
-
-def _cheapest(cycle: Cycle, shape: Shape, left: dict[str, Running], borrowing: Borrowing) -> list[Running]:
-    """Returns who makes way for the first task that does not fit, all on one node, so that least is lost; or none."""
-    rooms = cycle.state.rooms
-    on_node: dict[str, list[Running]] = {}
-    for victim in left.values():
-        for name in {one.node for one in victim.seats}:
-            on_node.setdefault(name, []).append(victim)
-    with rooms.trial():
-        seats = seated(rooms, shape, shape.gpu_kind, borrowing)
-        need = next((shape.tasks[rank] for rank in largest_first(shape) if rank not in seats), shape.tasks[0])
-        best: tuple[tuple[int, int, str], list[Running]] | None = None
-        for name, victims in on_node.items():
-            if (room := rooms.by_name.get(name)) is None:
-                continue
-            ordered = sorted(victims, key=lambda victim: (victim.lost(cycle.now), -victim.placed_at, victim.id))
-            some = _enough(rooms, room.name, need, shape.gpu_kind, ordered, Free.of(room, kept=not borrowing.of(room)))
-            if some is not None:
-                cost = sum(victim.lost(cycle.now) for victim in some), len(some), name
-                if best is None or cost < best[0]:
-                    best = cost, some
-    return best[1] if best is not None else []
-
-
-def _enough(
-    rooms: Rooms, node: str, need: Resources, kind: str | None, victims: list[Running], free: Free
-) -> list[Running] | None:
-    """Returns the first of these that have to leave a node for a task to fit, without those that need not."""
-    taken: list[Running] = []
-    for victim in victims:
-        if free.fits(need, kind):
-            break
-        taken.append(victim)
-        free.add(rooms, node, victim, 1)
-    if not free.fits(need, kind):
-        return None
-    for victim in taken[:-1]:
-        free.add(rooms, node, victim, -1)
-        if free.fits(need, kind):
-            taken.remove(victim)
-        else:
-            free.add(rooms, node, victim, 1)
-    return taken

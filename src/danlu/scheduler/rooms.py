@@ -40,11 +40,15 @@ class Room:
     kept_gpus: dict[str, int] = field(default_factory=dict)
     kept_until: int | None = None
     lends: bool = True
+    key: Key = field(init=False)
+    """where it stands among the others: that with the least left comes first"""
 
-    @property
-    def key(self) -> Key:
-        """Where it stands among the others: that with the least left comes first."""
-        return sum(map(len, self.gpus.values())), self.cpu_milli, self.memory_bytes, self.name
+    def __post_init__(self) -> None:
+        self.stand()
+
+    def stand(self) -> None:
+        """Says that what is free here has changed."""
+        self.key = sum(map(len, self.gpus.values())), self.cpu_milli, self.memory_bytes, self.name
 
     def fits(self, need: Resources, kind: str | None, *, borrow: bool = True) -> bool:
         """Says whether one task fits here now; without ``borrow`` beside what is kept."""
@@ -111,7 +115,7 @@ class Rooms:
     def node(self, capacity: NodeCapacity, held: Iterable[tuple[Resources, tuple[int, ...]]] = ()) -> None:
         """Adds a node, or says what it has now, and what is held on it."""
         if (old := self.by_name.get(capacity.name)) is not None:
-            self._enter(old, -1)
+            self._leave(old)
         gpus: dict[str, list[int]] = {}
         for gpu in sorted(capacity.gpus, key=lambda one: one.index):
             gpus.setdefault(gpu.kind, []).append(gpu.index)
@@ -119,7 +123,7 @@ class Rooms:
         self.capacities[capacity.name], self.by_name[capacity.name] = capacity, room
         self._pools = self._kind_names = None
         self.kinds[capacity.name] = {gpu.index: gpu.kind for gpu in capacity.gpus}
-        self._enter(room, 1)
+        self._enter(room)
         for need, devices in held:
             self.take(capacity.name, need, devices)
 
@@ -137,7 +141,7 @@ class Rooms:
             return
         if self._journal is not None:
             self._journal.append((name, need, devices, taken))
-        self._enter(room, -1)
+        self._leave(room)
         sign = -1 if taken else 1
         room.cpu_milli += sign * need.cpu_milli
         room.memory_bytes += sign * need.memory_bytes
@@ -150,18 +154,27 @@ class Rooms:
                 free.remove(device)
             elif not taken and device not in free:
                 insort(free, device)
-        self._enter(room, 1)
+        room.stand()
+        self._enter(room)
 
-    def _enter(self, room: Room, sign: int) -> None:
-        """Puts a node where it stands among the others, or takes it out."""
-        if sign > 0:
-            insort(self._order, room.key)
-        else:
-            del self._order[bisect_left(self._order, room.key)]
-        self.total["cpu"] += sign * max(0, room.cpu_milli)
-        self.total["memory"] += sign * max(0, room.memory_bytes)
+    def _enter(self, room: Room) -> None:
+        """Puts a node where it stands among the others."""
+        insort(self._order, room.key)
+        self._add(room, 1)
+
+    def _leave(self, room: Room) -> None:
+        """Takes a node out from among the others."""
+        del self._order[bisect_left(self._order, room.key)]
+        self._add(room, -1)
+
+    def _add(self, room: Room, sign: int) -> None:
+        total = self.total
+        if room.cpu_milli > 0:
+            total["cpu"] += sign * room.cpu_milli
+        if room.memory_bytes > 0:
+            total["memory"] += sign * room.memory_bytes
         for kind, free in room.gpus.items():
-            self.total[f"gpu/{kind}"] += sign * len(free)
+            total[f"gpu/{kind}"] += sign * len(free)
 
     @contextmanager
     def trial(self) -> Iterator[None]:
@@ -226,7 +239,7 @@ class Rooms:
 
 @dataclass(slots=True)
 class Free:
-    """What would be free on one node if some left it: counted only, nothing is taken or given."""
+    """What is held or would be free on one node: counted only, nothing is taken or given."""
 
     cpu_milli: int
     memory_bytes: int
@@ -246,6 +259,20 @@ class Free:
         """Returns all that a node has."""
         return cls(capacity.cpu_milli, capacity.memory_bytes, Counter(gpu.kind for gpu in capacity.gpus))
 
+    @classmethod
+    def held(cls, rooms: Rooms, attempt: Running) -> dict[str, Free]:
+        """Returns what an attempt holds on each of its nodes; of GPUs those that are still there."""
+        found: dict[str, Free] = {}
+        for need, where in zip(attempt.shape.tasks, attempt.seats, strict=True):
+            on = found.setdefault(where.node, cls(0, 0, {}))
+            on.cpu_milli += need.cpu_milli
+            on.memory_bytes += need.memory_bytes
+            kinds = rooms.kinds.get(where.node, {})
+            for device in where.devices:
+                if (kind := kinds.get(device)) is not None:
+                    on.gpus[kind] = on.gpus.get(kind, 0) + 1
+        return found
+
     def take(self, need: Resources, kind: str | None) -> bool:
         """Takes what one task needs, its GPUs of this kind; returns whether it was there."""
         if kind is not None:
@@ -254,16 +281,12 @@ class Free:
         self.memory_bytes -= need.memory_bytes
         return self.cpu_milli >= 0 and self.memory_bytes >= 0 and (kind is None or self.gpus[kind] >= 0)
 
-    def add(self, rooms: Rooms, node: str, attempt: Running, sign: int) -> None:
-        """Counts what an attempt holds on the node as free; with ``sign`` -1: no longer."""
-        kinds = rooms.kinds[node]
-        for need, where in zip(attempt.shape.tasks, attempt.seats, strict=True):
-            if where.node == node:
-                self.cpu_milli += sign * need.cpu_milli
-                self.memory_bytes += sign * need.memory_bytes
-                for device in where.devices:
-                    if (kind := kinds.get(device)) is not None:
-                        self.gpus[kind] = self.gpus.get(kind, 0) + sign
+    def add(self, held: Free, sign: int = 1) -> None:
+        """Counts what an attempt holds here as free; with ``sign`` -1: no longer."""
+        self.cpu_milli += sign * held.cpu_milli
+        self.memory_bytes += sign * held.memory_bytes
+        for kind, count in held.gpus.items():
+            self.gpus[kind] = self.gpus.get(kind, 0) + sign * count
 
     def fits(self, need: Resources, kind: str | None) -> bool:
         """Says whether one task would fit."""

@@ -19,7 +19,7 @@ from danlu.domain.resources import Resources
 from danlu.scheduler import words
 from danlu.scheduler.model import Policy, Running, Shape, Waiting
 from danlu.scheduler.quota import Tree, amounts
-from danlu.scheduler.rooms import Rooms
+from danlu.scheduler.rooms import Free, Rooms
 from danlu.scheduler.shares import Shares
 
 
@@ -88,7 +88,10 @@ class State:
     buckets: dict[Bucket, set[str]] = field(default_factory=lambda: defaultdict(set))
     savers: dict[Bucket, set[str]] = field(default_factory=lambda: defaultdict(set))
     """those of ``buckets`` that have kept some of what they did: of the others all would be lost"""
+    bucket_of: dict[str, Bucket] = field(default_factory=dict)
     on_node: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    held: dict[str, dict[str, Free]] = field(default_factory=dict)
+    """what each attempt holds on each of its nodes"""
     arrays: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     yielding: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     promised: set[str] = field(default_factory=set)
@@ -99,7 +102,6 @@ class State:
     _shapes: dict[tuple[Shape, ...], tuple[Shape, ...]] = field(default_factory=dict)
     _empty: Rooms | None = None
     _never: dict[Shape, str | None] = field(default_factory=dict)
-    _bucket_of: dict[str, Bucket] = field(default_factory=dict)
     _steps: list[tuple[int, str]] = field(default_factory=list)
     _young: list[tuple[int, str]] = field(default_factory=list)
     now: int = 0
@@ -122,6 +124,7 @@ class State:
             self._count(self.running[attempt_id], -1)
         self.rooms.node(capacity, held)
         for attempt_id in sorted(self.on_node.get(capacity.name, ())):
+            self.held[attempt_id] = Free.held(self.rooms, self.running[attempt_id])
             self._count(self.running[attempt_id], 1)
         self._never.clear()
         self._empty = None
@@ -224,13 +227,14 @@ class State:
         if self.running.get(attempt.id) == attempt:
             return
         old = self.running.get(attempt.id)
-        level = self.policy.level(attempt.attained) if old is None else self._bucket_of[attempt.id].level
+        level = self.policy.level(attempt.attained) if old is None else self.bucket_of[attempt.id].level
         if old is not None:
             self._let_go(old)
         self.running[attempt.id] = attempt
         for need, seat in zip(attempt.shape.tasks, attempt.seats, strict=True):
             self.rooms.take(seat.node, need, seat.devices)
             self.on_node[seat.node].add(attempt.id)
+        self.held[attempt.id] = Free.held(self.rooms, attempt)
         self.ports += attempt.shape.ports
         self._count(attempt, 1)
         if attempt.array is not None:
@@ -272,6 +276,7 @@ class State:
         for need, seat in zip(attempt.shape.tasks, attempt.seats, strict=True):
             self.rooms.give(seat.node, need, seat.devices)
             self.on_node[seat.node].discard(attempt.id)
+        del self.held[attempt.id]
         self.ports -= attempt.shape.ports
         self._count(attempt, -1)
         if attempt.array is not None:
@@ -282,7 +287,7 @@ class State:
             self.yielding[attempt.yields_to].discard(attempt.id)
             if not self.yielding[attempt.yields_to]:
                 del self.yielding[attempt.yields_to]
-        bucket = self._bucket_of.pop(attempt.id)
+        bucket = self.bucket_of.pop(attempt.id)
         self.buckets[bucket].discard(attempt.id)
         self.savers[bucket].discard(attempt.id)
 
@@ -295,7 +300,7 @@ class State:
 
     def _stand(self, attempt: Running, level: int) -> None:
         bucket = Bucket(attempt.priority, attempt.project, level)
-        self._bucket_of[attempt.id] = bucket
+        self.bucket_of[attempt.id] = bucket
         self.buckets[bucket].add(attempt.id)
         if attempt.keeps or attempt.saved_at is not None:
             self.savers[bucket].add(attempt.id)
@@ -314,7 +319,7 @@ class State:
             attempt = self.running.get(attempt_id)
             if attempt is None:
                 continue
-            bucket = self._bucket_of[attempt_id]
+            bucket = self.bucket_of[attempt_id]
             level = self.policy.level(attempt.service(now))
             if level > bucket.level:
                 self.buckets[bucket].discard(attempt_id)

@@ -80,8 +80,11 @@ def short(shape: Shape, rooms: Rooms) -> str:
         seats = seated(rooms, shape, shape.gpu_kind)
         need = next((shape.tasks[rank] for rank in largest_first(shape) if rank not in seats), shape.tasks[0])
         nodes = rooms.by_name.values()
-        cpu = max([room.cpu_milli for room in nodes], default=0)
-        memory = max([room.memory_bytes for room in nodes], default=0)
+        # most often one of the first has enough: the most that any has is only told where none has
+        enough = any(room.cpu_milli >= need.cpu_milli for room in nodes)
+        cpu = need.cpu_milli if enough else max([room.cpu_milli for room in nodes], default=0)
+        enough = any(room.memory_bytes >= need.memory_bytes for room in nodes)
+        memory = need.memory_bytes if enough else max([room.memory_bytes for room in nodes], default=0)
         gpus = rooms.most(shape.gpu_kind)
     if len(seats) == len(shape.tasks):
         return f"asks {asks_all(shape)}; that is free, but kept for jobs ahead"

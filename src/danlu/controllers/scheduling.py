@@ -17,7 +17,7 @@ from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
 from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Estimate, Job, JobState, Preemption, Reason, Task
 from danlu.errors import VersionConflict
-from danlu.scheduler.model import SECOND_NS, Placement
+from danlu.scheduler.model import SECOND_NS, Placement, Shape
 from danlu.scheduler.model import Preemption as Planned
 from danlu.scheduler.ports import lease
 from danlu.scheduler.quota import Tree, amounts
@@ -210,13 +210,15 @@ class _Newest:
         )  # fmt: skip
         for attempt in holding:
             seats = [(task.node, task.devices) for task in attempt.tasks]
-            newest.tree.add(attempt.project, amounts([task.resources for task in attempt.tasks], rooms.kinds_of(seats)))
+            newest.tree.add(
+                attempt.project, amounts(Shape(tuple(task.resources for task in attempt.tasks)), rooms.kinds_of(seats))
+            )
         return newest
 
     def take(self, job: Job, placement: Placement, attempt: str) -> tuple[int, ...] | None:
         """Takes what a placement needs and returns its ports; or takes nothing and returns None."""
         needs, seats = placement.shape.tasks, placement.seats
-        asks = amounts(needs, self.rooms.kinds_of((seat.node, seat.devices) for seat in seats))
+        asks = amounts(placement.shape, self.rooms.kinds_of((seat.node, seat.devices) for seat in seats))
         cap = None if job.array is None else job.array.parallel
         if job.array_id is not None and cap is not None and self.arrays[job.array_id] >= cap:
             return None

@@ -1,7 +1,7 @@
 """One decision of who runs where: a state in, a plan out. No clock, no database, no randomness.
 
-1. Order: who asks for no more than his guarantee, then priority, then projects by their share of late (in coarse steps), then
-   jobs by what they have had (in coarse steps), then who waits longest. Equal jobs are decided once.
+1. Order: who asks for no more than his guarantee, then who was promised a place, then priority, then projects by their share of
+   late (in coarse steps), then jobs by what they have had (in coarse steps), then who waits longest. Equal jobs are decided once.
 2. Quota: what would break a limit waits, whatever is free.
 3. Place: a job's tasks as one gang, all or none; with a range, as much of it as fits.
 4. Make way: for a job that does not fit and stands before what runs, that is asked to make way of which least is lost.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heapify, heappop, heappush
@@ -59,7 +59,7 @@ class Cycle:
     _heap: list[tuple[Turn, GroupKey]] = field(default_factory=list)
     _at: dict[GroupKey, int] = field(default_factory=dict)
     _refused: set[tuple[Shape, Borrowing]] = field(default_factory=set)
-    _counted: list[tuple[str, dict[str, int]]] = field(default_factory=list)
+    _counted: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
     _arrays: dict[str, int] = field(default_factory=dict)
     _steps: dict[str, int] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
@@ -130,7 +130,7 @@ class Cycle:
     def _turn(self, group: Group, at: int) -> Turn:
         key = group.key
         tree = self.state.tree
-        entitled = bool(tree.quotas) and tree.entitled(key.project, group.asks[-1]) is not None
+        entitled = bool(tree.quotas) and tree.entitled(key.project, key.shapes[-1].asks) is not None
         held = self._held.get(key.project)
         if held is None:
             held = self._held[key.project] = self.state.shares.held(key.project)
@@ -155,16 +155,14 @@ class Cycle:
                 continue
             yield group
 
-    def _pass_over(
-        self, shapes: tuple[Shape, ...], borrowing: Borrowing, full: tuple[Reason, Callable[[], str]]
-    ) -> None:
+    def _pass_over(self, served: GroupKey, full: tuple[Reason, Callable[[], str]]) -> None:
         """Settles, before their turn, all groups that ask for what there is no room for, if none is made or kept any more."""
         policy, state = self.state.policy, self.state
         if len(self._kept) < policy.kept_for or state.tree.quotas:
             return
         searched = self._searches >= policy.preempts_for or not policy.preempts
-        for key, group in state.of_shapes[shapes].items():
-            if key.array is not None or key.promised or key in self._at or self._borrowing(key) != borrowing:
+        for key, group in state.of_shapes[served.shapes].items():
+            if key.array is not None or key.promised or key in self._at or key.borrows != served.borrows:
                 continue
             if searched or not self.anybody_behind(self.rank(key.project, key.priority, key.level)):
                 self._done.add(key)
@@ -189,10 +187,10 @@ class Cycle:
             return
         excess: Excess | None = None
         modest = self._modest(group)
-        for shape, asks in zip(job.shapes, group.asks, strict=True):
-            if modest and shape is not job.shapes[-1] and self.state.tree.entitled(job.project, asks) is None:
+        for shape in job.shapes:
+            if modest and shape is not job.shapes[-1] and self.state.tree.entitled(job.project, shape.asks) is None:
                 continue
-            excess = self._excess(job, shape, asks)
+            excess = self._excess(job, shape)
             if excess is None and self._place(group.key, job, shape):
                 self._next(group)
                 return
@@ -222,7 +220,7 @@ class Cycle:
             return
         full = Reason.WAITING_FOR_RESOURCES, partial(self._text, shape)
         self._refuse(group, *full)
-        self._pass_over(job.shapes, self._borrowing(group.key), full)
+        self._pass_over(group.key, full)
 
     def _place(self, key: GroupKey, job: Waiting, shape: Shape) -> bool:
         if shape.ports > self._ports:
@@ -237,7 +235,7 @@ class Cycle:
                 continue
             self.placements.append(Placement(job.id, seats, shape))
             self._ports -= shape.ports
-            asks = amounts(shape.tasks, self.state.rooms.kinds_of((one.node, one.devices) for one in seats))
+            asks = amounts(shape, self.state.rooms.kinds_of((one.node, one.devices) for one in seats))
             self._count_in(job, asks)
             return True
         return False
@@ -245,17 +243,17 @@ class Cycle:
     def _modest(self, group: Group) -> bool:
         """Whether a job with a range takes no more than is guaranteed: others wait who take no more either."""
         key = group.key
-        if len(key.shapes) == 1 or self.state.tree.entitled(key.project, group.asks[-1]) is None:
+        if len(key.shapes) == 1 or self.state.tree.entitled(key.project, key.shapes[-1].asks) is None:
             return False
         return any(not turn[0] and other.project != key.project for turn, other in self._heap)
 
-    def _excess(self, job: Waiting, shape: Shape, asks: dict[str, int]) -> Excess | None:
+    def _excess(self, job: Waiting, shape: Shape) -> Excess | None:
         """Returns the limit that a job would break; where it asks for no kind of GPU, with whatever kind it gets."""
-        excess = self.state.tree.exceeded(job.project, asks)
+        excess = self.state.tree.exceeded(job.project, shape.asks)
         if excess is not None or not self.state.tree.quotas or any(True for _ in self._kinds(job, shape)):
             return excess
         kinds = [f"gpu/{kind}" for kind in self.state.rooms.kind_names()]
-        broken = (self.state.tree.exceeded(job.project, {kind: asks["gpu"]}) for kind in kinds)
+        broken = (self.state.tree.exceeded(job.project, {kind: shape.asks["gpu"]}) for kind in kinds)
         return next((one for one in broken if one is not None), None)
 
     def _kinds(self, job: Waiting, shape: Shape) -> Iterator[Shape]:
@@ -271,11 +269,10 @@ class Cycle:
     def _borrowing(self, key: GroupKey) -> Borrowing:
         if not self._kept:
             return EVERYTHING  # nothing is kept yet
-        if key.keeps and self.state.policy.preempts:
+        keeps, lasts_log2 = key.borrows
+        if keeps and self.state.policy.preempts:
             return GIVES_WAY
-        if key.lasts_log2 is not None:
-            return Borrowing(ends_by=self.now + (1 << key.lasts_log2))
-        return NEVER
+        return NEVER if lasts_log2 is None else Borrowing(ends_by=self.now + (1 << lasts_log2))
 
     # making way, keeping
 
@@ -292,7 +289,7 @@ class Cycle:
             return False
         self._tell(group, job, Reason.WAITING_FOR_PREEMPTED_WORKLOADS, partial(self._making_way, job, len(leaving)))
         self._keep(job, shape, leaving)
-        self._count_in(job, self.state.asks(shape))
+        self._count_in(job, shape.asks)
         return True
 
     def _ask(self, group: Group, job: Waiting, shape: Shape) -> set[str]:
@@ -323,7 +320,7 @@ class Cycle:
             return False
         return self.state.arrays.get(job.array, 0) + self._arrays.get(job.array, 0) >= job.parallel > 0
 
-    def _count_in(self, job: Waiting, asks: dict[str, int]) -> None:
+    def _count_in(self, job: Waiting, asks: Mapping[str, int]) -> None:
         """Counts, for what else is decided now, what a job holds or is promised."""
         self.state.tree.add(job.project, asks)
         self.state.staying.add(job.project, asks)
@@ -368,13 +365,14 @@ class Cycle:
         """
         known = self._losers.get((bucket, little))
         if known is None:
-            state, now = self.state, self.now
+            state, now, most = self.state, self.now, self.state.policy.max_lost_part
             known = self._losers[bucket, little] = []
             for attempt_id in state.savers.get(bucket, ()) if little else state.buckets[bucket]:
                 attempt = state.running[attempt_id]
+                if not self.may_leave(attempt):
+                    continue
                 lost = attempt.lost(now)
-                done = (now - attempt.placed_at) * attempt.shape.rate
-                if self.may_leave(attempt) and not (little and lost > state.policy.max_lost_part * done):
+                if not little or lost <= most * (now - attempt.placed_at) * attempt.shape.rate:
                     known.append((lost, attempt_id))
             known.sort()
         return known
@@ -402,7 +400,7 @@ class Cycle:
         return self._texts[shape]
 
     def _making_way(self, job: Waiting, count: int) -> str:
-        excess = self.state.tree.exceeded(job.project, self.state.asks(job.shapes[-1]))
+        excess = self.state.tree.exceeded(job.project, job.shapes[-1].asks)
         lacks = words.short(job.shapes[-1], self.state.rooms) if excess is None else words.over_quota(excess)
         return f"{lacks}; {'one job that runs makes' if count == 1 else f'{count:,} jobs that run make'} way for it"
 

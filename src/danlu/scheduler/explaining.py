@@ -21,7 +21,7 @@ from danlu.scheduler.rooms import seat
 from danlu.scheduler.state import Group
 
 TURNS = (
-    Precedence.PROMISED, Precedence.GUARANTEE, Precedence.PRIORITY, Precedence.PROJECT_HAD_LESS, Precedence.HAD_LESS,
+    Precedence.GUARANTEE, Precedence.PROMISED, Precedence.PRIORITY, Precedence.PROJECT_HAD_LESS, Precedence.HAD_LESS,
     Precedence.PROJECT_HOLDS_LESS, Precedence.ASKED_BEFORE, Precedence.ASKED_BEFORE,
 )  # fmt: skip
 """What each part of a ``Turn`` is about."""
@@ -56,7 +56,8 @@ class _Line(Cycle):
         if job_id == self.job_id:
             self._reached = True
             return
-        job, asks = self.state.waiting[job_id], group.asks[0]
+        job = self.state.waiting[job_id]
+        asks = job.shapes[0].asks
         if not self._array_full(job) and self.state.tree.exceeded(job.project, asks) is None:
             self.ahead.append(
                 Before(job_id, _first_difference(self._turn(group, self._at.get(group.key, 0)), self._mine()))
@@ -110,7 +111,7 @@ def quota_lines(scheduler: Scheduler, job_id: str) -> tuple[QuotaLine, ...]:
     """Returns what the quotas on a job's path say of what it asks for, its project's first."""
     job = scheduler.waiting[job_id]
     shape = job.shapes[-1]
-    asks = dict(scheduler.asks(shape))
+    asks = dict(shape.asks)
     if asks.get("gpu") and shape.gpu_kind is None:  # whichever kind it gets counts
         asks |= {f"gpu/{kind}": asks["gpu"] for kind in scheduler.rooms.kind_names()}
     return tuple(
@@ -165,7 +166,7 @@ def _amounts(need: Resources, kind: str | None) -> dict[str, int]:
 def would_start(scheduler: Scheduler, job_id: str, shape: Shape, now: int) -> bool:
     """Says whether a job would start now that asks for this instead: a new one, behind all that wait, the old one gone."""
     old = scheduler.waiting[job_id]
-    if scheduler.tree.exceeded(old.project, scheduler.asks(shape)) is not None:
+    if scheduler.tree.exceeded(old.project, shape.asks) is not None:
         return False
     with scheduler.rooms.trial():
         if seat(scheduler.rooms, shape) is None:

@@ -29,7 +29,7 @@ def keep(state: State, job: Waiting, shape: Shape, now: int, leaving: Collection
         if seats is None:
             return False
         kept = state.kept[job.id] = Kept(seats, now)
-    asks = state.asks(shape)
+    asks = shape.asks
     lent = state.tree.entitled(job.project, asks) is None and _lacks_more(state, kept, leaving)
     for node, need, kind in kept.seats:
         state.rooms.by_name[node].keep(need, kind, _free_by(state, node, need, kind, now), lent=lent)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from danlu.domain.jobs import Reason
+from danlu.domain.quotas import asks_of
 from danlu.domain.resources import Resources
 
 SECOND_NS = 1_000_000_000
@@ -24,11 +25,14 @@ class Shape:
     ports: int = 0
     rate: int = field(init=False, compare=False)
     """How fast it attains service: its GPUs, in thousandths; without GPUs its thousandths of cores."""
+    asks: Mapping[str, int] = field(init=False, compare=False, repr=False)
+    """What it counts as, as far as that is known before it has its place: ``domain.quotas.asks_of``."""
     _hash: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         rate = 1000 * sum(task.gpus for task in self.tasks) or sum(task.cpu_milli for task in self.tasks)
         object.__setattr__(self, "rate", rate)
+        object.__setattr__(self, "asks", asks_of(self.tasks, self.gpu_kind))
         object.__setattr__(self, "_hash", hash((self.tasks, self.gpu_kind, self.ports)))  # it is looked up often
 
     def __hash__(self) -> int:

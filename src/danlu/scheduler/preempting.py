@@ -12,7 +12,7 @@ What another project is guaranteed is never taken from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,7 +56,7 @@ def choose(cycle: Cycle, job: Waiting, shape: Shape, borrowing: Borrowing) -> Ch
 
     Looked at are those of which least is lost, at first so many as should do; all where a guarantee is at stake.
     """
-    asks = cycle.state.asks(shape)
+    asks = shape.asks
     right = cycle.state.tree.entitled(job.project, asks)
     if right is None and job.id not in cycle.state.kept and not cycle.anybody_behind(_rank(cycle, job)):
         return None
@@ -78,7 +78,7 @@ class Search:
     cycle: Cycle
     job: Waiting
     shape: Shape
-    asks: dict[str, int]
+    asks: Mapping[str, int]
     borrowing: Borrowing
     left: dict[str, Candidate] = field(default_factory=dict)
     """who was not chosen yet, by id: that of which least is lost first"""
@@ -204,7 +204,7 @@ def _leave(rooms: Rooms, attempt: Running) -> None:
         rooms.give(where.node, need, where.devices)
 
 
-def _candidates(cycle: Cycle, job: Waiting, asks: dict[str, int], right: Quota | None) -> Iterator[Candidate]:
+def _candidates(cycle: Cycle, job: Waiting, asks: Mapping[str, int], right: Quota | None) -> Iterator[Candidate]:
     """Yields who may be asked, that first of which least is lost."""
     state = cycle.state
     mine = _rank(cycle, job)

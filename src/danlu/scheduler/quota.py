@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from danlu.domain import quotas as rules
 from danlu.domain.quotas import UNLIMITED, Quota
-from danlu.domain.resources import Resources
+from danlu.scheduler.model import Shape
 
 
 class Excess(NamedTuple):
@@ -21,9 +21,10 @@ class Excess(NamedTuple):
     asks: int
 
 
-def amounts(tasks: Iterable[Resources], gpus: Mapping[str, int]) -> dict[str, int]:
-    """Returns what a gang counts as. ``gpus``: kind -> how many of it, as far as the kinds are known."""
-    return rules.asks_of(tasks) | {f"gpu/{kind}": count for kind, count in gpus.items() if count}
+def amounts(shape: Shape, gpus: Mapping[str, int]) -> dict[str, int]:
+    """Returns what a gang counts as that has its place. ``gpus``: kind -> how many of it."""
+    plain = {name: amount for name, amount in shape.asks.items() if not name.startswith(rules.KIND_OF_GPU)}
+    return plain | {f"{rules.KIND_OF_GPU}{kind}": count for kind, count in gpus.items() if count}
 
 
 def _asked(asks: Mapping[str, int], name: str) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from danlu.domain.jobs import Reason
 from danlu.domain.nodes import NodeCapacity
-from danlu.domain.quotas import Quota, asks_of
+from danlu.domain.quotas import Quota
 from danlu.domain.resources import Resources
 from danlu.scheduler import words
 from danlu.scheduler.model import Policy, Running, Shape, Waiting
@@ -30,10 +30,10 @@ class GroupKey(NamedTuple):
     priority: int
     level: int
     shapes: tuple[Shape, ...]
-    lasts_log2: int | None
+    borrows: tuple[bool, int | None]
+    """what decides whether it may use what is kept for others: keeps, and the power of two that it lasts below (ns)"""
     array: str | None
     parallel: int
-    keeps: bool
     promised: bool
 
 
@@ -45,7 +45,6 @@ class Group:
         told: why they wait, as last told.
         untold: those to which nothing was told yet.
         apart: those that wait for another reason than the group, as last told.
-        asks: what each of their shapes counts as.
     """
 
     key: GroupKey
@@ -53,7 +52,6 @@ class Group:
     told: Reason | None = None
     untold: set[str] = field(default_factory=set)
     apart: dict[str, Reason] = field(default_factory=dict)
-    asks: tuple[dict[str, int], ...] = ()
 
 
 class Bucket(NamedTuple):
@@ -172,8 +170,7 @@ class State:
         key = self._key(job)
         group = self.groups.get(key)
         if group is None:
-            asks = tuple(self.asks(shape) for shape in job.shapes)
-            group = self.groups[key] = self.of_shapes[job.shapes][key] = Group(key, asks=asks)
+            group = self.groups[key] = self.of_shapes[job.shapes][key] = Group(key)
         insort(group.jobs, (job.queued_at, job.id))
         group.untold.add(job.id)
 
@@ -198,19 +195,14 @@ class State:
         lasts = None if job.duration is None else max(1, job.duration).bit_length()
         level = self.policy.level(job.attained)
         return GroupKey(
-            job.project, job.priority, level, job.shapes, lasts, job.array, job.parallel, job.keeps,
+            job.project, job.priority, level, job.shapes, (job.keeps, lasts), job.array, job.parallel,
             job.id in self.promised,
         )  # fmt: skip
-
-    @staticmethod
-    def asks(shape: Shape) -> dict[str, int]:
-        """Returns what a gang counts as, as far as it is known before it has its place."""
-        return asks_of(shape.tasks, shape.gpu_kind)
 
     def holding(self, attempt: Running) -> dict[str, int]:
         """Returns what an attempt counts as."""
         gpus = self.rooms.kinds_of((seat.node, seat.devices) for seat in attempt.seats)
-        return amounts(attempt.shape.tasks, gpus)
+        return amounts(attempt.shape, gpus)
 
     def never(self, shape: Shape) -> str | None:
         """Returns why a shape fits on no node, even an empty one; None: it does."""

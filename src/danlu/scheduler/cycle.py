@@ -1,7 +1,7 @@
 """One decision of who runs where: a state in, a plan out. No clock, no database, no randomness.
 
-1. Order: who asks for no more than his guarantee, then who was promised a place, then priority, then projects by their share of
-   late (in coarse steps), then jobs by what they have had (in coarse steps), then who waits longest. Equal jobs are decided once.
+1. Order: who asks for no more than his guarantee, then who was promised a place, then priority, then projects by their share
+   of late (in coarse steps), jobs by what they have had (in coarse steps), who waits longest. Equal jobs are decided once.
 2. Quota: what would break a limit waits, whatever is free.
 3. Place: a job's tasks as one gang, all or none; with a range, as much of it as fits.
 4. Make way: for a job that does not fit and stands before what runs, that is asked to make way of which least is lost.

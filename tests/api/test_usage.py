@@ -71,6 +71,9 @@ def set_price(api: Api, actor: str = "admin", **fields: Any) -> Any:
 
 
 def test_a_price_is_told_in_the_audit_and_costs(api: Api) -> None:
+    mixed = set_price(api, currency="EUR")
+    assert (mixed.status, "in EUR (at any time) beside that of memory in USD" in mixed.json()["detail"]) == (409, True)
+    api.call("prices.remove", price=api.call("prices.list").json()["items"][0]["id"])
     assert set_price(api, currency="EUR", valid_until=NOW + 5 * SECOND).status == 201
     assert usage(api)["lines"][0]["cost"] == {"EUR": "4.000000"}
     calls = api.database.read(lambda tx: queries.events_after(tx, 0, queries.Chosen(kind="call"), limit=100))
@@ -79,12 +82,8 @@ def test_a_price_is_told_in_the_audit_and_costs(api: Api) -> None:
     assert (two.status, two.json()["code"]) == (409, "Conflict")
     assert "cpu would have two prices at once" in two.json()["detail"]
     found = api.call("prices.list", actor="viewer").json()["items"]
-    assert [(one["resource"], one["per_hour"]) for one in found] == [("cpu", "3600"), ("memory", "2.50")]
-    assert (
-        api.call("prices.remove", price=found[0]["id"])
-        .json()["message"]
-        .startswith("cpu has no price always, until 2023")
-    )
+    assert [(one["resource"], one["per_hour"]) for one in found] == [("cpu", "3600")]
+    assert api.call("prices.remove", price=found[0]["id"]).json()["message"].startswith("cpu has no price until 2023")
     assert usage(api)["lines"][0]["cost"] == {}
 
 
@@ -94,7 +93,7 @@ def test_a_price_is_told_in_the_audit_and_costs(api: Api) -> None:
         ({"per_hour": 2.5}, "is not a price"), ({"per_hour": "1e9"}, "is not a price"),
         ({"per_hour": "-1"}, "is not a price"),
         ({"resource": "disk"}, "has no price"), ({"resource": "gpu/H 100"}, "has no price"),
-        ({"currency": "dollar"}, "currency"),
+        ({"currency": "dollar"}, "'dollar' is no currency"), ({"currency": "usd"}, "'usd' is no currency"),
         ({"valid_from": 5, "valid_until": 5}, "before it begins"), ({"valid_until": 2**63}, "valid_until"),
     ],
 )  # fmt: skip

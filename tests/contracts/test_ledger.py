@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
-from danlu.api.bodies import UsageQuery
+from danlu.api.bodies import Paging, UsageQuery
 from danlu.blobs.local import LocalBlobs
 from danlu.blobs.streams import Streams
 from danlu.controllers.decisions import rejected
@@ -254,14 +254,14 @@ def test_a_price_that_changes_within_a_run_splits_its_cost(database: Database, c
     _, attempt = started(database)
     end(database, attempt)
     set_price(call, "gpu=36.00", until=at(4))
-    set_price(call, "gpu/h100=360.00", since=at(4))
-    set_price(call, "cpu=0.000000001", currency="EUR")
+    set_price(call, "gpu/h100=360.00", since=at(4), currency="EUR")
+    set_price(call, "cpu=0.000000001", until=at(4))
     (line,) = usage_of(call).lines
-    assert line.cost == {"USD": Decimal("0.04") + Decimal("1.2"), "EUR": Decimal("0")}
-    assert usage_of(call, since=at(3), until=at(5)).total.cost["USD"] == Decimal("0.22")
+    assert line.cost == {"USD": Decimal("0.04"), "EUR": Decimal("1.2")}
+    assert usage_of(call, since=at(3), until=at(5)).total.cost == {"USD": Decimal("0.02"), "EUR": Decimal("0.2")}
 
 
-def set_price(call: Call, price: str, *, since: int = 0, until: int | None = None, currency: str = "USD") -> str:
+def set_price(call: Call, price: str, *, since: int = 0, until: int | None = None, currency: str | None = None) -> str:
     resource, _, amount = price.partition("=")
     asked = PriceRequest(resource=resource, per_hour=amount, currency=currency, valid_from=since, valid_until=until)
     return prices.set(call, asked).id
@@ -273,8 +273,7 @@ def test_prices_of_one_time_are_refused_with_both_told(call: Call) -> None:
     with pytest.raises(Conflict) as refused:
         set_price(call, "gpu/h100=3", since=1_796_000_000 * SECOND)
     assert refused.value.message == (
-        "gpu/h100 would have two prices at once: 3 USD from 2026-11-30T00:53:20 for ever and 2.60 USD always, "
-        "until 2026-12-01"
+        "gpu/h100 would have two prices at once: 3 USD from 2026-11-30T00:53:20 on, and 2.60 USD until 2026-12-01"
     )
     assert f"danlu price rm {first}" in refused.value.next_step
     set_price(call, "gpu/h100=3", since=1_796_083_200 * SECOND)
@@ -284,6 +283,21 @@ def test_prices_of_one_time_are_refused_with_both_told(call: Call) -> None:
     prices.remove(call, first)
     with pytest.raises(NotFound):
         prices.remove(call, first)
+
+
+def test_prices_of_one_time_have_one_currency(call: Call) -> None:
+    set_price(call, "gpu=2.50", currency="EUR")
+    for currency in ("EUR", None):
+        set_price(call, "gpu/h100=3", until=at(5), currency=currency)
+    with pytest.raises(Conflict) as refused:
+        set_price(call, "cpu=1", since=at(2), currency="USD")
+    assert "cpu would have a price in USD (from 2023" in refused.value.message
+    assert "beside that of gpu in EUR (at any time)" in refused.value.message
+    set_price(call, "gpu=2.50", until=at(5), currency="EUR")
+    set_price(call, "gpu=3", since=at(5), currency="USD")
+    set_price(call, "cpu=1", since=at(6))
+    every = {(one.resource, one.currency) for one in prices.list(call, Paging()).items}
+    assert every == {("cpu", "USD"), ("gpu", "EUR"), ("gpu", "USD"), ("gpu/h100", "EUR")}
 
 
 def test_of_prices_that_are_set_at_once_one_is(call: Call) -> None:

@@ -32,6 +32,8 @@ app = App(name="key", help="Access keys: an id, and a secret that signs.", help_
 def request(model: type[Model], fields: dict[str, Any], **flags: str) -> Model:
     """Returns a request of the fields that were given; ``flags``: by which flag a field is given, where not by its own name.
 
+    One in capital letters is no flag, but a word of the command.
+
     Raises:
         InvalidSpec: a value cannot be so.
     """
@@ -41,7 +43,8 @@ def request(model: type[Model], fields: dict[str, Any], **flags: str) -> Model:
         told = invalid_spec(error, model)
         for name in fields:
             flag = flags.get(name, name).replace("_", "-")
-            told.message = re.sub(rf"(^|; ){name}:", rf"\1--{flag}:", told.message)
+            word = flag if flag.isupper() else f"--{flag}"
+            told.message = re.sub(rf"(^|; ){name}:", rf"\1{word}:", told.message)
         told.args = (told.message,)
         raise told from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 from cyclopts import App, Parameter
@@ -18,16 +19,16 @@ from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
 from danlu.cli.usage import moment
 from danlu.client.lists import listed
-from danlu.domain.prices import CURRENCY, PriceRequest
-from danlu.errors import InvalidRequest
+from danlu.domain.prices import CURRENCY, Price, PriceRequest, is_resource, told_at, told_span, told_unit
+from danlu.errors import InvalidRequest, NotFound
 
-ALWAYS: Final = "always"
+MAX_NAMED: Final = 4
 PRICES: Final = Kind(
     "prices", (), ("RESOURCE", "PER-HOUR", "FROM", "UNTIL", "ID"), ("BY", "AGE"),
     lambda client, wanted: listed(client, "prices.list", Paging(), wanted.limit),
     lambda price, now: [
-        price.resource, f"{price.per_hour} {price.currency}", ALWAYS if price.valid_from == 0 else _day(price.valid_from),
-        "-" if price.valid_until is None else _day(price.valid_until), price.id, price.created_by,
+        price.resource, f"{price.per_hour} {price.currency}", "-" if price.valid_from == 0 else told_at(price.valid_from),
+        "-" if price.valid_until is None else told_at(price.valid_until), price.id, price.created_by,
         wording.age(price.created_at, now),
     ],
     lambda price: f"price/{price.id}",
@@ -49,9 +50,14 @@ def set_one(
     price: Annotated[str, Parameter(help="RESOURCE=AMOUNT for an hour: cpu, memory (a GiB), gpu or gpu/KIND")],
     /,
     *,
-    begin: Annotated[str, Parameter(name="--from", help="from then on, e.g. 2026-12-01 (UTC)")] = ALWAYS,
-    until: Annotated[str | None, Parameter(help="until then; for ever when left out")] = None,
-    currency: Annotated[str, Parameter(help="three letters, as in ISO 4217")] = CURRENCY,
+    begin: Annotated[
+        str | None,
+        Parameter(name="--from", help="from then on, e.g. 2026-12-01 (UTC); from the beginning when left out"),
+    ] = None,
+    until: Annotated[str | None, Parameter(help="until then; without an end when left out")] = None,
+    currency: Annotated[
+        str | None, Parameter(help=f"as in ISO 4217; left out: that of the other prices, {CURRENCY} for the first one")
+    ] = None,
     output: Output = "table",
     common: Common | None = None,
 ) -> int:
@@ -69,22 +75,22 @@ def set_one(
     now = time.time_ns()
     fields = {
         "resource": resource, "per_hour": amount, "currency": currency, "valid_until": moment("--until", until, now),
-        "valid_from": 0 if begin == ALWAYS else moment("--from", begin, now),
+        "valid_from": moment("--from", begin, now),
     }  # fmt: skip
-    body = request(PriceRequest, fields, resource="resource", valid_from="from", valid_until="until", per_hour="amount")
+    body = request(PriceRequest, fields, resource="RESOURCE", valid_from="from", valid_until="until", per_hour="AMOUNT")
     messages = Messages(quiet=output in ("json", "yaml", "name"))
     with connect(common, messages) as client:
         made = client.call("prices.set", body=body)
     out.made(made, f"price/{made.id}", output)
-    end = "for ever" if made.valid_until is None else f"until {_day(made.valid_until)}"
-    since = ALWAYS if made.valid_from == 0 else f"from {_day(made.valid_from)}"
-    messages.say(f"an hour of {made.resource} costs {made.per_hour} {made.currency}, {since}, {end}")
+    messages.say(f"an hour of {told_unit(made.resource)} costs {made.per_hour} {made.currency} {told_span(made)}")
     return 0
 
 
-@app.command(name="rm", usage="Usage: danlu price rm ID [FLAGS]")
+@app.command(name="rm", usage="Usage: danlu price rm RESOURCE|ID [FLAGS]")
 def rm(
-    price: Annotated[str, Parameter(help="its id: danlu price ls")],
+    price: Annotated[
+        str, Parameter(help="cpu, memory, gpu or gpu/KIND with one price; or a price's id: danlu price ls")
+    ],
     /,
     *,
     output: Output = "table",
@@ -92,11 +98,30 @@ def rm(
 ) -> int:
     """Remove a price, as if it had never been. For administrators.
 
-    Example: danlu price rm p0000000000000000000000000
+    Example: danlu price rm gpu/h100
     """
     name = price.removeprefix("price/")
+    if is_resource(name):
+        with connect(common, Messages()) as client:
+            name = only_price(name, listed(client, "prices.list", Paging(), 0)[0])
     return take_away("prices.remove", {"price": name}, f"price/{name}", output, common)
 
 
-def _day(at: int) -> str:
-    return wording.clock(at).removesuffix("T00:00:00.000Z")
+def only_price(resource: str, prices: Sequence[Price]) -> str:
+    """Returns the id of a resource's price.
+
+    Raises:
+        NotFound: it has none.
+        InvalidRequest: it has several.
+    """
+    found = [price for price in prices if price.resource == resource]
+    if not found:
+        raise NotFound(f"{resource} has no price", next_step="all of them: danlu price ls")
+    if len(found) > 1:
+        several = ", ".join(f"{one.per_hour} {one.currency} {told_span(one)}" for one in found[:MAX_NAMED])
+        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+        raise InvalidRequest(
+            f"{resource} has {len(found)} prices: {several}{more}",
+            next_step="   or ".join(f"danlu price rm {one.id}" for one in found[:MAX_NAMED]),
+        )
+    return found[0].id

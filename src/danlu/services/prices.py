@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
+from collections.abc import Iterable, Sequence
 
 from danlu.api.bodies import Accepted, Paging
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import PRICES
-from danlu.domain.prices import MAX_PRICES, Price, PriceRequest, overlapping
+from danlu.domain.prices import CURRENCY, MAX_PRICES, Price, PriceRequest, beside, told_at, told_span
 from danlu.domain.users import PLATFORM
 from danlu.domain.views import Page
 from danlu.errors import Conflict, InvalidRequest, NotFound
@@ -23,35 +23,34 @@ def list(call: Call, query: Paging) -> Page[Price]:
 def set(call: Call, body: PriceRequest) -> Price:
     """Sets a price; one of the same resource that begins at the same time is replaced, so that asking twice is harmless.
 
+    All prices that are valid at one time are in one currency: what they make together is one sum.
+
     Raises:
         InvalidRequest: it ends before it begins.
-        Conflict: another price of the resource is valid at a part of that time; or there are too many.
+        Conflict: another price of the resource is valid at a part of that time, or one in another currency; or there are too
+            many.
     """
-    if body.valid_until is not None and body.valid_until <= body.valid_from:
+    if body.end <= body.valid_from:
         raise InvalidRequest(
-            f"the price of {body.resource} would end ({told(body.valid_until)}) before it begins ({told(body.valid_from)})"
+            f"the price of {body.resource} would end ({told_at(body.end)}) before it begins ({told_at(body.valid_from)})",
+            next_step="give a later --until, or an earlier --from",
         )
     now, price_id = call.platform.clock.now(), call.platform.new_id("p")
 
     def work(tx: Transaction) -> Price:
         queries.next_number(tx, PLATFORM, "prices")  # one after the other: none may overlap
-        known = PRICES.find(tx, resource=body.resource, limit=MAX_PRICES)
-        same = next((price for price in known if price.valid_from == body.valid_from), None)
-        other = overlapping((price for price in known if price is not same), body)
-        if other is not None:
-            raise Conflict(
-                f"{body.resource} would have two prices at once: {body.per_hour} {body.currency} {_span(body)} and "
-                f"{other.per_hour} {other.currency} {_span(other)}",
-                next_step=f"let the other one end first: danlu price set {other.resource}={other.per_hour} "
-                f"--currency {other.currency} --from {told(other.valid_from)} --until {told(body.valid_from)}   "
-                f"or remove it: danlu price rm {other.id}",
-            )
-        fields = body.model_dump()
+        known = PRICES.find(tx, limit=MAX_PRICES)
+        same = next((one for one in known if (one.resource, one.valid_from) == (body.resource, body.valid_from)), None)
+        others = beside((price for price in known if price is not same), body)
+        asked = body if body.currency else body.model_copy(update={"currency": _currency(same, others, known)})
+        _require_one_price(asked, others)
+        _require_one_currency(asked, others)
+        fields = asked.model_dump()
         if same is not None:
             new = same.evolved(now=now, **fields, created_by=call.actor.name)
             PRICES.put(tx, same, new, actor=call.actor.name)
             return new
-        if PRICES.count(tx) >= MAX_PRICES:
+        if len(known) >= MAX_PRICES:
             raise Conflict(f"there are {MAX_PRICES} prices already", next_step="remove old ones: danlu price ls")
         made = Price(
             id=price_id, project=PLATFORM, created_by=call.actor.name, created_at=now, updated_at=now, **fields
@@ -60,6 +59,42 @@ def set(call: Call, body: PriceRequest) -> Price:
         return made
 
     return call.write(work)
+
+
+def _currency(same: Price | None, others: Sequence[Price], known: Sequence[Price]) -> str:
+    """Returns the currency of a price that names none: of the one it replaces, of those beside it, else of the newest."""
+    newest = max(known, key=lambda price: price.valid_from, default=None)
+    found = same or next(iter(others), None) or newest
+    return found.currency if found is not None else CURRENCY
+
+
+def _require_one_price(asked: PriceRequest, others: Iterable[Price]) -> None:
+    other = next((price for price in others if price.resource == asked.resource), None)
+    if other is None:
+        return
+    remove = f"remove it: danlu price rm {other.id}"
+    step = f"let this one end then, --until {told_at(other.valid_from)}   or {remove}"
+    if other.valid_from < asked.valid_from:
+        begins = f" --from {told_at(other.valid_from)}" if other.valid_from else ""
+        step = (
+            f"let the other one end first: danlu price set {other.resource}={other.per_hour} --currency {other.currency}"
+            f"{begins} --until {told_at(asked.valid_from)}   or {remove}"
+        )
+    raise Conflict(
+        f"{asked.resource} would have two prices at once: {asked.per_hour} {asked.currency} {told_span(asked)}, and "
+        f"{other.per_hour} {other.currency} {told_span(other)}",
+        next_step=step,
+    )
+
+
+def _require_one_currency(asked: PriceRequest, others: Iterable[Price]) -> None:
+    other = next((price for price in others if price.currency != asked.currency), None)
+    if other is not None:
+        raise Conflict(
+            f"{asked.resource} would have a price in {asked.currency} ({told_span(asked)}) beside that of "
+            f"{other.resource} in {other.currency} ({told_span(other)}): prices of one time have one currency",
+            next_step=f"give it in {other.currency}, or let those in {other.currency} end first: danlu price ls",
+        )
 
 
 def remove(call: Call, price: str) -> Accepted:
@@ -74,19 +109,6 @@ def remove(call: Call, price: str) -> Accepted:
         if found is None:
             raise NotFound(f"there is no price {price[:80]!r}", next_step="all of them: danlu price ls")
         PRICES.remove(tx, found)
-        return Accepted(message=f"{found.resource} has no price {_span(found)} any more")
+        return Accepted(message=f"{found.resource} has no price {told_span(found)} any more")
 
     return call.write(work)
-
-
-def told(at: int) -> str:
-    """Returns a time as ``danlu price set --from`` takes it."""
-    if at == 0:
-        return "always"
-    text = datetime.datetime.fromtimestamp(at // 10**9, datetime.UTC).isoformat().removesuffix("+00:00")
-    return text.removesuffix("T00:00:00")
-
-
-def _span(price: Price | PriceRequest) -> str:
-    end = "for ever" if price.valid_until is None else f"until {told(price.valid_until)}"
-    return f"from {told(price.valid_from)} {end}" if price.valid_from else f"always, {end}"

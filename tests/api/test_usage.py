@@ -58,7 +58,12 @@ def test_a_project_sees_its_own_and_an_administrator_all(api: Api) -> None:
 
 @pytest.mark.parametrize(
     ("query", "said"),
-    [("&by=node", "by"), ("&limit=0", "limit"), (f"&until={NOW}", "not before"), ("&since=-1", "since")],
+    [
+        ("&by=node", "by"),
+        ("&limit=0", "limit"),
+        (f"&until={NOW}", "since 2023-11-14T22:13:20 is not before until 2023-"),
+        ("&since=-1", "since"),
+    ],
 )
 def test_what_cannot_be_reported_is_refused(api: Api, query: str, said: str) -> None:
     answer = api.send("GET", f"/v1/usage?since={NOW}{query}")
@@ -101,6 +106,16 @@ def test_what_is_no_price_is_refused(api: Api, fields: dict[str, Any], said: str
     answer = set_price(api, **fields)
     assert answer.status in (400, 422), answer.content
     assert said in answer.json()["detail"]
+
+
+def test_a_time_that_is_to_come_has_no_usage(api: Api) -> None:
+    answer = api.call("usage.report", query=f"?since={2**61}")
+    assert (answer.status, answer.json()["detail"]) == (400, "since 2043-01-25T23:56:49 is not before now")
+
+
+def test_a_job_is_told_with_whose_it_is(api: Api) -> None:
+    (line,) = usage(api, "&by=job")["lines"]
+    assert (line["project"], line["user"]) == ("default", "admin")
 
 
 def test_prometheus_can_read_it(api: Api) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from fractions import Fraction
 
 import pytest
 
 from danlu.cli.output import columns, table_lines
-from danlu.cli.usage import csv_of, headers, moment, row
+from danlu.cli.usage import csv_of, moment, table
 from danlu.domain.ledger import SECOND_NS, Account, Amounts
 from danlu.domain.prices import Price, valid_at
-from danlu.domain.usage import By, Piece, UsageReport, summed
+from danlu.domain.usage import By, Piece, Sum, UsageLine, UsageReport, dearest_first, summed
 from danlu.errors import InvalidRequest
 from tests.factories import GIB, NOW, make_price
 
@@ -47,14 +48,48 @@ FOUND = report(
 
 
 def test_the_table_tells_what_is_charged_and_fits() -> None:
-    _, vision = FOUND.lines
-    assert row(vision, wide=False) == ["vision", "18.00", "72.00", "576.00", "32%", "46.44 USD"]
+    _, (_, vision, total) = table(FOUND, wide=False)
+    assert vision == ["vision", "18.00", "72.00", "576.00", "32%", "46.44 USD"]
+    assert total[0] == "total"
     for wide in (False, True):
-        lines = table_lines(headers(By.PROJECT, wide=wide), [row(line, wide=wide) for line in FOUND.lines], most=80)
+        heads, rows = table(FOUND, wide=wide)
+        lines = table_lines(heads, rows, most=80)
         assert all(columns(line) <= 80 for line in lines)
-    assert row(vision, wide=True)[6:] == [
+        assert "COST" in lines[0]
+    assert rows[1][6:] == [
         "16.00", "2.00", "5.00", "64.00", "8.00", "20.00", "512.00", "64.00", "160.00", "18.00 h100",
     ]  # fmt: skip
+
+
+def test_what_was_not_measured_is_not_told_as_nothing() -> None:
+    for unused, told in ((0, "-"), (0.001, "0%"), (40, "50%")):
+        _, (line,) = table(report(piece("vision", Account.USED, 10, unused=unused)), wide=False)
+        assert line[4] == told
+    _, (line,) = table(report(piece("vision", Account.PLATFORM, 10)), wide=False)
+    assert line[4] == "-"
+
+
+@pytest.mark.parametrize(
+    ("whose", "heads", "apart"),
+    [
+        ([("a", "p", "ada"), ("b", "p", "bob")], [], ["a", "b"]),
+        ([("a", "p", "ada"), ("a", "q", "ada")], ["PROJECT"], ["a p", "a q"]),
+        ([("a", "p", "ada"), ("a", "p", "bob"), ("b", "q", "ada")], ["USER"], ["a ada", "a bob", "b ada"]),
+        ([("a", "p", "ada"), ("a", "q", "bob")], ["PROJECT", "USER"], ["a p ada", "a q bob"]),
+        ([("a", "p", "ada"), ("a", "p", "ada")], ["ID"], ["a j0", "a j1"]),
+        ([("a", "p", "ada"), ("a", "q", "ada"), ("a", "q", "ada")], ["PROJECT", "ID"], ["a p j0", "a q j1", "a q j2"]),
+    ],
+)  # fmt: skip
+def test_jobs_of_one_name_are_told_apart(whose: list[tuple[str, str, str]], heads: list[str], apart: list[str]) -> None:
+    lines = tuple(
+        UsageLine(name=f"j{at}", label=label, project=project, user=user) for at, (label, project, user) in enumerate(whose)
+    )  # fmt: skip
+    found = UsageReport(by=By.JOB, since=NOW, until=NOW + HOUR, lines=lines, total=UsageLine(name="total"))
+    shown, rows = table(found, wide=False)
+    places = [at for at, head in enumerate(shown) if head in ("JOB", "PROJECT", "USER", "ID")]
+    assert [shown[at] for at in places[1:]] == heads
+    assert [" ".join(row[at] for at in places) for row in rows[:-1]] == apart
+    assert len(set(apart)) == len(apart)
 
 
 def test_the_csv_has_all_of_it() -> None:
@@ -68,6 +103,14 @@ def test_the_csv_has_all_of_it() -> None:
 
 def test_a_report_of_nothing_has_a_head() -> None:
     assert csv_of(report()).startswith("project,since,until,")
+
+
+def test_costs_are_compared_within_one_currency_alone() -> None:
+    yen, euro = Sum(cost={"JPY": Fraction(1000)}, cpu={"used": 1}), Sum(cost={"EUR": Fraction(90)}, cpu={"used": 9})
+    both = Sum(cost={"JPY": Fraction(1000), "EUR": Fraction(90)})
+    assert dearest_first({"a": yen, "b": euro}, both) == ["b", "a"]  # by what they held
+    less = Sum(cost={"JPY": Fraction(90)}, cpu={"used": 9})
+    assert dearest_first({"a": yen, "b": less}, Sum(cost={"JPY": Fraction(1090)})) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ INDENT: Final = 14
 """Columns before what ``labelled`` writes."""
 COLOURED: Final = ("STATE",)
 TEXTS: Final = frozenset({"ASKS", "BY", "COMMAND", "DESCRIPTION", "GPU", "GPUS", "HOW", "MEANING", "MESSAGE"})
-NAMES: Final = frozenset({"ACTOR", "ENV", "JOB", "NAME", "NODE", "PATH", "WAITING"})
+NAMES: Final = frozenset({"ACTOR", "ENV", "JOB", "MODEL", "NAME", "NODE", "PATH", "PROJECT", "USER", "WAITING"})
 IDS: Final = frozenset({"OBJECT", "TO"})
 """Of these the middle is taken away: ids of one hour begin alike, and an attempt's ends with its number."""
 SHORTENED: Final = ((TEXTS, 24), (IDS, 14), (NAMES, 10), (TEXTS, 12))

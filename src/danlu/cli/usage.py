@@ -6,7 +6,8 @@ import csv
 import datetime
 import io
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Final, Literal
@@ -37,7 +38,10 @@ class Which:
     """Which usage."""
 
     by: Annotated[Grouping, Parameter(help="a line for each; model is the job's label of that name")] = "project"
-    since: Annotated[str | None, Parameter(help="from then on: 30d, 2026-11-01 or 2026-11-01T08:00 (UTC)")] = "30d"
+    since: Annotated[
+        str | None,
+        Parameter(help="from then on: 7d, 2026-11-01 or 2026-11-01T08:00 (UTC); left out: 30 days before the end"),
+    ] = None
     until: Annotated[str | None, Parameter(help="until then, likewise; now when left out")] = None
     all_projects: Annotated[bool, Parameter(help="of all projects; for administrators"), Flag] = False
 
@@ -69,8 +73,8 @@ def usage(
 ) -> int:
     """Show who held what, how much of it was not used, and what it costs.
 
-    Hours of GPUs, cores and GiB that were reserved and are charged; UNUSED is the part of the core hours that nothing ran on.
-    With -o wide also what is not charged. Prices: danlu price ls
+    Hours of GPUs, cores and GiB that were reserved and are charged; UNUSED is the part of the core hours that nothing ran on,
+    - where that was not measured. With -o wide also what is not charged. Prices: danlu price ls
 
     Example: danlu usage --by user --since 2026-11-01 -o csv > november.csv
     """
@@ -84,7 +88,7 @@ def usage(
         out.write(csv_of(report).rstrip("\n"))
     elif report.lines:
         wide = output == "wide"
-        out.table(headers(report.by, wide=wide), [row(line, wide=wide) for line in _with_total(report)], whole=wide)
+        out.table(*table(report, wide=wide), whole=wide)
     else:
         messages.say(f"nothing was held from {wording.clock(report.since)} until {wording.clock(report.until)}")
     if report.more:
@@ -116,29 +120,49 @@ def moment(flag: str, text: str | None, now: int) -> int | None:
     return max(0, (since.days * 86_400 + since.seconds) * wording.SECOND_NS + since.microseconds * 1000)
 
 
-def _with_total(report: UsageReport) -> Iterable[UsageLine]:
-    return (*report.lines, *([report.total] if len(report.lines) > 1 else []))
-
-
-def headers(by: By, *, wide: bool) -> tuple[str, ...]:
-    """Returns the columns of the table."""
-    first = (str(by).upper(), "GPU-H", "CPU-H", "GIB-H", "UNUSED", "COST")
-    more = tuple(f"{what}-{account.upper()}" for what in ("GPU", "CPU", "GIB") for account in ACCOUNTS)
-    return (*first, *more, "BY-KIND") if wide else first
-
-
-def row(line: UsageLine, *, wide: bool) -> list[str]:
-    """Returns the cells of one line."""
-    gpu = _all_kinds(line)
-    shown = [line.label or line.name, *(_hours(_charged(one)) for one in (gpu, line.cpu_core_seconds, _gib(line)))]
-    charged = _charged(line.cpu_core_seconds)
-    shown.append(f"{100 * line.waste.cpu_core_seconds / charged:.0f}%" if charged else "-")
-    shown.append(", ".join(f"{amount:.2f} {currency}" for currency, amount in line.cost.items()) or "-")
+def table(report: UsageReport, *, wide: bool) -> tuple[list[str], list[list[str]]]:
+    """Returns the heads and the rows of the table, a total at its end; jobs of one name are told apart."""
+    apart, ids = _apart(report.lines)
+    heads = [str(report.by).upper(), *(field.upper() for field in apart), "GPU-H", "CPU-H", "GIB-H", "UNUSED", "COST"]
+    heads += ["ID"] if ids else []
     if wide:
-        for one in (gpu, line.cpu_core_seconds, _gib(line)):
-            shown += [_hours(one.used), _hours(one.idle), _hours(one.platform)]
-        shown.append(", ".join(f"{_hours(_charged(one))} {kind}" for kind, one in line.gpu_seconds.items()) or "-")
-    return shown
+        heads += [f"{what}-{account.upper()}" for what in ("GPU", "CPU", "GIB") for account in ACCOUNTS] + ["BY-KIND"]
+    rows = []
+    for line in (*report.lines, *([report.total] if len(report.lines) > 1 else [])):
+        named = [line.label or line.name, *(getattr(line, field) for field in apart)]
+        own = [line.name if line.label else ""] if ids else []
+        rows.append([*named, *charged(line), *own, *(accounts(line) if wide else [])])
+    return heads, rows
+
+
+def _apart(lines: Sequence[UsageLine]) -> tuple[list[str], bool]:
+    """Returns the fields by which jobs of one name differ, and whether it takes their ids too."""
+    names = Counter(line.label for line in lines)
+    same = [line for line in lines if line.label and names[line.label] > 1]
+
+    def kinds(*fields: str) -> int:
+        return len({(line.label, *(getattr(line, field) for field in fields)) for line in same})
+
+    found = [field for field in ("project", "user") if kinds(field) > kinds()]
+    return found, kinds(*found) < len(same)
+
+
+def charged(line: UsageLine) -> list[str]:
+    """Returns the cells of one line: hours that are charged, the part that was not used, the cost."""
+    cores, waste = _charged(line.cpu_core_seconds), line.waste
+    measured = waste.cpu_core_seconds or waste.memory_byte_seconds  # no task uses all of both to the last bit
+    return [
+        *(_hours(_charged(one)) for one in (_all_kinds(line), line.cpu_core_seconds, _gib(line))),
+        f"{100 * waste.cpu_core_seconds / cores:.0f}%" if cores and measured else "-",
+        ", ".join(f"{amount:.2f} {currency}" for currency, amount in line.cost.items()) or "-",
+    ]
+
+
+def accounts(line: UsageLine) -> list[str]:
+    """Returns the cells that a wide table has beside: hours by account, and those that are charged by the GPUs' kind."""
+    every = (_all_kinds(line), line.cpu_core_seconds, _gib(line))
+    by_kind = ", ".join(f"{_hours(_charged(one))} {kind}" for kind, one in line.gpu_seconds.items())
+    return [*(_hours(getattr(one, account)) for one in every for account in ACCOUNTS), by_kind]
 
 
 def csv_of(report: UsageReport) -> str:
@@ -148,7 +172,7 @@ def csv_of(report: UsageReport) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        [str(report.by), *(["job_name"] if report.by is By.JOB else []), "since", "until"]
+        [str(report.by), *(["job_name", "project", "user"] if report.by is By.JOB else []), "since", "until"]
         + [f"gpu_{kind}_hours_{account}" for kind in kinds for account in ACCOUNTS]
         + [f"{what}_hours_{account}" for what in ("cpu", "gib") for account in ACCOUNTS]
         + ["gpu_hours_wasted", "cpu_hours_wasted", "gib_hours_wasted"]
@@ -162,7 +186,7 @@ def csv_of(report: UsageReport) -> str:
         writer.writerow(
             [
                 line.name,
-                *([line.label] if report.by is By.JOB else []),
+                *([line.label, line.project, line.user] if report.by is By.JOB else []),
                 wording.clock(report.since),
                 wording.clock(report.until),
             ]

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from pydantic import Field
 
+from danlu.domain.jobs import Job
 from danlu.domain.ledger import DAY_NS, HELD, MIB, SECOND_NS, Account, Amounts, Entry
 from danlu.domain.prices import Price, cost, rounded
 from danlu.domain.records import Ns, Value
@@ -58,6 +59,8 @@ class UsageLine(Value):
 
     name: str = Field(description="the project, user, model or GPU kind, the job's id, or the day (UTC)")
     label: str = Field(default="", description="a job's name")
+    project: str = Field(default="", description="a job's project")
+    user: str = Field(default="", description="who asked for a job")
     cpu_core_seconds: Shares = Shares()
     memory_byte_seconds: Shares = Shares()
     gpu_seconds: dict[str, Shares] = Field(default_factory=dict, description="by kind")
@@ -73,7 +76,9 @@ class UsageReport(Value):
     by: By
     since: Ns
     until: Ns
-    lines: tuple[UsageLine, ...] = Field(description="the dearest first; days in their order")
+    lines: tuple[UsageLine, ...] = Field(
+        description="the dearest first, where all costs are in one currency; then by time of GPUs, of cores; days in order"
+    )
     more: bool = Field(default=False, description="there are more lines; the total has them")
     total: UsageLine
 
@@ -146,12 +151,14 @@ class Sum:
                 for currency, amount in cost(valid, piece.amounts, length).items():
                     self.cost[currency] = self.cost.get(currency, Fraction()) + amount
 
-    def line(self, name: str, label: str = "") -> UsageLine:
-        """Returns what there is now."""
+    def line(self, name: str, job: Job | None = None) -> UsageLine:
+        """Returns what there is now; ``job``: whose it is, of a line for one."""
         idle = Account.IDLE
         return UsageLine(
             name=name,
-            label=label,
+            label=job.name if job else "",
+            project=job.project if job else "",
+            user=job.created_by if job else "",
             cpu_core_seconds=_shares(self.cpu, 12),
             memory_byte_seconds=_shares(self.memory, 9),
             gpu_seconds={kind: _shares(self.gpus[kind], 9) for kind in sorted(self.gpus)},
@@ -163,11 +170,17 @@ class Sum:
             cost={currency: rounded(amount) for currency, amount in sorted(self.cost.items())},
         )
 
-    @property
-    def weight(self) -> tuple[Fraction, int, int]:
-        """What lines are ordered by: cost, GPU time, CPU time."""
-        gpus = sum(n for shares in self.gpus.values() for n in shares.values())
-        return sum(self.cost.values(), Fraction()), gpus, sum(self.cpu.values())
+
+def dearest_first(lines: Mapping[str, Sum], total: Sum) -> list[str]:
+    """Returns lines' names by cost, GPU time, CPU time; costs in several currencies are not compared."""
+
+    def weight(name: str) -> tuple[Fraction, int, int, str]:
+        line = lines[name]
+        cost = sum(line.cost.values(), Fraction()) if len(total.cost) == 1 else Fraction()
+        gpus = sum(n for shares in line.gpus.values() for n in shares.values())
+        return cost, gpus, sum(line.cpu.values()), name
+
+    return sorted(lines, key=weight, reverse=True)
 
 
 def summed(pieces: Iterable[tuple[Piece, Mapping[str, Price]]], by: By) -> tuple[dict[str, Sum], Sum]:

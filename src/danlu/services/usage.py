@@ -10,8 +10,8 @@ from danlu.database import ledger, queries, usage
 from danlu.database.engine import Transaction
 from danlu.database.records import JOBS, PRICES
 from danlu.domain.ledger import DAY_NS, Entry, Outages, entries
-from danlu.domain.prices import MAX_PRICES, Price, boundaries, valid_at
-from danlu.domain.usage import By, Piece, UsageReport, piece_of, summed
+from danlu.domain.prices import MAX_PRICES, Price, boundaries, told_at, valid_at
+from danlu.domain.usage import By, Piece, UsageReport, dearest_first, piece_of, summed
 from danlu.errors import InvalidRequest, NotAllowed
 from danlu.services.context import Call
 
@@ -32,19 +32,18 @@ def report(call: Call, query: UsageQuery) -> UsageReport:
     until = call.platform.clock.now() if query.until is None else query.until
     since = max(0, until - SINCE_DAYS * DAY_NS) if query.since is None else query.since
     if since >= until:
-        raise InvalidRequest(f"since ({since}) is not before until ({until})", next_step="give an earlier --since")
+        end = "now" if query.until is None else f"until {told_at(until)}"
+        raise InvalidRequest(f"since {told_at(since)} is not before {end}", next_step="give an earlier --since")
     project = None if query.platform else call.project
 
     def work(tx: Transaction) -> UsageReport:
         lines, total = summed(_pieces(tx, since, until, query.by, project), query.by)
-        names = (
-            sorted(lines) if query.by is By.DAY else sorted(lines, key=lambda name: (lines[name].weight, name))[::-1]
-        )
+        names = sorted(lines) if query.by is By.DAY else dearest_first(lines, total)
         shown = names[: query.limit]
-        labels = {job.id: job.name for job in JOBS.find(tx, id=shown, limit=query.limit)} if query.by is By.JOB else {}
+        jobs = {job.id: job for job in JOBS.find(tx, id=shown, limit=query.limit)} if query.by is By.JOB else {}
         return UsageReport(
             by=query.by, since=since, until=until, more=len(names) > len(shown), total=total.line("total"),
-            lines=tuple(lines[name].line(name, labels.get(name, "")) for name in shown),
+            lines=tuple(lines[name].line(name, jobs.get(name)) for name in shown),
         )  # fmt: skip
 
     return call.platform.database.read(work)

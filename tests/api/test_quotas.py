@@ -94,6 +94,7 @@ def test_what_is_held_is_counted_and_ends_nothing(api: Api) -> None:
         ("default", {"parent": "default"}, 409, "default above default is a project, no group", "--parent"),
         ("default", {"limit": {"gpus": 1}}, 422, "'gpus' is nothing that a quota can limit", "did you mean gpu?"),
         ("default", {"limit": {"storage": "1TiB"}}, 422, "'storage' is nothing that a quota can limit", ""),
+        ("default", {"limit": {"memory": "4"}}, 422, "'4' has no unit and would be 4 B", "did you mean 4GiB?"),
         ("default", {"limit": {"gpu": "0.5"}}, 422, "GPUs are given whole", ""),
         ("default", {"limit": {"gpu": -2}}, 422, "gpu=-2 is no amount", ""),
         ("default", {"limit": {"gpu": 1.5}}, 422, "gpu=1.5 is no amount", ""),
@@ -113,6 +114,16 @@ def test_what_is_refused(api: Api, name: str, body: dict[str, Any], status: int,
     assert problem in answer.json()["detail"]
     assert step in answer.json()["next_step"]
     assert api.database.read(lambda tx: QUOTAS.find(tx, limit=10)) == before
+
+
+def test_what_a_group_above_does_not_give_is_told(api: Api) -> None:
+    fine(put(api, "research", group=True, limit={"gpu": "2"}))
+    use = fine(put(api, "default", parent="research", limit={"gpu": "8", "jobs": "3"}))
+    assert (use["quota"]["limit"]["gpu"], use["effective"]) == (8, {"gpu": 2, "jobs": 3})
+    assert "default never holds 8 GPUs: all projects below research together hold at most 2 GPUs" in use["warnings"]
+    assert fine(api.call("quotas.get", actor="viewer", quota="default"))["effective"]["gpu"] == 2
+    listed = fine(api.call("quotas.list", actor="viewer"))["items"]
+    assert {one["quota"]["id"]: one["effective"]["gpu"] for one in listed} == {"default": 2, "research": 2}
 
 
 def test_a_group_and_a_project_never_share_a_name(api: Api) -> None:

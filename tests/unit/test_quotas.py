@@ -23,6 +23,7 @@ from danlu.domain.quotas import (
     contradictions,
     describe,
     describe_all,
+    effective,
     exceeded,
     format_amount,
     guarantees,
@@ -30,6 +31,7 @@ from danlu.domain.quotas import (
     parse_amount,
     path,
     unavailable,
+    unreachable,
 )
 from danlu.domain.resources import Resources
 from danlu.domain.views import QuotaUse
@@ -62,7 +64,11 @@ def group(parent: str | None = None, **fields: Any) -> dict[str, Any]:
         ("cpu", "0", 0, "0"),
         ("memory", "1TiB", TIB, "1TiB"),
         ("memory", "1.5GiB", 3 * GIB // 2, "1536MiB"),
-        ("memory", "1000", 1000, "1000B"),
+        ("memory", "1000B", 1000, "1KB"),
+        ("memory", "4GB", 4 * 10**9, "4GB"),
+        ("memory", "1000KiB", 1_024_000, "1000KiB"),
+        ("memory", 4, 4, "4B"),
+        ("memory", str(GIB), GIB, "1GiB"),
         ("memory", 0, 0, "0"),
         ("jobs", "20", 20, "20"),
         ("jobs", " 20 ", 20, "20"),
@@ -101,6 +107,9 @@ def test_what_is_printed_is_read_again(resource: str, data: st.DataObject) -> No
         ("cpu", -2, "cpu=-2 is no amount"),
         ("memory", "-1GiB", "memory=-1GiB is no amount: write for example memory=512GiB"),
         ("memory", "much", "not an amount of memory"),
+        ("memory", "4", "'4' has no unit and would be 4 B: did you mean 4GiB?"),
+        ("memory", "4096", "did you mean 4096MiB?"),
+        ("gpu/H100", "4", "did you mean gpu/h100?"),
         ("cpu", "0.0001", "cores are out of range"),
         ("gpu", "", "gpu= is no amount"),
         ("gpu", True, "gpu=True is no amount"),
@@ -262,12 +271,33 @@ def test_what_a_job_alone_is_above() -> None:
     assert exceeded(path(quotas, "b"), asks) == []
 
 
+def test_the_most_is_what_those_above_give_too() -> None:
+    quotas = forest(
+        company=group(limit={"gpu": 4, "memory": TIB, "gpu/h100": UNLIMITED}),
+        research=group("company", limit={"gpu": 2, "jobs": 5}),
+        vision={"parent": "research", "limit": {"gpu": 8, "gpu/h100": 3, "memory": GIB, "cpu": UNLIMITED}},
+        speech={"parent": "research", "limit": {"gpu/h100": 1, "jobs": 9}},
+        alone={"limit": {"gpu": 1, "gpu/a100": 2}},
+    )
+    assert effective(path(quotas, "vision")) == {"gpu": 2, "gpu/h100": 2, "memory": GIB, "jobs": 5}
+    assert unreachable(path(quotas, "vision")) == [
+        "vision never holds 8 GPUs: all projects below research together hold at most 2 GPUs",
+        "vision never holds 3 h100 GPUs: all projects below research together hold at most 2 GPUs of all kinds",
+    ]
+    assert effective(path(quotas, "speech")) == {"gpu": 2, "gpu/h100": 1, "memory": TIB, "jobs": 5}
+    assert unreachable(path(quotas, "speech")) == [
+        "speech never holds 9 jobs: all projects below research together hold at most 5 jobs"
+    ]
+    assert unreachable(path(quotas, "alone")) == ["alone never holds 2 a100 GPUs: its own limit is 1 GPU of all kinds"]
+    assert unreachable(path(quotas, "company")) == []
+
+
 # at the terminal
 
 
 def use(name: str, used: dict[str, int] | None = None, **fields: Any) -> QuotaUse:
     quota = make_quota(name, **fields)
-    return QuotaUse(quota=quota, used=used or {}, over=over(quota, used or {}))
+    return QuotaUse(quota=quota, used=used or {}, effective=effective([quota]), over=over(quota, used or {}))
 
 
 def test_a_tree_is_shown_by_its_indentation() -> None:
@@ -291,6 +321,19 @@ def test_a_tree_is_shown_by_its_indentation() -> None:
         ["research", "gpu", "", "16", "3", "1"],
         ["research", "jobs", "", "", "1", "1"],
     ]
+
+
+def test_amounts_are_told_so_that_they_can_be_read() -> None:
+    odd = 64 * 2**20 + 4 * 10**9
+    assert describe("memory", odd) == "3.8GiB (3971786KiB) of memory"
+    assert rows([use("vision", {"memory": odd}, limit={"memory": 4 * 10**9})], wide=False) == [
+        ["vision", "memory", "", "4GB", "3.8GiB"]
+    ]
+
+
+def test_what_a_quota_gives_is_told_with_those_above() -> None:
+    limited = use("vision", limit={"gpu": 8}).model_copy(update={"effective": {"gpu": 2, "jobs": 5}})
+    assert [*told(limited)] == ["effective at once: vision holds at most 2 GPUs and 5 jobs"]
 
 
 def test_what_happens_next_is_told() -> None:

@@ -59,9 +59,8 @@ NONSENSE: list[Any] = [
 @pytest.mark.parametrize(
     ("text", "amount"),
     [
-        ("1", 1),
         (1, 1),
-        ("512", 512),
+        ("1048576", 2**20),
         ("1k", 1000),
         ("1K", 1000),
         ("1Ki", 1024),
@@ -74,7 +73,8 @@ NONSENSE: list[Any] = [
         ("1Pi", 2**50),
         ("1024Pi", MAX_BYTES),
         (MAX_BYTES, MAX_BYTES),
-        ("1.9", 1),
+        ("1048576.9", 2**20),
+        ("1.9B", 1),
         ("500MB", 500_000_000),
         ("1B", 1),
     ],
@@ -84,10 +84,26 @@ def test_memory(text: object, amount: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [*NONSENSE, "1Ei", "0", "0.5", "1025Pi", MAX_BYTES + 1, "1mi1", "1.5.5g", "1m m", 1.5, "1e3"]
+    "text",
+    [
+        *NONSENSE,
+        "1Ei",
+        "0",
+        "0.5",
+        "1025Pi",
+        MAX_BYTES + 1,
+        "1mi1",
+        "1.5.5g",
+        "1m m",
+        1.5,
+        "1e3",
+        "1",
+        "512",
+        "1048575",
+    ],
 )
 def test_no_memory(text: object) -> None:
-    with pytest.raises(ValueError, match=r"amount of memory|out of range|digits"):
+    with pytest.raises(ValueError, match=r"amount of memory|out of range|digits|has no unit"):
         parse_bytes(text)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from danlu.domain.specs import JobSpec
-from danlu.domain.validation import MAX_PROBLEMS, invalid_spec, nearest, suggestion
+from danlu.api import OPERATIONS
+from danlu.domain.dependencies import AFTER_PATTERN
+from danlu.domain.ids import NAME_PATTERN
+from danlu.domain.prices import AMOUNT_PATTERN, CURRENCY_PATTERN, RESOURCE_PATTERN
+from danlu.domain.resources import GPU_KIND_PATTERN
+from danlu.domain.specs import NOTICE_SIGNALS, JobSpec
+from danlu.domain.validation import MAX_PROBLEMS, PATTERNS, invalid_spec, nearest, suggestion
 from danlu.errors import InvalidSpec, from_problem
 
 
@@ -34,6 +40,23 @@ def refused(**fields: Any) -> InvalidSpec:
         ({"command": "x", "labels": 3}, "labels: must be names with values (it is 3)", ""),
         ({"command": "x", "framework": "tensorflw"}, "framework 'tensorflw' is not known", "did you mean tensorflow?"),
         ({"command": "x", "roles": {"a": {"replica": 1}}}, "roles.a.replica is not a field", "did you mean replicas?"),
+        (
+            {"command": "x", "gpu": "1-4"},
+            "gpu: '1-4' is no number of GPUs, and a range has two dots",
+            "did you mean 1..4?",
+        ),
+        (
+            {"command": "x", "gpu": 1, "gpu_kind": "H100"},
+            f"gpu_kind: {PATTERNS[GPU_KIND_PATTERN]} (it is 'H100')",
+            "did you mean h100?",
+        ),
+        ({"command": "x", "after": "a b"}, f"after.0: {PATTERNS[AFTER_PATTERN]} (it is 'a b')", ""),
+        (
+            {"command": "x", "after": ["A:any"]},
+            f"after.0: {PATTERNS[AFTER_PATTERN]} (it is 'A:any')",
+            "did you mean a:any?",
+        ),
+        ({"command": "x", "memory": "4"}, "memory: '4' has no unit and would be 4 B", "did you mean 4GiB?"),
         ({"command": ""}, "command: it is empty: give the words to run, for example python train.py", ""),
     ],
 )
@@ -41,6 +64,36 @@ def test_what_is_told(fields: dict[str, Any], message: str, step: str) -> None:
     error = refused(**fields)
     assert (error.message, error.next_step) == (message, step)
     assert error.status == 422
+
+
+OWN_WORDS = {RESOURCE_PATTERN, CURRENCY_PATTERN, AMOUNT_PATTERN, f"^(SIG)?({'|'.join(NOTICE_SIGNALS)})$"}
+"""Their validators say what is wrong."""
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        yield from [schema["pattern"]] if isinstance(schema.get("pattern"), str) else []
+    if isinstance(schema, dict | list):
+        for part in schema.values() if isinstance(schema, dict) else schema:
+            yield from patterns(part)
+
+
+def test_no_request_is_refused_with_a_pattern() -> None:
+    asked = {model for operation in OPERATIONS for model in (operation.body, operation.query)}
+    models = [model for model in asked if isinstance(model, type) and issubclass(model, BaseModel)]
+    found = {pattern for model in models for pattern in patterns(model.model_json_schema())}
+    assert NAME_PATTERN in found
+    assert found - {*PATTERNS} - OWN_WORDS == set()
+
+
+def test_a_secret_is_not_repeated_in_small_letters() -> None:
+    class Hidden(BaseModel):
+        model_config = ConfigDict(hide_input_in_errors=True)
+        name: str = Field(pattern=NAME_PATTERN)
+
+    with pytest.raises(ValidationError) as caught:
+        Hidden.model_validate({"name": "PASSWORD"})
+    assert "password" not in str(invalid_spec(caught.value, Hidden)).lower()
 
 
 def test_every_problem_is_told_once() -> None:

@@ -91,7 +91,7 @@ class Roles:
                     f"{name} there are", next_step=f"keep one of them: --role {word}",
                 )  # fmt: skip
             first, *more = rest.split(",")
-            given[name] = {"replicas": first, **pairs("--role", more)}
+            given[name] = {"replicas": first, **pairs("--role", more, "FIELD=VALUE", "worker=2,memory=4GiB")}
         if given and all(str(role["replicas"]) == "0" for role in given.values()):
             raise InvalidRequest("no task is left: every role has 0 replicas", next_step="write for example --worker 2")
         roles = {name: role for name, role in given.items() if str(role["replicas"]) != "0"}
@@ -169,7 +169,7 @@ class Asked:
             "requirements": None if self.requirements is None else read_requirements(self.requirements),
             "variables": pairs("--var", self.var) or None,
             "secrets": {**secret_uses(self.secret), **secret_uses(self.secret_file, file=True)} or None,
-            "labels": pairs("--label", self.label) or None,
+            "labels": pairs("--label", self.label, example="model=digits") or None,
             "retry": None if self.retries is None else {"attempts": self.retries + 1},
             "interpreter": own_interpreter() if self.env == "host" else None,
         }
@@ -201,13 +201,13 @@ def flag_of(path: str) -> str:
     return FLAGS.get(field, f"--{field.replace('_', '-')}" if field in known else "")
 
 
-def pairs(flag: str, words: Sequence[str]) -> dict[str, str]:
-    """Returns ``KEY=VALUE`` words as a dict; a later one wins."""
+def pairs(flag: str, words: Sequence[str], form: str = "KEY=VALUE", example: str = "LR=0.1") -> dict[str, str]:
+    """Returns ``KEY=VALUE`` words as a dict; a later one wins. ``form`` and ``example``: what a word is of this flag."""
     found = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise InvalidRequest(f"{flag} {word!r} is not KEY=VALUE", next_step=f"write for example {flag} LR=0.1")
+            raise InvalidRequest(f"{flag} {word!r:.80} is not {form}", next_step=f"write for example {flag} {example}")
         found[key] = value
     return found
 

@@ -16,7 +16,7 @@ from danlu.cli.options import Common, Flag, Output, Words
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
 from danlu.client.lists import listed
-from danlu.domain.quotas import JOBS, UNLIMITED, describe, describe_all, format_amount, ordered
+from danlu.domain.quotas import JOBS, describe, describe_all, ordered, readable
 from danlu.domain.validation import invalid_spec
 from danlu.domain.views import QuotaUse
 from danlu.errors import InvalidRequest
@@ -122,8 +122,7 @@ def told(use: QuotaUse) -> Iterator[str]:
     """Yields what a quota means from now on."""
     quota = use.quota
     who = f"all projects below {quota.id} together hold" if quota.group else f"{quota.id} holds"
-    limits = {name: amount for name, amount in quota.limit.items() if amount != UNLIMITED}
-    most = f"at most {describe_all(limits)}" if limits else "as much as there is"
+    most = f"at most {describe_all(use.effective)}" if use.effective else "as much as there is"
     kept = f"; guaranteed: {describe_all(quota.guarantee)}" if quota.guarantee else ""
     yield f"effective at once: {who} {most}{kept}"
     if use.over:
@@ -157,14 +156,14 @@ def rows(uses: Iterable[QuotaUse], *, wide: bool) -> list[list[str]]:
         resources = ordered([*quota.guarantee, *quota.limit, *(use.used if wide else ())])
         for resource in resources:
             kept, most = (_cell(amounts, resource) for amounts in (quota.guarantee, quota.limit))
-            found.append([name, resource, kept, most, format_amount(resource, use.used.get(resource, 0)), *weight])
+            found.append([name, resource, kept, most, readable(resource, use.used.get(resource, 0)), *weight])
         if not resources:
             found.append([name, "", "", "", "", *weight])
     return found
 
 
 def _cell(amounts: dict[str, int], resource: str) -> str:
-    return format_amount(resource, amounts[resource]) if resource in amounts else ""
+    return readable(resource, amounts[resource]) if resource in amounts else ""
 
 
 def _amounts(words: Sequence[str]) -> dict[str, str]:

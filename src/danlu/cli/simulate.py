@@ -53,11 +53,14 @@ class WhatIf:
         Raises:
             InvalidRequest: a weight is no number.
         """
-        weights = pairs("--weight", self.weight)
+        weights = pairs("--weight", self.weight, "PROJECT=WEIGHT", "team-a=2")
         if wrong := next((word for word in weights.values() if not word.isdecimal()), None):
-            raise InvalidRequest(f"--weight takes a whole number; it is {wrong!r:.40}")
+            raise InvalidRequest(
+                f"--weight takes a whole number; it is {wrong!r:.40}", next_step="write for example --weight team-a=2"
+            )
         return {
-            "limits": pairs("--quota", self.quota), "guarantees": pairs("--guarantee", self.guarantee),
+            "limits": pairs("--quota", self.quota, "PROJECT.RESOURCE=LIMIT", "team-a.gpu=16"),
+            "guarantees": pairs("--guarantee", self.guarantee, "PROJECT.RESOURCE=AMOUNT", "team-a.gpu=8"),
             "weights": {name: int(text) for name, text in weights.items()}, "restart": self.restart,
             "checkpoint": self.checkpoint, "notice": self.notice,
         }  # fmt: skip

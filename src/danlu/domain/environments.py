@@ -13,6 +13,7 @@ from danlu.domain.records import Living, Value
 
 HOST: Final = "host"
 PYTHON_PATTERN: Final = r"^3\.\d{1,2}$"
+PATH_PATTERN: Final = r"^/[^\x00]*$"
 
 
 class EnvironmentState(StrEnum):

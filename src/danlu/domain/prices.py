@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from danlu.domain.ledger import SECOND_NS, Amounts
 from danlu.domain.records import Ns, Record, Value
+from danlu.domain.resources import GPU_KIND_PATTERN
 from danlu.domain.validation import suggestion
 
 HOUR_NS: Final = 3600 * SECOND_NS
@@ -23,7 +24,7 @@ CURRENCY: Final = "USD"
 CENT_PARTS: Final = Decimal("0.000001")
 """Sums are exact; what is told of them is rounded to a millionth, half to even."""
 MAX_PRICES: Final = 10_000
-RESOURCE_PATTERN: Final = r"^(cpu|memory|gpu|gpu/[a-z0-9][-a-z0-9_.]{0,62})$"
+RESOURCE_PATTERN: Final = rf"^(cpu|memory|gpu|gpu/{GPU_KIND_PATTERN.strip('^$')})$"
 CURRENCY_PATTERN: Final = r"^[A-Z]{3}$"
 UNITS: Final = {"cpu": "a core", "memory": "a GiB of memory", "gpu": "a GPU"}
 AMOUNT_PATTERN: Final = r"^[0-9]{1,12}(\.[0-9]{1,9})?$"

@@ -29,7 +29,17 @@ from pydantic import BeforeValidator, Field
 
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.records import Flag, Record
-from danlu.domain.resources import MAX_BYTES, MAX_CPU, UNITS, Resources, format_cpu, parse_bytes, parse_cpu
+from danlu.domain.resources import (
+    GPU_KIND_PATTERN,
+    MAX_BYTES,
+    MAX_CPU,
+    Resources,
+    exact_bytes,
+    format_bytes,
+    format_cpu,
+    parse_bytes,
+    parse_cpu,
+)
 from danlu.domain.validation import suggestion
 
 UNLIMITED: Final = -1
@@ -41,6 +51,8 @@ MAX_COUNT: Final = 1_000_000
 MAX_RESOURCES: Final = 64
 """So many amounts has one quota."""
 MAX_TOLD: Final = 10
+LONG: Final = len("99999KiB")
+"""An amount of memory of more characters is hard to read."""
 CPU: Final = "cpu"
 MEMORY: Final = "memory"
 GPU: Final = "gpu"
@@ -50,7 +62,7 @@ RESOURCES: Final = (CPU, MEMORY, GPU, JOBS)
 EXAMPLES: Final = {CPU: "64 or 500m", MEMORY: "512GiB", GPU: "8", JOBS: "20"}
 NOUNS: Final = {CPU: "core", JOBS: "job"}
 MOST: Final = {CPU: MAX_CPU * 1000, MEMORY: MAX_BYTES, GPU: MAX_COUNT, JOBS: MAX_COUNT}
-_KIND = re.compile(r"[a-z0-9][-a-z0-9_.]{0,62}")
+_KIND = re.compile(GPU_KIND_PATTERN)
 _WHOLE = re.compile(r"[0-9]{1,18}")
 
 
@@ -116,7 +128,9 @@ def _base(resource: str) -> str:
         return resource
     if resource.startswith(KIND_OF_GPU) and _KIND.fullmatch(resource.removeprefix(KIND_OF_GPU)):
         return GPU
-    meant = suggestion(resource[:64], (*RESOURCES, f"{GPU}/KIND"))
+    small = resource.lower()
+    kind = small.startswith(KIND_OF_GPU) and _KIND.fullmatch(small.removeprefix(KIND_OF_GPU))
+    meant = f"did you mean {small}?" if kind else suggestion(resource[:64], (*RESOURCES, f"{GPU}/KIND"))
     raise ValueError(
         f"{resource[:64]!r} is nothing that a quota can limit: {meant + '; ' if meant else ''}"
         f"there are {', '.join(RESOURCES)} and {GPU}/KIND, for example {GPU}/h100"
@@ -148,15 +162,21 @@ def format_amount(resource: str, amount: int) -> str:
         return format_cpu(amount)
     if resource != MEMORY or not amount:
         return str(amount)
-    unit = next((unit for unit in ("pi", "ti", "gi", "mi", "ki") if amount % UNITS[unit] == 0), "")
-    return f"{amount // UNITS[unit]}{unit[:1].upper()}{unit[1:]}B"
+    return exact_bytes(amount)
+
+
+def readable(resource: str, amount: int) -> str:
+    """Returns an amount as ``format_amount``, of memory not to the byte where that would be a long number: ``3.8GiB``."""
+    text = format_amount(resource, amount)
+    return format_bytes(amount).replace(" ", "") if resource == MEMORY and len(text) > LONG else text
 
 
 def describe(resource: str, amount: int) -> str:
     """Returns ``1 GPU``, ``3 h100 GPUs``, ``0.5 cores``, ``1TiB of memory``, ``no memory`` or ``20 jobs``."""
     text = format_amount(resource, amount)
     if resource == MEMORY:
-        return f"{text} of memory" if amount else "no memory"
+        exact = f" ({text})" if len(text) > LONG else ""
+        return f"{readable(resource, amount)}{exact} of memory" if amount else "no memory"
     plural = "" if text == "1" else "s"
     kind = resource.removeprefix(KIND_OF_GPU) + " " if resource.startswith(KIND_OF_GPU) else ""
     return f"{text} {kind}{NOUNS.get(resource, 'GPU')}{plural}"
@@ -190,6 +210,39 @@ def path(quotas: Mapping[str, Quota], name: str) -> tuple[Quota, ...]:
         found.append(quota)
         at = quota.parent
     return tuple(found)
+
+
+def effective(path: Iterable[Quota]) -> dict[str, int]:
+    """Returns the most that can be held of what is limited at all: by a quota, or by one above it.
+
+    GPUs of a kind are GPUs too, and never more than those.
+    """
+    most: dict[str, int] = {}
+    for quota in path:
+        for resource, limit in quota.limit.items():
+            if limit != UNLIMITED:
+                most[resource] = min(limit, most.get(resource, limit))
+    return {
+        name: min(amount, most.get(GPU, amount)) if name.startswith(KIND_OF_GPU) else amount
+        for name, amount in most.items()
+    }
+
+
+def unreachable(path: Sequence[Quota]) -> list[str]:
+    """Returns which limits of a quota can never be reached, since it, or one above it, allows less."""
+    own, most, found = path[0], effective(path), []
+    for resource in ordered(own.limit):
+        limit = own.limit[resource]
+        if limit == UNLIMITED or most[resource] >= limit:
+            continue
+        names = (resource, GPU) if resource.startswith(KIND_OF_GPU) else (resource,)
+        less, name = next((quota, name) for quota in path for name in names if quota.limit.get(name) == most[resource])
+        of_all = " of all kinds" if name != resource else ""
+        allows = "its own limit is" if less is own else f"all projects below {less.id} together hold at most"
+        found.append(
+            f"{own.id} never holds {describe(resource, limit)}: {allows} {describe(name, most[resource])}{of_all}"
+        )
+    return found
 
 
 def contradictions(quotas: Mapping[str, Quota], projects: Collection[str] = ()) -> list[str]:

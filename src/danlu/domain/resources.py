@@ -16,12 +16,16 @@ UNITS: Final = {
     "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40, "pi": 2**50,
 }  # fmt: skip
 MAX_BYTES: Final = 2**60
+LEAST_BARE_BYTES: Final = 2**20
+"""A text that is a smaller number without a unit is taken for a slip."""
 MAX_CPU: Final = 1_000_000
 MAX_GPUS: Final = 4096
+GPU_KIND_PATTERN: Final = r"^[a-z0-9][-a-z0-9_.]{0,62}$"
 MAX_TEXT: Final = 64
 """No quantity is longer; what a million digits cost is never found out."""
 _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]i?)?b?\s*$", re.IGNORECASE)
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]{1,2})?m?", re.IGNORECASE)
+_RANGE_SLIP = re.compile(r" ?([0-9]{1,4}) ?(?:-|:|,|to) ?([0-9]{1,4}) ?")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _DURATION_UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 
@@ -39,7 +43,8 @@ def parse_bytes(text: object) -> int:
     ``K M G T P`` are powers of 1000, ``Ki Mi Gi Ti Pi`` powers of 1024; a ``B`` may follow; case does not matter.
 
     Raises:
-        ValueError: it is not an amount of memory, or not within 1 byte .. 1 EiB.
+        ValueError: it is not an amount of memory, or not within 1 byte .. 1 EiB; or a text lacks its unit, most likely:
+            nobody means 4 bytes.
     """
     raw = _short(text) if isinstance(text, str | int) and not isinstance(text, bool) else ""
     match = _QUANTITY.match(raw)
@@ -49,6 +54,9 @@ def parse_bytes(text: object) -> int:
     amount = int(Decimal(number) * UNITS[(unit or "").lower()])
     if not 1 <= amount <= MAX_BYTES:
         raise ValueError(f"{text!r} is out of range: from 1 byte to 1 EiB")
+    if isinstance(text, str) and raw[-1].isdigit() and amount < LEAST_BARE_BYTES:
+        meant = f"{raw}{'GiB' if amount < 1024 else 'MiB' if amount < 1024**2 // 8 else 'KiB'}"
+        raise ValueError(f"{text!r} has no unit and would be {amount} B: did you mean {meant}?")
     return amount
 
 
@@ -106,6 +114,12 @@ def format_bytes(amount: int) -> str:
     return f"{amount} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
+def exact_bytes(amount: int) -> str:
+    """Returns bytes as ``parse_bytes`` reads them, nothing rounded, in the largest unit of them all: ``4GB``, ``1536MiB``."""
+    unit = max((unit for unit in UNITS if amount % UNITS[unit] == 0), key=UNITS.__getitem__)
+    return f"{amount // UNITS[unit]}{unit[:1].upper()}{unit[1:]}B"
+
+
 def format_cpu(milli: int) -> str:
     """Returns ``2`` or ``0.5``: cores without needless zeros."""
     return f"{Decimal(milli) / 1000:f}".rstrip("0").rstrip(".") if milli % 1000 else str(milli // 1000)
@@ -122,8 +136,18 @@ def _whole(value: Any) -> Any:
     return value
 
 
+def _whole_or_range(value: Any) -> Any:
+    if isinstance(value, str) and (slip := _RANGE_SLIP.fullmatch(value)):
+        raise ValueError(
+            f"{value!r} is no number of GPUs, and a range has two dots: did you mean {slip[1]}..{slip[2]}?"
+        )
+    return _whole(value)
+
+
 GpuCount = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_GPUS)]
-GpusOrRange = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int | str), Field(ge=0, le=MAX_GPUS)]
+GpusOrRange = Annotated[
+    int, BeforeValidator(_whole_or_range, json_schema_input_type=int | str), Field(ge=0, le=MAX_GPUS)
+]
 """The most of a range; ``2..8`` is taken apart before, see gpu_range."""
 
 

@@ -11,6 +11,7 @@ from danlu.domain.records import Flag, Said, Value, storable
 
 OPENED: Final = "SessionOpened"
 """The reason of the event that tells of a session."""
+TERM_PATTERN: Final = r"^[A-Za-z0-9][-A-Za-z0-9_.+]{0,63}$"
 MAX_COMMAND_BYTES: Final = 128 * 1024
 MAX_WORDS: Final = 4096
 SHOWN: Final = 100
@@ -29,7 +30,7 @@ class Terminal(Value):
 
     rows: int = Field(default=24, ge=0, le=65_535)
     columns: int = Field(default=80, ge=0, le=65_535)
-    term: str = Field(default="xterm", pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.+]{0,63}$")
+    term: str = Field(default="xterm", pattern=TERM_PATTERN)
 
 
 class SessionRequest(Value):

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, field_validator,
 from danlu.domain.arrays import ArraySpec
 from danlu.domain.commands import Command, Variables, argv_of
 from danlu.domain.dependencies import After
-from danlu.domain.environments import PYTHON_PATTERN
+from danlu.domain.environments import PATH_PATTERN, PYTHON_PATTERN
 from danlu.domain.frameworks import FRAMEWORKS, Framework, check_alone, check_roles, framework_of
 from danlu.domain.git import GitState
 from danlu.domain.ids import NAME_PATTERN
@@ -20,6 +20,7 @@ from danlu.domain.images import full_reference
 from danlu.domain.priorities import Priority
 from danlu.domain.records import Flag, Text, Value
 from danlu.domain.resources import (
+    GPU_KIND_PATTERN,
     Cores,
     GpuCount,
     GpusOrRange,
@@ -106,7 +107,7 @@ class JobSpec(Value):
     interpreter: str | None = Field(
         default=None,
         max_length=4096,
-        pattern=r"^/[^\x00]*$",
+        pattern=PATH_PATTERN,
         description="absolute path of the Python of env: host",
         examples=["/usr/bin/python3"],
     )
@@ -139,7 +140,7 @@ class JobSpec(Value):
         default=None, description="the least GPUs that each task starts with; gpu: 2..8 says both", examples=[2]
     )
     gpu_kind: str | None = Field(
-        default=None, pattern=r"^[a-z0-9][-a-z0-9_.]{0,62}$", description="for example h100", examples=["h100"]
+        default=None, pattern=GPU_KIND_PATTERN, description="for example h100", examples=["h100"]
     )
     priority: Priority = Field(
         default=0, ge=-1000, le=1000, description="a higher one starts earlier; low is -100, normal 0, high 100"

@@ -9,20 +9,31 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from danlu.domain.environments import PYTHON_PATTERN
+from danlu.domain.dependencies import AFTER_PATTERN
+from danlu.domain.environments import PATH_PATTERN, PYTHON_PATTERN
+from danlu.domain.git import COMMIT_PATTERN
 from danlu.domain.ids import NAME_PATTERN
+from danlu.domain.resources import GPU_KIND_PATTERN
 from danlu.domain.roles import ROLE_PATTERN
 from danlu.domain.secrets import SECRET_PATTERN
+from danlu.domain.sessions import TERM_PATTERN
 from danlu.domain.trees import ADDRESS_PATTERN
 from danlu.errors import InvalidSpec
 
 MAX_PROBLEMS = 20
+MAX_MEANT = 200
+"""No longer value is looked at for what it was meant to be."""
 PATTERNS = {
     NAME_PATTERN: "a name has at most 63 lower-case letters, digits and -, and a letter or digit at both ends",
     PYTHON_PATTERN: "write a Python version with two numbers, for example 3.11",
     ADDRESS_PATTERN: "an address is sha256: and 64 hex digits",
     SECRET_PATTERN: "a secret's name has at most 63 letters, digits and _, and begins with no digit",
     ROLE_PATTERN: "a role's name has at most 31 lower-case letters and digits, a letter first",
+    AFTER_PATTERN: "write a job's or an array's name or id, and if need be :succeeded, :failed or :any after it",
+    GPU_KIND_PATTERN: "a kind of GPU has lower-case letters, digits, -, _ and ., for example h100",
+    PATH_PATTERN: "write an absolute path, for example /usr/bin/python3",
+    COMMIT_PATTERN: "a commit is 40 or 64 hex digits",
+    TERM_PATTERN: "a terminal's type has letters, digits, -, _, . and +, for example xterm-256color",
 }
 """In words, what a field's pattern asks for."""
 SAID = {
@@ -94,7 +105,15 @@ def _one(problem: Any, model: type[BaseModel]) -> tuple[str, str, str]:
     shown = repr(problem["input"])
     told = problem["type"] != "value_error" and not model.model_config.get("hide_input_in_errors")
     value = f" (it is {shown[:80]})" if told and field else ""
+    hint = hint or (_in_small_letters(problem) if told else "")
     return field, f"{field}: {said}{value}" if field else said, hint
+
+
+def _in_small_letters(problem: Any) -> str:
+    pattern, given = problem.get("ctx", {}).get("pattern"), problem["input"]
+    if not pattern or not isinstance(given, str) or len(given) > MAX_MEANT:
+        return ""
+    return f"did you mean {given.lower()}?" if re.fullmatch(pattern, given.lower()) else ""
 
 
 def _words(problem: Any) -> tuple[str, str]:

@@ -86,6 +86,10 @@ class QuotaUse(Value):
 
     quota: Quota
     used: dict[str, int] = Field(description="held by attempts that have not ended, by resource; what is 0 is left out")
+    effective: dict[str, int] = Field(
+        default={},
+        description="the most that can be held, the limits of the groups above too; what has none is left out",
+    )
     over: dict[str, int] = Field(
         default={}, description="how much is held above the limit: so much is given back before anything starts"
     )

@@ -39,7 +39,9 @@ def list(call: Call, query: Paging) -> Page[QuotaUse]:
         )
         page = QUOTAS.page(tx, limit=query.limit, cursor=query.cursor, **seen)
         used = _used(tx, quotas)
-        return Page[QuotaUse](items=tuple(_use(one, used) for one in page.items), next_cursor=page.next_cursor)
+        return Page[QuotaUse](
+            items=tuple(_use(rules.path(quotas, one.id), used) for one in page.items), next_cursor=page.next_cursor
+        )
 
     return call.platform.database.read(work)
 
@@ -56,7 +58,7 @@ def get(call: Call, quota: str) -> QuotaUse:
         seen = quotas if call.actor.sees_all else {one.id: one for one in rules.path(quotas, call.project)}
         if quota not in seen:
             raise _no_quota(quota, seen, "" if call.actor.sees_all else f" of project {call.project}")
-        return _use(seen[quota], _used(tx, quotas))
+        return _use(rules.path(quotas, quota), _used(tx, quotas))
 
     return call.platform.database.read(work)
 
@@ -87,8 +89,12 @@ def set(call: Call, quota: str, body: QuotaChange) -> QuotaUse:
             else:
                 QUOTAS.add(tx, wanted, actor=call.actor.name)
         quotas = {**quotas, quota: wanted}
-        warnings = rules.unavailable(quotas, _there(NODES.find(tx, limit=nodes.MAX_NODES)))
-        return _use(wanted, _used(tx, quotas)).model_copy(update={"warnings": tuple(warnings)})
+        path = rules.path(quotas, quota)
+        warnings = [
+            *rules.unreachable(path),
+            *rules.unavailable(quotas, _there(NODES.find(tx, limit=nodes.MAX_NODES))),
+        ]
+        return _use(path, _used(tx, quotas)).model_copy(update={"warnings": tuple(warnings)})
 
     done = call.write(work)
     call.platform.hub.notify("jobs")
@@ -232,9 +238,10 @@ def _no_quota(name: str, seen: Iterable[str], of: str = "") -> NotFound:
     return NotFound(f"there is no quota {name[:63]!r}{of}", next_step=step)
 
 
-def _use(quota: Quota, used: Mapping[str, Mapping[str, int]]) -> QuotaUse:
-    held = dict(used.get(quota.id, {}))
-    return QuotaUse(quota=quota, used=held, over=rules.over(quota, held))
+def _use(path: Sequence[Quota], used: Mapping[str, Mapping[str, int]]) -> QuotaUse:
+    """Returns the first quota of a path, with what is held of it."""
+    held = dict(used.get(path[0].id, {}))
+    return QuotaUse(quota=path[0], used=held, effective=rules.effective(path), over=rules.over(path[0], held))
 
 
 def _used(tx: Transaction, quotas: Mapping[str, Quota]) -> dict[str, Counter[str]]:

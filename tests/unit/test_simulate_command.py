@@ -43,10 +43,30 @@ def test_it_tells_waits_use_and_fairness(capsys: pytest.CaptureFixture[str], tra
     rows = [line.split() for line in lines]
     assert lines[0] == "5 jobs of 2 projects on 2 nodes with 4 GPUs"
     assert rows[2][:3] == ["POLICY", "JCT", "MEAN"]
-    assert rows[3][:7] == ["fifo-easy", "16m", "1m30s", "1h", "0.0s", "40s", "40s"]
-    assert rows[6:8] == [["1", "3", "0.0s", "40s", "40s", "1m20s"], ["2-4", "1", "0.0s", "0.0s", "0.0s", "1h"]]
-    assert [row[0] for row in rows[10:12]] == ["speech", "vision"]
-    assert lines[13:] == ["1 job never started:", "  large: it asks for more than there is"]
+    assert rows[3] == ["fifo-easy", "16m", "1m30s", "1h", "0.0s", "40s", "40s"]
+    assert rows[6][0] == "fifo-easy"
+    assert rows[6][-1] in ("speech", "vision")
+    assert rows[9:11] == [["1", "3", "0.0s", "40s", "40s", "1m20s"], ["2-4", "1", "0.0s", "0.0s", "0.0s", "1h"]]
+    assert [row[0] for row in rows[13:15]] == ["speech", "vision"]
+    assert lines[16:] == ["1 job never started:", "  large: it asks for more than there is"]
+
+
+def test_each_table_says_by_which_policy_and_fits(capsys: pytest.CaptureFixture[str], trace: str) -> None:
+    lines = shown(capsys, trace, "--nodes", "2x2", "--compare").splitlines()
+    tables = [[line.split() for line in part.splitlines()] for part in "\n".join(lines).split("\n\n")[1:5]]
+    assert all("POLICY" in head for head, *_ in tables)
+    assert [row[2] for row in tables[2][1:]] == ["danlu", "fifo-easy", "srtf"] * 2
+    assert [(row[0], row[2]) for row in tables[3][1:]] == [
+        (project, policy) for project in ("speech", "vision") for policy in ("danlu", "fifo-easy", "srtf")
+    ]
+    assert lines.count("1 job never started by srtf:") == 1
+    assert max(len(line) for line in lines if not line.startswith("  large: ")) <= 80
+
+
+def test_what_changes_nothing_is_told(capsys: pytest.CaptureFixture[str], trace: str) -> None:
+    assert main(["simulate", trace, "--nodes", "2x2", "--quota", "speach.gpu=1", "--weight", "vision=2"]) == 0
+    said = capsys.readouterr().err.strip()
+    assert said == "no job is of speach, for which something is otherwise   did you mean speech?"
 
 
 def test_policies_side_by_side(capsys: pytest.CaptureFixture[str], trace: str) -> None:
@@ -88,7 +108,11 @@ def test_what_was_decided_is_recorded_and_decided_again(capsys: pytest.CaptureFi
     ("words", "said"),
     [
         (["{}"], "--nodes is missing: a trace does not tell on which nodes it runs"),
+        (["/nowhere/trace.csv"], "/nowhere/trace.csv cannot be read: No such file"),
         (["{}", "--nodes", "16by8"], "'16by8' does not tell nodes"),
+        (["{}", "--nodes", "1x8:H100"], "did you mean 1x8:h100?"),
+        (["{}", "--nodes", "1x2", "--quota", "speech"], "write for example --quota team-a.gpu=16"),
+        (["{}", "--nodes", "1x2", "--weight", "speech"], "--weight 'speech' is not PROJECT=WEIGHT"),
         (["{}", "--nodes", "20000x8"], "at most 10,000 nodes"),
         (["{}", "--nodes", "1x2", "--quota", "speech=3"], "'speech=3' is not PROJECT.RESOURCE=AMOUNT"),
         (["{}", "--nodes", "1x2", "--quota", "speech.gpus=3"], "'gpus' is nothing that a quota can limit"),

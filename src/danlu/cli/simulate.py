@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from danlu.cli import exits, wording
 from danlu.cli import output as out
 from danlu.cli.options import Common, Flag, Words, pairs
 from danlu.cli.terminal import Messages
+from danlu.domain.validation import suggestion
 from danlu.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -146,16 +148,19 @@ def _scene(trace: str | None, what: WhatIf, source: Source, common: Common | Non
     from danlu.client.simulating import Scene, parse_nodes, read_trace, recorded
 
     if trace is not None:
-        if what.nodes is None:
-            raise InvalidRequest(
-                "--nodes is missing: a trace does not tell on which nodes it runs",
-                next_step=f"16 nodes of 8 GPUs: danlu simulate {trace} --nodes 16x8",
-            )
         if source.since or source.all_projects:
             raise InvalidRequest(
                 f"--since and --all-projects are of a platform; {trace} is a file", next_step="leave them, or it, out"
             )
-        return Scene(read_trace(trace), parse_nodes(what.nodes)).changed(**what.given())
+        messages.status(f"reading {trace}")
+        jobs = read_trace(trace)
+        messages.clear()
+        if what.nodes is None:
+            raise InvalidRequest(
+                "--nodes is missing: a trace does not tell on which nodes it runs",
+                next_step=f"16 nodes of 8 GPUs: danlu simulate {shlex.quote(trace)} --nodes 16x8",
+            )
+        return _changed(Scene(jobs, parse_nodes(what.nodes)), what, messages)
     from danlu.cli.session import connect
     from danlu.cli.usage import moment
 
@@ -168,7 +173,20 @@ def _scene(trace: str | None, what: WhatIf, source: Source, common: Common | Non
         messages.say(f"{wording.count(scene.left_out, 'job')} left out: not ended yet, or never started")
     if what.nodes is not None:
         scene = Scene(scene.trace, parse_nodes(what.nodes), scene.quotas, scene.costs, scene.left_out)
-    return scene.changed(**what.given())
+    return _changed(scene, what, messages)
+
+
+def _changed(scene: Scene, what: WhatIf, messages: Messages) -> Scene:
+    """Returns it with what is otherwise; says so where that is of a project that has no jobs."""
+    given = what.given()
+    changed = scene.changed(**given)
+    known = {job.project for job in scene.trace} | {quota.id for quota in scene.quotas}
+    named = {key.partition(".")[0] for part in ("limits", "guarantees") for key in given[part]} | {*given["weights"]}
+    for name in sorted(named - known):
+        messages.say(
+            f"no job is of {name}, for which something is otherwise   {suggestion(name, known)}".rstrip(), "yellow"
+        )
+    return changed
 
 
 def _play(scene: Scene, policy: str, messages: Messages, record: Callable[[str], None] | None) -> Played:
@@ -238,44 +256,62 @@ def _tell(scene: Scene, reports: Sequence[Report]) -> None:
         f"{wording.count(first.jobs, 'job')} of {wording.count(len(first.projects), 'project')} "
         f"on {wording.count(len(scene.nodes), 'node')} with {has}"
     )
-    out.write("")
-    out.table(
-        ["POLICY", "JCT MEAN", "P50", "P99", "WAIT P50", "P90", "P99", "USED", "PREEMPTED", "LOST", "WORST RHO"],
-        [_row(one) for one in reports],
-    )
-    out.write("")
-    out.table(
-        ["GPUS", "JOBS", "WAIT P50", "P90", "P99", "JCT MEAN"],
-        [
-            [one.size, f"{one.jobs:,}",
-             *map(wording.duration, (one.wait_p50_s, one.wait_p90_s, one.wait_p99_s, one.jct_mean_s))]
-            for one in first.sizes
-        ],
-    )  # fmt: skip
-    out.write("")
-    out.table(
-        ["PROJECT", "JOBS", "GPU-HOURS", "JCT MEAN", "ALONE", "RHO"],
-        [
-            [one.project, f"{one.jobs:,}", f"{one.gpu_hours:,.1f}", wording.duration(one.jct_mean_s),
-             wording.duration(one.alone_jct_mean_s), f"{one.rho:.2f}"]
-            for one in first.projects
-        ],
-    )  # fmt: skip
-    if never := first.jobs - first.ended:
+    head = ["POLICY"] if len(reports) > 1 else []
+    for heads, rows in (
+        (["POLICY", "JCT MEAN", "P50", "P99", "WAIT P50", "P90", "P99"], [_times(one) for one in reports]),
+        (["POLICY", "USED", "PREEMPTED", "LOST", "WORST RHO", "PROJECT"], [_costs(one) for one in reports]),
+        (["GPUS", "JOBS", *head, "WAIT P50", "P90", "P99", "JCT MEAN"], _by_size(reports)),
+        (["PROJECT", "JOBS", *head, "GPU-HOURS", "JCT MEAN", "ALONE", "RHO"], _by_project(reports)),
+    ):
         out.write("")
-        out.write(f"{wording.count(never, 'job')} never started:")
-        for line in first.never_started[:SHOWN_NEVER]:
-            out.write(f"  {line}")
-        if never > SHOWN_NEVER:
-            out.write(f"  and {never - SHOWN_NEVER:,} more")
+        out.table(heads, rows)
+    for one in reports:
+        if never := one.jobs - one.ended:
+            out.write("")
+            out.write(f"{wording.count(never, 'job')} never started{f' by {one.policy}' if head else ''}:")
+            for line in (part for told in one.never_started[:SHOWN_NEVER] for part in out.wrapped(told, out.room(2))):
+                out.write(f"  {line}")
+            if never > SHOWN_NEVER:
+                out.write(f"  and {never - SHOWN_NEVER:,} more")
 
 
-def _row(one: Report) -> list[str]:
+def _times(one: Report) -> list[str]:
     times = (one.jct_mean_s, one.jct_p50_s, one.jct_p99_s, one.wait_p50_s, one.wait_p90_s, one.wait_p99_s)
-    worst = f"{one.worst_rho:.2f} {one.worst_project}" if one.worst_project else "-"
+    return [one.policy, *map(wording.duration, times)]
+
+
+def _costs(one: Report) -> list[str]:
+    worst = f"{one.worst_rho:.2f}" if one.worst_project else ""
     return [
-        one.policy, *map(wording.duration, times), f"{100 * one.utilisation:.1f} %", f"{one.preemptions:,}",
-        f"{one.lost_gpu_hours:,.1f} GPU-h", worst,
+        one.policy, f"{100 * one.utilisation:.1f} %", f"{one.preemptions:,}", f"{one.lost_gpu_hours:,.1f} GPU-h", worst,
+        one.worst_project,
+    ]  # fmt: skip
+
+
+def _by_size(reports: Sequence[Report]) -> list[list[str]]:
+    """Returns the rows of each size of jobs, by each policy where there are several."""
+    from danlu.scheduler.report import SIZES
+
+    order = [name for name, _ in SIZES]
+    found = [(one, report.policy) for report in reports for one in report.sizes]
+    return [
+        [
+            one.size, f"{one.jobs:,}", *([policy] if len(reports) > 1 else []),
+            *map(wording.duration, (one.wait_p50_s, one.wait_p90_s, one.wait_p99_s, one.jct_mean_s)),
+        ]
+        for one, policy in sorted(found, key=lambda pair: order.index(pair[0].size))
+    ]  # fmt: skip
+
+
+def _by_project(reports: Sequence[Report]) -> list[list[str]]:
+    """Returns the rows of each project, by each policy where there are several."""
+    found = [(one, report.policy) for report in reports for one in report.projects]
+    return [
+        [
+            one.project, f"{one.jobs:,}", *([policy] if len(reports) > 1 else []), f"{one.gpu_hours:,.1f}",
+            wording.duration(one.jct_mean_s), wording.duration(one.alone_jct_mean_s), f"{one.rho:.2f}",
+        ]
+        for one, policy in sorted(found, key=lambda pair: pair[0].project)
     ]  # fmt: skip
 
 

@@ -140,8 +140,10 @@ def parse_nodes(text: str) -> tuple[NodeCapacity, ...]:
     for part in text.replace(" ", "").split(","):
         found = _NODES.fullmatch(part)
         if found is None:
+            small = text.lower() != text and all(map(_NODES.fullmatch, text.lower().replace(" ", "").split(",")))
+            meant = f"did you mean {text.lower():.80}?   " if small else ""
             raise InvalidRequest(
-                f"{text!r:.80} does not tell nodes", next_step="16x8 are 16 nodes of 8 GPUs; 4x8:h100,2x4:a100"
+                f"{text!r:.80} does not tell nodes", next_step=f"{meant}16x8 are 16 nodes of 8 GPUs; 4x8:h100,2x4:a100"
             )
         count, gpus, kind = int(found[1]), int(found[2]), found[3] or "gpu"
         if gpus > MAX_GPUS or len(nodes) + count > MAX_NODES:

@@ -109,6 +109,8 @@ def remove(call: Call, price: str) -> Accepted:
         if found is None:
             raise NotFound(f"there is no price {price[:80]!r}", next_step="all of them: danlu price ls")
         PRICES.remove(tx, found)
-        return Accepted(message=f"{found.resource} has no price {told_span(found)} any more")
+        return Accepted(
+            message=f"the price of {found.resource}, {found.per_hour} {found.currency} {told_span(found)}, is removed"
+        )
 
     return call.write(work)

@@ -28,7 +28,7 @@ def test_a_limit_is_set_seen_met_and_taken_away(server: Server, admin: Person, t
     admin.danlu(
         "quota", "set", "vision", "memory=1GiB", "jobs=5", "--parent", "research", "--guarantee", "memory=512MiB"
     )
-    assert "vision holds at most 1GiB of memory and 5 jobs; guaranteed: 512MiB of memory" in admin.said
+    assert "vision holds at most 4 h100 GPUs, 1GiB of memory and 5 jobs; guaranteed: 512MiB of memory" in admin.said
     admin.danlu("quota", "set", "speech", "--parent", "research", "--weight", "2")
     shown = admin.danlu("quota", "get")
     assert [line.split() for line in shown.splitlines()] == [

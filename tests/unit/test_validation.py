@@ -93,7 +93,8 @@ def test_a_secret_is_not_repeated_in_small_letters() -> None:
 
     with pytest.raises(ValidationError) as caught:
         Hidden.model_validate({"name": "PASSWORD"})
-    assert "password" not in str(invalid_spec(caught.value, Hidden)).lower()
+    error = invalid_spec(caught.value, Hidden)
+    assert "password" not in f"{error.message} {error.next_step} {error.details}".lower()
 
 
 def test_every_problem_is_told_once() -> None:

@@ -177,6 +177,33 @@ def test_it_is_held_released_listed_and_stopped_as_one(api: Api) -> None:
     assert (again.status, again.json()["next_step"].partition("   ")[0]) == (404, "did you mean grid?")
 
 
+def test_why_it_waits_is_told_of_the_next_to_start(api: Api) -> None:
+    first = made(api, name="steps", array="3-5", cpu=4, hold=True)
+    said = api.call("arrays.why", array="steps").json()
+    assert (said["state"]["counts"], said["state"]["held"]) == ({"queued": 3}, 3)
+    assert (said["next"]["job"]["name"], said["next"]["explanation"]) == (
+        "steps-3", ["it is held; danlu release lets it go"],
+    )  # fmt: skip
+    api.call("jobs.release", job="steps-5")
+    said = api.call("arrays.why", array="steps").json()
+    assert (said["state"]["held"], said["next"]["job"]["name"]) == (2, "steps-5")  # the others start later
+    assert said["next"]["explanation"] == ["environment python is being built"]
+    assert api.call("arrays.stop", array="steps", data={}).status == 202
+    for one in elements(api, array_id(first)):
+        end(api, one.id, JobState.CANCELLED)
+    said = api.call("arrays.why", array="steps").json()
+    assert (said["state"]["counts"], said["state"]["held"], said["next"]) == ({"cancelled": 3}, 0, None)
+    assert api.call("arrays.why", array="none").status == 404
+
+
+def test_the_name_of_an_array_where_a_job_is_wanted(api: Api) -> None:
+    made(api, name="many", array="7-9")
+    answer = api.call("jobs.get", job="many")
+    assert (answer.status, answer.json()["next_step"]) == (
+        404, "many is a job array: name one of its elements, such as many-7   all: danlu get jobs --array many",
+    )  # fmt: skip
+
+
 def test_a_repeated_element_has_its_place(api: Api) -> None:
     first = made(api, name="part", array="3,5")
     end(api, first)

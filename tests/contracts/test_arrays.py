@@ -60,7 +60,10 @@ def test_an_array_has_ended_once_all_of_it_has(database: Database) -> None:
     again = element(ids, 0, array.id, retry_of=good.id)
     database.write(lambda tx: JOBS.add(tx, again))
     assert array.id not in states()  # it goes on
-    assert database.read(lambda tx: queries.array_states(tx, array.id)) == {0: "queued", 1: "failed"}
+    elements = database.read(lambda tx: queries.array_elements(tx, array.id))
+    assert {index: (one.id, one.state) for index, one in elements.items()} == {
+        0: (again.id, "queued"), 1: (bad.id, "failed"),
+    }  # fmt: skip
 
 
 def test_elements_that_hold_something_are_counted(database: Database) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from danlu.api.bodies import JobsQuery, TimeoutQuery
+from danlu.cli import exits
 from danlu.client.lists import listed
 from danlu.domain.jobs import Job, JobState
+from tests.process.commands import Person
 from tests.process.platform import Server
 
 ELEMENTS = 6
@@ -79,3 +81,34 @@ def test_a_chain_of_real_jobs(server: Server) -> None:
     assert (failed.state, failed.reason) == (JobState.FAILED, "DependencyFailed")
     assert "many" in failed.message
     assert server.wait(lost.id).state is JobState.SUCCEEDED
+
+
+def test_the_name_of_an_array_at_the_terminal(server: Server, tmp_path: Path) -> None:
+    ada = Person(tmp_path, {"DANLU_HOME": str(server.home)})
+    ada.danlu(
+        "run", "-d", "--no-code", "--cpu", "0.1", "--name", "grid", "--array", "2-4", "--hold", "--",
+        "sh", "-c", "test $DANLU_ARRAY_INDEX -ne 3",
+    )  # fmt: skip
+    assert ada.danlu("why", "grid").startswith("grid: 3 queued and held\n  next        grid-2 waits: OnHold, for ")
+    described = ada.danlu("describe", "grid")
+    assert described.startswith("grid  3 queued and held\n  waits       grid-2: OnHold\n")
+    assert "  elements    3: grid-INDEX with 2-4\n" in described
+    assert ada.json("describe", "grid")["held"] == ada.json("why", "grid")["state"]["held"] == 3
+    assert ada.danlu("logs", "grid", code=exits.USAGE) == ""
+    assert "grid-INDEX with 2-4\n  danlu logs grid-2   all of them: danlu get jobs --array grid\n" in ada.said
+    assert (
+        ada.danlu("hold", "grid", "grid-2")
+        == "array/grid is held already: 3 queued and held\njob/grid-2 is held already\n"
+    )
+    ada.danlu("retry", "grid", code=exits.FAILED)
+    assert "nothing of grid has failed or was cancelled: 3 queued and held" in ada.said
+    assert ada.danlu("release", "grid-3") == "job/grid-3 is released\n"
+    server.wait(ada.json("get", "jobs", "grid-3")["id"])
+    assert ada.danlu("release", "grid-3").startswith("job/grid-3 was not held: it has ended: failed: ProcessFailed")
+    assert ada.danlu("release", "grid") == "array/grid is released: 2 queued, 1 failed\n"
+    assert ada.danlu("attach", "grid", code=exits.FAILED) == ""
+    assert "grid: 2 succeeded, 1 failed: grid-3\n" in ada.said
+    assert ada.danlu("hold", "grid") == "array/grid has nothing that waits: 2 succeeded, 1 failed\n"
+    assert ada.danlu("why", "grid").startswith("grid: 2 succeeded, 1 failed\n  without     grid-3\n")
+    ada.danlu("retry", "grid", code=exits.FAILED)
+    assert "again         grid-3\n" in ada.said

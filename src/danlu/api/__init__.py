@@ -69,6 +69,7 @@ from danlu.domain.specs import JobSpec
 from danlu.domain.usage import UsageReport
 from danlu.domain.users import Member, User
 from danlu.domain.views import (
+    ArrayWhy,
     EnvironmentDetails,
     EnvironmentEntry,
     EnvironmentText,
@@ -184,6 +185,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       ArrayState, reads=(Job.KIND, JobArray.KIND)),
     O("arrays.wait", "GET", "/v1/arrays/{array}/wait", "The array, as soon as all of it has ended, or the time is over",
       ArrayState, query=TimeoutQuery),
+    O("arrays.why", "GET", "/v1/arrays/{array}/why", "How far the array is, and why the next one of its elements waits",
+      ArrayWhy),
     O("arrays.stop", "POST", "/v1/arrays/{array}/stop", "Stop all elements of an array", ArrayState, body=StopRequest,
       status=202, permission=Permission.WRITE),
     O("arrays.retry", "POST", "/v1/arrays/{array}/retry", "Run the elements again that failed or were cancelled",

@@ -8,8 +8,8 @@ from danlu.cli import exits, output, wording
 from danlu.cli.output import Format
 from danlu.cli.session import FOLLOW_PATIENCE_S
 from danlu.cli.terminal import Messages
-from danlu.client.arrays import until_ended
 from danlu.client.transport import Client
+from danlu.client.waiting import until
 from danlu.domain.arrays import ArrayState
 from danlu.domain.jobs import Job
 
@@ -20,51 +20,73 @@ ORDER: Final = ("running", "starting", "admitted", "stopping", "queued", "succee
 def conclude(client: Client, first: Job, messages: Messages, form: Format, *, detach: bool) -> int:
     """Waits for an array that was submitted, unless the user detached, and returns the exit code."""
     state: ArrayState = client.call("arrays.get", {"array": first.array_id or ""})
-    name = state.array.name
     if not detach:
-        messages.step("array", f"{name}: {wording.count(state.array.size, 'element')}, {name}-INDEX")
-        try:
-            state = waited(client, state, messages)
-        except KeyboardInterrupt:
-            messages.clear()
-            messages.say(f"{name} goes on: danlu wait {name}     stop it: danlu stop {name}")
-            raise
+        state = followed(client, state, messages)
     if form in ("json", "yaml"):
         output.record(state, form)
     elif form == "name" and detach:
-        output.write(f"array/{name}")
+        output.write(key(state))
     elif detach:
-        output.write(name)
-        messages.say(f"wait for it with `danlu wait {name}`; one of them: `danlu logs -f {first.name}`")
+        output.write(state.array.name)
+        messages.say(f"wait for it with `danlu wait {state.array.name}`; one of them: `danlu logs -f {first.name}`")
     if detach:
         return exits.OK
     tell(state, messages)
     return code_of(state)
 
 
-def waited(client: Client, state: ArrayState, messages: Messages, timeout_s: float | None = None) -> ArrayState:
-    """Returns an array as it is when all of it has ended, or the time is over; meanwhile tells how far it is."""
+def followed(client: Client, state: ArrayState, messages: Messages) -> ArrayState:
+    """Returns an array as it is when all of it has ended; meanwhile tells how far it is."""
+    name = state.array.name
+    messages.step("array", f"{name}: {wording.count(state.array.size, 'element')}, {name}-INDEX")
     client.patience_s = FOLLOW_PATIENCE_S
-    state = until_ended(
-        client, state, timeout_s=timeout_s, told=lambda now: messages.status(f"{now.array.name}: {counts(now)}")
-    )
+    try:
+        state = until(client, state, told=lambda now: messages.status(so_far(now)))
+    except KeyboardInterrupt:
+        messages.clear()
+        messages.say(f"{name} goes on: danlu wait {name}     stop it: danlu stop {name}")
+        raise
     messages.clear()
     return state
 
 
+def key(found: Job | ArrayState) -> str:
+    """Returns ``job/NAME`` or ``array/NAME``."""
+    return f"job/{found.name}" if isinstance(found, Job) else f"array/{found.array.name}"
+
+
+def so_far(found: Job | ArrayState) -> str:
+    """Returns how far a job or an array is, with its name."""
+    if isinstance(found, ArrayState):
+        return f"{found.array.name}: {counts(found)}"
+    why = wording.why(found)
+    return f"{found.name} is {found.state}{'' if why == '-' else f': {why}'}"
+
+
 def counts(state: ArrayState) -> str:
-    """Returns ``3 running, 90 queued, 7 succeeded``."""
-    there = [f"{state.counts[name]:,} {name}" for name in ORDER if state.counts.get(name)]
+    """Returns ``3 running, 90 queued (10 of them held), 7 succeeded``."""
+    there = [f"{state.counts[name]:,} {name}{_held(state, name)}" for name in ORDER if state.counts.get(name)]
     missing = state.array.size - sum(state.counts.values())
     return ", ".join(there + ([f"{missing:,} not made yet"] if missing > 0 else []))
 
 
+def _held(state: ArrayState, name: str) -> str:
+    if name != "queued" or not state.held:
+        return ""
+    return " and held" if state.held == state.counts[name] else f" ({state.held:,} of them held)"
+
+
 def tell(state: ArrayState, messages: Messages) -> None:
     """Says what became of an array."""
-    more = len(state.unsuccessful) - NAMED
-    named = ", ".join(state.unsuccessful[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    named = unsuccessful(state)
     style = None if not named else "red" if state.counts.get("failed") else "yellow"
     messages.say(f"{state.array.name}: {counts(state)}" + (f": {named}" if named else ""), style)
+
+
+def unsuccessful(state: ArrayState) -> str:
+    """Returns the names of the elements that failed or were cancelled, the first ones; "" for none."""
+    more = state.counts.get("failed", 0) + state.counts.get("cancelled", 0) - len(state.unsuccessful[:NAMED])
+    return ", ".join(state.unsuccessful[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def code_of(state: ArrayState) -> int:

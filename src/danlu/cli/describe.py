@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from typing import Final
 
 from danlu.api.bodies import MetricsQuery
+from danlu.cli import arrays, wording
 from danlu.cli import output as out
-from danlu.cli import wording
 from danlu.cli.get import MAX_MESSAGE
 from danlu.cli.options import Common, Names, Output, one
+from danlu.cli.output import Format
 from danlu.cli.session import connect
-from danlu.cli.terminal import STATE_STYLES, paint
+from danlu.cli.terminal import STATE_STYLES
 from danlu.client import describing
+from danlu.client.arrays import of_either
 from danlu.client.transport import Client
+from danlu.domain.arrays import ArrayState
 from danlu.domain.artifacts import Artifact
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job, Reason, waits_since
 from danlu.domain.priorities import priority_text
 from danlu.domain.resources import format_bytes
+from danlu.domain.views import ArrayWhy
 from danlu.errors import DanluError, InvalidRequest
 
 SHOWN_AFTER: Final = 20
@@ -35,12 +38,17 @@ def describe(
 ) -> int:
     """Show all about a job: what it asked for, its attempts, limits and events, what it left, what to do next.
 
+    Of a job array: what each of it asks for, how many are in which state, why the next one waits.
+
     Example: danlu describe job gan-12
     """
     if job and job[0].partition("/")[0] in ("node", "nodes", "env", "envs"):
         raise InvalidRequest("describe is for jobs", next_step=f"danlu get {' '.join(job)} -o yaml")
     with connect(common) as client:
-        about = describing.describe(client, one(job))
+        known = of_either(client, "get", one(job))
+        if isinstance(known, ArrayState):
+            return _describe_array(client, known, output)
+        about = describing.describe(client, known)
         found = about.job
         environment = _environment(client, found)
         measured = output in ("table", "wide") and not found.live and _measured(client, found)
@@ -52,6 +60,43 @@ def describe(
         return 0
     _print(about, environment, measured=measured)
     return 0
+
+
+def _describe_array(client: Client, state: ArrayState, output: Format) -> int:
+    if output in ("json", "yaml"):
+        out.record(state, output)
+        return 0
+    if output == "name":
+        out.write(arrays.key(state))
+        return 0
+    name = state.array.name
+    first: Job = client.call("jobs.get", {"job": state.array.first})
+    told: ArrayWhy = client.call("arrays.why", {"array": state.array.id})
+    out.heading(name, arrays.counts(state), None)
+    if bad := arrays.unsuccessful(state):
+        out.labelled("without", [bad])
+    if told.next is not None:
+        job = told.next.job
+        out.labelled("waits", [f"{job.name}: {wording.why(job)}", *told.next.explanation])
+    out.labelled("id", [state.array.id])
+    out.labelled("command", [wording.command_line(first.spec)])
+    out.labelled("asks", [f"{wording.asks(first.spec)}{_wishes(first)}, each element"])
+    out.labelled("env", [_environment(client, first)])
+    if first.spec.array is not None:
+        parallel = first.spec.array.parallel
+        most = "" if parallel is None else f", {parallel:,} at once"
+        which = f"{name}-INDEX with {first.spec.array.indexes}"
+        out.labelled("elements", [f"{state.array.size:,}{most}: {which}"])
+    if first.after:
+        out.labelled("after", _after(first))
+    commands = [f"danlu get jobs --array {name}", f"danlu logs {first.name}"]
+    again = [f"danlu retry {name}"] if bad else []
+    _commands("next", commands + ([f"danlu stop {name}"] if state.live else again))
+    return 0
+
+
+def _after(job: Job) -> list[str]:
+    return [f"{one.name} ({one.condition})" for one in job.after[:SHOWN_AFTER]]
 
 
 def _environment(client: Client, job: Job) -> str:
@@ -74,7 +119,7 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
     job, attempts, artifacts = about.job, list(about.attempts), list(about.artifacts)
     style = STATE_STYLES.get(str(job.state))
     headline = wording.outcome(job) if not job.live else _alive(job, now)
-    out.write(f"{paint(job.name, 'bold', sys.stdout)}  {paint(headline, style, sys.stdout)}")
+    out.heading(job.name, headline, style)
     if job.message and not wording.says_nothing_new(job):
         out.labelled("because", job.message.splitlines()[:30])
     if advice := _advice(job, attempts):
@@ -100,7 +145,7 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
         most = "" if job.array.parallel is None else f", {job.array.parallel} at once"
         out.labelled("array", [place + most])
     if job.after:
-        out.labelled("after", [f"{one.name} ({one.condition})" for one in job.after[:SHOWN_AFTER]])
+        out.labelled("after", _after(job))
     if job.retry_of:
         out.labelled("retry of", [job.retry_of])
     if attempts:
@@ -114,7 +159,7 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
         out.labelled("isolation", [", ".join(name for name in attempts[-1].limits if name not in limits) or "none"])
     out.labelled("kept", wording.not_kept(attempts[-SHOWN_ATTEMPTS:]) + _kept(artifacts))
     out.labelled("events", _events(list(about.events), now))
-    out.labelled("next", _next(job, artifacts, measured=measured))
+    _commands("next", _next(job, artifacts, measured=measured))
 
 
 def _tasks(attempt: Attempt) -> list[str]:
@@ -228,13 +273,16 @@ def _said(event: Event) -> str:
 
 
 def _next(job: Job, artifacts: list[Artifact], *, measured: bool) -> list[str]:
-    """Returns the commands that have something to show or to do, on one line where there is room for them."""
+    """Returns the commands that have something to show or to do."""
     if job.live:
-        commands = [f"danlu logs -f {job.name}", f"danlu why {job.name}", f"danlu stop {job.name}"]
-    else:
-        commands = [f"danlu logs {job.name}"] if job.attempts else []
-        commands += [f"danlu metrics {job.name}"] if measured else []
-        commands += [f"danlu artifacts get {job.name}"] if artifacts else []
-        commands += [] if job.state == "succeeded" else [wording.again(job)]
+        return [f"danlu logs -f {job.name}", f"danlu why {job.name}", f"danlu stop {job.name}"]
+    commands = [f"danlu logs {job.name}"] if job.attempts else []
+    commands += [f"danlu metrics {job.name}"] if measured else []
+    commands += [f"danlu artifacts get {job.name}"] if artifacts else []
+    return commands + ([] if job.state == "succeeded" else [wording.again(job)])
+
+
+def _commands(label: str, commands: list[str]) -> None:
+    """Writes commands, on one line where there is room for them."""
     line, most = "     ".join(commands), out.room(out.INDENT)
-    return commands if most is not None and out.columns(line) > most else [line]
+    out.labelled(label, commands if most is not None and out.columns(line) > most else [line])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from pydantic import ValidationError
@@ -16,7 +16,6 @@ from danlu.cli.output import Format
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.terminal import Messages
 from danlu.client.arrays import of_either
-from danlu.client.transport import Client
 from danlu.client.waiting import until
 from danlu.domain.arrays import ArrayState
 from danlu.domain.jobs import Job
@@ -45,10 +44,10 @@ def stop(
             found = of_either(client, "stop", name, request)
             asked.append(found)
             if output in ("table", "wide"):  # at once: where a later name is wrong, it is known what was done before
-                out.write(f"{_key(found)}{_ended(found) or ' is asked to stop'}")
+                out.write(f"{arrays.key(found)}{_ended(found) or ' is asked to stop'}")
         if wait:
             client.patience_s = FOLLOW_PATIENCE_S
-            asked = [_until_ended(client, found, messages) for found in asked]
+            asked = [until(client, found, told=lambda now: messages.status(arrays.so_far(now))) for found in asked]
             messages.clear()
     _tell(asked, output)
     return exits.OK
@@ -61,7 +60,7 @@ def hold(*job: Names, output: Output = "table", common: Common | None = None) ->
 
     Example: danlu hold bert-large-3
     """
-    return _each("hold", "is held", job, output, common)
+    return _each("hold", job, output, common)
 
 
 def release(*job: Names, output: Output = "table", common: Common | None = None) -> int:
@@ -69,28 +68,44 @@ def release(*job: Names, output: Output = "table", common: Common | None = None)
 
     Example: danlu release bert-large-3
     """
-    return _each("release", "is released", job, output, common)
+    return _each("release", job, output, common)
 
 
-def _each(verb: str, done: str, words: Sequence[str], output: Format, common: Common | None) -> int:
+def _each(verb: Literal["hold", "release"], words: Sequence[str], output: Format, common: Common | None) -> int:
     messages = Messages(quiet=output in ("json", "yaml"))
+    asked = []
     with connect(common, messages) as client:
-        asked = [of_either(client, verb, name) for name in several(words)]
-    for found in asked if output in ("table", "wide") else ():
-        out.write(f"{_key(found)} {done}")
+        for name in several(words):
+            before = of_either(client, "get", name)
+            after = of_either(client, verb, before.id if isinstance(before, Job) else before.array.id)
+            asked.append(after)
+            if output in ("table", "wide"):  # at once: where a later name is wrong, it is known what was done before
+                out.write(f"{arrays.key(after)} {_done(verb, before, after)}")
     _tell(asked, output)
     return exits.OK
+
+
+def _done(verb: str, before: Job | ArrayState, after: Job | ArrayState) -> str:
+    """Returns what holding or releasing did: nothing, where it was so before, or nothing of an array waits."""
+    held, now = int(before.held), int(after.held)  # of an array, how many of its elements
+    if verb == "hold":
+        done = "is held" if now > held else "is held already" if now else "has nothing that waits"
+    else:
+        done = "is released" if now < held else "was not held"
+    if isinstance(after, ArrayState):
+        return f"{done}: {arrays.counts(after)}"
+    return f"{done}: it {_is(after)}" if held == now == 0 else done
+
+
+def _is(job: Job) -> str:
+    return f"is {job.state}" if job.live else f"has ended: {wording.outcome(job)}"
 
 
 def _tell(asked: Sequence[Job | ArrayState], output: Format) -> None:
     if output in ("json", "yaml"):
         out.records(asked, output)
     for found in asked if output == "name" else ():
-        out.write(_key(found))
-
-
-def _key(found: Job | ArrayState) -> str:
-    return f"job/{found.name}" if isinstance(found, Job) else f"array/{found.array.name}"
+        out.write(arrays.key(found))
 
 
 def _ended(found: Job | ArrayState) -> str:
@@ -98,9 +113,3 @@ def _ended(found: Job | ArrayState) -> str:
     if found.live:
         return ""
     return f" has ended already: {wording.outcome(found) if isinstance(found, Job) else arrays.counts(found)}"
-
-
-def _until_ended(client: Client, found: Job | ArrayState, messages: Messages) -> Job | ArrayState:
-    if isinstance(found, ArrayState):
-        return arrays.waited(client, found, messages)
-    return until(client, found, told=lambda job: messages.status(f"{job.name} is {job.state}"))

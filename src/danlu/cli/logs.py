@@ -11,12 +11,17 @@ from cyclopts import Group, Parameter
 from pydantic import ValidationError
 
 from danlu.api.bodies import LogsQuery
+from danlu.cli import wording
 from danlu.cli.lines import LogLines, Prefixes, emit, screens
 from danlu.cli.options import Common, Flag, Names, Words, one
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.terminal import Messages
 from danlu.cli.wording import SECOND_NS
+from danlu.client.arrays import of_either
 from danlu.client.logs import pages, task_names
+from danlu.client.transport import Client
+from danlu.domain.arrays import ArrayState
+from danlu.domain.jobs import Job
 from danlu.domain.resources import parse_duration
 from danlu.domain.validation import invalid_spec
 from danlu.errors import InvalidRequest, NotFound
@@ -65,7 +70,9 @@ def logs(
         raise InvalidRequest(f"--attempt is at least 1, --tail from 0 to {MAX_TAIL:,}")
     messages = Messages()
     with connect(common, messages) as client:
-        found = client.call("jobs.get", {"job": one(job)})
+        found = of_either(client, "get", one(job))
+        if isinstance(found, ArrayState):
+            raise _of_many(client, found)
         if previous:
             if found.attempts < 2:
                 raise NotFound(f"job {found.name} has no attempt before its newest: it has {found.attempts}")
@@ -87,6 +94,15 @@ def logs(
             of_what = " there" if query != LogsQuery() else ""
             messages.say(f"{found.name} has printed nothing{of_what}" + (" yet" if found.live else ""))
     return 0
+
+
+def _of_many(client: Client, found: ArrayState) -> InvalidRequest:
+    first: Job = client.call("jobs.get", {"job": found.array.first})
+    indexes = "" if first.spec.array is None else f": {found.array.name}-INDEX with {first.spec.array.indexes}"
+    return InvalidRequest(
+        f"{found.array.name} is an array of {wording.count(found.array.size, 'job')}, each with logs of its own{indexes}",
+        next_step=f"danlu logs {first.name}   all of them: danlu get jobs --array {found.array.name}",
+    )
 
 
 def _query(which: Which, **fields: Any) -> LogsQuery:

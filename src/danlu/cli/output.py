@@ -214,6 +214,14 @@ def _cell(text: str) -> str:
     return shown if shown.strip() else "-"
 
 
+def heading(name: str, text: str, style: str | None) -> None:
+    """Writes ``NAME  text``, what a screen of ``labelled`` lines begins with; a terminal's lines end between words."""
+    first, *more = wrapped(f"{name}  {text}", room())
+    write(f"{paint(name, 'bold', sys.stdout)}{paint(first.removeprefix(name), style, sys.stdout)}")
+    for line in more:
+        write(paint(f"  {line}", style, sys.stdout))
+
+
 def labelled(label: str, lines: Iterable[str]) -> None:
     """Writes ``  label       line``, further lines below the first; a terminal's lines end between words."""
     most = room(INDENT)

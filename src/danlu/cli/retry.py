@@ -19,7 +19,7 @@ from danlu.client.arrays import of_either
 from danlu.client.submitting import SUBMIT_PATIENCE_S
 from danlu.domain.arrays import ArrayState
 from danlu.domain.specs import JobSpec
-from danlu.errors import InvalidRequest
+from danlu.errors import Conflict, InvalidRequest
 
 
 def retry(
@@ -45,6 +45,14 @@ def retry(
     with connect(common, messages) as client:
         found = of_either(client, "get", name)
         of_array = isinstance(found, ArrayState)
+        if isinstance(found, ArrayState):
+            if not found.unsuccessful:
+                name = found.array.name
+                raise Conflict(
+                    f"nothing of {name} has failed or was cancelled: {arrays.counts(found)}",
+                    next_step=f"danlu wait {name}" if found.live else f"one of them again: danlu retry {name}-INDEX",
+                )
+            messages.step("again", arrays.unsuccessful(found))
         old = client.call("jobs.get", {"job": found.array.first}) if isinstance(found, ArrayState) else found
         changes = submitting.changed(old.spec, fields) | _set(set_)
         if code is not None:

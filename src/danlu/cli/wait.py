@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
-from typing import Annotated, Any, Final
+from collections.abc import Sequence
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 
@@ -59,28 +59,21 @@ def wait(
         many = [one for one in found if isinstance(one, ArrayState)]
         if many and state is not None:
             raise InvalidRequest(f"{many[0].array.name} is an array: its end can be waited for, not --for {state}")
-        jobs = [one for one in found if isinstance(one, Job)]
-        begun = time.monotonic()
         client.patience_s = FOLLOW_PATIENCE_S
-        jobs = _all(client, jobs, state, timeout_s, messages)
-        for at, one in enumerate(many):
-            left = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - begun))
-            many[at] = arrays.waited(client, one, messages, left)
+        found = _all(client, found, state, timeout_s, messages)
     if output in ("json", "yaml"):
-        every = (*jobs, *many)
-        if len(every) == 1:
-            out.record(every[0], output)
+        if len(found) == 1:
+            out.record(found[0], output)
         else:
-            out.records(every, output)
-    elif output == "name":
-        for name in [f"job/{job_.name}" for job_ in jobs] + [f"array/{one.array.name}" for one in many]:
-            out.write(name)
-    for job_ in jobs:
-        _tell(job_, state, timeout, messages)
-    for one in many:
-        arrays.tell(one, messages)
-    codes = [_code(job_, state) for job_ in jobs]
-    codes += [exits.TIMED_OUT if one.live else arrays.code_of(one) for one in many]
+            out.records(found, output)
+    for one in found if output == "name" else ():
+        out.write(arrays.key(one))
+    for one in found:
+        if isinstance(one, Job):
+            _tell(one, state, timeout, messages)
+        else:
+            arrays.tell(one, messages)
+    codes = [_code(one, state) for one in found]
     return exits.TIMED_OUT if exits.TIMED_OUT in codes else next((code for code in codes if code), exits.OK)
 
 
@@ -99,24 +92,28 @@ def _state(word: str) -> JobState | None:
 
 
 def _all(
-    client: Client, jobs: list[Job], state: JobState | None, timeout_s: float | None, messages: Messages
-) -> list[Job]:
-    """Returns the jobs, each as it was when its own waiting was over. They are waited for side by side: a state can pass."""
-    heard: queue.SimpleQueue[tuple[int, Job | Exception, bool]] = queue.SimpleQueue()
+    client: Client,
+    wanted: Sequence[Job | ArrayState],
+    state: JobState | None,
+    timeout_s: float | None,
+    messages: Messages,
+) -> list[Job | ArrayState]:
+    """Returns them as each was when its own waiting was over. They are waited for side by side: a state can pass."""
+    heard: queue.SimpleQueue[tuple[int, Job | ArrayState | Exception, bool]] = queue.SimpleQueue()
 
     def work(at: int) -> None:
         try:
-            found = until(
-                client, jobs[at], state=state, timeout_s=timeout_s, told=lambda job: heard.put((at, job, False))
+            over = until(
+                client, wanted[at], state=state, timeout_s=timeout_s, told=lambda now: heard.put((at, now, False))
             )
-            heard.put((at, found, True))
+            heard.put((at, over, True))
         except Exception as error:  # noqa: BLE001 - it is raised again in the thread that can tell it
             heard.put((at, error, True))
 
-    for at in range(len(jobs)):
+    for at in range(len(wanted)):
         threading.Thread(target=work, args=(at,), daemon=True, name=f"danlu-wait-{at}").start()
-    found: list[Any] = list(jobs)
-    waiting = set(range(len(jobs)))
+    found = [*wanted]
+    waiting = set(range(len(found)))
     while waiting:
         at, answer, over = heard.get()
         if isinstance(answer, Exception):
@@ -126,10 +123,8 @@ def _all(
         if over:
             waiting.discard(at)
         if waiting:
-            job = found[min(waiting)]
-            more = f"   ({len(jobs) - len(waiting)} of {len(jobs)} done)" if len(jobs) > 1 else ""
-            why = wording.why(job)
-            messages.status(f"{job.name} is {job.state}{'' if why == '-' else f': {why}'}{more}")
+            more = f"   ({len(found) - len(waiting)} of {len(found)} done)" if len(found) > 1 else ""
+            messages.status(arrays.so_far(found[min(waiting)]) + more)
     messages.clear()
     return found
 
@@ -144,7 +139,9 @@ def _tell(job: Job, state: JobState | None, timeout: str | None, messages: Messa
         tell_end(job, messages)
 
 
-def _code(job: Job, state: JobState | None) -> int:
+def _code(job: Job | ArrayState, state: JobState | None) -> int:
+    if isinstance(job, ArrayState):
+        return exits.TIMED_OUT if job.live else arrays.code_of(job)
     if reached(job, state):
         return job_exit_code(job) if state is None else exits.OK
     return exits.TIMED_OUT if job.live else job_exit_code(job) or exits.FAILED

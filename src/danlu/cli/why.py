@@ -6,14 +6,15 @@ import datetime
 import time
 from collections.abc import Iterable, Iterator
 
+from danlu.cli import arrays, wording
 from danlu.cli import output as out
-from danlu.cli import wording
 from danlu.cli.options import Common, Names, Output, one
 from danlu.cli.session import connect
+from danlu.client.arrays import why as why_of_either
 from danlu.domain.jobs import waits_since
 from danlu.domain.quotas import GPU, format_amount
 from danlu.domain.resources import Resources, format_bytes, format_cpu
-from danlu.domain.views import NodeUse, Why
+from danlu.domain.views import ArrayWhy, NodeUse, Why
 from danlu.domain.waits import PRECEDENCES, Ahead, MakesWay, QuotaLine, Room, Start
 
 SHOWN_NODES = 10
@@ -29,21 +30,38 @@ def why(
 ) -> int:
     """Say why a job waits: what it asks for, who is before it, what is free, when it could start; or why it ended.
 
+    Of a job array: how far it is, and why the next one of its elements waits.
+
     Example: danlu why bert-large-3
     """
     with connect(common) as client:
-        found: Why = client.call("jobs.why", {"job": one(job)})
+        found = why_of_either(client, one(job))
     if output in ("json", "yaml"):
         out.record(found, output)
-        return 0
-    if output == "name":
-        out.write(f"job/{found.job.name}")
-        return 0
-    now = time.time_ns()
-    out.write(headline(found, now))
+    elif output == "name":
+        out.write(arrays.key(found.job if isinstance(found, Why) else found.state))
+    else:
+        _print(found, time.time_ns())
+    return 0
+
+
+def _print(found: Why | ArrayWhy, now: int) -> None:
+    if isinstance(found, ArrayWhy):
+        for line in out.wrapped(f"{found.state.array.name}: {arrays.counts(found.state)}", out.room()):
+            out.write(line)
+        bad = arrays.unsuccessful(found.state)
+        if bad:
+            out.labelled("without", [bad])
+        if found.next is None:
+            out.labelled("more", [f"danlu describe {found.state.array.name}"])
+            return
+        out.labelled("next", [headline(found.next, now)])
+        found = found.next
+    else:
+        for line in out.wrapped(headline(found, now), out.room()):
+            out.write(line)
     for label, lines in parts(found, now):
         out.labelled(label, lines)
-    return 0
 
 
 def headline(found: Why, now: int) -> str:

@@ -35,9 +35,8 @@ class Description:
         }
 
 
-def describe(client: Client, job: str) -> Description:
-    """Returns all about a job, named by id or name."""
-    found: Job = client.call("jobs.get", {"job": job})
+def describe(client: Client, found: Job) -> Description:
+    """Returns all about a job, as it was last seen."""
     page = client.call("jobs.attempts", {"job": found.id}, query=Paging(limit=MAX_ATTEMPTS))
     events, _ = newest_events(client, EventsQuery(object_id=found.id), MAX_EVENTS)
     return Description(

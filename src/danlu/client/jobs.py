@@ -186,9 +186,7 @@ class Job:
 
     def describe(self) -> describing.Description:
         """Returns all about it: attempts, events, what it left."""
-        found = describing.describe(self._client, self.id)
-        self.record = found.job
-        return found
+        return describing.describe(self._client, self.refresh().record)
 
     def attempts(self) -> list[Attempt]:
         """Returns its executions, newest first, at most 500."""

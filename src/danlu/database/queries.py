@@ -181,23 +181,34 @@ def ended_states(tx: Transaction, ids: Collection[str]) -> dict[str, str]:
         )
         found |= {str(row[0]): str(row[1]) for row in rows}
     for one in arrays:
-        state = array_states(tx, one)
+        states = [element.state for element in array_elements(tx, one).values()]
         whole = ARRAYS.get(tx, one)
-        if whole is None or any(JobState(name) in LIVE_JOB_STATES for name in state.values()):
+        if whole is None or any(JobState(name) in LIVE_JOB_STATES for name in states):
             continue
-        if len(state) < whole.size and not whole.stopped:
+        if len(states) < whole.size and not whole.stopped:
             continue  # it is being made
-        good = len(state) == whole.size and set(state.values()) == {JobState.SUCCEEDED}
+        good = len(states) == whole.size and {*states} == {JobState.SUCCEEDED}
         found[one] = JobState.SUCCEEDED if good else JobState.FAILED
     return found
 
 
-def array_states(tx: Transaction, array_id: str) -> dict[int, str]:
-    """Returns the state of each element of an array, by index: of its newest job."""
+class Element(NamedTuple):
+    """An element of an array: its newest job."""
+
+    id: str
+    state: str
+    held: bool
+    queued_at: int
+
+
+def array_elements(tx: Transaction, array_id: str) -> dict[int, Element]:
+    """Returns the elements of an array that are there, by index, ascending."""
     jobs = tables.jobs.c
     index = jobs.body[("array", "index")].as_integer()
-    query = select(index, jobs.state).where(jobs.array_id == array_id).order_by(jobs.id)
-    return {int(row[0]): str(row[1]) for row in tx.connection.execute(query)}
+    query = select(index, jobs.id, jobs.state, jobs.held, jobs.queued_at).where(jobs.array_id == array_id)
+    rows = tx.connection.execute(query.order_by(jobs.id))
+    found = {int(at): Element(str(one), str(state), bool(held), int(since)) for at, one, state, held, since in rows}
+    return dict(sorted(found.items()))
 
 
 def live_elements(tx: Transaction, array_id: str, beyond: str, limit: int) -> list[Job]:
@@ -219,16 +230,6 @@ def live_names_like(tx: Transaction, project: str, beginning: str) -> frozenset[
 def array_names(tx: Transaction, project: str, limit: int) -> list[str]:
     """Returns the names of a project's newest arrays."""
     return [one.name for one in ARRAYS.find(tx, project=project, descending=True, limit=limit)]
-
-
-def unsuccessful_elements(tx: Transaction, array_id: str) -> dict[int, str]:
-    """Returns the ids of an array's jobs that failed or were cancelled and were not repeated since, by index, ascending."""
-    jobs = tables.jobs.c
-    index = jobs.body[("array", "index")].as_integer()
-    query = select(index, jobs.id, jobs.state).where(jobs.array_id == array_id).order_by(jobs.id)
-    newest = {int(row[0]): (str(row[1]), str(row[2])) for row in tx.connection.execute(query)}
-    bad = (JobState.FAILED, JobState.CANCELLED)
-    return {at: one for at, (one, state) in sorted(newest.items()) if state in bad}
 
 
 def array_by_name(tx: Transaction, project: str, name: str) -> JobArray | None:

@@ -101,6 +101,7 @@ class ArrayState(Value):
 
     array: JobArray
     counts: Mapping[str, int] = Field(description="how many of its elements are in each state")
+    held: int = Field(default=0, ge=0, description="how many of those that wait are held")
     unsuccessful: tuple[str, ...] = Field(description="names of those that failed or were cancelled, at most 100")
 
     @property

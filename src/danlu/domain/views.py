@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import Field
 
+from danlu.domain.arrays import ArrayState
 from danlu.domain.environments import Environment
 from danlu.domain.jobs import Job, JobState, Reason
 from danlu.domain.nodes import Node
@@ -175,6 +176,13 @@ class Why(Value):
     would_start: tuple[Smaller, ...] = Field(default=(), description="at most 5 shapes that would start now")
     start: Start | None = None
     nodes: tuple[NodeUse, ...] = ()
+
+
+class ArrayWhy(Value):
+    """How far a job array is, and why the next one of its elements waits; None where none waits."""
+
+    state: ArrayState
+    next: Why | None = None
 
 
 class TracedJob(Value):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from danlu.api.bodies import StopRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
+from danlu.database.queries import Element
 from danlu.database.records import ARRAYS, JOBS
 from danlu.domain import arrays
 from danlu.domain.arrays import ArrayPlace, ArrayState, JobArray
@@ -16,12 +17,15 @@ from danlu.domain.ids import is_id
 from danlu.domain.jobs import Desired, Job, JobState
 from danlu.domain.specs import JobSpec
 from danlu.domain.validation import suggestion
+from danlu.domain.views import ArrayWhy
 from danlu.errors import InvalidSpec, NameTaken, NotFound
+from danlu.services import explaining
 from danlu.services.context import Call
 
 AT_ONCE = 50
 """So many elements are written in one transaction, which takes some milliseconds."""
 TOLD = 100
+UNSUCCESSFUL: Final = (JobState.FAILED, JobState.CANCELLED)
 MAX_NAME = 63
 
 
@@ -131,13 +135,39 @@ def get(call: Call, array: str) -> ArrayState:
 
 
 def _state(tx: Transaction, array: JobArray) -> ArrayState:
-    states = queries.array_states(tx, array.id)
-    bad = [index for index, state in sorted(states.items()) if state in (JobState.FAILED, JobState.CANCELLED)]
+    return _made_of(array, queries.array_elements(tx, array.id))
+
+
+def _made_of(array: JobArray, elements: Mapping[int, Element]) -> ArrayState:
+    bad = [index for index, one in elements.items() if one.state in UNSUCCESSFUL]
     return ArrayState(
         array=array,
-        counts=dict(sorted(Counter(states.values()).items())),
+        counts=dict(sorted(Counter(one.state for one in elements.values()).items())),
+        held=sum(one.held for one in elements.values() if one.state == JobState.QUEUED),
         unsuccessful=tuple(element_name(array.name, index) for index in bad[:TOLD]),
     )
+
+
+def unsuccessful(tx: Transaction, project: str, array: str) -> tuple[str, dict[int, str]]:
+    """Returns an array's id and the ids of its jobs that failed or were cancelled and were not repeated since, by index."""
+    found = require(tx, project, array)
+    elements = queries.array_elements(tx, found.id)
+    return found.id, {index: one.id for index, one in elements.items() if one.state in UNSUCCESSFUL}
+
+
+def why(call: Call, array: str) -> ArrayWhy:
+    """Returns how far an array is, and why that of its elements waits that is the next to start."""
+
+    def work(tx: Transaction) -> ArrayWhy:
+        found = require(tx, call.project, array)
+        elements = queries.array_elements(tx, found.id)
+        waiting = [one for one in elements.values() if one.state == JobState.QUEUED]
+        following = min(waiting, key=lambda one: (one.held, one.queued_at, one.id), default=None)
+        now = call.platform.clock.now()
+        told = None if following is None else explaining.told(tx, JOBS.require(tx, following.id), now)
+        return ArrayWhy(state=_made_of(found, elements), next=told)
+
+    return call.platform.database.read(work)
 
 
 # --- changing

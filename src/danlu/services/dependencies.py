@@ -63,7 +63,7 @@ def told(tx: Transaction, job: Job) -> list[str]:
 
 def _state(tx: Transaction, one: Dependency) -> str:
     if one.id.startswith(arrays.LETTER):
-        counts = Counter(queries.array_states(tx, one.id).values())
+        counts = Counter(element.state for element in queries.array_elements(tx, one.id).values())
         return ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
     return str(JOBS.require(tx, one.id).state)
 

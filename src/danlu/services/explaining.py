@@ -8,7 +8,7 @@ from typing import Final
 
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
-from danlu.domain.jobs import Attempt, Job, Reason
+from danlu.domain.jobs import Attempt, Job, JobState, Reason
 from danlu.domain.resources import Resources
 from danlu.domain.views import Why
 from danlu.domain.waits import Ahead, MakesWay, Smaller, Start
@@ -35,8 +35,21 @@ TOLD: Final = 5
 """... and so many are told of those that would start."""
 
 
-def waiting(tx: Transaction, job: Job, now: int) -> Why:
-    """Returns why a queued job waits."""
+def told(tx: Transaction, job: Job, now: int) -> Why:
+    """Returns why a job is where it is."""
+    if job.state is not JobState.QUEUED:
+        return Why(job=job, asks=job.spec.shapes, explanation=(job.message or _ended_or_running(job),))
+    found = _waiting(tx, job, now)
+    last = ATTEMPTS.find(tx, job_id=job.id, number=job.attempts, limit=1) if job.preemptions else []
+    made_way = [attempt.message for attempt in last if attempt.reason is Reason.PREEMPTED]
+    return found.model_copy(update={"explanation": (*found.explanation, *made_way)}) if made_way else found
+
+
+def _ended_or_running(job: Job) -> str:
+    return f"it is {job.state}" if job.live else f"it has ended: {job.state} ({job.reason})"
+
+
+def _waiting(tx: Transaction, job: Job, now: int) -> Why:
     feed = Feed()
     kept_from = {change.job_id: change for change in feed.tell(feed.look(tx), now)}.get(job.id)
     scheduler = feed.scheduler

@@ -17,7 +17,7 @@ from danlu.domain.artifacts import Artifact
 from danlu.domain.commands import name_from_command
 from danlu.domain.environments import HOST
 from danlu.domain.ids import is_id
-from danlu.domain.jobs import Attempt, Job, JobState, Reason
+from danlu.domain.jobs import Attempt, Job
 from danlu.domain.specs import JobSpec, json_changes
 from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why
@@ -192,8 +192,13 @@ def require(tx: Transaction, project: str, job: str) -> Job:
     """Returns a job of ``project`` by id or name, or raises NotFound."""
     found = JOBS.get(tx, job) if is_id(job, "j") else queries.job_by_name(tx, project, job)
     if found is None or found.project != project:
-        near = suggestion(job, queries.job_names(tx, project, SUGGESTED))
-        step = f"{near}   all of them: danlu get jobs".strip()
+        array = queries.array_by_name(tx, project, job)
+        if array is not None:
+            one = JOBS.require(tx, array.first).name
+            step = f"{job} is a job array: name one of its elements, such as {one}   all: danlu get jobs --array {job}"
+        else:
+            near = suggestion(job, queries.job_names(tx, project, SUGGESTED))
+            step = f"{near}   all of them: danlu get jobs".strip()
         raise NotFound(f"there is no job {job!r} in project {project}", next_step=step)
     return found
 
@@ -263,19 +268,5 @@ def ask_to_stop(call: Call, job_id: str, grace_s: float | None) -> Job:
 
 def why(call: Call, job: str) -> Why:
     """Returns why a job is where it is, with the numbers of this moment."""
-
-    def work(tx: Transaction) -> Why:
-        found = require(tx, call.project, job)
-        lines = [found.message] if found.message else []
-        if found.state is not JobState.QUEUED:
-            return Why(job=found, asks=found.spec.shapes, explanation=tuple(lines or [_ended_or_running(found)]))
-        told = explaining.waiting(tx, found, call.platform.clock.now())
-        last = ATTEMPTS.find(tx, job_id=found.id, number=found.attempts, limit=1) if found.preemptions else []
-        made_way = [attempt.message for attempt in last if attempt.reason is Reason.PREEMPTED]
-        return told.model_copy(update={"explanation": (*told.explanation, *made_way)}) if made_way else told
-
-    return call.platform.database.read(work)
-
-
-def _ended_or_running(job: Job) -> str:
-    return f"it is {job.state}" if job.live else f"it has ended: {job.state} ({job.reason})"
+    now = call.platform.clock.now()
+    return call.platform.database.read(lambda tx: explaining.told(tx, require(tx, call.project, job), now))

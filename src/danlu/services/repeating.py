@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from danlu.api.bodies import RetryRequest
-from danlu.database import queries
-from danlu.database.engine import Transaction
 from danlu.domain.arrays import ArrayState
 from danlu.domain.ids import derived_id, is_id
 from danlu.errors import InvalidRequest
@@ -20,11 +18,7 @@ def retry(call: Call, array: str, body: RetryRequest) -> ArrayState:
     if not is_id(body.id, "j"):
         raise InvalidRequest(f"{body.id!r} is not a job's id: j and 26 characters of 0-9 and a-v, made by the client")
 
-    def look(tx: Transaction) -> tuple[str, dict[int, str]]:
-        found = arrays.require(tx, call.project, array)
-        return found.id, queries.unsuccessful_elements(tx, found.id)
-
-    identity, failed = call.platform.database.read(look)
+    identity, failed = call.platform.database.read(lambda tx: arrays.unsuccessful(tx, call.project, array))
     for index, one in failed.items():
         jobs.retry(call, one, RetryRequest(id=derived_id(body.id, str(index)), changes=body.changes))
     return arrays.get(call, identity)

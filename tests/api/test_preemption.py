@@ -7,8 +7,9 @@ import pytest
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import AttemptState, JobState, Preemption, Reason
+from danlu.domain.resources import Resources
 from tests.api.edge import Api
-from tests.factories import NOW
+from tests.factories import NOW, make_attempt, make_job, make_task
 
 
 def made_way(api: Api, for_project: str) -> None:
@@ -56,3 +57,24 @@ def test_why_tells_the_numbers_and_that_it_made_way(api: Api) -> None:
     api.database.write(work)
     lines = api.call("jobs.why", job=api.ids["job"]).json()["explanation"]
     assert lines[1:] == ["it made way; lost: nothing"]
+
+
+def test_who_has_just_begun_is_told_to_be_asked_later(api: Api) -> None:
+    now = api.platform.clock.now()
+
+    def work(tx: Transaction) -> None:
+        for device, (name, project) in enumerate((("mine", "default"), ("theirs", "other"))):
+            job = make_job(api.new_id("j"), project=project, name=name)
+            JOBS.add(tx, job)
+            task = make_task(resources=Resources(gpus=1), devices=(device,))
+            ATTEMPTS.add(tx, make_attempt(job, now=now + device, tasks=(task,)))
+
+    api.database.write(work)
+    urgent = {"name": "urgent", "priority": 9, "env": "host", "interpreter": "/usr/bin/python3", "cpu": 0.1}
+    api.submit(**urgent, gpu=2)
+    answer = api.call("jobs.why", job="urgent")
+    later = answer.json()["asked_later"]
+    assert later == {"at": now + 1 + 300 * 10**9, "names": ["mine"], "count": 2, "least_run_s": 300.0}
+    assert b"theirs" not in answer.content
+    api.submit(**urgent | {"name": "late", "priority": -9}, gpu=2)
+    assert api.call("jobs.why", job="late").json()["asked_later"] is None

@@ -82,7 +82,10 @@ def test_how_long_others_took_stands_for_what_was_not_said() -> None:
     took = Lasting({"p": [MINUTE, 10 * MINUTE, 20 * MINUTE, 40 * MINUTE]})
     state = scheduler(runs("a", 4, ran=15), waits("x", 4))
     assert starts(state, "x") == Forecast(None, None, ("a",))
-    assert starts(state, "x", took) == at(25, "a")  # of those that took longer than 15 min the middle one: 40
+    assert starts(state, "x", took) == at(25, "a")._replace(
+        ended=4
+    )  # of those that took longer than 15 min the middle one: 40
+    assert starts(scheduler(runs("a", 4, ends_in=30), waits("x", 4)), "x", took).ended == 0  # it has said so itself
     assert took.left("p", None, 0) == 20 * MINUTE
     assert took.left("p", None, 50 * MINUTE) == 50 * MINUTE  # longer than any: as long again
     assert took.left("q", None, 0) is None
@@ -120,17 +123,20 @@ def test_the_state_is_as_it_was() -> None:
 
 
 def test_without_experience_an_estimate_is_as_it_is_and_its_end_is_far() -> None:
-    assert corrected(10 * MINUTE, 1, ()) == (10 * MINUTE, round(11 * MINUTE * estimate.UNTAUGHT) - SLACK)
+    assert corrected(10 * MINUTE, 1, ()) == (10 * MINUTE, round(11 * MINUTE * estimate.UNTAUGHT) - SLACK, 0)
 
 
 def test_what_really_was_corrects_by_size() -> None:
     short = [Told(1, 10 * MINUTE, 5 * MINUTE + n) for n in range(30)]
     long = [Told(4, 10 * MINUTE, 100 * MINUTE + n) for n in range(30)]
-    half, most = corrected(21 * MINUTE, 1, [*short, *long])
+    half, most, by = corrected(21 * MINUTE, 1, [*short, *long])
     assert 10 * MINUTE < half <= most < 12 * MINUTE
-    half, most = corrected(21 * MINUTE, 4, [*short, *long])
+    assert by == 30
+    half, most, by = corrected(21 * MINUTE, 4, [*short, *long])
     assert half > 190 * MINUTE
-    assert corrected(21 * MINUTE, 2, [*short, *long])[1] > 190 * MINUTE  # too few of its size: all of them teach
+    found = corrected(21 * MINUTE, 2, [*short, *long])
+    assert found.most > 190 * MINUTE  # too few of its size: all of them teach
+    assert found.by == 60
 
 
 def test_nine_of_ten_are_covered_whatever_the_ratio_is() -> None:
@@ -140,7 +146,7 @@ def test_nine_of_ten_are_covered_whatever_the_ratio_is() -> None:
     for _ in range(2000):
         wait = round(dice.expovariate(1 / 1800) * SECOND_NS)
         really = round(wait * dice.lognormvariate(0.3, 1.0))
-        half, most = corrected(wait, 1, told[-300:])
+        half, most, _ = corrected(wait, 1, told[-300:])
         covered += really <= most
         early += really <= half
         told.append(Told(1, wait, really))

@@ -14,7 +14,7 @@ from danlu.domain.resources import Resources
 from danlu.domain.specs import JobSpec
 from danlu.domain.waits import Precedence
 from danlu.scheduler.cycle import Scheduler
-from danlu.scheduler.explaining import decided, room, standing, would_start
+from danlu.scheduler.explaining import asked_later, decided, room, standing, would_start
 from danlu.scheduler.model import SECOND_NS, Running, Seat, Shape, Waiting
 from danlu.scheduler.smaller import smaller
 from tests.factories import make_capacity, make_quota, make_spec
@@ -104,6 +104,38 @@ def test_what_is_said_to_start_does_and_nothing_else_would(seed: int) -> None:
     other.queued(Waiting("new", "p3", 0, NOW, (shape,)))
     assert said == any(one.job_id == "new" for one in other.decide(NOW).placements)
     assert "x" in state.waiting
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32))
+def test_who_is_said_to_be_asked_later_is_asked_then_and_not_before(seed: int) -> None:
+    """Tried at each time at which another one has run for long enough, each by a state that was never asked."""
+    dice = random.Random(seed)
+    ages = [dice.randrange(600) for _ in range(8)]
+    gpus, limits = dice.randrange(1, 6), dice.choice(((), [make_quota("p", guarantee={"gpu": 6})]))
+
+    def full() -> Scheduler:
+        made = Scheduler()
+        made.node(make_capacity("n0", cpu=64, gpu=8))
+        made.quotas(limits)
+        for at, age in enumerate(ages):
+            owner = f"p{at % 3}"
+            began = NOW - age * SECOND_NS
+            made.holds(Running(f"r{at}-1", f"r{at}", owner, -at % 2, 0, began, ask(1), (Seat("n0", (at,)),)))
+        made.queued(wait("other", 2, project="p1", since=NOW - 2))
+        made.queued(wait("x", gpus, since=NOW - 1))
+        return made
+
+    def asked(at: int) -> set[str]:
+        return {one.attempt_id for one in full().decide(at).preemptions if one.for_job == "x"}
+
+    assume(not asked(NOW))
+    said = asked_later(full(), "x", NOW)
+    times = [at for at in sorted(NOW + (300 - age) * SECOND_NS for age in ages) if at > NOW]
+    first = next((at for at in times if asked(at)), None)
+    assert (None if said is None else said.at) == first
+    if said is not None:
+        assert {f"{job_id}-1" for job_id in said.job_ids} == asked(said.at)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from danlu.domain.jobs import waits_since
 from danlu.domain.quotas import GPU, format_amount
 from danlu.domain.resources import Resources, format_bytes, format_cpu
 from danlu.domain.views import ArrayWhy, NodeUse, Why
-from danlu.domain.waits import PRECEDENCES, Ahead, MakesWay, QuotaLine, Room, Start
+from danlu.domain.waits import PRECEDENCES, Ahead, AskedLater, MakesWay, QuotaLine, Room, Start
 
 SHOWN_NODES = 10
 SHOWN_AHEAD = 5
@@ -73,7 +73,7 @@ def headline(found: Why, now: int) -> str:
     text = f"{job.name} waits: {job.reason}, for {wording.age(waits_since(job), now)}"
     if found.position is None:
         return text
-    return f"{text}, position {found.position:,}" + ("" if found.of is None else f" of {found.of:,}")
+    return f"{text}, position {found.position:,}" + ("" if found.of is None else f" of {found.of:,} in all projects")
 
 
 def parts(found: Why, now: int) -> Iterator[tuple[str, list[str]]]:
@@ -93,10 +93,12 @@ def parts(found: Why, now: int) -> Iterator[tuple[str, list[str]]]:
     if found.makes_way:
         more = len(found.makes_way) - SHOWN_WAYS
         yield "makes way", [_makes_way(one, now) for one in found.makes_way[:SHOWN_WAYS]] + _more(more)
+    if found.asked_later is not None:
+        yield "makes way", [_asked_later(found.asked_later, now)]
     if found.room:
         yield "cluster", list(_cluster(found))
     if found.start is not None:
-        yield "starts", [_start(found.start, now)]
+        yield "starts", [_start(found.start, now), *_rests_on(found.start)]
     if found.would_start:
         yield "instead", ["would start now: " + " · ".join(one.flags for one in found.would_start)]
     if found.nodes and (job.state != "queued" or not found.room):
@@ -152,6 +154,18 @@ def _makes_way(one: MakesWay, now: int) -> str:
     return f"{one.who} ({holds}), " + (f"in {wording.between(0, left)} at the latest" if left > 0 else "now")
 
 
+def _asked_later(one: AskedLater, now: int) -> str:
+    """Returns ``resnet-41 and 2 of other projects are asked in 3m12s: nobody is before it has run for 5m``."""
+    others = one.count - len(one.names)
+    who = list(one.names)
+    if others:
+        who.append(f"{wording.count(others, 'job')} of {'another project' if others == 1 else 'other projects'}")
+    verb = "is" if one.count == 1 else "are"
+    when = f"in {wording.whole((one.at - now) / wording.SECOND_NS)}" if one.at > now else "now"
+    least = f"nobody is before it has run for {wording.duration(one.least_run_s)}"
+    return f"{' and '.join(filter(None, (', '.join(who[:-1]), who[-1])))} {verb} asked {when}: {least}"
+
+
 def _cluster(found: Why) -> Iterator[str]:
     """Yields what is free of what is short; of cores and memory nothing where GPUs are asked for, and those suffice."""
     gpus = [room for room in found.room if room.resource.startswith(GPU)]
@@ -188,6 +202,15 @@ def _start(start: Start, now: int) -> str:
     most = "" if start.most is None else f" (90 %: before {_time(start.most, now)})"
     after = f", when {start.after} ends" if start.after else ""
     return (f"about {_time(start.at, now)}" if start.at - now > SOON_NS else "within a minute") + most + after
+
+
+def _rests_on(start: Start) -> Iterator[str]:
+    """Yields what an estimate goes by: how many jobs that ended, how many such estimates."""
+    if start.at is None:
+        return
+    took = f"how long {wording.count(start.ended, 'ended attempt')} took" if start.ended else "what jobs say (max_time)"
+    came = f"how {start.corrected_by:,} such estimates came out" if start.corrected_by else ""
+    yield f"by {took}" + (f" and {came}" if came else "; 90 % is a guess: too few such estimates came out so far")
 
 
 def _time(at: int, now: int) -> str:

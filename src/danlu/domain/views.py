@@ -14,7 +14,7 @@ from danlu.domain.nodes import Node
 from danlu.domain.quotas import Quota
 from danlu.domain.records import Ns, Value
 from danlu.domain.resources import Resources
-from danlu.domain.waits import Ahead, MakesWay, QuotaLine, Room, Smaller, Start
+from danlu.domain.waits import Ahead, AskedLater, MakesWay, QuotaLine, Room, Smaller, Start
 
 T = TypeVar("T")
 
@@ -166,13 +166,15 @@ class Why(Value):
     explanation: tuple[str, ...] = Field(description="sentences with the numbers, the most important first")
     since: Ns | None = Field(default=None, description="ns UTC; since when it waits for this reason")
     position: int | None = Field(
-        default=None, description="1 for the next one to start; None where room is not what it lacks"
+        default=None,
+        description="1 for the next one to start, of those of all projects; None where room is not what it lacks",
     )
-    of: int | None = Field(default=None, description="how many wait for room in all")
+    of: int | None = Field(default=None, description="how many wait for room in all, of all projects")
     ahead: tuple[Ahead, ...] = Field(default=(), description="the jobs before it, at most 20, the next one first")
     quotas: tuple[QuotaLine, ...] = Field(default=(), description="of its project, then of the groups above it")
     room: tuple[Room, ...] = ()
     makes_way: tuple[MakesWay, ...] = ()
+    asked_later: AskedLater | None = Field(default=None, description="None: that is not what it waits for")
     would_start: tuple[Smaller, ...] = Field(default=(), description="at most 5 shapes that would start now")
     start: Start | None = None
     nodes: tuple[NodeUse, ...] = ()

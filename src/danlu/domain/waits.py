@@ -87,6 +87,15 @@ class MakesWay(Value):
         return self.name or "a job of another project"
 
 
+class AskedLater(Value):
+    """Who will be asked to make way for the job, if nothing else happens: who has just begun to run is not asked yet."""
+
+    at: Ns = Field(description="ns UTC; when all of them will have run for long enough")
+    names: tuple[str, ...] = Field(description="of their jobs, those of the same project; at most 10")
+    count: int = Field(ge=1, description="how many they are, of all projects")
+    least_run_s: float = Field(description="what has run for less is never asked")
+
+
 class Smaller(Value):
     """A shape of the job that would start at this moment."""
 
@@ -102,3 +111,11 @@ class Start(Value):
     most: Ns | None = Field(default=None, description="ns UTC; nine of ten start before that")
     after: str = Field(default="", description="the job whose end it waits for, where it is of the same project")
     unknown: str = Field(default="", description="why it is not known")
+    ended: int = Field(
+        default=0,
+        ge=0,
+        description="by how many attempts that ended it is told how long jobs take that have not said so",
+    )
+    corrected_by: int = Field(
+        default=0, ge=0, description="by how many such estimates that came out it is corrected; 0: too few did"
+    )

@@ -53,12 +53,14 @@ class Lasting:
 class Forecast(NamedTuple):
     """When a job starts (ns UTC) and after whose end: a job's id. ``unknown``: ids of jobs whose ends would have to be known.
 
-    ``at`` is None where it is not known: because of these, or because too much is ahead.
+    ``at`` is None where it is not known: because of these, or because too much is ahead. ``ended``: by how many attempts that
+    ended it is told how long those take of which it is not known.
     """
 
     at: int | None
     after: str | None = None
     unknown: tuple[str, ...] = ()
+    ended: int = 0
 
 
 def forecast(
@@ -71,7 +73,7 @@ def forecast(
     for attempt in state.running.values():
         known = ends.get(attempt.id, attempt.ends_by)
         ran = now - attempt.placed_at
-        play.runs(attempt, lasting.left(attempt.project, None if known is None else known - attempt.placed_at, ran))
+        play.runs(attempt, play.left(attempt.project, None if known is None else known - attempt.placed_at, ran))
     return play.result()
 
 
@@ -100,6 +102,12 @@ class _Play:
     lasting: Lasting
     _ends: list[tuple[int, str]] = field(default_factory=list)
     _endless: list[str] = field(default_factory=list)
+    _learned_of: set[str] = field(default_factory=set)
+
+    def left(self, project: str, known: int | None, ran: int) -> int | None:
+        if known is None:
+            self._learned_of.add(project)
+        return self.lasting.left(project, known, ran)
 
     def runs(self, attempt: Running, left: int | None) -> None:
         if left is None:
@@ -113,7 +121,8 @@ class _Play:
         for _ in range(MAX_STEPS):
             for placement in self.scheduler.decide(self.now).placements:
                 if placement.job_id == self.job_id:
-                    return Forecast(self.now, after)
+                    ended = sum(len(self.lasting.of_late.get(project, ())) for project in self._learned_of)
+                    return Forecast(self.now, after, ended=ended)
                 self._start(placement)
             if not self._ends:
                 return Forecast(None, None, tuple(self._endless))
@@ -133,7 +142,7 @@ class _Play:
         self.scheduler.gone(job.id)
         attempt = _attempt(job, placement, self.now)
         self.scheduler.holds(attempt)
-        left = self.lasting.left(job.project, job.duration, 0)
+        left = self.left(job.project, job.duration, 0)
         if left is None:
             self._endless.append(job.id)
         else:
@@ -161,16 +170,27 @@ def size_of(shape: Shape) -> int:
     return sum(task.gpus for task in shape.tasks).bit_length()
 
 
-def corrected(wait: int, size: int, told: Iterable[Told]) -> tuple[int, int]:
-    """Returns an estimated wait as it was seen to come out: half of all wait no longer, nine of ten no longer (ns)."""
+class Corrected(NamedTuple):
+    """An estimated wait as such ones came out (ns): half of all wait no longer, nine of ten no longer; by how many of them.
+
+    ``by`` is 0 where too few came out: it is as it was estimated then.
+    """
+
+    half: int
+    most: int
+    by: int
+
+
+def corrected(wait: int, size: int, told: Iterable[Told]) -> Corrected:
+    """Returns an estimated wait as estimates were seen to come out."""
     every = list(told)
     alike = [one for one in every if one.size == size]
     for some in (alike, every):
         if len(some) >= LEAST_PAIRS:
             ratios = sorted((one.actual + SLACK) / (one.estimated + SLACK) for one in some)
-            half, most = (_conformal(ratios, part) for part in (HALF, MOST))
-            return tuple(max(0, round((wait + SLACK) * ratio) - SLACK) for ratio in (half, most))  # type: ignore[return-value]
-    return wait, round((wait + SLACK) * UNTAUGHT) - SLACK
+            half, most = (max(0, round((wait + SLACK) * _conformal(ratios, part)) - SLACK) for part in (HALF, MOST))
+            return Corrected(half, most, len(some))
+    return Corrected(wait, round((wait + SLACK) * UNTAUGHT) - SLACK, 0)
 
 
 def _conformal(ratios: Sequence[float], part: float) -> float:

@@ -5,7 +5,7 @@ All of it is found by the scheduler's own steps, on a state of the caller's: it 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -25,6 +25,8 @@ TURNS = (
     Precedence.PROJECT_HOLDS_LESS, Precedence.ASKED_BEFORE, Precedence.ASKED_BEFORE,
 )  # fmt: skip
 """What each part of a ``Turn`` is about."""
+MAX_GROWN = 20
+"""At so many times it is tried whether somebody is asked by then; where more attempts have begun lately, at some of them."""
 
 
 class Before(NamedTuple):
@@ -161,6 +163,40 @@ def room(scheduler: Scheduler, job_id: str, ahead: Collection[str]) -> tuple[Roo
 def _amounts(need: Resources, kind: str | None) -> dict[str, int]:
     found = {"cpu": need.cpu_milli, "memory": need.memory_bytes}
     return found if kind is None else {**found, f"gpu/{kind}": need.gpus}
+
+
+class Asked(NamedTuple):
+    """When others are asked to make way for a job (ns UTC), and whose attempts: ids of jobs."""
+
+    at: int
+    job_ids: tuple[str, ...]
+
+
+def asked_later(scheduler: Scheduler, job_id: str, now: int) -> Asked | None:
+    """Returns when others will have run for long enough to be asked to make way for a job, if nothing else happens.
+
+    None: that is not what it waits for. The scheduler's time has gone on afterwards: to be asked last of all.
+    """
+    policy = scheduler.policy
+    grown = sorted({one.placed_at + policy.min_runtime for one in scheduler.running.values()})
+    grown = grown[bisect_right(grown, now) :]
+    if not policy.preempts or not grown:
+        return None
+    scheduler.policy = replace(policy, min_runtime=0)
+    would = _asked_for(scheduler, job_id, now)
+    scheduler.policy = policy
+    if not would:
+        return None
+    every = -(-len(grown) // MAX_GROWN)
+    for at in [*grown[every - 1 : -1 : every], grown[-1]]:
+        if asked := _asked_for(scheduler, job_id, at):
+            return Asked(at, asked)
+    return None
+
+
+def _asked_for(scheduler: Scheduler, job_id: str, now: int) -> tuple[str, ...]:
+    asked = [one.attempt_id for one in scheduler.decide(now).preemptions if one.for_job == job_id]
+    return tuple(scheduler.running[one].job_id for one in asked)
 
 
 def would_start(scheduler: Scheduler, job_id: str, shape: Shape, now: int) -> bool:

@@ -11,10 +11,11 @@ from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import Attempt, Job, JobState, Reason
 from danlu.domain.resources import Resources
 from danlu.domain.views import Why
-from danlu.domain.waits import Ahead, MakesWay, Smaller, Start
+from danlu.domain.waits import Ahead, AskedLater, MakesWay, Smaller, Start
 from danlu.scheduler.cycle import Scheduler
 from danlu.scheduler.estimate import Forecast, corrected, forecast, size_of
-from danlu.scheduler.explaining import Before, decided, quota_lines, room, standing, would_start
+from danlu.scheduler.explaining import Before, asked_later, decided, quota_lines, room, standing, would_start
+from danlu.scheduler.model import SECOND_NS
 from danlu.scheduler.smaller import smaller
 from danlu.services import dependencies, estimating, nodes
 from danlu.services.queue import Feed
@@ -28,6 +29,11 @@ SMALLER_HELPS: Final = frozenset(
 )  # fmt: skip
 MAX_MAKE_WAY: Final = 100
 MAX_NAMED: Final = 3
+MAX_ASKED: Final = 10
+ASKS_OTHERS: Final = frozenset(
+    {Reason.WAITING_FOR_RESOURCES, Reason.TOPOLOGY_PLACEMENT_FAILED, Reason.WAITING_FOR_QUOTA}
+)
+"""Others may be asked to make way for a job that waits for these."""
 NOT_PLAYED: Final = "more is ahead of it than is looked at"
 TRIED: Final = 24
 """So many smaller shapes are tried ..."""
@@ -64,7 +70,7 @@ def _waiting(tx: Transaction, job: Job, now: int) -> Why:
         return why
     said = decided(scheduler, job.id, now)
     ahead = [before.job_id for before in place.ahead]
-    return why.model_copy(
+    found = why.model_copy(
         update={
             "explanation": (said.message,),
             "position": len(ahead) + 1,
@@ -77,6 +83,8 @@ def _waiting(tx: Transaction, job: Job, now: int) -> Why:
             "would_start": tuple(_would_start(scheduler, job, now)) if said.reason in SMALLER_HELPS else (),
         }
     )
+    later = _asked_later(tx, scheduler, job, now) if said.reason in ASKS_OTHERS else None  # last: time goes on there
+    return found.model_copy(update={"asked_later": later})
 
 
 def _ahead(tx: Transaction, ahead: Iterable[Before], project: str) -> Iterable[Ahead]:
@@ -107,6 +115,15 @@ def _makes_way(tx: Transaction, scheduler: Scheduler, job: Job) -> Iterable[Make
         )  # fmt: skip
 
 
+def _asked_later(tx: Transaction, scheduler: Scheduler, job: Job, now: int) -> AskedLater | None:
+    asked = asked_later(scheduler, job.id, now)
+    if asked is None:
+        return None
+    names = [name for name in (_name(tx, one, job) for one in asked.job_ids[:MAX_ASKED]) if name is not None]
+    least_run_s = scheduler.policy.min_runtime / SECOND_NS
+    return AskedLater(at=asked.at, names=tuple(names), count=len(asked.job_ids), least_run_s=least_run_s)
+
+
 def _start(tx: Transaction, scheduler: Scheduler, job: Job, ahead: list[str], now: int) -> Start:
     """Returns when it could start, as far as that is known."""
     attempts = {one for some in scheduler.yielding.values() for one in some}
@@ -115,8 +132,9 @@ def _start(tx: Transaction, scheduler: Scheduler, job: Job, ahead: list[str], no
     found = forecast(scheduler, job.id, ahead, now, estimating.lasting(tx), ends)
     if found.at is None:
         return Start(unknown=_unknown(tx, found, job))
-    wait, most = corrected(found.at - now, size_of(scheduler.waiting[job.id].shapes[-1]), estimating.told(tx))
-    return Start(at=now + wait, most=now + most, after="" if found.after is None else _name(tx, found.after, job) or "")
+    wait, most, by = corrected(found.at - now, size_of(scheduler.waiting[job.id].shapes[-1]), estimating.told(tx))
+    after = "" if found.after is None else _name(tx, found.after, job) or ""
+    return Start(at=now + wait, most=now + most, after=after, ended=found.ended, corrected_by=by)
 
 
 def _unknown(tx: Transaction, found: Forecast, job: Job) -> str:

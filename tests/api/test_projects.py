@@ -74,3 +74,29 @@ def test_a_machine_that_lost_a_layer_runs_nothing_of_the_project(api: Api) -> No
     assert (answer.status, answer.json()["code"]) == (422, "NeverFits")
     assert "seccomp: no longer" in answer.json()["detail"]
     assert api.submit(actor="foreign").status == 201
+
+
+def test_the_jobs_of_all_projects_are_those_of_ones_own(api: Api) -> None:
+    for actor, name in (("member", "here"), ("foreign", "there"), ("member", "later")):
+        assert (
+            api.call("jobs.submit", actor=actor, data={"command": "x", "name": name}, job=api.new_id("j")).status == 201
+        )
+
+    def seen(actor: str, query: str = "", **headers: str) -> list[str]:
+        answer = api.call("jobs.list_all", actor=actor, query=query, headers=headers)
+        assert answer.status == 200, answer.content
+        return [f"{job['project']}/{job['name']}" for job in answer.json()["items"] if job["state"] == "queued"]
+
+    assert seen("admin") == ["default/later", "other/there", "default/here"]
+    assert seen("viewer") == ["default/later", "default/here"]
+    assert seen("foreign") == ["other/there"]
+    assert seen("viewer", **{"Danlu-Project": "other"}) == seen("viewer")
+    assert seen("admin", "?name=there") == ["other/there"]
+    page = api.call("jobs.list_all", query="?state=queued&limit=2").json()
+    rest = seen("admin", f"?state=queued&cursor={page['next_cursor']}")
+    assert (len(page["items"]), rest) == (2, ["default/here"])
+    made = api.call("tokens.make", actor="admin", data={"name": "ci", "valid_for": "1h", "project": "other"})
+    api.tokens["ci"] = made.json()["secret"]
+    assert seen("ci") == ["other/there"]
+    nobody = api.call("jobs.list_all", actor="attempt")
+    assert nobody.status in (403, 404)

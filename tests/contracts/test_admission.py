@@ -156,3 +156,18 @@ def test_what_a_project_held_before_a_restart_counts_after_it(database: Database
     assert feed.scheduler.shares.lately("other", now) == 0
     feed.tell(database.read(feed.look), now)  # once
     assert feed.scheduler.shares.lately("default", now) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_job_tells_how_many_gpus_of_its_range_it_got(database: Database) -> None:
+    job = make_job(Ids()(), spec={"gpu": "1..8"})
+
+    def work(tx: Transaction) -> None:
+        PROJECTS.add(tx, make_project())
+        NODES.add(tx, make_node(cpu=8, h100=3))
+        JOBS.add(tx, job)
+
+    database.write(work)
+    controller(database).step()
+    (started,) = jobs_in(database, JobState.STARTING)
+    (attempt,) = database.read(lambda tx: ATTEMPTS.find(tx, job_id=job.id, limit=2))
+    assert (started.gpus, len(attempt.tasks[0].devices)) == (3, 3)

@@ -15,21 +15,23 @@ from rich.console import Console
 from danlu.api.bodies import EventsQuery
 from danlu.cli import exits, output, wording
 from danlu.cli.commands import COMMANDS, build, overview
-from danlu.cli.get import BY_NAME, Wanted
+from danlu.cli.get import BY_NAME, Wanted, _with_project, show
 from danlu.cli.lines import LogLines, Prefixes, Screen
 from danlu.cli.main import _flags_after_command, main
 from danlu.cli.metrics import _form
 from danlu.cli.options import one, pairs, several
 from danlu.cli.plot import draw
 from danlu.cli.retry import _set
+from danlu.cli.terminal import Messages
 from danlu.client.history import newest_events
 from danlu.client.submitting import changed
+from danlu.domain.arrays import ArrayState
 from danlu.domain.events import Event
 from danlu.domain.jobs import Job, JobState, Reason, job_exit_code
 from danlu.domain.specs import JobSpec
 from danlu.domain.views import EnvironmentEntry, LogChunk, LogPage, Page
 from danlu.errors import InvalidRequest, InvalidSpec, NeverFits, NotFound, PlatformError, Unavailable
-from tests.factories import make_environment
+from tests.factories import make_array, make_environment, make_job
 
 
 def page(data: str, *, attempt: int = 1, task: str = "main-0") -> LogPage:
@@ -178,6 +180,34 @@ def test_what_was_asked_for_in_vain_is_listed_only_where_it_is_wanted():
     assert listed() == ["python", "had", "ready"]
     assert listed(every=True) == ["python", "nope", "had", "ready"]
     assert listed(names=("nope",)) == ["nope"]
+
+
+def test_jobs_of_all_projects_stand_with_their_project(capsys):
+    first = make_job(name="many-0", project="b", array={"name": "many", "index": 0, "size": 2}, array_id="r" + "0" * 26)
+    array = make_array(first, name="many", size=2)
+
+    class Platform:
+        def call(self, operation, *_, project=None, **__):
+            if operation == "arrays.get":
+                assert project == "b"
+                return ArrayState(array=array, counts={"running": 1, "queued": 1}, unsuccessful=())
+            assert operation == "jobs.list_all"
+            return Page(items=(first, make_job(name="one", project="a")))
+
+    wanted = Wanted(all_projects=True, folded=True)
+    show(Platform(), _with_project(BY_NAME["jobs"]), wanted, "table", Messages())
+    head, *rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert head == ["PROJECT", "NAME", "STATE"]
+    assert rows == [["b", "many", "going"], ["a", "one", "queued"]]
+
+
+@pytest.mark.parametrize(
+    ("state", "gpus", "shown"),
+    [("queued", None, "1..4"), ("starting", 3, "3"), ("running", 3, "3"), ("queued", 3, "1..4"), ("failed", 3, "3")],
+)
+def test_of_a_range_of_gpus_a_job_that_has_started_shows_what_it_got(state, gpus, shown):
+    job = make_job(state=state, reason=None, gpus=gpus, spec={"gpu": "1..4"})
+    assert BY_NAME["jobs"].row(job, 0)[5] == wording.gpu_count(job) == shown
 
 
 @pytest.mark.parametrize(

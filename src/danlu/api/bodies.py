@@ -33,13 +33,18 @@ class Paging(Value):
     cursor: str | None = Field(default=None, max_length=256)
 
 
-class JobsQuery(Paging):
-    """Which jobs."""
+class AllJobsQuery(Paging):
+    """Which jobs, whichever project they are of."""
 
     state: JobState | None = None
     name: str | None = Field(default=None, max_length=63)
-    array: str | None = Field(default=None, max_length=63, description="only the elements of this array, by id or name")
     folded: bool = Field(default=False, description="of each array only the first element")
+
+
+class JobsQuery(AllJobsQuery):
+    """Which jobs."""
+
+    array: str | None = Field(default=None, max_length=63, description="only the elements of this array, by id or name")
 
 
 class TraceQuery(Paging):

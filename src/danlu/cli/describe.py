@@ -126,7 +126,7 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
         out.labelled("try", [advice])
     out.labelled("id", [job.id])
     out.labelled("command", [wording.command_line(job.spec)])
-    out.labelled("asks", [wording.asks(job.spec) + _wishes(job)])
+    out.labelled("asks", [wording.asks(job.spec) + _got(job) + _wishes(job)])
     if job.spec.roles:
         out.labelled("roles", [f"{wording.roles(job.spec)} ({job.spec.convention.name})"])
     out.labelled("env", [environment])
@@ -181,6 +181,13 @@ def _alive(job: Job, now: int) -> str:
     since = job.started_at if job.state == "running" else waits_since(job)
     reason = wording.why(job)
     return f"{job.state}{'' if reason == '-' else f': {reason}'}, for {wording.age(since, now)}"
+
+
+def _got(job: Job) -> str:
+    """Returns how many GPUs of the range that it asks for a job got, once it has started."""
+    if job.spec.gpu_min is None or job.gpus is None:
+        return ""
+    return f": {'has' if job.live and job.state != 'queued' else 'had'} {job.gpus}"
 
 
 def _wishes(job: Job) -> str:

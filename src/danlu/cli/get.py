@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from cyclopts import Parameter
 
-from danlu.api.bodies import EventsQuery, JobsQuery
+from danlu.api.bodies import AllJobsQuery, EventsQuery, JobsQuery
 from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.arrays import counts
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
 class Wanted(NamedTuple):
     """Which items: ``names`` for single ones; at most ``limit``, 0 for all; ``every``: environments asked for in vain.
 
-    Of jobs: those of an ``array``, or with each array ``folded`` to one item.
+    Of jobs: those of an ``array``, or with each array ``folded`` to one item; of the caller's projects ``all_projects``.
     """
 
     names: tuple[str, ...] = ()
@@ -61,6 +61,7 @@ class Wanted(NamedTuple):
     every: bool = False
     array: str | None = None
     folded: bool = False
+    all_projects: bool = False
 
 
 class Folded(NamedTuple):
@@ -79,6 +80,9 @@ class Which:
     array: Annotated[str | None, Parameter(help="only the elements of this job array")] = None
     all_: Annotated[bool, Parameter(name="--all", help="each element of an array, not one line for all"), Flag] = False
     limit: Annotated[int, Parameter(help="at most so many, the newest; 0 for all")] = 100
+    all_projects: Annotated[bool, Parameter(name=("--all-projects", "-A"), help="jobs of all your projects"), Flag] = (
+        False
+    )
 
 
 def get(
@@ -103,8 +107,14 @@ def get(
         raise InvalidRequest(f"{state!r} is not a job's state", next_step=step.strip())
     if limit < 0:
         raise InvalidRequest(f"--limit {limit} is less than 0")
+    if which.all_projects and (found.name != "jobs" or names or which.array):
+        raise InvalidRequest(
+            "--all-projects lists jobs, and goes neither with names nor with --array",
+            next_step="danlu get jobs --all-projects",
+        )
     folded = not (names or state or which.array or which.all_ or watch) and output == "table"
-    wanted = Wanted(names, state, limit, array=which.array, folded=folded)
+    wanted = Wanted(names, state, limit, array=which.array, folded=folded, all_projects=which.all_projects)
+    found = _with_project(found) if which.all_projects else found
     messages = Messages()
     with connect(common, messages) as client:
         return _watch(client, found, wanted, output) if watch else show(client, found, wanted, output, messages)
@@ -187,16 +197,32 @@ def _jobs(client: Client, wanted: Wanted) -> tuple[list[Any], bool]:
     if wanted.names:
         return [client.call("jobs.get", {"job": name}) for name in wanted.names], False
     state = None if wanted.state is None else JobState(wanted.state)
-    query = JobsQuery(state=state, array=wanted.array, folded=wanted.folded)
     found: list[Any]
-    found, more = listed(client, "jobs.list", query, wanted.limit)
+    if wanted.all_projects:
+        found, more = listed(client, "jobs.list_all", AllJobsQuery(state=state, folded=wanted.folded), wanted.limit)
+    else:
+        query = JobsQuery(state=state, array=wanted.array, folded=wanted.folded)
+        found, more = listed(client, "jobs.list", query, wanted.limit)
     if wanted.array is not None:
         found.sort(key=lambda job: job.array.index)
     return [_folded(client, job) if wanted.folded and job.array_id is not None else job for job in found], more
 
 
 def _folded(client: Client, first: Job) -> Folded:
-    return Folded(first, client.call("arrays.get", {"array": first.array_id or ""}))
+    return Folded(first, client.call("arrays.get", {"array": first.array_id or ""}, project=first.project))
+
+
+def _with_project(jobs: Kind) -> Kind:
+    """Returns how jobs are listed of which it is not known whose they are."""
+
+    def project(job: Job | Folded) -> str:
+        return job.first.project if isinstance(job, Folded) else job.project
+
+    return jobs._replace(
+        columns=("PROJECT", *jobs.columns),
+        row=lambda job, now: [project(job), *jobs.row(job, now)],
+        key=lambda job: f"{project(job)}/{jobs.key(job)}",
+    )
 
 
 def _job_row(job: Job | Folded, now: int) -> Row:
@@ -208,7 +234,7 @@ def _job_row(job: Job | Folded, now: int) -> Row:
     env = "requirements" if spec.requirements is not None else spec.image or spec.env
     ran = wording.between(job.started_at, now if job.live and job.state != "queued" else job.ended_at or now)
     exit_code = "-" if job.exit_code is None else str(job.exit_code)
-    gpus = wording.gpu_count(spec)
+    gpus = wording.gpu_count(job)
     return [
         job.name, str(job.state), wording.why(job), wording.roles(spec), env, gpus, wording.age(job.created_at, now),
         "-" if job.state == "queued" else ran, job.id, str(job.attempts), wording.asks(spec), exit_code,

@@ -102,9 +102,11 @@ def asks(spec: JobSpec) -> str:
     return "; ".join(f"{role}: {text}" for role, text in by_role.items())
 
 
-def gpu_count(spec: JobSpec) -> str:
-    """Returns how many GPUs a job asks for in all: ``8``, or ``2..8``."""
-    least, most = (sum(need.gpus for need in shapes) for shapes in (spec.choices[-1], spec.shapes))
+def gpu_count(job: Job) -> str:
+    """Returns how many GPUs a job asks for in all, ``8`` or ``2..8``; of a range, once it has started, what it got."""
+    if job.gpus is not None and job.state != "queued":
+        return str(job.gpus)
+    least, most = (sum(need.gpus for need in shapes) for shapes in (job.spec.choices[-1], job.spec.shapes))
     return _range(least, most)
 
 

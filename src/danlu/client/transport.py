@@ -116,6 +116,7 @@ class Client:
         query: BaseModel | None = None,
         body: BaseModel | bytes | None = None,
         once_sent_s: float = 0.0,
+        project: str | None = None,
     ) -> Any:
         """Returns what the operation answers, as the model that ``danlu.api`` names.
 
@@ -125,19 +126,19 @@ class Client:
             query: its query.
             body: what is sent.
             once_sent_s: the patience, if it is longer, once the request was sent and its answer lost.
+            project: whose things are meant, where that is not the client's project.
 
         Raises:
             DanluError: as the server raised it.
             Unavailable: the platform could not be reached; ``details["sent"]``: an answer was lost, it may have been done.
         """
         request = build(operation_id, path, query=query, body=body)
+        headers = {**request.headers, **({PROJECT_HEADER: project} if project else {})}
 
         def send() -> Any:
             url, http = self._reach()
             self.sent_bytes += len(request.content or b"")
-            answer = http.request(
-                request.method, url + request.target, content=request.content, headers=request.headers
-            )
+            answer = http.request(request.method, url + request.target, content=request.content, headers=headers)
             _check(answer, url, self.connection)
             return parse(request.operation, answer.content, url)
 

@@ -147,7 +147,8 @@ class SchedulingController:
                 for asked, seat, need in zip(job.spec.tasks, placement.seats, placement.shape.tasks, strict=True)
             )  # fmt: skip
             admitted = job.moved(JobState.ADMITTED, now=now, reason=Reason.PLACED)
-            starting = admitted.moved(JobState.STARTING, now=now, reason=Reason.LAUNCHING, attempts=number)
+            gpus = sum(len(task.devices) for task in tasks)
+            starting = admitted.moved(JobState.STARTING, now=now, reason=Reason.LAUNCHING, attempts=number, gpus=gpus)
             attempt = Attempt(
                 id=attempt_id(job.id, number), project=job.project, job_id=job.id, number=number,
                 executor=self.executor, tasks=tasks, created_at=now, updated_at=now,

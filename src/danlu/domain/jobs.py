@@ -143,6 +143,9 @@ class Job(Living):
     array_id: str | None = Field(default=None, description="that array's id")
     environment_id: str | None = Field(default=None, description="the environment it waits for or uses; None for host")
     attempts: int = Field(default=0, ge=0, description="the number of its newest attempt")
+    gpus: int | None = Field(
+        default=None, ge=0, description="how many GPUs its newest attempt has, or had; None: there was none yet"
+    )
     failures: int = Field(default=0, ge=0, description="attempts that count against retry.attempts")
     losses: int = Field(default=0, ge=0, description="attempts lost by no fault of the code")
     preemptions: int = Field(default=0, ge=0, description="how often it had to make way for another job")

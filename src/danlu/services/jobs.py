@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from danlu.api.bodies import JobsQuery, Paging, RetryRequest, StopRequest
+from danlu.api.bodies import AllJobsQuery, JobsQuery, Paging, RetryRequest, StopRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, NODES
@@ -205,15 +205,25 @@ def require(tx: Transaction, project: str, job: str) -> Job:
 
 def list(call: Call, query: JobsQuery) -> Page[Job]:
     """Returns the project's jobs, newest first."""
-    where: dict[str, Any] = {"project": call.project}
-    where |= {k: v for k, v in (("state", query.state), ("name", query.name)) if v is not None}
 
     def work(tx: Transaction) -> Page[Job]:
         of = {} if query.array is None else {"array_id": arrays.require(tx, call.project, query.array).id}
-        only = (queries.FOLDED,) if query.folded else ()
-        return JOBS.page(tx, limit=query.limit, cursor=query.cursor, only=only, **where, **of)
+        return _page(tx, query, project=call.project, **of)
 
     return call.platform.database.read(work)
+
+
+def list_all(call: Call, query: AllJobsQuery) -> Page[Job]:
+    """Returns the jobs of all projects in which the caller may act, newest first."""
+    names = projects.of(call.actor)
+    where = {} if names is None else {"project": names}
+    return call.platform.database.read(lambda tx: _page(tx, query, **where))
+
+
+def _page(tx: Transaction, query: AllJobsQuery, **where: Any) -> Page[Job]:
+    where |= {k: v for k, v in (("state", query.state), ("name", query.name)) if v is not None}
+    only = (queries.FOLDED,) if query.folded else ()
+    return JOBS.page(tx, limit=query.limit, cursor=query.cursor, only=only, **where)
 
 
 def attempts(call: Call, job: str, query: Paging) -> Page[Attempt]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from danlu.api.bodies import Paging, ProjectChange, ProjectRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import PROJECTS, QUOTAS
+from danlu.domain.actors import Actor
 from danlu.domain.isolation import Layer, unasked
 from danlu.domain.projects import Project
 from danlu.domain.specs import JobSpec
@@ -25,12 +26,17 @@ def exists(platform: Platform, name: str) -> bool:
 
 def list(call: Call, query: Paging) -> Page[Project]:
     """Returns the projects in which the caller may act, by name backwards."""
-    actor = call.actor
-    seen: dict[str, Any] = {}
-    if not actor.sees_all:
-        names = sorted(actor.roles) if actor.project is None else [actor.project]
-        seen = {"id": [name for name in names if actor.standing(name) is not None]}
+    names = of(call.actor)
+    seen: dict[str, Any] = {} if names is None else {"id": names}
     return call.platform.database.read(lambda tx: PROJECTS.page(tx, limit=query.limit, cursor=query.cursor, **seen))
+
+
+def of(actor: Actor) -> Sequence[str] | None:
+    """Returns the names of the projects in which somebody may act; None: all."""
+    if actor.sees_all:
+        return None
+    names = sorted(actor.roles) if actor.project is None else [actor.project]
+    return [name for name in names if actor.standing(name) is not None]
 
 
 def make(call: Call, name: str, body: ProjectRequest) -> Project:

@@ -100,3 +100,12 @@ def test_the_jobs_of_all_projects_are_those_of_ones_own(api: Api) -> None:
     assert seen("ci") == ["other/there"]
     nobody = api.call("jobs.list_all", actor="attempt")
     assert nobody.status in (403, 404)
+
+
+def test_the_platform_stops_the_jobs_of_every_project(api: Api) -> None:
+    theirs = api.new_id("j")
+    assert api.call("jobs.submit", actor="foreign", data={"command": "x"}, job=theirs).status == 201
+    assert api.call("platform.stop", data={"jobs": False}).status == 202
+    assert {str(api.job(one).desired) for one in (theirs, api.ids["job"])} == {"run"}
+    assert api.call("platform.stop", data={"jobs": True}).status == 202
+    assert {str(api.job(one).desired) for one in (theirs, api.ids["job"])} == {"stop"}

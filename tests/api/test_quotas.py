@@ -126,6 +126,20 @@ def test_what_a_group_above_does_not_give_is_told(api: Api) -> None:
     assert {one["quota"]["id"]: one["effective"]["gpu"] for one in listed} == {"default": 2, "research": 2}
 
 
+def test_of_a_range_the_least_has_to_be_within_the_limit(api: Api) -> None:
+    fine(put(api, "default", limit={"gpu": 1}))
+    assert api.submit(gpu="1..2").status == 201
+    refused = api.submit(gpu="2..2")
+    assert (refused.status, "it asks for 2 GPUs in all, and the limit of default is 1 GPU" in refused.json()["detail"]) == (
+        422, True,
+    )  # fmt: skip
+    fine(put(api, "default", limit={"gpu": 3}))
+    gang = {"roles": {"worker": {"replicas": 2}}, "framework": "tensorflow", "cpu": 0.1}
+    assert api.submit(**gang, gpu="1..2").status == 201  # 2 of 2..4
+    fine(put(api, "default", limit={"gpu": 1}))
+    assert api.submit(**gang, gpu="1..2").json()["code"] == "NeverFits"
+
+
 def test_a_group_and_a_project_never_share_a_name(api: Api) -> None:
     api.database.write(lambda tx: next_number(tx, "", "projects"))  # of project other
     fine(put(api, "research", group=True))

@@ -125,6 +125,18 @@ def test_colours_are_for_terminals_and_not_for_who_wants_none(line: str, words: 
     assert ESCAPE not in words.on_a_terminal(*line.split(), TERM="dumb")
 
 
+def test_what_was_stopped_before_a_wrong_name_is_told(words: Words) -> None:
+    assert words.run("stop", "one", "noone", "two", expect=1).startswith("job/one has ended already: succeeded")
+    assert "there is no job 'noone'" in words.said
+
+
+@pytest.mark.parametrize("line", ["why one", "describe one"])
+def test_a_headline_goes_on_below_where_it_is_too_long(line: str, words: Words) -> None:
+    first, second, *_ = words.on_a_terminal(*line.split(), COLUMNS="30", NO_COLOR="1").splitlines()
+    assert re.fullmatch(r"one +succeeded, [0-9.]+s after", first)
+    assert second == "   its start"
+
+
 def test_diff(words: Words) -> None:
     said = words.run("diff", "one", "two", expect=1)
     for line in ("  - cpu: 0.1", "  + cpu: 0.2", "code  1 added, 1 changed", "  A more.txt  5 B", "  -print('loss: 0.5')",

@@ -72,7 +72,7 @@ def _describe_array(client: Client, state: ArrayState, output: Format) -> int:
     name = state.array.name
     first: Job = client.call("jobs.get", {"job": state.array.first})
     told: ArrayWhy = client.call("arrays.why", {"array": state.array.id})
-    out.heading(name, arrays.counts(state), None)
+    out.heading(f"{name}  {arrays.counts(state)}", name)
     if bad := arrays.unsuccessful(state):
         out.labelled("without", [bad])
     if told.next is not None:
@@ -119,7 +119,7 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
     job, attempts, artifacts = about.job, list(about.attempts), list(about.artifacts)
     style = STATE_STYLES.get(str(job.state))
     headline = wording.outcome(job) if not job.live else _alive(job, now)
-    out.heading(job.name, headline, style)
+    out.heading(f"{job.name}  {headline}", job.name, style)
     if job.message and not wording.says_nothing_new(job):
         out.labelled("because", job.message.splitlines()[:30])
     if advice := _advice(job, attempts):

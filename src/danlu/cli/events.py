@@ -21,9 +21,11 @@ from danlu.cli.options import Common, Flag, Output
 from danlu.cli.output import Format
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.terminal import Messages
+from danlu.client.arrays import of_either
 from danlu.client.history import every_event, newest_events
 from danlu.client.transport import Client
 from danlu.domain.events import CALL, Event
+from danlu.domain.jobs import Job
 from danlu.errors import InvalidRequest, NotFound
 
 SHOWN: Final = 100
@@ -39,7 +41,9 @@ class Which:
 
     kind: Annotated[str | None, Parameter(help="of this kind: job, attempt, environment, member ...")] = None
     actor: Annotated[str | None, Parameter(help="asked for by this user")] = None
-    object: Annotated[str | None, Parameter(help="of this thing: a job's name or id, a user's name ...")] = None
+    object: Annotated[
+        str | None, Parameter(help="of this thing: a job's or an array's name or id, a user's name ...")
+    ] = None
     since: Annotated[str | None, Parameter(help="only what is newer, e.g. 10m")] = None
     calls: Annotated[bool, Parameter(help="who did what, from where, with what outcome; for admins"), Flag] = False
     platform: Annotated[bool, Parameter(help="of the platform, not of a project; for administrators"), Flag] = False
@@ -55,8 +59,9 @@ class Which:
         kind = CALL if self.calls else self.kind
         thing = self.object
         if thing is not None and kind != CALL and not self.platform:
-            try:  # what happens to a job is told under its id
-                thing = client.call("jobs.get", {"job": thing}).id
+            try:  # what happens to a job or an array is told under its id
+                known = of_either(client, "get", thing)
+                thing = known.id if isinstance(known, Job) else known.array.id
             except (NotFound, InvalidRequest):
                 thing = self.object
         fields = {"kind": kind, "actor": self.actor, "object_id": thing, "since": since_time(self.since)}
@@ -94,7 +99,7 @@ def events(
             if not found and not watch and output in ("table", "wide"):
                 named = f"in project {client.project}" if client.project else "in the project that is yours by default"
                 where = "to the platform itself" if query.platform else named
-                messages.say(f"nothing of that kind has happened {where}; elsewhere: --project NAME, --platform")
+                messages.say(f"nothing of that kind has happened {where}\nelsewhere: --project NAME, --platform")
         if watch:
             _follow(client, query.model_copy(update={"after": last}), output, head=last == query.after)
     if more:

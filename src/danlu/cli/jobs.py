@@ -15,7 +15,7 @@ from danlu.cli.options import Common, Flag, Names, Output, several
 from danlu.cli.output import Format
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.terminal import Messages
-from danlu.client.arrays import of_either
+from danlu.client.arrays import again, of_either
 from danlu.client.waiting import until
 from danlu.domain.arrays import ArrayState
 from danlu.domain.jobs import Job
@@ -77,7 +77,7 @@ def _each(verb: Literal["hold", "release"], words: Sequence[str], output: Format
     with connect(common, messages) as client:
         for name in several(words):
             before = of_either(client, "get", name)
-            after = of_either(client, verb, before.id if isinstance(before, Job) else before.array.id)
+            after = again(client, verb, before)
             asked.append(after)
             if output in ("table", "wide"):  # at once: where a later name is wrong, it is known what was done before
                 out.write(f"{arrays.key(after)} {_done(verb, before, after)}")

@@ -214,12 +214,12 @@ def _cell(text: str) -> str:
     return shown if shown.strip() else "-"
 
 
-def heading(name: str, text: str, style: str | None) -> None:
-    """Writes ``NAME  text``, what a screen of ``labelled`` lines begins with; a terminal's lines end between words."""
-    first, *more = wrapped(f"{name}  {text}", room())
+def heading(text: str, name: str = "", style: str | None = None) -> None:
+    """Writes what a screen of ``labelled`` lines begins with, maybe with a name; a terminal's lines end between words."""
+    first, *more = wrapped(text, room(len(GAP)))
     write(f"{paint(name, 'bold', sys.stdout)}{paint(first.removeprefix(name), style, sys.stdout)}")
     for line in more:
-        write(paint(f"  {line}", style, sys.stdout))
+        write(paint(GAP + line, style, sys.stdout))
 
 
 def labelled(label: str, lines: Iterable[str]) -> None:

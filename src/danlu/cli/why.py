@@ -47,8 +47,7 @@ def why(
 
 def _print(found: Why | ArrayWhy, now: int) -> None:
     if isinstance(found, ArrayWhy):
-        for line in out.wrapped(f"{found.state.array.name}: {arrays.counts(found.state)}", out.room()):
-            out.write(line)
+        out.heading(f"{found.state.array.name}: {arrays.counts(found.state)}")
         bad = arrays.unsuccessful(found.state)
         if bad:
             out.labelled("without", [bad])
@@ -58,8 +57,7 @@ def _print(found: Why | ArrayWhy, now: int) -> None:
         out.labelled("next", [headline(found.next, now)])
         found = found.next
     else:
-        for line in out.wrapped(headline(found, now), out.room()):
-            out.write(line)
+        out.heading(headline(found, now))
     for label, lines in parts(found, now):
         out.labelled(label, lines)
 

@@ -18,7 +18,23 @@ def of_either(client: Client, verb: str, name: str, body: Value | None = None) -
     Raises:
         NotFound: there is neither.
     """
-    done: Job | ArrayState = _asked(client, verb, name, {} if body is None else {"body": body})
+    given: dict[str, Any] = {} if body is None else {"body": body}
+    try:
+        job: Job = client.call(f"jobs.{verb}", {"job": name}, **given)
+    except NotFound as missing:
+        array = _array(client, name, missing)
+        return array if verb == "get" else again(client, verb, array, body)
+    return job
+
+
+def again(client: Client, verb: str, found: Job | ArrayState, body: Value | None = None) -> Job | ArrayState:
+    """Does the same to a job or an array that was found before."""
+    given: dict[str, Any] = {} if body is None else {"body": body}
+    done: Job | ArrayState
+    if isinstance(found, Job):
+        done = client.call(f"jobs.{verb}", {"job": found.id}, **given)
+    else:
+        done = client.call(f"arrays.{verb}", {"array": found.array.id}, **given)
     return done
 
 
@@ -28,15 +44,17 @@ def why(client: Client, name: str) -> Why | ArrayWhy:
     Raises:
         NotFound: there is neither.
     """
-    found: Why | ArrayWhy = _asked(client, "why", name, {})
+    found: Why | ArrayWhy
+    try:
+        found = client.call("jobs.why", {"job": name})
+    except NotFound as missing:
+        found = client.call("arrays.why", {"array": _array(client, name, missing).array.id})
     return found
 
 
-def _asked(client: Client, verb: str, name: str, given: dict[str, Any]) -> Any:
+def _array(client: Client, name: str, missing: NotFound) -> ArrayState:
     try:
-        return client.call(f"jobs.{verb}", {"job": name}, **given)
-    except NotFound as missing:
-        try:
-            return client.call(f"arrays.{verb}", {"array": name}, **given)
-        except NotFound:
-            raise missing from None
+        found: ArrayState = client.call("arrays.get", {"array": name})
+    except NotFound:
+        raise missing from None
+    return found

@@ -288,6 +288,8 @@ def test_an_outcome_is_a_sentence():
 def test_names_of_jobs_as_kubectl_takes_them():
     assert one(["x"]) == one(["job", "x"]) == one(["job/x"]) == one(["jobs", "x"]) == "x"
     assert one(["job"]) == "job"
+    assert several(["array/x", "array", "job/y"]) == ["x", "array", "y"]  # as -o name prints them
+    assert one(["array/x"], "env") == "array/x"
     assert several(["job", "x", "y"]) == several(["job/x", "y"]) == ["x", "y"]
     for wrong in ([], ["job/"], ["x", "y"]):
         with pytest.raises(InvalidRequest):

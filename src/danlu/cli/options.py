@@ -269,8 +269,8 @@ def one(words: Sequence[str], kind: str = "job") -> str:
 
 
 def several(words: Sequence[str], kind: str = "job") -> list[str]:
-    """Returns the names in ``X Y``, ``job X Y``, ``jobs X`` or ``job/X job/Y``, at least one."""
-    kinds = (kind, kind + "s")
+    """Returns the names in ``X Y``, ``job X Y``, ``jobs X`` or ``job/X job/Y``, at least one. A job's may be an array's."""
+    kinds = (kind, f"{kind}s", *(("array", "arrays") if kind == "job" else ()))
     words = list(words)
     if len(words) > 1 and words[0] in kinds:
         words = words[1:]

@@ -111,7 +111,8 @@ def _told(rows: Sequence[Asked]) -> Iterator[tuple[int, int]]:
     """Yields the p50 and the p90 of its wait that each job was told."""
     for one in rows:
         told = [Told(other.gpus.bit_length(), other.told, other.waited) for other in _before(rows, one)]
-        yield corrected(one.told, one.gpus.bit_length(), told)
+        found = corrected(one.told, one.gpus.bit_length(), told)
+        yield found.half, found.most
 
 
 def _by_size_alone(rows: Sequence[Asked]) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@
     │       └── UnknownEnvironment 422
     ├── NotAuthenticated 401
     ├── NotAllowed 403
+    ├── QuotaExceeded 403             a limit of the project, or of a group above it, has no room left
     ├── NotFound 404
     ├── Conflict 409
     │   ├── NameTaken 409
@@ -124,6 +125,12 @@ class NotAuthenticated(DanluError):
 
 class NotAllowed(DanluError):
     """These credentials do not allow this operation."""
+
+    status = 403
+
+
+class QuotaExceeded(DanluError):
+    """There is no room left within a quota; nothing of this request was stored."""
 
     status = 403
 

@@ -58,7 +58,10 @@ class Collector:
     def keep(self, folder: Path) -> Any:
         """Keeps outputs; returns None where that would be tried again."""
         with contextlib.suppress(DanluError, OSError, ValueError):
-            return self.controller._keep(self.attempt, folder)
+            found = collection.scan(folder, code=False, now=NOW)
+            for _ in self.controller._keep(self.attempt, found):
+                pass
+            return found
         return None
 
     def has(self, data: bytes) -> bool:

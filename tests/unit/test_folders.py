@@ -274,7 +274,7 @@ def test_holes_are_kept_as_they_are_and_bounded_together(tmp_path: Path) -> None
     blobs = LocalBlobs(tmp_path / "blobs")
     address = next(address for address, (path, _) in found.files.items() if path.endswith("map"))
     with (root / "map").open("rb") as file:
-        assert blobs.put("default", address, file) == 2**26 + 4
+        assert blobs.put("default", address, file) == (1, 2**26 + 4)
     with blobs.open("default", address) as kept:
         assert kept.read() == (root / "map").read_bytes()
     taken = sum(path.stat().st_blocks * 512 for path in (tmp_path / "blobs").rglob("*") if path.is_file())
@@ -285,7 +285,7 @@ def test_holes_are_kept_as_they_are_and_bounded_together(tmp_path: Path) -> None
 def test_what_ends_with_zeros_is_kept_whole(tmp_path: Path, size: int) -> None:
     blobs = LocalBlobs(tmp_path)
     for data in (bytes(size), b"x" + bytes(size), bytes(size) + b"x"):
-        assert blobs.put("default", address_of(data), io.BytesIO(data)) == len(data)
+        assert blobs.put("default", address_of(data), io.BytesIO(data)) == (1, len(data))
         with blobs.open("default", address_of(data)) as kept:
             assert kept.read() == data
 

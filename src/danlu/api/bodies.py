@@ -11,7 +11,7 @@ from danlu.domain.environments import PYTHON_PATTERN
 from danlu.domain.isolation import Layer
 from danlu.domain.jobs import JobState
 from danlu.domain.keys import AccessKey, Token
-from danlu.domain.quotas import MAX_WEIGHT, Amounts
+from danlu.domain.quotas import MAX_WEIGHT, Amounts, Guarantees
 from danlu.domain.records import Flag, Value
 from danlu.domain.resources import Seconds
 from danlu.domain.splices import Splice
@@ -221,7 +221,7 @@ class QuotaChange(Value):
     parent: str | None = Field(
         default=None, max_length=63, description="the group above it; an empty text: the platform itself"
     )
-    guarantee: Amounts = Field(default={}, description="these resources' guarantees; 0: none any more")
+    guarantee: Guarantees = Field(default={}, description="these resources' guarantees; 0: none any more")
     limit: Amounts = Field(default={}, description="these resources' limits; unlimited: none any more")
     weight: int | None = Field(
         default=None, ge=1, le=MAX_WEIGHT, description="its part of what is not guaranteed; 2: twice as much as 1"

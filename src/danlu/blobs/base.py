@@ -33,8 +33,8 @@ class Blobs(Protocol):
             StorageFull: the piece is not added.
         """
 
-    def put(self, project: str, address: str, data: BinaryIO) -> int:
-        """Stores one blob and returns its size, once it is durable. Storing it again changes nothing.
+    def put(self, project: str, address: str, data: BinaryIO) -> tuple[int, int]:
+        """Stores one blob and returns (1, its size), once it is durable; (0, 0) where it was there.
 
         Raises:
             InvalidRequest: the bytes are not what the address says; nothing is stored.
@@ -42,7 +42,13 @@ class Blobs(Protocol):
         """
 
     def put_many(self, project: str, blobs: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
-        """Stores small blobs and returns (how many were new, their bytes), once all are durable."""
+        """Stores small blobs and returns (how many were new, their bytes), once all are durable.
+
+        Of several who store the same at the same time it is new for one.
+        """
+
+    def stored_bytes(self, project: str) -> int:
+        """Returns how many bytes all whole blobs of a project have: counted one by one, which takes its time."""
 
     def open(self, project: str, address: str) -> BinaryIO:
         """Opens a blob for reading from its beginning to its end.

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,8 @@ CHUNK_BYTES: Final = 2**20
 ZEROS: Final = bytes(CHUNK_BYTES)
 _SYNCING: Final = ThreadPoolExecutor(8, thread_name_prefix="sync")
 _NAME: Final = re.compile(NAME_PATTERN)
+_REST: Final = re.compile(r"[0-9a-f]{62}")
+"""Of a blob's digest, as its file is called; one that is set aside has a dot before it."""
 
 
 def _sync_all(paths: Collection[Path]) -> None:
@@ -96,6 +99,7 @@ class LocalBlobs:
         root.chmod(0o700)
         self._received = Parts(self._parts)
         self._wholeness = Wholeness(self)
+        self._naming = threading.Lock()
 
     def _folder(self, project: str) -> Path:
         if not _NAME.fullmatch(project):
@@ -120,11 +124,11 @@ class LocalBlobs:
         """See Blobs."""
         return self._wholeness.absent(project, *roots, most=most)
 
-    def put(self, project: str, address: str, data: BinaryIO) -> int:
+    def put(self, project: str, address: str, data: BinaryIO) -> tuple[int, int]:
         """See Blobs."""
         path = self._path(project, address)
         if path.is_file():
-            return path.stat().st_size
+            return 0, 0
         hasher, size = hashlib.sha256(), 0
         with storage_full_is_an_error(f"blob {address}"):
             unfinished = self._unfinished(path)
@@ -142,24 +146,31 @@ class LocalBlobs:
                     os.fsync(file.fileno())
                 if (found := "sha256:" + hasher.hexdigest()) != address:
                     raise InvalidRequest(f"the bytes sent are {found}, not {address}; nothing was stored")
-                unfinished.replace(path)
+                new = self._named(unfinished, path)
             finally:
                 unfinished.unlink(missing_ok=True)
             sync(str(path.parent))
-        return size
+        return (1, size) if new else (0, 0)
+
+    def _named(self, unfinished: Path, path: Path) -> bool:
+        """Makes a file the blob, unless that is there by now; returns whether it did."""
+        with self._naming:  # a rename would not say who was first
+            if path.is_file():
+                return False
+            unfinished.replace(path)
+            return True
 
     def put_many(self, project: str, blobs: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
         """See Blobs. All files are flushed together, each folder once."""
         written: list[tuple[Path, Path]] = []
-        named: set[str] = set()
-        size = 0
+        sizes: dict[Path, int] = {}
+        count = size = 0
         try:
             with storage_full_is_an_error("an upload"):
                 for address, data in blobs:
                     path = self._path(project, address)
-                    if address in named or path.is_file():
+                    if path in sizes or path.is_file():
                         continue
-                    named.add(address)
                     if address_of(data) != address:
                         raise InvalidRequest(
                             f"the bytes sent are {address_of(data)}, not {address}; nothing was stored"
@@ -168,15 +179,24 @@ class LocalBlobs:
                     written.append((unfinished, path))
                     with unfinished.open("xb") as file:
                         file.write(data)
-                    size += len(data)
+                    sizes[path] = len(data)
                 _sync_all([unfinished for unfinished, _ in written])
                 for unfinished, path in written:
-                    unfinished.replace(path)
+                    if self._named(unfinished, path):
+                        count, size = count + 1, size + sizes[path]
         finally:
             for unfinished, _ in written:
                 unfinished.unlink(missing_ok=True)
         _sync_all({path.parent for _, path in written})
-        return len(written), size
+        return count, size
+
+    def stored_bytes(self, project: str) -> int:
+        """See Blobs."""
+        total, folder = 0, self._folder(project)
+        for part in folder.iterdir() if folder.is_dir() else ():
+            with os.scandir(part) as files:
+                total += sum(file.stat(follow_symlinks=False).st_size for file in files if _REST.fullmatch(file.name))
+        return total
 
     def received(self, project: str, address: str) -> int:
         """See Blobs."""

@@ -16,7 +16,7 @@ from danlu.cli.options import Common, Flag, Output, Words
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
 from danlu.client.lists import listed
-from danlu.domain.quotas import JOBS, describe, describe_all, ordered, readable
+from danlu.domain.quotas import JOBS, describe, describe_all, is_kept, ordered, readable
 from danlu.domain.validation import invalid_spec
 from danlu.domain.views import QuotaUse
 from danlu.errors import InvalidRequest
@@ -51,7 +51,9 @@ class Other:
 def set_one(
     name: Name,
     /,
-    *limits: Annotated[str, Parameter(help="gpu=8, gpu/h100=4, cpu=64, memory=1TiB, jobs=20; unlimited: no limit")],
+    *limits: Annotated[
+        str, Parameter(help="gpu=8, gpu/h100=4, cpu=64, memory=1TiB, jobs=20, storage=1TiB; unlimited: no limit")
+    ],
     other: Other | None = None,
     output: Output = "table",
     common: Common | None = None,
@@ -125,11 +127,15 @@ def told(use: QuotaUse) -> Iterator[str]:
     most = f"at most {describe_all(use.effective)}" if use.effective else "as much as there is"
     kept = f"; guaranteed: {describe_all(quota.guarantee)}" if quota.guarantee else ""
     yield f"effective at once: {who} {most}{kept}"
-    if use.over:
+    held = {name: amount for name, amount in use.over.items() if not is_kept(name)}
+    if held:
         running = describe(JOBS, use.used.get(JOBS, 0))
         goes = "goes" if use.used.get(JOBS) == 1 else "go"
-        back = f"at least {describe_all(use.over)} are given back"
+        back = f"at least {describe_all(held)} are given back"
         yield f"{running} of {quota.id} {goes} on; others that need it wait until {back}"
+    for name in sorted(use.over.keys() - held.keys()):
+        has, above = (readable(name, amount) for amount in (use.used[name], use.over[name]))
+        yield f"{quota.id} has {has} of {name}, {above} above its limit: nothing is lost, and nothing more is taken"
 
 
 def tree(uses: Iterable[QuotaUse]) -> list[tuple[QuotaUse, int]]:

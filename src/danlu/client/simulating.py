@@ -16,7 +16,7 @@ from danlu.client.lists import listed
 from danlu.client.transport import Client
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.nodes import Gpu, NodeCapacity
-from danlu.domain.quotas import MAX_WEIGHT, Quota, contradictions, parse_amount
+from danlu.domain.quotas import MAX_WEIGHT, Quota, contradictions, is_kept, parse_amount
 from danlu.domain.resources import MAX_GPUS, parse_duration
 from danlu.domain.validation import suggestion
 from danlu.domain.views import NodeUse, QuotaUse, TextPage, TracedJob
@@ -115,6 +115,8 @@ def _amount(word: str) -> tuple[str, str, int]:
         raise InvalidRequest(
             f"{word!r:.80} is not PROJECT.RESOURCE=AMOUNT", next_step="write for example team-a.gpu=16"
         )
+    if is_kept(resource):
+        raise InvalidRequest(f"{word!r:.80}: no job waits for {resource}, so that there is nothing of it to simulate")
     try:
         return name, resource, parse_amount(resource, text)
     except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,14 +17,14 @@ from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import ARTIFACTS, ATTEMPTS
+from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS
 from danlu.domain.artifacts import Artifact
-from danlu.domain.jobs import Attempt, AttemptState, Reason
+from danlu.domain.jobs import Attempt, AttemptState, Job, Reason
 from danlu.errors import DanluError
 from danlu.executors.base import Executor, Spools
 from danlu.runner.formats import LOG as LOG_STREAM
 from danlu.runner.formats import METRICS as METRICS_STREAM
-from danlu.services import secrets
+from danlu.services import secrets, stored
 from danlu.services.context import Clock, Hub
 
 LOG: Final = logging.getLogger("danlu.controllers")
@@ -107,11 +108,12 @@ class CollectionController:
         """Keeps an ended attempt's outputs, marks it as collected, and lets its executor forget it."""
         try:
             folder = self.spools.outputs(attempt.id)
-            found = None if folder is None else self._keep(attempt, folder)
+            found = None if folder is None else self._found(attempt, folder)
             for task in attempt.tasks:
                 for stream in (LOG_STREAM, METRICS_STREAM):
                     self.streams.sync(StreamKey(attempt.project, attempt.id, task.name, stream))
-            self._store(attempt, found)
+            job = self.database.read(lambda tx: JOBS.require(tx, attempt.job_id))
+            self._store(attempt, found, job, self.spools.checkpoint_bytes(job.checkpoint_owner))
             self._tell()  # nobody needs to wait until its folder is removed
             self.executor.forget(attempt.id)
             self._trials.over(attempt.id)
@@ -124,7 +126,7 @@ class CollectionController:
         for topic in ("logs", "jobs", "events"):
             self.hub.notify(topic)
 
-    def _store(self, attempt: Attempt, found: Scan | None) -> None:
+    def _store(self, attempt: Attempt, found: Scan | None, job: Job, checkpoint_bytes: int) -> None:
         def work(tx: Transaction) -> None:
             newest = ATTEMPTS.require(tx, attempt.id)
             if newest.collected:
@@ -133,18 +135,29 @@ class CollectionController:
             if found is not None and (found.count or found.skipped):
                 ARTIFACTS.add(tx, self._artifact(attempt, found, now))
             ATTEMPTS.put(tx, newest, newest.evolved(now=now, collected=True, kept=""))
+            stored.checkpoints(tx, job, checkpoint_bytes, now)
             secrets.forget_replaced(tx, attempt.project)
 
         self.database.write(work)
 
-    def _keep(self, attempt: Attempt, folder: Path) -> Scan:
+    def _found(self, attempt: Attempt, folder: Path) -> Scan:
+        """Keeps what there is in a folder, and counts it."""
         found = scan(folder, code=False, now=self.clock.now())
+        sizes = {address: size for address, (_, size) in found.files.items()}
+        sizes |= {address: len(node) for address, node in found.nodes.items()}
+        new = sum(sizes[address] for address in self.blobs.missing(attempt.project, sizes))
+        with stored.results(self.database, self.clock, attempt.project, new) as storing:
+            for size in self._keep(attempt, found):
+                storing.new_bytes += size
+        return found
+
+    def _keep(self, attempt: Attempt, found: Scan) -> Iterator[int]:
+        """Stores what was found; yields how many bytes were new."""
         for address, (path, _) in found.files.items():
             if self.blobs.missing(attempt.project, (address,)):
                 with open(path, "rb", opener=_as_file) as file:
-                    self.blobs.put(attempt.project, address, file)
-        self.blobs.put_many(attempt.project, found.nodes.items())
-        return found
+                    yield self.blobs.put(attempt.project, address, file)[1]
+        yield self.blobs.put_many(attempt.project, found.nodes.items())[1]
 
     def _artifact(self, attempt: Attempt, found: Scan, now: int) -> Artifact:
         # one artifact of a name an attempt: its id follows from it, so that a repetition is the same artifact

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, case, cast, delete, func, literal_column, or_, select, text
+from sqlalchemy import BigInteger, Select, case, cast, delete, func, literal_column, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
@@ -385,6 +385,14 @@ def delete_replaced_secrets(tx: Transaction, project: str, before: int) -> None:
     tx.connection.execute(delete(tables.secrets).where(secrets.project == project, secrets.replaced_at < before))
 
 
+def projects_below(name: str) -> Select[Any]:
+    """Returns a query of the names of all quotas from one downwards, the projects' among them."""
+    quotas = tables.quotas.c
+    below = select(quotas.id).where(quotas.id == name).cte("below", recursive=True)
+    below = below.union(select(quotas.id).where(quotas.parent == below.c.id))
+    return select(below.c.id)
+
+
 def next_number(tx: Transaction, project: str, name: str) -> int:
     """Returns 1, 2, 3 ... for a name: no number twice."""
     table = tables.counters
@@ -400,7 +408,7 @@ def lock(tx: Transaction, what: str) -> None:
     """Waits until nobody else has this lock, and keeps others from it until the transaction ends.
 
     What is read afterwards is what was stored last. On SQLite there is one writer anyway. There are: ``quotas``, for who
-    changes them or makes a project; ``placing``, for who gives resources away.
+    changes them or makes a project; ``placing``, for who gives resources away; ``keeping``, for who adds to what is kept.
     """
     next_number(tx, "", what)
 

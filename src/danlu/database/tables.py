@@ -213,3 +213,23 @@ ledger: Final = Table(
 prices: Final = _record(
     "prices", Column("resource", String(80), nullable=False), Index("ix_prices_resource", "resource")
 )
+# how many bytes each project stores: see stored.py
+stored: Final = Table(
+    "stored",
+    METADATA,
+    Column("project", String(63), primary_key=True),
+    Column("used_bytes", BigInteger, nullable=False),
+    Column("blob_bytes", BigInteger, nullable=False),
+    Column("changes", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Column("counted_at", BigInteger, nullable=False),
+)
+stored_things: Final = Table(
+    "stored_things",
+    METADATA,
+    Column("project", String(63), primary_key=True),
+    Column("name", String(80), primary_key=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),
+    Index("ix_stored_things_until", "until"),
+)

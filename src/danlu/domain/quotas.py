@@ -1,8 +1,9 @@
 """A quota: what a project, or a group of them, is guaranteed, may have at most, and how much it counts against others.
 
 Quotas are a tree: a project below a team, a team below an organization. Amounts are whole numbers of the smallest unit:
-``cpu`` thousandths of a core, ``memory`` bytes, ``gpu`` and ``gpu/KIND`` whole GPUs, ``jobs`` jobs that hold resources. What
-is not named is not limited, and not guaranteed. A project without a quota is not limited by one.
+``cpu`` thousandths of a core, ``memory`` bytes, ``gpu`` and ``gpu/KIND`` whole GPUs, ``jobs`` jobs that hold resources,
+``storage`` bytes that are stored. What is not named is not limited, and not guaranteed. A project without a quota is not
+limited by one.
 
 *Limit*: the most that a project holds at once, or all projects below a group together. A job that would pass a limit, its
 project's or that of a group above, waits; one that alone is larger is refused. A limit of 0 allows nothing.
@@ -17,15 +18,19 @@ lent is taken back when its owner's jobs ask for it: those that borrowed give wa
 one of weight 1 if both want it. It limits nothing while the others are idle.
 
 A limit that is set below what runs ends nothing: what runs goes on, and nothing starts until enough is given back.
+
+*What is kept*, as storage, nobody gives back by itself: it is limited, but not lent, so that nothing of it is guaranteed. Who
+would pass such a limit is refused at once, and does not wait.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.records import Flag, Record
@@ -33,6 +38,7 @@ from danlu.domain.resources import (
     GPU_KIND_PATTERN,
     MAX_BYTES,
     MAX_CPU,
+    UNITS,
     Resources,
     exact_bytes,
     format_bytes,
@@ -57,11 +63,41 @@ CPU: Final = "cpu"
 MEMORY: Final = "memory"
 GPU: Final = "gpu"
 JOBS: Final = "jobs"
+STORAGE: Final = "storage"
 KIND_OF_GPU: Final = f"{GPU}/"
-RESOURCES: Final = (CPU, MEMORY, GPU, JOBS)
-EXAMPLES: Final = {CPU: "64 or 500m", MEMORY: "512GiB", GPU: "8", JOBS: "20"}
-NOUNS: Final = {CPU: "core", JOBS: "job"}
-MOST: Final = {CPU: MAX_CPU * 1000, MEMORY: MAX_BYTES, GPU: MAX_COUNT, JOBS: MAX_COUNT}
+
+
+class Unit(StrEnum):
+    """What the amounts of a resource are."""
+
+    CORES = "cores"
+    BYTES = "bytes"
+    WHOLE = "whole"
+
+
+class Resource(NamedTuple):
+    """What a quota can limit.
+
+    Attributes:
+        noun: one of it; of bytes: what they are of.
+        kept: it is counted for as long as it is there, whether something runs or not: see ``services/quotas.COUNTS``.
+    """
+
+    noun: str
+    unit: Unit
+    most: int
+    example: str
+    kept: bool = False
+
+
+RESOURCES: Final[dict[str, Resource]] = {
+    GPU: Resource("GPU", Unit.WHOLE, MAX_COUNT, "8"),
+    CPU: Resource("core", Unit.CORES, MAX_CPU * 1000, "64 or 500m"),
+    MEMORY: Resource("memory", Unit.BYTES, MAX_BYTES, "512GiB"),
+    JOBS: Resource("job", Unit.WHOLE, MAX_COUNT, "20"),
+    STORAGE: Resource("storage", Unit.BYTES, MAX_BYTES, "1TiB", kept=True),
+}
+"""In the order in which they are shown; GPUs of kinds come after ``gpu``."""
 _KIND = re.compile(GPU_KIND_PATTERN)
 _WHOLE = re.compile(r"[0-9]{1,18}")
 
@@ -69,7 +105,7 @@ _WHOLE = re.compile(r"[0-9]{1,18}")
 class Quota(Record):
     """What a project or a group is guaranteed and may hold. Its id is its name; no group has a project's name.
 
-    Amounts go by resource: cpu in thousandths of a core, memory in bytes, gpu and gpu/KIND in GPUs, jobs in jobs.
+    Amounts go by resource: cpu in thousandths of a core, memory and storage in bytes, gpu and gpu/KIND in GPUs, jobs in jobs.
     """
 
     KIND: ClassVar[str] = "quota"
@@ -89,6 +125,16 @@ class Quota(Record):
 # --- amounts
 
 
+def is_kept(resource: str) -> bool:
+    """Says whether it counts for as long as it is there, whether something runs or not."""
+    return _known(resource).kept
+
+
+def _known(resource: str) -> Resource:
+    """Returns what is known of a resource; what is none of ours is some kind of GPU's, whatever its driver calls that."""
+    return RESOURCES.get(resource, RESOURCES[GPU])
+
+
 def parse_amount(resource: str, given: object) -> int:
     """Returns an amount in the smallest unit, UNLIMITED for ``-1`` or ``unlimited``.
 
@@ -97,28 +143,28 @@ def parse_amount(resource: str, given: object) -> int:
     Raises:
         ValueError: there is no such resource, or that is no amount of it.
     """
-    base = _base(resource)
+    known = RESOURCES[_base(resource)]
     text = given.strip().lower() if isinstance(given, str) else ""
     if text in ("unlimited", str(UNLIMITED)) or (type(given) is int and given == UNLIMITED):
         return UNLIMITED
-    example = f"write for example {resource}={EXAMPLES[base]}, or {resource}=unlimited"
+    example = f"write for example {resource}={known.example}, or {resource}=unlimited"
     if text.strip("0") == "" and text:
         return 0
     if not isinstance(given, str | int) or isinstance(given, bool) or given == "" or str(given)[:1] == "-":
         raise ValueError(f"{resource}={given!s:.40} is no amount: {example}")
     if isinstance(given, int):
         amount = given
-    elif base == MEMORY:
-        amount = parse_bytes(text)
-    elif base == CPU:
+    elif known.unit is Unit.BYTES:
+        amount = parse_bytes(text, known.noun)
+    elif known.unit is Unit.CORES:
         amount = parse_cpu(text)
     elif _WHOLE.fullmatch(text):
         amount = int(text)
     else:
-        what = "jobs are counted whole" if base == JOBS else "GPUs are given whole"
+        what = "GPUs are given whole" if known.noun == RESOURCES[GPU].noun else f"{known.noun}s are counted whole"
         raise ValueError(f"{resource}={given!s:.40} is no amount: {what}, {example}")
-    if amount > MOST[base]:
-        raise ValueError(f"{resource}={given!s:.40} is more than {format_amount(resource, MOST[base])}, the most")
+    if amount > known.most:
+        raise ValueError(f"{resource}={given!s:.40} is more than {format_amount(resource, known.most)}, the most")
     return amount
 
 
@@ -150,8 +196,24 @@ def parse_amounts(given: Any) -> Any:
     return {str(resource): parse_amount(str(resource), amount) for resource, amount in given.items()}
 
 
+def require_guaranteeable(given: dict[str, int]) -> dict[str, int]:
+    """Returns what is to be guaranteed.
+
+    Raises:
+        ValueError: some of it is kept, and not lent.
+    """
+    for resource in given:
+        if is_kept(resource):
+            raise ValueError(
+                f"{resource} cannot be guaranteed, only limited: what is stored is not lent, so nobody gives it back; "
+                f"limit the others instead, for example {resource}={RESOURCES[resource].example}"
+            )
+    return given
+
+
 Amounts = Annotated[dict[str, int], BeforeValidator(parse_amounts, json_schema_input_type=dict[str, int | str])]
 """Of a request: texts are amounts as people write them, numbers are in the smallest unit, as in answers."""
+Guarantees = Annotated[Amounts, AfterValidator(require_guaranteeable)]
 
 
 def format_amount(resource: str, amount: int) -> str:
@@ -160,26 +222,34 @@ def format_amount(resource: str, amount: int) -> str:
         return "unlimited"
     if resource == CPU:
         return format_cpu(amount)
-    if resource != MEMORY or not amount:
+    if not amount or _known(resource).unit is not Unit.BYTES:
         return str(amount)
     return exact_bytes(amount)
 
 
 def readable(resource: str, amount: int) -> str:
-    """Returns an amount as ``format_amount``, of memory not to the byte where that would be a long number: ``3.8GiB``."""
-    text = format_amount(resource, amount)
-    return format_bytes(amount).replace(" ", "") if resource == MEMORY and len(text) > LONG else text
+    """Returns an amount as ``format_amount``, of bytes not each one where that would be a long number: ``3.8GiB``."""
+    text, in_bytes = format_amount(resource, amount), _known(resource).unit is Unit.BYTES
+    return format_bytes(amount).replace(" ", "") if in_bytes and len(text) > LONG else text
+
+
+def rounded_up(resource: str, amount: int) -> int:
+    """Returns an amount that is at least as large and short to write: bytes in whole units, of which it has 8 at least."""
+    if _known(resource).unit is not Unit.BYTES:
+        return amount
+    unit = next((UNITS[unit] for unit in ("pi", "ti", "gi", "mi", "ki") if amount >= 8 * UNITS[unit]), 1)
+    return -(-amount // unit) * unit
 
 
 def describe(resource: str, amount: int) -> str:
     """Returns ``1 GPU``, ``3 h100 GPUs``, ``0.5 cores``, ``1TiB of memory``, ``no memory`` or ``20 jobs``."""
-    text = format_amount(resource, amount)
-    if resource == MEMORY:
+    text, known = format_amount(resource, amount), _known(resource)
+    if known.unit is Unit.BYTES:
         exact = f" ({text})" if len(text) > LONG else ""
-        return f"{readable(resource, amount)}{exact} of memory" if amount else "no memory"
+        return f"{readable(resource, amount)}{exact} of {known.noun}" if amount else f"no {known.noun}"
     plural = "" if text == "1" else "s"
     kind = resource.removeprefix(KIND_OF_GPU) + " " if resource.startswith(KIND_OF_GPU) else ""
-    return f"{text} {kind}{NOUNS.get(resource, 'GPU')}{plural}"
+    return f"{text} {kind}{known.noun}{plural}"
 
 
 def describe_all(amounts: Mapping[str, int]) -> str:
@@ -190,8 +260,8 @@ def describe_all(amounts: Mapping[str, int]) -> str:
 
 def ordered(resources: Iterable[str]) -> list[str]:
     """Returns resources in the order in which they are shown: GPUs first."""
-    places = {GPU: 0, CPU: 2, MEMORY: 3, JOBS: 4}
-    return sorted({*resources}, key=lambda name: (places.get(name, 1), name))
+    places = {name: place for place, name in enumerate(RESOURCES)}
+    return sorted({*resources}, key=lambda name: (places.get(name, places[GPU]), name))
 
 
 def changed(now: Mapping[str, int], changes: Mapping[str, int], *, nothing: int) -> dict[str, int]:

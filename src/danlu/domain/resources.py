@@ -37,19 +37,19 @@ def _short(text: object) -> str:
     return raw if len(raw) <= MAX_TEXT else ""
 
 
-def parse_bytes(text: object) -> int:
+def parse_bytes(text: object, noun: str = "memory") -> int:
     """Returns bytes from ``16GiB``, ``16Gi``, ``500MB``, ``1.5g`` or a whole number.
 
     ``K M G T P`` are powers of 1000, ``Ki Mi Gi Ti Pi`` powers of 1024; a ``B`` may follow; case does not matter.
 
     Raises:
-        ValueError: it is not an amount of memory, or not within 1 byte .. 1 EiB; or a text lacks its unit, most likely:
+        ValueError: it is not an amount of the noun, or not within 1 byte .. 1 EiB; or a text lacks its unit, most likely:
             nobody means 4 bytes.
     """
     raw = _short(text) if isinstance(text, str | int) and not isinstance(text, bool) else ""
     match = _QUANTITY.match(raw)
     if match is None:
-        raise ValueError(f"{text!r:.80} is not an amount of memory: write for example 512MiB or 16GiB")
+        raise ValueError(f"{text!r:.80} is not an amount of {noun}: write for example 512MiB or 16GiB")
     number, unit = match.groups()
     amount = int(Decimal(number) * UNITS[(unit or "").lower()])
     if not 1 <= amount <= MAX_BYTES:

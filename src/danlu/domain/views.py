@@ -86,13 +86,16 @@ class QuotaUse(Value):
     """A quota and what its project, or all projects below its group, hold now; amounts as the quota's."""
 
     quota: Quota
-    used: dict[str, int] = Field(description="held by attempts that have not ended, by resource; what is 0 is left out")
+    used: dict[str, int] = Field(
+        description="held by attempts that have not ended, by resource, and stored; what is 0 is left out"
+    )
     effective: dict[str, int] = Field(
         default={},
         description="the most that can be held, the limits of the groups above too; what has none is left out",
     )
     over: dict[str, int] = Field(
-        default={}, description="how much is held above the limit: so much is given back before anything starts"
+        default={},
+        description="how much is held above the limit: so much is given back before anything starts, or is stored",
     )
     warnings: tuple[str, ...] = Field(default=(), description="what cannot be kept although it was accepted")
 

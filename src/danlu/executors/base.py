@@ -180,3 +180,9 @@ class Spools(Protocol):
 
     def outputs(self, attempt_id: str) -> Path | None:
         """Returns the folder of an ended attempt's outputs, or None where there is none."""
+
+    def checkpoint_owners(self) -> Iterable[str]:
+        """Returns the ids of the jobs that have a folder of checkpoints."""
+
+    def checkpoint_bytes(self, owner: str) -> int:
+        """Returns how many bytes a job's checkpoints take: file by file, which takes its time. 0 where it has none."""

@@ -410,6 +410,15 @@ class SimulatedExecutor:
         del attempt_id
         return None
 
+    def checkpoint_owners(self) -> Iterable[str]:
+        """See Spools: scripts leave no files."""
+        return ()
+
+    def checkpoint_bytes(self, owner: str) -> int:
+        """See Spools: scripts leave no files."""
+        del owner
+        return 0
+
     # what tests ask
 
     def alive(self) -> list[Process]:

@@ -40,6 +40,7 @@ from danlu.controllers.nodes import NodesController
 from danlu.controllers.nonces import NoncesController
 from danlu.controllers.recordings import Recording
 from danlu.controllers.scheduling import SchedulingController
+from danlu.controllers.stored import StoredController
 from danlu.controllers.tasks import Tasks
 from danlu.database import migrations, sqlite_file
 from danlu.database.engine import Database, Transaction
@@ -266,6 +267,7 @@ def compose(settings: Settings) -> Composition:
             database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),
         ("environments", EnvironmentsController(
             database, builder, streams, clock, hub, building, executor.images).step, "environments"),
+        ("stored", StoredController(database, executor, blobs, clock).step, "stored"),
         ("nonces", NoncesController(database, clock).step, "nonces"),
         ("events", EventsController(
             database, clock, kept_days=settings.events_kept_days, most=settings.max_events).step, "events"),

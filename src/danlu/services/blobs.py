@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from typing import BinaryIO, Final
 
@@ -10,7 +11,8 @@ from danlu.api import MAX_PACK_BYTES, MAX_SPLICED_BYTES
 from danlu.api.bodies import MAX_ADDRESSES, Addresses, AddressesAndTrees, PieceQuery, Received, Splices, Stored
 from danlu.domain.splices import spliced
 from danlu.domain.trees import unpack
-from danlu.errors import InvalidSpec, TooLarge
+from danlu.errors import InvalidRequest, InvalidSpec, TooLarge
+from danlu.services import stored
 from danlu.services.context import Call
 
 MAX_TOLD: Final = 100
@@ -27,16 +29,13 @@ def missing(call: Call, body: AddressesAndTrees) -> Addresses:
 
 def pack(call: Call, body: bytes) -> Stored:
     """Stores the blobs of a pack; all of them are durable when it returns."""
-    call.begin()
     if len(body) > MAX_PACK_BYTES:
         raise TooLarge(f"a pack has at most {MAX_PACK_BYTES} bytes; this one has {len(body)}")
-    count, size = call.platform.blobs.put_many(call.project, unpack(body))
-    return Stored(blobs=count, size_bytes=size)
+    return _put_many(call, dict(unpack(body)))
 
 
 def splice(call: Call, body: Splices) -> Stored:
     """Stores blobs made of others of the project; all of them are durable when it returns."""
-    call.begin()
     blobs, total = call.platform.blobs, 0
     bases: dict[str, bytes] = {}
 
@@ -56,14 +55,24 @@ def splice(call: Call, body: Splices) -> Stored:
                 bases[one.base] = counted(blobs.read(call.project, one.base))
             yield one.address, counted(spliced(bases[one.base], one))
 
-    count, size = blobs.put_many(call.project, made())
-    return Stored(blobs=count, size_bytes=size)
+    return _put_many(call, dict(made()))
+
+
+def _put_many(call: Call, found: dict[str, bytes]) -> Stored:
+    missing = call.platform.blobs.missing(call.project, found)
+    with stored.upload(call, sum(len(found[address]) for address in missing)) as storing:
+        count, storing.new_bytes = call.platform.blobs.put_many(call.project, found.items())
+    return Stored(blobs=count, size_bytes=storing.new_bytes)
 
 
 def put(call: Call, address: str, body: BinaryIO) -> Stored:
     """Stores one blob."""
-    call.begin()
-    return Stored(blobs=1, size_bytes=call.platform.blobs.put(call.project, address, body))
+    size = body.seek(0, os.SEEK_END)
+    body.seek(0)
+    missing = call.platform.blobs.missing(call.project, (address,))
+    with stored.upload(call, size if missing else 0) as storing:
+        count, storing.new_bytes = call.platform.blobs.put(call.project, address, body)
+    return Stored(blobs=count, size_bytes=storing.new_bytes)
 
 
 def received(call: Call, address: str) -> Received:
@@ -73,10 +82,21 @@ def received(call: Call, address: str) -> Received:
 
 def append(call: Call, address: str, query: PieceQuery, body: bytes) -> Received:
     """Adds a piece to a blob, which is stored with its last one."""
-    call.begin()
     size = query.offset + len(body) if query.size_bytes is None else query.size_bytes
-    blobs, piece = call.platform.blobs, io.BytesIO(body)
-    return Received(size_bytes=blobs.append(call.project, address, piece, offset=query.offset, size=size))
+    blobs = call.platform.blobs
+    if not blobs.missing(call.project, (address,)):
+        call.begin()
+        return Received(size_bytes=blobs.received(call.project, address))
+    stored.piece(call, address, size)
+    try:
+        there = blobs.append(call.project, address, io.BytesIO(body), offset=query.offset, size=size)
+    except InvalidRequest:
+        if not blobs.received(call.project, address):
+            stored.refused(call, address)
+        raise
+    if there >= size:
+        stored.whole(call, address)
+    return Received(size_bytes=there)
 
 
 def get(call: Call, address: str) -> BinaryIO:

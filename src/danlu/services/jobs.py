@@ -18,6 +18,7 @@ from danlu.domain.commands import name_from_command
 from danlu.domain.environments import HOST
 from danlu.domain.ids import is_id
 from danlu.domain.jobs import Attempt, Job
+from danlu.domain.quotas import STORAGE
 from danlu.domain.specs import JobSpec, json_changes
 from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why
@@ -111,6 +112,7 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
             return _same(call, known, spec)
         _check_fits(tx, spec)
         quotas.require_room(tx, call.project, spec)
+        quotas.require_left(tx, call.project, {STORAGE: 1}, "what a new job leaves")
         secrets.require(tx, call.project, spec)
         environment = None if what is None else environments.ensure(tx, call, what, now=now)
         job = _new(tx, call, job_id, spec, retried)

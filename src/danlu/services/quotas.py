@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import builtins
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from danlu.api.bodies import Accepted, Paging, QuotaChange
-from danlu.database import queries
+from danlu.database import queries, stored
 from danlu.database.engine import Transaction
 from danlu.database.records import NODES, PROJECTS, QUOTAS
 from danlu.domain import quotas as rules
 from danlu.domain.jobs import Attempt
 from danlu.domain.nodes import Node
-from danlu.domain.quotas import CPU, GPU, JOBS, KIND_OF_GPU, MEMORY, UNLIMITED, Excess, Quota
+from danlu.domain.quotas import CPU, GPU, JOBS, KIND_OF_GPU, MEMORY, STORAGE, UNLIMITED, Excess, Quota
 from danlu.domain.specs import JobSpec
 from danlu.domain.users import PLATFORM
 from danlu.domain.validation import suggestion
 from danlu.domain.views import Page, QuotaUse
-from danlu.errors import Conflict, InvalidRequest, NeverFits, NotFound
+from danlu.errors import Conflict, InvalidRequest, NeverFits, NotFound, QuotaExceeded
 from danlu.services import nodes
 from danlu.services.context import Call
 from danlu.services.users import require_name
@@ -27,6 +27,10 @@ from danlu.services.users import require_name
 MAX_QUOTAS = 10_000
 SUGGESTED = 1_000
 MAX_NAMED = 10
+
+
+COUNTS: Final[dict[str, Callable[[Transaction, str | None], Mapping[str, int]]]] = {STORAGE: stored.used}
+"""How much each project has of what is kept, below a quota or of all: one query for each resource that is ``kept``."""
 
 
 def list(call: Call, query: Paging) -> Page[QuotaUse]:
@@ -144,6 +148,44 @@ def require_room(tx: Transaction, project: str, spec: JobSpec) -> None:
     raise NeverFits(f"it can never run: it asks for {asks} in all, and {limits}", next_step=_advice(broken, spec))
 
 
+def require_left(tx: Transaction, project: str, more: Mapping[str, int], what: str) -> None:
+    """Raises QuotaExceeded where a project has no room for more that is kept. Until the transaction ends nobody else adds.
+
+    Args:
+        tx: the transaction that stores it.
+        project: for whom.
+        more: how much of which resources.
+        what: what it is, for the error: ``an upload``.
+    """
+    limits = [
+        (quota, resource, limit)
+        for quota in _path(tx, project)
+        for resource in more
+        if (limit := quota.limit.get(resource, UNLIMITED)) != UNLIMITED
+    ]
+    if limits:
+        queries.lock(tx, "keeping")
+    for quota, resource, limit in limits:
+        used = sum(COUNTS[resource](tx, quota.id).values())
+        if used + more[resource] > limit:
+            raise _exceeded(quota, resource, used, more[resource], what)
+
+
+def _exceeded(quota: Quota, resource: str, used: int, more: int, what: str) -> QuotaExceeded:
+    limit = quota.limit[resource]
+    whose = f"of group {quota.id} is {rules.describe(resource, limit)}, of which the projects below it have used"
+    if not quota.group:
+        whose = f"of {quota.id} is {rules.describe(resource, limit)}, of which it has used"
+    asks = f"{what} of {rules.readable(resource, more)}" if more > 1 else what
+    return QuotaExceeded(
+        f"there is no room for {asks}: the limit {whose} {rules.readable(resource, used)}",
+        next_step=f"have an administrator raise it: danlu quota set {quota.id} "
+        f"{resource}={rules.format_amount(resource, rules.rounded_up(resource, used + more))}   "
+        f"what is used: danlu quota get {quota.id}",
+        quota=quota.id, resource=resource, limit=limit, used=used, asked=more,
+    )  # fmt: skip
+
+
 def every(tx: Transaction) -> dict[str, Quota]:
     """Returns all quotas by name."""
     return {quota.id: quota for quota in QUOTAS.find(tx, limit=MAX_QUOTAS)}
@@ -246,13 +288,18 @@ def _use(path: Sequence[Quota], used: Mapping[str, Mapping[str, int]]) -> QuotaU
 
 def _used(tx: Transaction, quotas: Mapping[str, Quota]) -> dict[str, Counter[str]]:
     """Returns what is held now of each quota: by its project, or by all projects below."""
-    holding = queries.holding_attempts(tx)
+    holding = queries.holding_attempts(tx) if quotas else ()
     kinds = _kinds(NODES.find(tx, limit=nodes.MAX_NODES)) if holding else {}
-    used: dict[str, Counter[str]] = {}
+    by_project: dict[str, Counter[str]] = {}
     for attempt in holding:
-        held = _held(attempt, kinds)
-        for quota in rules.path(quotas, attempt.project):
-            used.setdefault(quota.id, Counter()).update(held)
+        by_project.setdefault(attempt.project, Counter()).update(_held(attempt, kinds))
+    for resource, count in COUNTS.items() if quotas else ():
+        for project, amount in count(tx, None).items():
+            by_project.setdefault(project, Counter())[resource] += amount
+    used: dict[str, Counter[str]] = {}
+    for project, amounts in by_project.items():
+        for quota in rules.path(quotas, project):
+            used.setdefault(quota.id, Counter()).update(amounts)
     return used
 
 

@@ -85,11 +85,10 @@ class LocalExecutor(LocalSpools):
         secrets: Callable[[str], Sequence[str]] = lambda _id: (),
     ) -> None:
         """Opens nothing yet; ``secrets`` returns the values that an attempt's output may hold, for when its runner died."""
-        super().__init__(config.home / "attempts")
+        super().__init__(config.home / "attempts", config.home / "checkpoints")
         self.config, self._secrets = config, secrets
         shared = config.home / "cache" / "code"
         self._layers = Layers(shared, code, lambda: can_mount(shared / ".trial"))
-        self.checkpoints = config.home / "checkpoints"
         self._root = os.geteuid() == 0
         self._tree = cgroups.detect(Path("/sys/fs/cgroup"), cgroups.own())
         self._ours = hashlib.sha256(str(config.home.resolve()).encode()).hexdigest()[:8]

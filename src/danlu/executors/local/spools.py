@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from danlu.domain.ids import is_id
 from danlu.executors.base import Collected
 from danlu.executors.local import beneath, folders
 from danlu.executors.local.observing import Seen
@@ -18,9 +19,9 @@ NOTICES_BYTES: Final = 1 << 20
 class LocalSpools:
     """See Spools in executors/base.py."""
 
-    def __init__(self, attempts: Path) -> None:
-        """Opens nothing yet; ``attempts`` is the folder of all attempts' folders."""
-        self.attempts = attempts
+    def __init__(self, attempts: Path, checkpoints: Path) -> None:
+        """Opens nothing yet; these are the folders of all attempts' folders, and of all jobs' checkpoints."""
+        self.attempts, self.checkpoints = attempts, checkpoints
         self._seen: dict[str, Seen] = {}
 
     def pending(self, attempt_id: str, *, max_bytes: int) -> Iterable[Collected]:
@@ -68,6 +69,14 @@ class LocalSpools:
         """See Spools."""
         folder = self._folder(attempt_id) / "outputs"
         return folder if folder.is_dir() and not folder.is_symlink() else None
+
+    def checkpoint_owners(self) -> Iterable[str]:
+        """See Spools."""
+        return [name for name in beneath.names(self.checkpoints) if is_id(name, name[:1])]
+
+    def checkpoint_bytes(self, owner: str) -> int:
+        """See Spools."""
+        return beneath.size(self.checkpoints, owner) if is_id(owner, owner[:1]) else 0
 
     def _collected(self, folder: Path, task: str, stream: str) -> int:
         seen = self._seen.get(folder.name)

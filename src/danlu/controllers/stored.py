@@ -1,0 +1,57 @@
+"""Looks at what projects really store, where that is not told: checkpoints, uploads given up, blobs that were miscounted."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+from danlu.blobs.base import Blobs
+from danlu.database import queries
+from danlu.database.engine import Database, Transaction
+from danlu.database.records import ATTEMPTS, JOBS
+from danlu.domain.jobs import Attempt, Job
+from danlu.executors.base import Spools
+from danlu.services import stored
+from danlu.services.context import Clock
+
+SECOND: Final = 1_000_000_000
+LOOK_S: Final = 60.0
+NEXT_S: Final = 0.1
+DAY: Final = 86_400 * SECOND
+MAX_ATTEMPTS: Final = 10_000
+JOBS_AT_ONCE: Final = 500
+
+
+class StoredController:
+    """Counts running jobs' checkpoints at each step; all checkpoints, and all blobs, at a start and once a day."""
+
+    def __init__(self, database: Database, spools: Spools, blobs: Blobs, clock: Clock) -> None:
+        self._database, self._spools, self._blobs, self._clock = database, spools, blobs, clock
+        self._since = clock.now()
+        self._next_all = 0
+        self._owners: list[str] = []
+
+    def step(self) -> float:
+        """Looks at some; returns after how many seconds to look again."""
+        now = self._clock.now()
+        stored.unfinished(self._database, self._blobs, now)
+        if now >= self._next_all:
+            self._next_all, self._owners = now + DAY, sorted(self._spools.checkpoint_owners())
+        some, self._owners = self._owners[:JOBS_AT_ONCE], self._owners[JOBS_AT_ONCE:]
+        for job in self._database.read(lambda tx: JOBS.find(tx, id=some, limit=JOBS_AT_ONCE)) if some else ():
+            self._count(job, None)
+        for attempt in self._database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS)):
+            self._count(self._database.read(partial(JOBS.require, record_id=attempt.job_id)), attempt)
+        more = stored.blobs_again(self._database, self._blobs, max(self._since, now - DAY), now)
+        return NEXT_S if more or self._owners else LOOK_S
+
+    def _count(self, job: Job, running: Attempt | None) -> None:
+        size, now = self._spools.checkpoint_bytes(job.checkpoint_owner), self._clock.now()
+
+        def work(tx: Transaction) -> None:
+            # once all of it is collected, that was counted later than what was seen here
+            if running is None or not ATTEMPTS.require(tx, running.id).collected:
+                stored.checkpoints(tx, job, size, now)
+
+        if self._database.read(lambda tx: stored.checkpoints_counted(tx, job)) != size:
+            self._database.write(work)

@@ -1,0 +1,143 @@
+"""What projects store, counted before it is stored and held against their quotas: see docs/decisions/0022-stored-bytes.md."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from danlu.blobs.base import Blobs
+from danlu.database import stored
+from danlu.database.engine import Database, Transaction
+from danlu.database.stored import Thing
+from danlu.domain.jobs import Job
+from danlu.domain.quotas import STORAGE
+from danlu.domain.resources import MAX_BYTES
+from danlu.services import quotas
+from danlu.services.context import Call, Clock
+
+UNFINISHED_NS: Final = 3600 * 1_000_000_000
+"""For so long after its last piece an upload keeps the room for all of it; then only what has arrived counts."""
+
+QUIET_NS: Final = 600 * 1_000_000_000
+"""For so long nothing has been stored for a project whose blobs are counted: no upload that was counted still goes on."""
+CHECKPOINTS: Final = "checkpoints/"
+
+
+@dataclass(slots=True)
+class Storing:
+    """What is being stored: who stores it says how many bytes of it were new."""
+
+    new_bytes: int = 0
+
+
+@contextlib.contextmanager
+def upload(call: Call, size_bytes: int) -> Iterator[Storing]:
+    """Counts what a call is about to store, and stores its deed; what was not stored in the end is taken back.
+
+    Args:
+        call: whose project's.
+        size_bytes: how many bytes of it are new, as far as can be told before.
+
+    Raises:
+        QuotaExceeded: there is no room within a limit; nothing is to be stored.
+    """
+    database, clock, project = call.platform.database, call.platform.clock, call.project
+
+    def begin(tx: Transaction) -> None:
+        quotas.require_left(tx, project, {STORAGE: size_bytes}, "an upload")
+        stored.add_blobs(tx, project, size_bytes, clock.now())
+
+    if size_bytes:
+        call.write(begin)
+    else:
+        call.begin()
+    with _settled(database, clock, project, size_bytes) as storing:
+        yield storing
+
+
+@contextlib.contextmanager
+def results(database: Database, clock: Clock, project: str, size_bytes: int) -> Iterator[Storing]:
+    """Counts what a job has left, as ``upload`` does. There is always room: what was computed is not lost for a number."""
+    size_bytes = min(size_bytes, MAX_BYTES)  # of files with holes that is told, whatever it is
+    if size_bytes:
+        database.write(lambda tx: stored.add_blobs(tx, project, size_bytes, clock.now()))
+    with _settled(database, clock, project, size_bytes) as storing:
+        yield storing
+
+
+@contextlib.contextmanager
+def _settled(database: Database, clock: Clock, project: str, counted: int) -> Iterator[Storing]:
+    storing = Storing()
+    try:
+        yield storing
+    finally:
+        if more := storing.new_bytes - counted:
+            database.write(lambda tx: stored.add_blobs(tx, project, more, clock.now()))
+
+
+def piece(call: Call, address: str, size_bytes: int) -> None:
+    """Keeps the room for a whole blob that comes in pieces, from its first one on; stores the deed.
+
+    Raises:
+        QuotaExceeded: there is none within a limit.
+    """
+    now = call.platform.clock.now()
+
+    def work(tx: Transaction) -> None:
+        known = stored.thing(tx, call.project, address)
+        more = size_bytes - (0 if known is None else known.size_bytes)
+        if more > 0:
+            quotas.require_left(tx, call.project, {STORAGE: more}, "an upload")
+        stored.set_thing(tx, Thing(call.project, address, size_bytes, now + UNFINISHED_NS), now, upload=True)
+
+    call.write(work)
+
+
+def whole(call: Call, address: str) -> None:
+    """Counts a blob that came in pieces as stored."""
+    now = call.platform.clock.now()
+    call.platform.database.write(lambda tx: stored.arrived(tx, call.project, address, now))
+
+
+def refused(call: Call, address: str) -> None:
+    """Counts nothing any more of an upload in pieces that turned out not to be what its address says."""
+    now = call.platform.clock.now()
+    gone = Thing(call.project, address, 0)
+    call.platform.database.write(lambda tx: stored.set_thing(tx, gone, now, upload=True))
+
+
+def checkpoints(tx: Transaction, job: Job, size_bytes: int, now: int) -> None:
+    """Counts what a job's checkpoints take, which its retries go on with: once for all of them."""
+    name = f"{CHECKPOINTS}{job.checkpoint_owner}"
+    stored.set_thing(tx, Thing(job.project, name, size_bytes), now, upload=False)
+
+
+def checkpoints_counted(tx: Transaction, job: Job) -> int:
+    """Returns what was counted of a job's checkpoints."""
+    known = stored.thing(tx, job.project, f"{CHECKPOINTS}{job.checkpoint_owner}")
+    return 0 if known is None else known.size_bytes
+
+
+def unfinished(database: Database, blobs: Blobs, now: int) -> None:
+    """Looks for uploads that nobody goes on with: only what has arrived counts from now on, and what is gone does not."""
+    for old in database.read(lambda tx: stored.overdue(tx, now)):
+        whole = not blobs.missing(old.project, (old.name,))
+        new = old._replace(size_bytes=0 if whole else blobs.received(old.project, old.name), until=now + UNFINISHED_NS)
+
+        def work(tx: Transaction, old: Thing = old, new: Thing = new) -> None:
+            if stored.thing(tx, old.project, old.name) == old:
+                stored.set_thing(tx, new, now, upload=True)
+
+        database.write(work)
+
+
+def blobs_again(database: Database, blobs: Blobs, since: int, now: int) -> bool:
+    """Counts some projects' blobs on the disk that were not counted since then and rest; returns whether there were any."""
+    found = database.read(lambda tx: stored.uncounted(tx, since=since, quiet_since=now - QUIET_NS))
+    for one in found:
+        size = blobs.stored_bytes(one.project)
+        database.write(partial(stored.counted, found=one, blob_bytes=size, now=now))
+    return bool(found)

@@ -15,7 +15,7 @@ from danlu.domain.events import Event
 from danlu.domain.records import Living
 from danlu.errors import DatabaseTooNew
 
-WITHOUT_RECORDS = {"events", "counters", "nonces", "meters", "ledger_lines", "ledger"}
+WITHOUT_RECORDS = {"events", "counters", "nonces", "meters", "ledger_lines", "ledger", "stored", "stored_things"}
 
 
 @pytest.mark.parametrize("records", ALL, ids=lambda records: records.table.name)

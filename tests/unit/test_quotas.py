@@ -15,7 +15,7 @@ from danlu.domain.quotas import (
     MAX_COUNT,
     MAX_DEPTH,
     MAX_RESOURCES,
-    MOST,
+    RESOURCES,
     UNLIMITED,
     Quota,
     asks_of,
@@ -72,6 +72,7 @@ def group(parent: str | None = None, **fields: Any) -> dict[str, Any]:
         ("memory", 0, 0, "0"),
         ("jobs", "20", 20, "20"),
         ("jobs", " 20 ", 20, "20"),
+        ("storage", "1TiB", TIB, "1TiB"),
         ("gpu", "unlimited", UNLIMITED, "unlimited"),
         ("memory", "-1", UNLIMITED, "unlimited"),
         ("cpu", -1, UNLIMITED, "unlimited"),
@@ -83,9 +84,9 @@ def test_an_amount(resource: str, text: object, amount: int, printed: str) -> No
     assert format_amount(resource, amount) == printed
 
 
-@given(st.sampled_from([*MOST, "gpu/h100"]), st.data())
+@given(st.sampled_from([*RESOURCES, "gpu/h100"]), st.data())
 def test_what_is_printed_is_read_again(resource: str, data: st.DataObject) -> None:
-    amount = data.draw(st.integers(UNLIMITED, MOST[resource.partition("/")[0]]))
+    amount = data.draw(st.integers(UNLIMITED, RESOURCES[resource.partition("/")[0]].most))
     assert parse_amount(resource, format_amount(resource, amount)) == amount
     assert parse_amount(resource, amount) == amount
 
@@ -97,7 +98,8 @@ def test_what_is_printed_is_read_again(resource: str, data: st.DataObject) -> No
         ("mem", "1GiB", "did you mean memory?"),
         ("gpu/", "1", "'gpu/' is nothing that a quota can limit"),
         ("gpu/H 100", "1", "nothing that a quota can limit"),
-        ("storage", "1TiB", "there are cpu, memory, gpu, jobs and gpu/KIND"),
+        ("notebooks", "1", "there are gpu, cpu, memory, jobs, storage and gpu/KIND"),
+        ("storage", "much", "not an amount of storage"),
         ("endpoints", "1", "nothing that a quota can limit"),
         ("x" * 500, "1", "nothing that a quota can limit"),
         ("gpu", "0.5", "GPUs are given whole, write for example gpu=8, or gpu=unlimited"),
@@ -342,6 +344,11 @@ def test_what_happens_next_is_told() -> None:
         "effective at once: vision holds at most 8 GPUs; guaranteed: 4 GPUs",
         "3 jobs of vision go on; others that need it wait until at least 3 GPUs are given back",
     ]
+    full = use("vision", {"storage": 3 * GIB // 2 + 1, "jobs": 1}, limit={"storage": GIB})
+    assert list(told(full))[1:] == [
+        "vision has 1.5GiB of storage, 512.0MiB above its limit: nothing is lost, and nothing more is taken"
+    ]
+    assert rows([full], wide=False) == [["vision", "storage", "", "1GiB", "1.5GiB"]]
     assert list(told(use("research", group=True))) == [
         "effective at once: all projects below research together hold as much as there is"
     ]

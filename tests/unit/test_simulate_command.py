@@ -115,6 +115,7 @@ def test_what_was_decided_is_recorded_and_decided_again(capsys: pytest.CaptureFi
         (["{}", "--nodes", "1x2", "--weight", "speech"], "--weight 'speech' is not PROJECT=WEIGHT"),
         (["{}", "--nodes", "20000x8"], "at most 10,000 nodes"),
         (["{}", "--nodes", "1x2", "--quota", "speech=3"], "'speech=3' is not PROJECT.RESOURCE=AMOUNT"),
+        (["{}", "--nodes", "1x2", "--quota", "speech.storage=1TiB"], "no job waits for storage"),
         (["{}", "--nodes", "1x2", "--quota", "speech.gpus=3"], "'gpus' is nothing that a quota can limit"),
         (["{}", "--nodes", "1x2", "--guarantee", "speech.gpu=-3"], "gpu=-3 is no amount"),
         (["{}", "--nodes", "1x2", "--guarantee", "a.gpu=3", "--quota", "a.gpu=2"], "contradict one another"),

@@ -76,3 +76,44 @@ def test_a_limit_is_set_seen_met_and_taken_away(server: Server, admin: Person, t
 def test_what_cannot_be_is_told(admin: Person, words: list[str], code: int, said: str) -> None:
     admin.danlu("quota", "set", *words, code=code)
     assert said in admin.said
+
+
+TRAINING = """
+import os
+from pathlib import Path
+
+Path(os.environ["DANLU_OUTPUT_DIR"], "weights").write_bytes(b"w" * 300_000)
+Path(os.environ["DANLU_CHECKPOINT_DIR"], "step-1").write_bytes(b"s" * 400_000)
+"""
+
+
+def test_what_is_stored_is_counted_limited_and_kept(server: Server, admin: Person) -> None:
+    """Uploads are refused without room; what runs keeps all that it leaves, and the count outlives kill -9."""
+
+    def used() -> int:
+        return int(admin.json("quota", "get", "default")["used"].get("storage", 0))
+
+    code = admin.folder / "code"
+    code.mkdir()
+    (code / "data.bin").write_bytes(b"d" * 100_000)
+    (code / "train.py").write_text(TRAINING)
+    run = ("run", "--name", "first", "--code", str(code), "--env", "host", "--", "python3", "train.py")
+    admin.danlu("quota", "set", "default", "storage=90000")
+    admin.danlu(*run, code=1)
+    assert "the limit of default is 90000B of storage, of which it has used 0" in admin.said
+    assert used() == 0
+    admin.danlu("quota", "set", "default", "storage=200KiB")
+    admin.danlu(*run)
+    server.wait("first")
+    counted = used()
+    names = counted - 100_000 - len(TRAINING) - 300_000 - 400_000
+    assert 0 < names < 1000, "two folders' names"
+    assert "  782.0KiB" in admin.danlu("quota", "get")
+    admin.danlu("run", "--no-code", "--env", "host", "--", "true", code=1)
+    assert "there is no room for what a new job leaves" in admin.said
+    server.kill()
+    server.start()
+    assert used() == counted
+    admin.danlu("quota", "set", "default", "storage=unlimited")
+    admin.danlu("run", "--code", str(code), "--env", "host", "--", "python3", "-c", "pass")
+    assert used() == counted, "nothing of it is new"

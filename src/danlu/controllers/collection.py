@@ -143,6 +143,8 @@ class CollectionController:
     def _found(self, attempt: Attempt, folder: Path) -> Scan:
         """Keeps what there is in a folder, and counts it."""
         found = scan(folder, code=False, now=self.clock.now())
+        if not (found.count or found.skipped):
+            return found  # nothing would refer to it
         sizes = {address: size for address, (_, size) in found.files.items()}
         sizes |= {address: len(node) for address, node in found.nodes.items()}
         new = sum(sizes[address] for address in self.blobs.missing(attempt.project, sizes))

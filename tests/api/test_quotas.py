@@ -217,7 +217,7 @@ def test_guarantees_that_no_node_has_are_told_of(api: Api) -> None:
 
 def test_what_has_no_room_is_refused_before_it_is_stored(api: Api) -> None:
     new = b"n" * 1000
-    fine(put(api, "default", limit={"storage": "1000"}))
+    fine(put(api, "default", limit={"storage": "1000B"}))
     for operation, path, data in (
         ("blobs.put", {"address": address_of(new + b"!")}, new + b"!"),
         ("blobs.pack", {}, b"".join(frames([new, b"!"]))),

@@ -98,7 +98,7 @@ def test_what_is_stored_is_counted_limited_and_kept(server: Server, admin: Perso
     (code / "data.bin").write_bytes(b"d" * 100_000)
     (code / "train.py").write_text(TRAINING)
     run = ("run", "--name", "first", "--code", str(code), "--env", "host", "--", "python3", "train.py")
-    admin.danlu("quota", "set", "default", "storage=90000")
+    admin.danlu("quota", "set", "default", "storage=90000B")
     admin.danlu(*run, code=1)
     assert "the limit of default is 90000B of storage, of which it has used 0" in admin.said
     assert used() == 0

@@ -235,4 +235,4 @@ def test_what_has_no_room_is_refused_before_it_is_stored(api: Api) -> None:
     body = {"command": "true", "env": "host", "interpreter": "/usr/bin/python3"}
     answer = api.call("jobs.submit", data=body, job=api.new_id("j"))
     assert (answer.status, answer.json()["code"]) == (403, "QuotaExceeded")
-    assert "no room for what a new job leaves: the limit of default is 1000B of storage" in answer.json()["detail"]
+    assert "no room for what a new job leaves: the limit of default is 1KB of storage" in answer.json()["detail"]

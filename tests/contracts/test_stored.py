@@ -137,7 +137,7 @@ def test_what_has_no_room_is_refused_with_its_numbers_and_nothing_of_it_is_store
     with pytest.raises(QuotaExceeded) as found:
         world.send(small, large)
     assert found.value.message == (
-        "there is no room for an upload of 110B: the limit of default is 1000B of storage, of which it has used 900B"
+        "there is no room for an upload of 110B: the limit of default is 1KB of storage, of which it has used 900B"
     )
     assert found.value.next_step.startswith("have an administrator raise it: danlu quota set default storage=1010B ")
     assert found.value.details == {"quota": "default", "resource": "storage", "limit": 1000, "used": 900, "asked": 110}

@@ -100,7 +100,7 @@ def test_what_is_stored_is_counted_limited_and_kept(server: Server, admin: Perso
     run = ("run", "--name", "first", "--code", str(code), "--env", "host", "--", "python3", "train.py")
     admin.danlu("quota", "set", "default", "storage=90000B")
     admin.danlu(*run, code=1)
-    assert "the limit of default is 90000B of storage, of which it has used 0" in admin.said
+    assert "the limit of default is 90KB of storage, of which it has used 0" in admin.said
     assert used() == 0
     admin.danlu("quota", "set", "default", "storage=200KiB")
     admin.danlu(*run)

@@ -26,6 +26,7 @@ would pass such a limit is refused at once, and does not wait.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Final, NamedTuple
@@ -57,8 +58,8 @@ MAX_COUNT: Final = 1_000_000
 MAX_RESOURCES: Final = 64
 """So many amounts has one quota."""
 MAX_TOLD: Final = 10
-LONG: Final = len("99999KiB")
-"""An amount of memory of more characters is hard to read."""
+LONG_DIGITS: Final = 5
+"""An amount of bytes of so many digits is hard to read."""
 CPU: Final = "cpu"
 MEMORY: Final = "memory"
 GPU: Final = "gpu"
@@ -229,8 +230,10 @@ def format_amount(resource: str, amount: int) -> str:
 
 def readable(resource: str, amount: int) -> str:
     """Returns an amount as ``format_amount``, of bytes not each one where that would be a long number: ``3.8GiB``."""
-    text, in_bytes = format_amount(resource, amount), _known(resource).unit is Unit.BYTES
-    return format_bytes(amount).replace(" ", "") if in_bytes and len(text) > LONG else text
+    text = format_amount(resource, amount)
+    if _known(resource).unit is not Unit.BYTES or len(text.rstrip(string.ascii_letters)) < LONG_DIGITS:
+        return text
+    return format_bytes(amount).replace(" ", "")
 
 
 def rounded_up(resource: str, amount: int) -> int:
@@ -245,8 +248,9 @@ def describe(resource: str, amount: int) -> str:
     """Returns ``1 GPU``, ``3 h100 GPUs``, ``0.5 cores``, ``1TiB of memory``, ``no memory`` or ``20 jobs``."""
     text, known = format_amount(resource, amount), _known(resource)
     if known.unit is Unit.BYTES:
-        exact = f" ({text})" if len(text) > LONG else ""
-        return f"{readable(resource, amount)}{exact} of {known.noun}" if amount else f"no {known.noun}"
+        short = readable(resource, amount)
+        exact = f" ({text})" if short != text else ""
+        return f"{short}{exact} of {known.noun}" if amount else f"no {known.noun}"
     plural = "" if text == "1" else "s"
     kind = resource.removeprefix(KIND_OF_GPU) + " " if resource.startswith(KIND_OF_GPU) else ""
     return f"{text} {kind}{known.noun}{plural}"

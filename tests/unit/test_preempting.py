@@ -146,3 +146,51 @@ def test_hopeless_searches_are_no_searches() -> None:
         quotas=(make_quota("a", limit={"gpu": 1}),),
     )  # fmt: skip
     assert list(asked(made.decide(NOW))) == ["j"]
+
+
+def test_who_is_too_young_is_asked_as_soon_as_he_may_be() -> None:
+    young = runs("young", (0, 1), placed_at=NOW - 100 * SECOND_NS)
+    made = told(young, wait("e", gpus(2), priority=10), h100=2)
+    plan = made.decide(NOW)
+    assert (asked(plan), plan.again_at) == ({}, NOW + 200 * SECOND_NS)
+    assert asked(made.decide(NOW + 200 * SECOND_NS)) == {"e": {"young-1"}}
+
+
+def test_nobody_is_asked_where_what_leaves_already_is_enough() -> None:
+    small = [runs(f"r{at}", (at,), node="node-2") for at in range(2)]
+    made = told(runs("large", (0, 1, 2, 3)), *small, nodes=("node-1", "node-2"), h100=4)
+    made.holds(runs("x", (2, 3), node="node-2", project="c", priority=10))
+    made.queued(wait("first", gpus(3), priority=10))
+    plan = made.decide(NOW)
+    assert asked(plan) == {"first": {"large-1"}}
+    make_way(made, plan, end=False)
+    made.queued(wait("second", gpus(1), since=1, priority=10))
+    assert asked(made.decide(NOW)) == {}
+
+
+def test_a_promised_job_does_not_take_what_is_kept_for_a_guarantee() -> None:
+    young = [
+        runs(name, held, project="d", placed_at=NOW) for name, held in (("young", tuple(range(7))), ("last", (7,)))
+    ]
+    old = [runs(f"r{at}", (at,), node="node-2") for at in range(8)]
+    quotas = (make_quota("mine", guarantee={"gpu": 8}), make_quota("b", guarantee={"gpu": 7}))
+    made = told(*young, *old, quotas=quotas, nodes=("node-1", "node-2"))
+    made.queued(wait("promised", gpus(1), project="c", priority=10))
+    plan = made.decide(NOW)
+    assert len(asked(plan)["promised"]) == 1
+    make_way(made, plan, end=False)
+    made.freed("last-1", NOW)
+    made.queued(wait("m", gpus(8), project="mine", since=2))
+    assert made.decide(NOW).placements == ()
+
+
+def test_who_is_chosen_on_a_node_leaves_its_project_what_is_guaranteed() -> None:
+    """Of two nodes the first in order cannot be emptied: its last attempt is within its project's guarantee."""
+    quotas = (make_quota("mine", guarantee={"gpu": 4}), make_quota("a", guarantee={"gpu": 2}))
+    on_first = [runs(f"a{at}", (at,), project="a", keeps=True) for at in range(4)]
+    on_second = [runs("a4", (0,), project="a", node="node-2", keeps=True)]
+    on_second += [runs(f"b{at}", (at,), node="node-2", keeps=True) for at in (1, 2, 3)]
+    made = told(
+        *on_first, *on_second, wait("m", gpus(4), project="mine"), quotas=quotas, nodes=("node-1", "node-2"), h100=4
+    )
+    assert asked(made.decide(NOW)) == {"m": {"a4-1", "b1-1", "b2-1", "b3-1"}}

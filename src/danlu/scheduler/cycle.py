@@ -166,7 +166,8 @@ class Cycle:
                 continue
             if searched or not self.anybody_behind(self.rank(key.project, key.priority, key.level)):
                 self._done.add(key)
-                self._refuse(group, *full)
+                if group.told is not full[0] or group.untold or group.apart:
+                    self._refuse(group, *full)
 
     def _next(self, group: Group) -> None:
         """The group's first job is settled: another one follows."""

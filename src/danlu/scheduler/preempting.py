@@ -165,6 +165,8 @@ class Search:
             need = next((shape.tasks[rank] for rank in largest_first(shape) if rank not in seats), shape.tasks[0])
             best: tuple[tuple[int, int, str], list[Candidate]] | None = None
             for name, there in on_node.items():
+                if best is not None and there[0][0].lost > best[0][0]:
+                    break  # here and on those that follow more is lost by the first alone
                 if (room := rooms.by_name.get(name)) is None:
                     continue
                 some = self._enough(Free.of(room, kept=not self.borrowing.of(room)), need, there)

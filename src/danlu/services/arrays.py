@@ -92,6 +92,8 @@ def _more(tx: Transaction, call: Call, identity: str) -> bool:
     assert first.array is not None  # noqa: S101
     now, indexes = call.platform.clock.now(), first.spec.array.elements
     upto = min(array.size, array.stored + AT_ONCE)
+    # first of all: of two who make them at once, one waits here and then sees what the other has made
+    ARRAYS.put(tx, array, array.evolved(now=now, stored=upto))
     added: list[Job] = []
     for position in range(max(1, array.stored), upto):  # the first was submitted itself
         index = indexes[position]
@@ -106,7 +108,6 @@ def _more(tx: Transaction, call: Call, identity: str) -> bool:
         )  # fmt: skip
         added.append(element)
     JOBS.add_all(tx, added, actor=first.created_by)
-    ARRAYS.put(tx, array, array.evolved(now=now, stored=upto))
     return upto == array.size
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +23,14 @@ from danlu.domain.events import CALL, Event
 from danlu.domain.ids import make_id
 from danlu.domain.isolation import Layer
 from danlu.domain.keys import AccessKey
+from danlu.errors import VersionConflict
 from danlu.services.vault import Vault
 
 T = TypeVar("T")
 DONE = "done"
 HIDING_AT_ONCE = 2
+TRIALS = 8
+"""So often a change is begun anew because others, of several servers on PostgreSQL, changed the same at the same time."""
 
 
 class Clock(Protocol):
@@ -200,20 +204,28 @@ class Call:
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Runs ``work`` as Database.write does, with the deed in the same transaction unless it is stored already.
 
+        It reads what it changes itself: where somebody else changes that in between, it is run again.
+
         Raises:
             NotAuthenticated: it was done before.
         """
         deed = self.deed
         if deed is None or deed.stored:
-            return self.platform.database.write(work)
+            return self._written(work)
 
         def both(tx: Transaction) -> T:
             deed.store(tx, self, DONE)
             return work(tx)
 
-        result = self.platform.database.write(both)
+        result = self._written(both)
         deed.stored = True
         return result
+
+    def _written(self, work: Callable[[Transaction], T]) -> T:
+        for _ in range(TRIALS - 1):
+            with contextlib.suppress(VersionConflict):
+                return self.platform.database.write(work)
+        return self.platform.database.write(work)
 
     def begin(self) -> None:
         """Stores the deed before what is no transaction and cannot be undone."""

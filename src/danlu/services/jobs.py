@@ -121,7 +121,13 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
         JOBS.add(tx, job, actor=call.actor.name)
         return job
 
-    job = call.write(work)
+    try:
+        job = call.write(work)
+    except Conflict:  # the same request may have been sent twice, and be done by now
+        known = platform.database.read(lambda tx: JOBS.get(tx, job_id))
+        if known is None:
+            raise
+        job = _same(call, known, spec)
     platform.hub.notify("jobs")
     platform.hub.notify("environments")
     return _whole(call, job)

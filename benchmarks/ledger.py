@@ -113,7 +113,7 @@ def _without_index(path: Path) -> Iterator[None]:
 
 def _report(database: Database, since: int, by: By, project: str | None = None) -> None:
     def work(tx: Transaction) -> None:
-        lines, _ = summed(_pieces(tx, since, BEGIN + (DAYS + 2) * DAY_NS, by, project), by)
+        lines, _ = summed(_pieces(tx, (), (since, BEGIN + (DAYS + 2) * DAY_NS), by, project), by)
         for name, line in lines.items():
             line.line(name)
 

@@ -11,13 +11,13 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine, event
 
 from danlu.api.bodies import Paging, UsageQuery
 from danlu.blobs.local import LocalBlobs
 from danlu.blobs.streams import Streams
 from danlu.controllers.decisions import rejected
-from danlu.database import ledger, usage
+from danlu.database import ledger, queries, usage
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, NODES, PRICES, PROJECTS
 from danlu.domain.actors import Actor
@@ -239,6 +239,43 @@ def test_what_runs_is_in_the_report(database: Database, call: Call) -> None:
     started(database)
     (line,) = usage_of(call, until=at(12)).lines
     assert line.gpu_seconds["h100"].model_dump() == {"used": 20, "idle": 0, "platform": 4}
+
+
+def test_nothing_is_charged_before_it_has_happened(database: Database, call: Call) -> None:
+    started(database)
+    (line,) = usage_of(call, until=2**61).lines  # the clock says 3600 s
+    assert line.gpu_seconds["h100"].model_dump() == {"used": 2 * 3598, "idle": 0, "platform": 4}
+
+
+def test_a_report_of_a_project_reads_nothing_of_others(database: Database, call: Call) -> None:
+    _, mine = started(database)
+    _, other = started(database, number=2, project="other")
+    for project, expected in (("default", [mine.id]), ("other", [other.id]), (None, [mine.id, other.id])):
+        held = database.read(lambda tx, p=project: queries.holding_attempts(tx, p))  # type: ignore[misc]
+        meters = database.read(lambda tx, p=project: ledger.open_meters(tx, project=p))  # type: ignore[misc]
+        assert [attempt.id for attempt in held] == expected
+        assert [meter.object_id for meter in meters if meter.account is None] == expected
+
+
+def test_the_end_of_a_gang_takes_no_more_questions_than_that_of_a_task(database: Database, call: Call) -> None:
+    def asked(number: int, tasks: int) -> int:
+        job = make_job(f"j{number:026d}", state=JobState.STARTING, attempts=1)
+        attempt = make_attempt(job, tasks=tuple(make_task(index=rank, rank=rank) for rank in range(tasks)))
+        database.write(lambda tx: (JOBS.add(tx, job), ATTEMPTS.add(tx, attempt)))
+        statements: list[str] = []
+
+        def heard(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            statements.append(statement)
+
+        event.listen(Engine, "before_cursor_execute", heard)
+        try:
+            end(database, attempt)
+        finally:
+            event.remove(Engine, "before_cursor_execute", heard)
+        return len(statements)
+
+    asked(1, 1)  # makes what entries of this size have in common
+    assert asked(2, 20) == asked(3, 1)
 
 
 def test_preempted_work_is_charged_until_its_checkpoint(database: Database, call: Call) -> None:

@@ -55,10 +55,8 @@ def attempt_stored(tx: Transaction, old: Attempt | None, new: Attempt) -> None:
     if new.state is AttemptState.ENDED and (old is None or old.state is not AttemptState.ENDED):
         at = _advance(tx, new.updated_at)
         found = open_meters(tx, new.id)
-        posted = [
-            entry for meter in found for entry in entries(new, meter, at, outages(tx, meter.node, meter.since, at))
-        ]
-        _post(tx, posted)
+        gone = {node: outages(tx, node, since, at) for node, since in {(meter.node, meter.since) for meter in found}}
+        _post(tx, (entry for meter in found for entry in entries(new, meter, at, gone[meter.node])))
         _close(tx, new.id)
 
 
@@ -107,11 +105,13 @@ def held_lately(tx: Transaction, since: int, limit: int) -> list[Held]:
     return [Held._make(row) for row in reversed(rows)]
 
 
-def open_meters(tx: Transaction, object_id: str | None = None) -> list[Meter]:
-    """Returns what is being counted, of one attempt or node, or of all."""
+def open_meters(tx: Transaction, object_id: str | None = None, *, project: str | None = None) -> list[Meter]:
+    """Returns what is being counted, of one attempt or node, of the attempts of a project, or of all."""
     query = select(tables.meters).order_by(tables.meters.c.object_id, tables.meters.c.number)
     if object_id is not None:
         query = query.where(tables.meters.c.object_id == object_id)
+    if project is not None:
+        query = query.where(tables.meters.c.body["project"].as_string() == project)
     return [_meter(row.object_id, row.number, row.body) for row in tx.connection.execute(query)]
 
 

@@ -302,9 +302,11 @@ def job_counts_by_project(tx: Transaction) -> dict[tuple[str, str], int]:
     return {(str(project), str(state)): int(count) for project, state, count in counted}
 
 
-def holding_attempts(tx: Transaction) -> list[Attempt]:
-    """Returns every attempt that holds resources, by id."""
+def holding_attempts(tx: Transaction, project: str | None = None) -> list[Attempt]:
+    """Returns every attempt that holds resources, of a project or of all, by id."""
     query = select(tables.attempts).where(tables.OPEN_ATTEMPT).order_by(tables.attempts.c.id).limit(MAX_OPEN_ATTEMPTS)
+    if project is not None:
+        query = query.where(tables.attempts.c.project == project)
     return [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
 
 

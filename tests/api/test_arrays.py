@@ -122,7 +122,7 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_made(api: Api) -> No
 def test_a_name_that_is_taken_meanwhile_stops_the_array(api: Api) -> None:
     job_id, spec = api.new_id("j"), JobSpec.model_validate({"command": "x", "name": "race", "array": f"0-{SIZE - 1}"})
     once(api, lambda: made(api, name=f"race-{SIZE - 1}"))
-    with pytest.raises(NameTaken):
+    with pytest.raises(NameTaken, match=f"'race-{SIZE - 1}'"):
         jobs.submit(Call(api.platform, ADMIN, "default"), job_id, spec)
     found = elements(api, array_id(job_id))
     assert 0 < len(found) < SIZE

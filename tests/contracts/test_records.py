@@ -39,6 +39,7 @@ from danlu.errors import (
     Conflict,
     DatabaseUnavailable,
     InvalidRequest,
+    NameTaken,
     NotFound,
     VersionConflict,
 )
@@ -473,3 +474,15 @@ def test_a_secrets_name_has_one_value_now_and_older_ones(database: Database) -> 
     assert database.read(lambda tx: SECRETS.count(tx, project="default")) == 3
     database.write(lambda tx: queries.delete_replaced_secrets(tx, "default", 2**63 - 1))
     assert database.read(known) == (["A", "b"], 1, False, False)
+
+
+def test_of_several_records_all_are_stored_or_none_and_the_name_that_is_taken_is_told(database: Database) -> None:
+    ids = Ids()
+    add(database, make_job(ids(), name="b"))
+
+    def work(tx: Transaction) -> int:
+        with pytest.raises(NameTaken, match="'b'"):
+            JOBS.add_all(tx, [make_job(ids(), name=name) for name in ("a", "b", "c")])
+        return JOBS.count(tx)
+
+    assert database.write(work) == 1

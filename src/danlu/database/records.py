@@ -16,7 +16,7 @@ from danlu.domain.arrays import JobArray
 from danlu.domain.artifacts import Artifact
 from danlu.domain.environments import Environment
 from danlu.domain.events import Event
-from danlu.domain.jobs import Attempt, Job
+from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job
 from danlu.domain.keys import AccessKey, Token
 from danlu.domain.nodes import Node
 from danlu.domain.prices import Price
@@ -106,7 +106,7 @@ class Records(Generic[T]):
             InvalidRequest: a text has a NUL character, which PostgreSQL cannot store.
         """
         tx.touched.add(self.model.KIND)
-        with self._conflicts(tx, record):
+        with self._conflicts(tx, (record,)):
             tx.connection.execute(insert(self.table).values(self._row(record)))
         self._event(tx, record, None, actor)
 
@@ -119,7 +119,7 @@ class Records(Generic[T]):
         if not records:
             return
         tx.touched.add(self.model.KIND)
-        with self._conflicts(tx, records[0]):
+        with self._conflicts(tx, records):
             tx.connection.execute(insert(self.table), [self._row(record) for record in records])
         for record in records:
             self._event(tx, record, None, actor)
@@ -135,7 +135,7 @@ class Records(Generic[T]):
         table = self.table
         tx.touched.add(self.model.KIND)
         query = update(table).where(table.c.id == old.id, table.c.version == old.version).values(self._row(new))
-        with self._conflicts(tx, new):
+        with self._conflicts(tx, (new,)):
             changed = tx.connection.execute(query).rowcount
         if changed != 1:
             raise VersionConflict(f"{self.model.KIND} {old.id} is no longer at version {old.version}")
@@ -152,13 +152,14 @@ class Records(Generic[T]):
     # conversion
 
     @contextlib.contextmanager
-    def _conflicts(self, tx: Transaction, record: T) -> Iterator[None]:
-        """Tells what was taken. On PostgreSQL a savepoint keeps the rest of the transaction, as SQLite does by itself."""
+    def _conflicts(self, tx: Transaction, records: Sequence[T]) -> Iterator[None]:
+        """Tells what was taken. A savepoint keeps the rest of the transaction, as SQLite does by itself of one record."""
+        alone = tx.dialect == "sqlite" and len(records) == 1
         try:
-            with tx.connection.begin_nested() if tx.dialect == "postgresql" else contextlib.nullcontext():
+            with contextlib.nullcontext() if alone else tx.connection.begin_nested():
                 yield
         except IntegrityError as error:
-            raise self._conflict(record, error) from error
+            raise self._conflict(tx, records, error) from error
 
     def _row(self, record: T) -> dict[str, Any]:
         fields = record.model_dump(mode="json")
@@ -187,10 +188,12 @@ class Records(Generic[T]):
                 conditions.append(column == value if _searchable(value) else false())
         return conditions
 
-    def _conflict(self, record: T, error: IntegrityError) -> Conflict:
-        said = str(error.orig)
-        name = getattr(record, "name", "")
+    def _conflict(self, tx: Transaction, records: Sequence[T], error: IntegrityError) -> Conflict:
+        said, record = str(error.orig), records[0]
         if "live_name" in said or "jobs.project, jobs.name" in said:
+            names = [str(getattr(one, "name", "")) for one in records]
+            taken = self.find(tx, project=record.project, name=names, state=LIVE_JOB_STATES, limit=1)
+            name = getattr(taken[0], "name", "") if taken else names[0]
             return NameTaken(f"a live job of project {record.project} is already named {name!r}")
         if "checkpoint_owner" in said:
             return Conflict(

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from fractions import Fraction
 from random import Random
 from typing import Any
 
@@ -29,6 +30,7 @@ from danlu.domain.ledger import (
     node_meters,
 )
 from danlu.domain.nodes import NodeCapacity
+from danlu.domain.prices import rounded
 from danlu.domain.resources import Resources
 from tests.books import RESOURCES, audit
 from tests.factories import GIB, NOW, SECOND, make_attempt, make_capacity, make_job, make_task
@@ -317,3 +319,12 @@ def test_a_node_that_has_nothing_is_gone() -> None:
 
     assert gone(NodeCapacity(name="a", cpu_milli=0, memory_bytes=0))
     assert not gone(make_capacity())
+
+
+@pytest.mark.parametrize(
+    "amount", [Fraction(0), Fraction(1, 3), Fraction(5, 2 * 10**6), Fraction(10**40) + Fraction(1, 8)]
+)
+def test_money_is_told_to_a_millionth_however_much(amount: Fraction) -> None:
+    told = rounded(amount)
+    assert Fraction(told) == Fraction(round(amount * 10**6), 10**6)
+    assert len(str(told).partition(".")[2]) == 6

@@ -21,8 +21,6 @@ GIB: Final = 2**30
 FOREVER: Final = 2**63 - 1
 CURRENCY: Final = "USD"
 """Of the first price that names none; later ones are in the currency of those that there are."""
-CENT_PARTS: Final = Decimal("0.000001")
-"""Sums are exact; what is told of them is rounded to a millionth, half to even."""
 MAX_PRICES: Final = 10_000
 RESOURCE_PATTERN: Final = rf"^(cpu|memory|gpu|gpu/{GPU_KIND_PATTERN.strip('^$')})$"
 CURRENCY_PATTERN: Final = r"^[A-Z]{3}$"
@@ -161,6 +159,5 @@ def cost(valid: Mapping[str, Price], amounts: Amounts, length_ns: int) -> dict[s
 
 
 def rounded(amount: Fraction) -> Decimal:
-    """Returns an amount of money to a millionth."""
-    whole = round(amount * 10**6)
-    return (Decimal(whole) * CENT_PARTS).quantize(CENT_PARTS)
+    """Returns an amount of money to a millionth, half to even, however large: arithmetic of decimals would cut it."""
+    return Decimal(f"{round(amount * 10**6)}e-6")

@@ -98,6 +98,16 @@ def test_it_comes_in_pages_newest_first_and_ends_at_a_time(api: Api) -> None:
     assert seen == jobs[:1:-1]
 
 
+def test_a_job_of_a_client_whose_clock_is_wrong_hides_no_other(api: Api) -> None:
+    """The client makes the id, in whose order they come."""
+    asked_for = ended(api, "right", 200, ((200, 300),))
+    ended(api, "ahead", 100, ((200, 300),))
+    first = api.send("GET", f"/v1/trace?limit=1&since={NOW + 150 * SECOND}", actor="member").json()
+    assert first["items"] == []
+    following = f"limit=1&since={NOW + 150 * SECOND}&cursor={first['next_cursor']}"
+    assert names(api.send("GET", f"/v1/trace?{following}", actor="member")) == [asked_for]
+
+
 def test_others_jobs_are_for_administrators(api: Api) -> None:
     theirs = ended(api, "theirs", 100, ((110, 120),), project="other")
     assert theirs not in names(api.call("trace.get", actor="manager"))

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import BigInteger, Select, case, cast, delete, func, literal_column, or_, select, text
+from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, delete, func, literal_column, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
@@ -18,6 +18,7 @@ from danlu.domain.arrays import LETTER as ARRAY_LETTER
 from danlu.domain.arrays import JobArray
 from danlu.domain.dependencies import Dependency
 from danlu.domain.events import CALL, Event
+from danlu.domain.ids import make_id
 from danlu.domain.jobs import LIVE_JOB_STATES, LOST, NEVER_RETRIED, Attempt, Job, JobState, Reason
 from danlu.domain.resources import Resources
 from danlu.domain.roles import RoleSpec, task_resources
@@ -38,6 +39,13 @@ FOLDED: Final = or_(
     tables.jobs.c.array_id.is_(None), func.substr(tables.jobs.c.array_id, 2) == func.substr(tables.jobs.c.id, 2)
 )
 """Of each array only the first element: that whose id the array has."""
+CLOCKS_APART_NS: Final = 86_400 * 1_000_000_000
+"""So far the clock of a client, which makes a job's id, may be from the platform's."""
+
+
+def submitted_since(at: int) -> ColumnElement[bool]:
+    """Returns what is true of all jobs that were submitted from a time on (ns UTC), and of some from before."""
+    return tables.jobs.c.id >= make_id("j", max(0, at - CLOCKS_APART_NS), 0)
 
 
 class QueuedJob(NamedTuple):
@@ -181,12 +189,13 @@ def ended_states(tx: Transaction, ids: Collection[str]) -> dict[str, str]:
         )
         found |= {str(row[0]): str(row[1]) for row in rows}
     for one in arrays:
-        states = [element.state for element in array_elements(tx, one).values()]
         whole = ARRAYS.get(tx, one)
-        if whole is None or any(JobState(name) in LIVE_JOB_STATES for name in states):
-            continue
-        if len(states) < whole.size and not whole.stopped:
+        if whole is None or (whole.stored < whole.size and not whole.stopped):
             continue  # it is being made
+        # asked at every step of the scheduler: all of its elements are read once none of them lives
+        if tx.connection.execute(select(jobs.id).where(jobs.array_id == one, tables.LIVE).limit(1)).first():
+            continue
+        states = [element.state for element in array_elements(tx, one).values()]
         good = len(states) == whole.size and {*states} == {JobState.SUCCEEDED}
         found[one] = JobState.SUCCEEDED if good else JobState.FAILED
     return found

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from danlu.api.bodies import MAX_PAGE, OffsetQuery, TraceQuery
 from danlu.blobs.streams import StreamKey
+from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import INFRASTRUCTURE_ATTEMPTS, Attempt, Job
@@ -34,7 +35,8 @@ def get(call: Call, query: TraceQuery) -> Page[TracedJob]:
     where: dict[str, Any] = {} if query.platform else {"project": call.project}
 
     def work(tx: Transaction) -> tuple[Page[Job], dict[str, list[Attempt]]]:
-        page = JOBS.page(tx, limit=query.limit, cursor=query.cursor, **where)
+        only = () if query.since is None else (queries.submitted_since(query.since),)
+        page = JOBS.page(tx, limit=query.limit, cursor=query.cursor, only=only, **where)
         attempts: dict[str, list[Attempt]] = defaultdict(list)
         ids = tuple(job.id for job in page.items)
         for attempt in ATTEMPTS.find(tx, job_id=ids, limit=MAX_PAGE * MAX_ATTEMPTS) if ids else ():
@@ -43,8 +45,7 @@ def get(call: Call, query: TraceQuery) -> Page[TracedJob]:
 
     page, attempts = call.platform.database.read(work)
     items = [job for job in page.items if query.since is None or job.created_at >= query.since]
-    more = page.next_cursor if len(items) == len(page.items) else None  # they come newest first
-    return Page[TracedJob](items=tuple(traced(job, attempts[job.id]) for job in items), next_cursor=more)
+    return Page[TracedJob](items=tuple(traced(job, attempts[job.id]) for job in items), next_cursor=page.next_cursor)
 
 
 def traced(job: Job, attempts: list[Attempt]) -> TracedJob:

@@ -17,7 +17,7 @@ from danlu.controllers.environments import EnvironmentsController
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS, Records
 from danlu.domain.jobs import Attempt, Job, JobState, Reason
-from danlu.domain.ledger import Account
+from danlu.domain.ledger import HELD, Account
 from danlu.domain.specs import JobSpec
 from danlu.executors.base import LaunchOrder, Observation, Phase
 from danlu.executors.simulated import SimulatedExecutor
@@ -120,19 +120,60 @@ def test_who_makes_way_is_charged_with_nothing(heeds: bool, tmp_path: Path, temp
         world.close()
 
 
+def runs(world: World, script: str) -> str:
+    """Submits a job that fits on node-b alone, and waits until it runs."""
+    job_id = world.platform.new_id("j")
+    jobs.submit(world.call, job_id, JobSpec.model_validate({"command": ["simulated", script], "cpu": 8}))
+    while jobs.get(world.call, job_id).state is not JobState.RUNNING:
+        for name in world.controllers:
+            world.controller(name)
+        while world.tasks:
+            world.task()
+        world.time_passes(0.1)
+    return job_id
+
+
+class Lies(SimulatedExecutor):
+    """Jobs that write into their status, at the end, what would make them cheaper."""
+
+    lie = ""
+
+    def _observation(self, attempt_id: str, process: Any, now: int) -> Observation:
+        told = super()._observation(attempt_id, process, now)
+        if told.phase is not Phase.ENDED:
+            return told
+        if self.lie == "it began late":
+            tasks = tuple(task.model_copy(update={"started_at": told.ended_at}) for task in told.tasks)
+            return told.model_copy(update={"started_at": told.ended_at, "tasks": tasks})
+        if self.lie == "it ended early":
+            return told.model_copy(update={"ended_at": told.started_at})
+        return told.model_copy(update={"preempted": True})
+
+
+@pytest.mark.parametrize("lie", ["it began late", "it ended early", "it made way"])
+def test_what_was_seen_is_billed_whatever_a_job_says_of_itself(lie: str, tmp_path: Path, template: Path) -> None:
+    world = World(0, tmp_path, template, Parts(executor=type("Liar", (Lies,), {"lie": lie})))
+    try:
+        job_id = runs(world, "sleep:1000")
+        for _ in range(12):
+            world.time_passes(100)
+            world.controller("attempts")
+        (ended,) = world.real.read(lambda tx: ATTEMPTS.find(tx, job_id=job_id, limit=10))
+        assert ended.reason is Reason.COMPLETED
+        held = 0
+        for entry in world.real.read(rows):
+            if entry.meter.object_id == ended.id:
+                held += (entry.until - entry.since) * ((entry.credit in HELD) - (entry.debit in HELD))
+        assert 899 * SECOND < held < 1001 * SECOND
+    finally:
+        world.close()
+
+
 @pytest.mark.parametrize("how", ["its machine goes", "the executor forgets it"])
 def test_what_is_lost_is_billed_until_its_last_sign_of_life(how: str, tmp_path: Path, template: Path) -> None:
     world = World(0, tmp_path, template)
     try:
-        spec = JobSpec.model_validate({"command": ["simulated", "sleep:9000"], "cpu": 8})  # on node-b alone
-        job_id = world.platform.new_id("j")
-        jobs.submit(world.call, job_id, spec)
-        while jobs.get(world.call, job_id).state is not JobState.RUNNING:
-            for name in world.controllers:
-                world.controller(name)
-            while world.tasks:
-                world.task()
-            world.time_passes(0.1)
+        job_id = runs(world, "sleep:9000")
         world.time_passes(1000)
         world.controller("attempts")
         seen_at = world.clock.now()

@@ -196,7 +196,9 @@ class World:
             "scheduling": self.parts.scheduling(
                 self.database, self.clock, hub, "simulated", recording=Recording(self.streams)
             ),
-            "attempts": self.parts.attempts(self.database, self.executor, self.clock, hub, launches, together[0]),
+            "attempts": self.parts.attempts(
+                self.database, self.executor, self.clock, hub, launches, together[0], self.true_time.now
+            ),
             "collection": self.parts.collection(
                 self.database, self.executor, self.executor, self.blobs, self.streams, self.clock, hub, together[1]
             ),

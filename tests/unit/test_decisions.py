@@ -182,6 +182,22 @@ def test_what_is_seen_is_kept() -> None:
     assert not last.collected
 
 
+def test_when_it_began_is_what_was_told_first() -> None:
+    job, attempt = pair(J.STARTING, A.LAUNCHING)
+    job, attempt = apply(job, attempt, decide(job, attempt, seen(Phase.RUNNING), LATER))
+    for phase in (Phase.RUNNING, Phase.ENDED):
+        other = seen(phase, started_at=NOW + 9, tasks=(make_task(started_at=NOW + 9, exit_code=0, restarts=1),))
+        job, attempt = apply(job, attempt, decide(job, attempt, other, LATER + SECOND))
+        assert (attempt.started_at, attempt.tasks[0].started_at) == (NOW + 1, NOW + 1)
+        assert attempt.tasks[0].restarts == 1
+
+
+def test_who_was_not_asked_has_not_made_way() -> None:
+    job, attempt = pair(J.RUNNING, A.RUNNING)
+    job, attempt = apply(job, attempt, decide(job, attempt, WAYS["failed while it saved"][0], LATER))
+    assert (job.state, attempt.reason) == (J.FAILED, R.PROCESS_FAILED)
+
+
 def lives(job: Job, ends: list[str]) -> Job:
     """Runs a job's attempts, each of which ends as named; returns what became of the job."""
     for name in ends:

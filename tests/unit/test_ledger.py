@@ -101,6 +101,17 @@ def test_what_was_lost_is_billed_until_its_last_sign_of_life(reason: Reason) -> 
     assert spans(found) == [("platform", 0, 2), ("used", 2, 7), ("platform", 7, 12)]
 
 
+@pytest.mark.parametrize("reason", [Reason.COMPLETED, Reason.PROCESS_FAILED, Reason.STOPPED])
+def test_what_was_seen_after_it_is_said_to_have_ended_is_billed(reason: Reason) -> None:
+    found = entries(ended(reason, ended_at=at(3), seen_at=at(8)), meter(), at(12))
+    assert sum(e.until - e.since for e in found if e.credit in HELD) == 6 * SECOND
+
+
+def test_a_lost_one_that_is_said_to_have_ended_earlier_is_billed_until_it_was_seen() -> None:
+    found = entries(ended(Reason.RUNNER_LOST, ended_at=at(3), seen_at=at(8)), meter(), at(12))
+    assert sum(e.until - e.since for e in found if e.credit in HELD) == 6 * SECOND
+
+
 def test_what_was_lost_without_a_sign_of_life_is_not_billed() -> None:
     assert {e.credit for e in entries(ended(Reason.RUNNER_LOST), meter(), at(12))} == {Account.PLATFORM}
 

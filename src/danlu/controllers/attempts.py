@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NoReturn, Protocol
@@ -69,6 +70,19 @@ class Launches:
     secrets: Callable[[Job], tuple[HandedSecret, ...]] = lambda _job: ()
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """That an attempt was seen to run: first at a time (ns UTC), and ever since for so long, whatever the clock is set to."""
+
+    at: int
+    tick: int
+    lasted: int = 0
+
+    def again(self, tick: int) -> Sighting:
+        """Returns it, seen again at a monotonic time (ns)."""
+        return Sighting(self.at, self.tick, max(self.lasted, tick - self.tick))
+
+
 @dataclass(slots=True)
 class AttemptsController:
     """Decides for each live attempt by what the executor sees of it. Restarting it is the normal path."""
@@ -79,14 +93,16 @@ class AttemptsController:
     hub: Hub
     launches: Launches
     tasks: Tasks
+    monotonic: Callable[[], int] = time.monotonic_ns
     _trials: Trials = field(default_factory=Trials)
-    _alive: dict[str, int] = field(default_factory=dict)
-    """When each attempt was last seen to run: what is lost is billed until then."""
+    _alive: dict[str, Sighting] = field(default_factory=dict)
 
     def step(self) -> float:
         """Looks once."""
         busy = self.tasks.running()  # before the look: what is being launched now may not be seen yet
+        before = self.monotonic()
         seen = {one.attempt_id: one for one in self.executor.observe()}
+        after = self.monotonic()
         attempts, jobs = self.database.read(_live)
         now = self.clock.now()
         for attempt in attempts:
@@ -94,7 +110,12 @@ class AttemptsController:
                 continue
             try:
                 one = seen.get(attempt.id)
-                self._decide(jobs[attempt.job_id], self._seen(attempt, one, now), one, now)
+                if one is not None and _runs(one, attempt):
+                    sighting = self._alive.get(attempt.id)
+                    self._alive[attempt.id] = Sighting(now, after) if sighting is None else sighting.again(before)
+                else:
+                    attempt = self._seen(attempt, one)
+                self._decide(jobs[attempt.job_id], attempt, one, now)
             except (DanluError, ValueError) as error:  # one attempt's trouble is not the others'
                 LOG.error("attempt %s: %s: %s", attempt.id, type(error).__name__, error)
         live = {attempt.id for attempt in attempts}
@@ -103,15 +124,18 @@ class AttemptsController:
         self._alive = {attempt_id: at for attempt_id, at in self._alive.items() if attempt_id in live}
         return self._trials.wait_s(now, LIVE_PERIOD_S if attempts else IDLE_PERIOD_S)
 
-    def _seen(self, attempt: Attempt, seen: Observation | None, now: int) -> Attempt:
-        """Returns the attempt with its last sign of life, where it is needed: it does not run any more."""
-        if (
-            seen is not None and seen.phase is Phase.RUNNING and seen.started_at is not None
-        ):  # not only what is left of it
-            self._alive[attempt.id] = now
+    def _seen(self, attempt: Attempt, seen: Observation | None) -> Attempt:
+        """Returns an attempt that does not run any more with its last sign of life: what it held is billed until then.
+
+        What is lost has it when it was last seen. Of what has ended its job may tell what it likes, but what was seen of it:
+        so long after its start, whatever the clocks say.
+        """
+        known = self._alive.get(attempt.id)
+        if known is None:
             return attempt
-        last = max(self._alive.get(attempt.id, 0), attempt.seen_at or 0)
-        return attempt.model_copy(update={"seen_at": last}) if last else attempt
+        ended = seen is not None and seen.phase is Phase.ENDED
+        began = (attempt.started_at or 0) if ended else known.at
+        return attempt.model_copy(update={"seen_at": max(began + known.lasted, attempt.seen_at or 0)})
 
     def _decide(self, job: Job, attempt: Attempt, seen: Observation | None, now: int) -> None:
         decision = decide(job, attempt, seen, now)
@@ -237,6 +261,13 @@ class AttemptsController:
         self.database.write(work)
         self.executor.forget(attempt.id)
         self.hub.notify("jobs")
+
+
+def _runs(seen: Observation, attempt: Attempt) -> bool:
+    """Says whether an attempt runs, and not only what is left of it; that it has begun may be no longer told."""
+    if seen.phase is Phase.STARTING:
+        return attempt.started_at is not None
+    return seen.phase is Phase.RUNNING and seen.started_at is not None
 
 
 def _live(tx: Transaction) -> tuple[list[Attempt], dict[str, Job]]:

@@ -87,7 +87,7 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
     if seen.phase is Phase.RUNNING and attempt.state is AttemptState.LAUNCHING:
         changes: dict[str, Any] = {
             "started_at": seen.started_at,
-            "tasks": seen.tasks or attempt.tasks,
+            "tasks": _tasks(attempt, seen),
             "limits": seen.limits,
             "resumed_from": seen.resumed_from,
             **_saved(attempt, seen),
@@ -96,7 +96,7 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
         if job.state is JobState.STARTING:
             jobs.append(job.moved(JobState.RUNNING, now=now, reason=Reason.STARTED, started_at=seen.started_at))
     elif _is_news(attempt, seen, now):
-        attempts.append(attempt.evolved(now=now, tasks=seen.tasks, **_saved(attempt, seen)))
+        attempts.append(attempt.evolved(now=now, tasks=_tasks(attempt, seen), **_saved(attempt, seen)))
     latest_job, latest = (jobs or [job])[-1], (attempts or [attempt])[-1]
     if not stopping and attempt.preemption is not None:
         words = asks(attempt.preemption)
@@ -120,8 +120,17 @@ def _is_news(attempt: Attempt, seen: Observation, now: int) -> bool:
     since = now - attempt.updated_at
     if since < 0:  # the clock was wrong when that was written
         since = SAVED_PAUSE_NS
-    moved = seen.tasks != attempt.tasks and since >= TASK_PAUSE_NS * len(seen.tasks)
+    moved = _tasks(attempt, seen) != attempt.tasks and since >= TASK_PAUSE_NS * len(seen.tasks)
     return moved or (since >= SAVED_PAUSE_NS and _saved(attempt, seen)["saved_at"] != attempt.saved_at)
+
+
+def _tasks(attempt: Attempt, seen: Observation) -> tuple[Task, ...]:
+    """Returns the tasks as they are told; when each began stays as it was told first: its job may write into the status."""
+    began = {task.rank: task.started_at for task in attempt.tasks if task.started_at is not None}
+    tasks = seen.tasks or attempt.tasks
+    if all(task.started_at == began.get(task.rank, task.started_at) for task in tasks):
+        return tasks
+    return tuple(task.model_copy(update={"started_at": began.get(task.rank, task.started_at)}) for task in tasks)
 
 
 def _saved(attempt: Attempt, seen: Observation) -> dict[str, Any]:
@@ -166,18 +175,21 @@ def _explained(ended: Attempt) -> Attempt:
 
 
 def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
+    if attempt.preemption is None:  # nobody asked it to make way, whatever it says
+        seen = seen.model_copy(update={"preempted": False})
     reason, message, exit_code = verdict(seen, job)
     if seen.phase is Phase.LOST and reason is Reason.RUNNER_LOST:
         reason, message = _lost(attempt, message)
+    began = attempt.started_at or seen.started_at
     ended = attempt.moved(
         AttemptState.ENDED,
         now=now,
         reason=reason,
         message=message,
-        started_at=seen.started_at or attempt.started_at,
-        ended_at=max(seen.ended_at or now, seen.started_at or attempt.started_at or 0),
+        started_at=began,
+        ended_at=max(seen.ended_at or now, began or 0),
         seen_at=max(seen.seen_at or 0, attempt.seen_at or 0) or None,
-        tasks=seen.tasks or attempt.tasks,
+        tasks=_tasks(attempt, seen),
         limits=seen.limits or attempt.limits,
         resumed_from=seen.resumed_from or attempt.resumed_from,
         exit_code=exit_code,

@@ -297,7 +297,7 @@ class Attempt(Living):
     )
     saved_as: Said = Field(default="", max_length=255, description="that checkpoint's name")
     preemption: Preemption | None = Field(default=None, description="that it has to make way, if it has")
-    seen_at: int | None = Field(default=None, description="ns UTC; the last sign of life of one that was lost")
+    seen_at: int | None = Field(default=None, description="ns UTC; the last sign of life of one that has ended")
     kept: Said = Field(
         default="", max_length=1000, description="what keeps its logs or outputs from being kept, if anything"
     )

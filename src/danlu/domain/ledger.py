@@ -232,9 +232,11 @@ def _life(attempt: Attempt, meter: Meter, until: int) -> _Life:
     began = until if started is None else min(max(started, meter.since), until)
     ended = until
     if attempt.state is AttemptState.ENDED:
-        said = attempt.ended_at if attempt.ended_at is not None else until
+        said, seen = attempt.ended_at if attempt.ended_at is not None else until, attempt.seen_at
         if attempt.reason in LOST - {Reason.PREEMPTED, Reason.PORT_TAKEN}:  # nobody knows when: what is sure is billed
-            said = min(said, attempt.seen_at if attempt.seen_at is not None else began)
+            said = began if seen is None else seen
+        elif seen is not None:  # its job may have written when it ended, but not what was seen of it
+            said = max(said, seen)
         ended = min(max(said, began), until)
     over = ended
     if task is not None and task.ended_at is not None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from danlu.cli.arrays import counts
 from danlu.database.queries import QueuedJob
-from danlu.domain.arrays import ArraySpec, array_id, element_id, indexes_of
+from danlu.domain.arrays import ArraySpec, ArrayState, array_id, element_id, indexes_of
 from danlu.domain.environments import EnvironmentReason, EnvironmentState
 from danlu.domain.ids import ALPHABET, derived_id, is_id
 from danlu.domain.jobs import JobState, Reason
@@ -17,7 +18,7 @@ from danlu.domain.priorities import CLASSES, priority_text
 from danlu.domain.specs import JobSpec
 from danlu.scheduler.sizing import never_fits
 from danlu.services.eligibility import Facts, not_yet
-from tests.factories import NOW, Ids, make_capacity, make_environment, make_spec
+from tests.factories import NOW, Ids, make_array, make_capacity, make_environment, make_job, make_spec
 
 WAITING = QueuedJob(
     id="j1", project="default", priority=0, queued_at=NOW, not_before=0, environment_id=None, reason=None, desired="run",
@@ -172,3 +173,13 @@ def test_a_pause_passes() -> None:
     assert change.reason is Reason.WAITING_FOR_RETRY
     assert not_yet(job, facts(now=NOW + 10)) is None
     assert not_yet(job, facts(now=NOW - 1)) is None  # the clock was wrong when that was written
+
+
+def test_a_stopped_array_has_ended_once_what_was_made_of_it_has() -> None:
+    array = make_array(make_job(), size=10, stored=5)
+    assert ArrayState(array=array, counts={"cancelled": 5}, unsuccessful=()).live  # the others are being made
+    stopped = array.model_copy(update={"stopped": True})
+    ended = ArrayState(array=stopped, counts={"cancelled": 5}, unsuccessful=())
+    assert not ended.live
+    assert counts(ended) == "5 cancelled, 5 never made"
+    assert ArrayState(array=stopped, counts={"cancelled": 4, "running": 1}, unsuccessful=()).live

@@ -67,7 +67,8 @@ def counts(state: ArrayState) -> str:
     """Returns ``3 running, 90 queued (10 of them held), 7 succeeded``."""
     there = [f"{state.counts[name]:,} {name}{_held(state, name)}" for name in ORDER if state.counts.get(name)]
     missing = state.array.size - sum(state.counts.values())
-    return ", ".join(there + ([f"{missing:,} not made yet"] if missing > 0 else []))
+    word = "never made" if state.array.stopped and not state.live else "not made yet"
+    return ", ".join(there + ([f"{missing:,} {word}"] if missing > 0 else []))
 
 
 def _held(state: ArrayState, name: str) -> str:

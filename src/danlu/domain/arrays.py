@@ -106,9 +106,9 @@ class ArrayState(Value):
 
     @property
     def live(self) -> bool:
-        """Whether one of its elements has not ended."""
+        """Whether one of its elements has not ended. Of one that was stopped, those that were never made do not count."""
         ended = sum(self.counts.get(state, 0) for state in ("succeeded", "failed", "cancelled"))
-        return ended < self.array.size
+        return ended < (sum(self.counts.values()) if self.array.stopped else self.array.size)
 
 
 def own_variables(identity: str, place: ArrayPlace) -> dict[str, str]:

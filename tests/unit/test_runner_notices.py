@@ -120,6 +120,18 @@ def test_who_ends_first_does_not_cut_the_others_short(life: Life) -> None:
     assert (ended(life)["preempted"], ended(life)["saved"]["name"]) == (True, "a.json")
 
 
+def test_a_notice_that_is_told_again_leaves_the_time_that_there_was(life: Life) -> None:
+    """It is told at each look, with what is left of it by the server's clock, which somebody may have set."""
+    life.order("/bin/sh", "-c", f"trap 'sleep 1; exit 0' TERM; echo up; {FOREVER}")
+    with life.start() as runner:
+        until(lambda: "up" in life.log())
+        tell(life, runner, within_s=30)
+        until(lambda: life.events("notice"))
+        tell(life, runner, within_s=0)
+        assert runner.wait(30) == 0
+    assert (life.events("exited")[0]["exit_code"], ended(life)["preempted"]) == (0, True)
+
+
 def test_what_has_not_begun_never_does(life: Life) -> None:
     life.order("/bin/sh", "-c", "echo never")
     notice = {"signal": "TERM", "within_s": 3600, "deadline": 0, "why": "", "whom": ""}

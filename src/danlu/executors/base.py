@@ -135,7 +135,7 @@ class Executor(Protocol):
 
         With a ``notice`` all tasks hear that first. They are asked to end as soon as a checkpoint is proven that was written
         after it, or its time is over; one whose tasks have all ended by then is over. A stop without one ends them at once.
-        The notice once given, all goes on by itself; given again it can only shorten the time.
+        The notice once given, all goes on by itself; given again it changes nothing.
         """
 
     def forget(self, attempt_id: str) -> None:

@@ -211,22 +211,21 @@ class Process:
         return max((one for script in self.scripts.values() for one in script.saves if one[0] <= until), default=None)
 
     def notice(self, notice: Notice, now: int) -> None:
-        """Hears that it has to make way, once; again it can only have less time."""
+        """Hears that it has to make way, once."""
         over, yields_at = self.over_at(), now + int(notice.within_s * SECOND)
-        if self.stopped_at is not None or (over is not None and over <= now):
+        if self.stopped_at is not None or self.noticed_at is not None or (over is not None and over <= now):
             return
         if self.begins_at > now:  # its runner finds the notice before it starts anything
             self.noticed_at, self.yields_at, self.killed_at = now, now, now
             return
-        if self.noticed_at is None:
-            known = self.known_at()
-            if known is not None and known <= now:  # it is ending
-                return
-            self.noticed_at, self.by_term = now, notice.signal == "TERM"
-            self.scripts = {name: script.noticed(now) for name, script in self.scripts.items()}
-            if any(script.heeds for script in self.scripts.values()):
-                yields_at = min(yields_at, now + TO_END + PROVEN_NS)
-        self.yields_at = yields_at if self.yields_at is None else min(self.yields_at, yields_at)
+        known = self.known_at()
+        if known is not None and known <= now:  # it is ending
+            return
+        self.noticed_at, self.by_term = now, notice.signal == "TERM"
+        self.scripts = {name: script.noticed(now) for name, script in self.scripts.items()}
+        if any(script.heeds for script in self.scripts.values()):
+            yields_at = min(yields_at, now + TO_END + PROVEN_NS)
+        self.yields_at = yields_at
 
     def log(self, task: str, now: int) -> bytes:
         """Returns what a task has written until ``now``."""

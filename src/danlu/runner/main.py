@@ -322,20 +322,20 @@ class Runner:
         self.end(grace_s)
 
     def give_way(self, told: Dict[str, Any]) -> None:
-        """Gives the notice, once, to whoever runs. Where nothing has begun, or all is done, there is nothing to save."""
-        now = time.monotonic()
-        if self.stopping_until is not None:
+        """Gives the notice to whoever runs. Where nothing has begun, or all is done, there is nothing to save.
+
+        It is told again and again, and heard once: how much time is left is known here, by a clock that nobody sets.
+        """
+        if self.stopping_until is not None or self.notice is not None:
             return
-        if self.notice is not None:
-            self.notice.shorten(told, now)
-        elif self.known():
+        if self.known():
             self.end(float(self.order["grace_s"]))
         elif all(task.pid is None for task in self.tasks):
             self.preempted = True
             self.end(0.0)
         else:
             self.preempted = True
-            self.notice = Notice(told, now)
+            self.notice = Notice(told, time.monotonic())
             self.say("notice", signal=told["signal"], within_s=told["within_s"])
             self.notice.give(told, self.folder, self.tasks)
             self.tasks[0].follower.notice(self.notice.words())

@@ -41,10 +41,6 @@ class Notice:
         self.began = self.watched = now
         self.told: Dict[int, List[int]] = {}
 
-    def shorten(self, told: Dict[str, Any], now: float) -> None:
-        """Hears it again: there is never more time than there was."""
-        self.until = min(self.until, now + max(0.0, float(told["within_s"])))
-
     def give(self, told: Dict[str, Any], folder: str, tasks: Iterable[Task]) -> None:
         """Tells the tasks: first by the file, then by the signal."""
         said = {"deadline": int(told.get("deadline", 0)) / 1e9, "reason": str(told.get("why", ""))}

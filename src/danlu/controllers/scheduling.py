@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from danlu.controllers.preempting import preempt
 from danlu.controllers.recordings import Recording
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Database, Transaction, write_anew
 from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
 from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Estimate, Job, JobState, Preemption, Reason, Task
@@ -75,7 +75,7 @@ class SchedulingController:
         self._waits.update(plan.waits)
         placed = 0
         for batch in _batches(plan.placements, PLACED_AT_ONCE):
-            placed += self.database.write(partial(self._place, placements=batch))
+            placed += write_anew(self.database, partial(self._place, placements=batch))
             self.hub.notify("attempts")
         for preemption in plan.preemptions:
             self._preempt(preemption)
@@ -84,7 +84,7 @@ class SchedulingController:
         changes = self._changes(changes)
         self._estimate(changes, now)
         for some in _batches(changes[:WRITTEN_A_STEP], WRITTEN_AT_ONCE):
-            self.database.write(partial(self._change, changes=some))
+            write_anew(self.database, partial(self._change, changes=some))
         if changes:
             self.hub.notify("events")
         if any(change.state is not JobState.QUEUED for change in changes):

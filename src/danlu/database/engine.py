@@ -27,7 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from danlu.database import migrations, sqlite_file, tables
-from danlu.errors import DanluError, DatabaseUnavailable, StorageFull, Unavailable
+from danlu.errors import DanluError, DatabaseUnavailable, StorageFull, Unavailable, VersionConflict
 
 T = TypeVar("T")
 MAX_WAITING: Final = 4096
@@ -182,6 +182,20 @@ class Database:
             self._writer.close()
         self._readers.dispose()
         self._engine.dispose()
+
+
+def write_anew(database: Database, work: Callable[[Transaction], T]) -> T:
+    """Writes, as Database.write, what reads all that it changes itself: where others change that in between it is run anew.
+
+    On SQLite nobody can. On PostgreSQL users, controllers and other servers write at the same time.
+
+    Raises:
+        VersionConflict: others have changed it each time.
+    """
+    for _ in range(RETRIES - 1):
+        with contextlib.suppress(VersionConflict):
+            return database.write(work)
+    return database.write(work)
 
 
 def _require_sound(connection: Connection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from danlu.api import BY_ID
 from danlu.blobs.base import Blobs
 from danlu.blobs.streams import Streams
 from danlu.database import nonces
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Database, Transaction, write_anew
 from danlu.database.records import add_event
 from danlu.domain.actors import Actor
 from danlu.domain.diagnosis import Check
@@ -23,14 +22,11 @@ from danlu.domain.events import CALL, Event
 from danlu.domain.ids import make_id
 from danlu.domain.isolation import Layer
 from danlu.domain.keys import AccessKey
-from danlu.errors import VersionConflict
 from danlu.services.vault import Vault
 
 T = TypeVar("T")
 DONE = "done"
 HIDING_AT_ONCE = 2
-TRIALS = 8
-"""So often a change is begun anew because others, of several servers on PostgreSQL, changed the same at the same time."""
 
 
 class Clock(Protocol):
@@ -211,21 +207,15 @@ class Call:
         """
         deed = self.deed
         if deed is None or deed.stored:
-            return self._written(work)
+            return write_anew(self.platform.database, work)
 
         def both(tx: Transaction) -> T:
             deed.store(tx, self, DONE)
             return work(tx)
 
-        result = self._written(both)
+        result = write_anew(self.platform.database, both)
         deed.stored = True
         return result
-
-    def _written(self, work: Callable[[Transaction], T]) -> T:
-        for _ in range(TRIALS - 1):
-            with contextlib.suppress(VersionConflict):
-                return self.platform.database.write(work)
-        return self.platform.database.write(work)
 
     def begin(self) -> None:
         """Stores the deed before what is no transaction and cannot be undone."""

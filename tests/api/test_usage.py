@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from danlu.database import queries
+from danlu.database import ledger, queries
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS
 from danlu.domain.jobs import AttemptState, Reason
@@ -133,3 +133,15 @@ def test_prometheus_can_read_it(api: Api) -> None:
     assert capacity == {("node-1", "cpu"): 4, ("node-1", "memory"): 32 * 2**30, ("node-1", "gpu/gpu"): 2}
     jobs = {(s.labels["project"], s.labels["state"]): s.value for s in families["danlu_jobs"].samples}
     assert jobs == {("default", "running"): 1, ("default", "cancelled"): 1}
+
+
+def test_a_doctor_says_that_nothing_is_charged_as_the_clock_was_ahead(api: Api) -> None:
+    def checks() -> list[Any]:
+        return [
+            one for one in api.call("platform.doctor", query="?index=false").json()["checks"] if one["name"] == "ledger"
+        ]
+
+    assert checks() == []
+    api.database.write(lambda tx: ledger._advance(tx, 4_070_908_800 * SECOND))
+    (found,) = checks()
+    assert (found["verdict"], found["value"][:34]) == ("warn", "its newest entry is of 2099-01-01:")

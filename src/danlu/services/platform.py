@@ -6,17 +6,20 @@ from dataclasses import replace
 
 from danlu import __version__
 from danlu.api.bodies import Accepted, DoctorQuery, PlatformStop
-from danlu.database import queries
+from danlu.database import ledger, queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ENVIRONMENTS, JOBS
-from danlu.domain.diagnosis import Diagnosis
+from danlu.domain.diagnosis import Check, Diagnosis, warn
 from danlu.domain.environments import EnvironmentState
 from danlu.domain.jobs import LIVE_JOB_STATES, Desired, Job
+from danlu.domain.prices import told_at
 from danlu.domain.views import PlatformStatus
 from danlu.services import jobs, nodes
 from danlu.services.context import Call, Platform
 
 MAX_ENVIRONMENTS = 500
+AHEAD_NS = 60 * 10**9
+"""So far ahead of the machine's clock the ledger's time may be, unless an administrator is to be told."""
 
 
 def get(call: Call) -> PlatformStatus:
@@ -38,11 +41,22 @@ def get(call: Call) -> PlatformStatus:
 def doctor(call: Call, query: DoctorQuery) -> Diagnosis:
     """Returns what the server sees of itself and its machine. Takes seconds where the package index is away."""
     platform = call.platform
-    built = platform.database.read(
-        lambda tx: ENVIRONMENTS.find(tx, state=EnvironmentState.READY, limit=MAX_ENVIRONMENTS)
-    )
+    built, at = platform.database.read(
+        lambda tx: (
+            ENVIRONMENTS.find(tx, state=EnvironmentState.READY, limit=MAX_ENVIRONMENTS), ledger.time_of(tx, 0)
+        )
+    )  # fmt: skip
     checks = platform.diagnose(built, query.index)
+    if at > platform.clock.wall() + AHEAD_NS:
+        checks += (_ahead(at),)
     return Diagnosis(version=__version__, now=platform.clock.now(), checks=checks)
+
+
+def _ahead(at: int) -> Check:
+    return warn(
+        "ledger", f"its newest entry is of {told_at(at)}: the machine's clock was ahead once, or is behind now; until then "
+        "what jobs hold takes no time and costs nothing", "if the machine's clock is behind (date), correct it",
+    )  # fmt: skip
 
 
 def stop(call: Call, body: PlatformStop) -> Accepted:

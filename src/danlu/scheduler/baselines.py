@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ UNKNOWN = 2**62
 
 
 @dataclass(slots=True)
-class _Known:
+class _Known(ABC):
     """What was told: nodes, what waits, what holds something. It keeps who waits in order."""
 
     rooms: Rooms = field(default_factory=Rooms)
@@ -69,9 +70,9 @@ class _Known:
         attempt = self.running.pop(attempt_id)
         _give(self.rooms, attempt.shape, attempt.seats)
 
+    @abstractmethod
     def rank(self, job: Waiting) -> Rank:
         """Returns where a job that waits stands; the least comes first."""
-        raise NotImplementedError
 
 
 def _take(rooms: Rooms, shape: Shape, seats: Iterable[Seat]) -> None:
@@ -295,9 +296,9 @@ class _Preemptive(_Known):
             take_seats(self.rooms, shape.tasks, seats)
         return seats, going
 
+    @abstractmethod
     def rank_of(self, one: Running, now: int) -> Rank:
         """Returns where an attempt stands, as ``rank``."""
-        raise NotImplementedError
 
     def again_at(self, now: int) -> int | None:
         """Returns when somebody steps back though nothing else changes."""

@@ -270,6 +270,17 @@ def test_names_are_found_when_it_is_submitted(api: Api) -> None:
     assert [one["id"] for one in changed["after"]] == [other]
 
 
+def test_a_repeated_job_waits_for_the_repetition_of_what_had_failed(api: Api) -> None:
+    prepare = made(api, name="prepare")
+    train = made(api, name="learn", after=["prepare", "over:any"])
+    end(api, prepare)
+    end(api, train, JobState.CANCELLED)
+    again = api.call("jobs.retry", job="prepare", data={"id": api.new_id("j")}).json()["id"]
+    body = {"id": api.new_id("j"), "changes": {"memory": "1GiB"}}
+    after = api.call("jobs.retry", job="learn", data=body).json()["after"]
+    assert [one["id"] for one in after] == [again, api.ids["ended"]]
+
+
 def test_an_array_is_something_to_wait_for(api: Api) -> None:
     first = made(api, name="shards", array="0-2")
     assert [one.id for one in api.job(made(api, after="shards")).after] == [array_id(first)]

@@ -43,6 +43,10 @@ class Dependency(Value):
     name: str
     condition: Condition = Condition.SUCCEEDED
 
+    def met(self, state: str) -> bool:
+        """Says whether it ended as it has to have."""
+        return self.condition is Condition.ANY or state == self.condition
+
 
 def parsed(asked: str) -> tuple[str, Condition]:
     """Returns whom ``JOB:CONDITION`` names, and the condition."""

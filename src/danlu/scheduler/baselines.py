@@ -41,9 +41,11 @@ class _Known(ABC):
 
     def quotas(self, quotas: Iterable[Quota]) -> None:
         """They do not matter here."""
+        del quotas
 
     def had(self, project: str, asks: Mapping[str, int], began: int, ended: int) -> None:
         """It does not matter here."""
+        del project, asks, began, ended
 
     def queued(self, job: Waiting) -> None:
         """Says that a job waits."""

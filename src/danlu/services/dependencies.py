@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from danlu.database import queries
 from danlu.database.engine import Transaction
@@ -51,6 +52,24 @@ def _named(tx: Transaction, project: str, name: str) -> Job | JobArray | None:
     else:
         one = queries.job_by_name(tx, project, name) or queries.array_by_name(tx, project, name)
     return one if one is not None and one.project == project else None
+
+
+def of_repetition(tx: Transaction, after: Sequence[Dependency]) -> tuple[Dependency, ...]:
+    """Returns what a repeated job is to run after: as before, whoever has the names by now.
+
+    Instead of a job that did not end as it had to, the newest one that repeats it: else no repetition could ever run.
+    """
+    ended = queries.ended_states(tx, [one.id for one in after])
+    return tuple(one if one.met(ended.get(one.id, one.condition)) else _repeated(tx, one) for one in after)
+
+
+def _repeated(tx: Transaction, one: Dependency) -> Dependency:
+    old = JOBS.get(tx, one.id)
+    if old is None:  # an array, of which a repeated element counts as its newest job anyway
+        return one
+    owner = {"project": old.project, "name": old.name, "checkpoint_owner": old.checkpoint_owner}
+    newest = JOBS.find(tx, **owner, descending=True, limit=1)
+    return one.model_copy(update={"id": newest[0].id}) if newest else one
 
 
 def told(tx: Transaction, job: Job) -> list[str]:

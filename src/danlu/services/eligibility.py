@@ -66,7 +66,7 @@ def _dependencies(job: QueuedJob, ended: Mapping[str, str]) -> Change | None:
     """A job whose dependencies can no longer be met ends at once, even where it is held: it never waits for ever."""
     for one in job.after:
         state = ended.get(one.id)
-        if state is None or _met(one, state):
+        if state is None or one.met(state):
             continue
         if one.condition is Condition.FAILED:  # it was for that case only, which has not come: nothing failed
             message = f"it was to run if {one.name} failed, and that is {state}"
@@ -75,10 +75,6 @@ def _dependencies(job: QueuedJob, ended: Mapping[str, str]) -> Change | None:
         return _ends(job, JobState.FAILED, Reason.DEPENDENCY_FAILED, message)
     left = [one for one in job.after if one.id not in ended]
     return _waits(job, Reason.WAITING_FOR_DEPENDENCY, waits_for(left)) if left else None
-
-
-def _met(dependency: Dependency, state: str) -> bool:
-    return dependency.condition is Condition.ANY or state == dependency.condition
 
 
 def waits_for(left: Iterable[Dependency]) -> str:

@@ -135,8 +135,9 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
 
 def _new(tx: Transaction, call: Call, job_id: str, spec: JobSpec, retried: Job | None) -> Job:
     """Returns a job that is not stored yet; of an array, which is, its first element."""
-    after = retried.after if retried is not None and retried.spec.after == spec.after else None
-    if after is None:
+    if retried is not None and retried.spec.after == spec.after:
+        after = dependencies.of_repetition(tx, retried.after)
+    else:
         after = dependencies.found(tx, call.project, job_id, spec.after)
     place, identity = (None, None) if retried is None else (retried.array, retried.array_id)
     name = spec.name

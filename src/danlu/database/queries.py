@@ -190,15 +190,21 @@ def ended_states(tx: Transaction, ids: Collection[str]) -> dict[str, str]:
         found |= {str(row[0]): str(row[1]) for row in rows}
     for one in arrays:
         whole = ARRAYS.get(tx, one)
-        if whole is None or (whole.stored < whole.size and not whole.stopped):
-            continue  # it is being made
-        # asked at every step of the scheduler: all of its elements are read once none of them lives
-        if tx.connection.execute(select(jobs.id).where(jobs.array_id == one, tables.LIVE).limit(1)).first():
+        if whole is None or goes_on(tx, whole):
             continue
         states = [element.state for element in array_elements(tx, one).values()]
         good = len(states) == whole.size and {*states} == {JobState.SUCCEEDED}
         found[one] = JobState.SUCCEEDED if good else JobState.FAILED
     return found
+
+
+def goes_on(tx: Transaction, array: JobArray) -> bool:
+    """Says whether an array is being made, or one of its elements has not ended: asked often, and reads one of them."""
+    jobs = tables.jobs.c
+    if array.stored < array.size and not array.stopped:
+        return True
+    query = select(jobs.id).where(jobs.array_id == array.id, tables.LIVE).limit(1)
+    return tx.connection.execute(query).first() is not None
 
 
 class Element(NamedTuple):

@@ -178,7 +178,8 @@ class Streams:
 
     async def wait_for_array(self, call: Call, array: str, query: TimeoutQuery) -> ArrayState:
         """Returns the array as soon as all of it has ended, or as it is when the time is over."""
-        return await self._wait(call, partial(arrays.get, array=array), lambda found: not found.live, query.timeout_s)
+        await self._wait(call, partial(arrays.ended, array=array), bool, query.timeout_s)
+        return await anyio.to_thread.run_sync(partial(arrays.get, call, array))
 
     async def _wait(self, call: Call, look: Callable[[Call], T], over: Callable[[T], bool], timeout_s: float) -> T:
         waiter, watch = Waiter(self._hub, frozenset({"jobs"})), Watch(call, Permission.READ, self._look_s)

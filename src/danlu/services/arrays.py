@@ -135,6 +135,11 @@ def get(call: Call, array: str) -> ArrayState:
     return call.platform.database.read(lambda tx: _state(tx, require(tx, call.project, array)))
 
 
+def ended(call: Call, array: str) -> bool:
+    """Says whether all of an array has ended, without reading all of it."""
+    return call.platform.database.read(lambda tx: not queries.goes_on(tx, require(tx, call.project, array)))
+
+
 def _state(tx: Transaction, array: JobArray) -> ArrayState:
     return _made_of(array, queries.array_elements(tx, array.id))
 

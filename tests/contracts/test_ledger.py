@@ -278,6 +278,22 @@ def test_the_end_of_a_gang_takes_no_more_questions_than_that_of_a_task(database:
     assert asked(2, 20) == asked(3, 1)
 
 
+def test_what_was_held_lately_is_found_without_reading_what_was_before(sqlite: Database) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def heard(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", heard)
+    try:
+        sqlite.read(lambda tx: ledger.held_lately(tx, NOW, 10))
+    finally:
+        event.remove(Engine, "before_cursor_execute", heard)
+    ((statement, parameters),) = (one for one in asked if "FROM ledger" in one[0])
+    plan = sqlite.read(lambda tx: tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all())
+    assert any("ix_ledger_line_day (line=? AND day>?)" in row[-1] for row in plan), plan
+
+
 def test_preempted_work_is_charged_until_its_checkpoint(database: Database, call: Call) -> None:
     _, attempt = started(database)
     database.write(lambda tx: PRICES.add(tx, make_price(per_hour="3600")))

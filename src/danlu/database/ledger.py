@@ -96,7 +96,9 @@ def held_lately(tx: Transaction, since: int, limit: int) -> list[Held]:
     query = (
         select(line.project, line.cpu_milli, line.memory_bytes, line.gpus, lasted_ms, ended)
         .select_from(tables.ledger.join(tables.ledger_lines, entry.line == line.id))
-        .where(entry.until > since, line.debit == Account.FREE, line.project != NODE_PROJECT)
+        # an entry lies within a day: the days before are not read, of however many years they are
+        .where(entry.until > since, entry.day >= since // DAY_NS)
+        .where(line.debit == Account.FREE, line.project != NODE_PROJECT)
         .group_by(line.project, line.cpu_milli, line.memory_bytes, line.gpus, entry.day)
         .order_by(ended.desc(), line.project, line.cpu_milli, line.memory_bytes, line.gpus)
         .limit(limit)

@@ -450,7 +450,7 @@ def test_what_is_held_when_the_ledger_comes_is_metered_from_then_on(
     database.close()
     engine = create_engine(database_url)
     with engine.begin() as connection:  # as a version without it left it
-        for table in ("meters", "ledger", "ledger_lines", "prices", "quotas"):
+        for table in ("meters", "ledger", "ledger_lines", "prices", "quotas", "stored", "stored_things"):
             connection.exec_driver_sql(f"DROP TABLE {table}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0005'")
     engine.dispose()

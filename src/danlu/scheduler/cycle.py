@@ -66,8 +66,8 @@ class Cycle:
     _held: dict[str, float] = field(default_factory=dict)
     _ranked: list[tuple[Rank, Bucket]] | None = None
     _nobody_behind: Rank | None = None
-    _losers: dict[tuple[Bucket, bool], list[tuple[int, str]]] = field(default_factory=dict)
-    _merged: dict[tuple[tuple[Bucket, bool], ...], list[tuple[int, str]]] = field(default_factory=dict)
+    _losers: dict[tuple[Bucket, bool, bool], list[tuple[int, str]]] = field(default_factory=dict)
+    _merged: dict[tuple[bool, tuple[tuple[Bucket, bool], ...]], list[tuple[int, str]]] = field(default_factory=dict)
     _done: set[GroupKey] = field(default_factory=set)
     _texts: dict[Shape, str] = field(default_factory=dict)
     _kept: set[str] = field(default_factory=set)
@@ -301,8 +301,14 @@ class Cycle:
         self._asked = True  # also where nobody could be: he could be when he has run for longer
         if self._searches >= state.policy.preempts_for:
             return set()
-        choice: Choice | None = choose(self, job, shape, self._borrowing(group.key))
+        borrowing = self._borrowing(group.key)
+        choice: Choice | None = choose(self, job, shape, borrowing)
         if choice is None:
+            if job.id not in state.kept and state.tree.entitled(job.project, shape.asks) is not None:
+                # where it will take back what is guaranteed to it, nobody else is let in meanwhile
+                later = choose(self, job, shape, borrowing, young=True)
+                if later is not None:
+                    state.kept[job.id] = Kept(later.seats, self.now)
             return set()
         for victim, why in choice.victims:
             self.yielding.add(victim.id)
@@ -331,9 +337,9 @@ class Cycle:
         if job.array is not None:
             self._arrays[job.array] = self._arrays.get(job.array, 0) + 1
 
-    def may_leave(self, attempt: Running) -> bool:
-        """Says whether an attempt may be asked to make way at all: not yet, and it has run for long enough."""
-        enough = self.now - attempt.placed_at >= self.state.policy.min_runtime
+    def may_leave(self, attempt: Running, *, young: bool = False) -> bool:
+        """Says whether an attempt may be asked at all: it was not yet, and has run for long enough, or that is no matter."""
+        enough = young or self.now - attempt.placed_at >= self.state.policy.min_runtime
         return enough and attempt.yields_to is None and attempt.id not in self.yielding
 
     def ranked(self, mine: Rank | None) -> list[tuple[Rank, Bucket]]:
@@ -359,18 +365,18 @@ class Cycle:
         self._nobody_behind = mine
         return False
 
-    def losers(self, bucket: Bucket, *, little: bool) -> list[tuple[int, str]]:
+    def losers(self, bucket: Bucket, *, little: bool, young: bool = False) -> list[tuple[int, str]]:
         """Returns who may be asked of those that stand here, that of which least is lost first: (what is lost, id).
 
-        With ``little`` only those of which little is lost of what they did.
+        With ``little`` only those of which little is lost of what they did; with ``young`` also those that have just begun.
         """
-        known = self._losers.get((bucket, little))
+        known = self._losers.get((bucket, little, young))
         if known is None:
             state, now, most = self.state, self.now, self.state.policy.max_lost_part
-            known = self._losers[bucket, little] = []
+            known = self._losers[bucket, little, young] = []
             for attempt_id in state.savers.get(bucket, ()) if little else state.buckets[bucket]:
                 attempt = state.running[attempt_id]
-                if not self.may_leave(attempt):
+                if not self.may_leave(attempt, young=young):
                     continue
                 lost = attempt.lost(now)
                 if not little or lost <= most * (now - attempt.placed_at) * attempt.shape.rate:
@@ -378,13 +384,12 @@ class Cycle:
             known.sort()
         return known
 
-    def losers_of(self, asked: Sequence[tuple[Bucket, bool]]) -> list[tuple[int, str]]:
+    def losers_of(self, asked: Sequence[tuple[Bucket, bool]], *, young: bool) -> list[tuple[int, str]]:
         """Returns ``losers`` of several (bucket, little), as one list in order."""
-        key = tuple(asked)  # those of one rank ask the same
+        key = young, tuple(asked)  # those of one rank ask the same
         if key not in self._merged:
-            self._merged[key] = sorted(
-                chain.from_iterable(self.losers(bucket, little=little) for bucket, little in asked)
-            )
+            parts = (self.losers(bucket, little=little, young=young) for bucket, little in asked)
+            self._merged[key] = sorted(chain.from_iterable(parts))
         return self._merged[key]
 
     def _keep(self, job: Waiting, shape: Shape, leaving: Collection[str] = ()) -> None:

@@ -12,6 +12,7 @@ What another project is guaranteed is never taken from it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -51,8 +52,10 @@ class Choice(NamedTuple):
     seats: tuple[tuple[str, Resources, str | None], ...]
 
 
-def choose(cycle: Cycle, job: Waiting, shape: Shape, borrowing: Borrowing) -> Choice | None:
+def choose(cycle: Cycle, job: Waiting, shape: Shape, borrowing: Borrowing, *, young: bool = False) -> Choice | None:
     """Returns who makes way so that a job fits in its least shape; None: those who could are not enough.
+
+    With ``young`` also among those that have not run for long enough to be asked.
 
     Looked at are those of which least is lost, at first so many as should do; all where a guarantee is at stake.
     """
@@ -60,7 +63,7 @@ def choose(cycle: Cycle, job: Waiting, shape: Shape, borrowing: Borrowing) -> Ch
     right = cycle.state.tree.entitled(job.project, asks)
     if right is None and job.id not in cycle.state.kept and not cycle.anybody_behind(_rank(cycle, job)):
         return None
-    candidates = _candidates(cycle, job, asks, right)
+    candidates = _candidates(cycle, job, right, young=young)
     some = [*islice(candidates, LOOKED_AT + LOOKED_AT_PER_GPU * sum(task.gpus for task in shape.tasks))]
     if not some:
         return None
@@ -82,6 +85,8 @@ class Search:
     borrowing: Borrowing
     left: dict[str, Candidate] = field(default_factory=dict)
     """who was not chosen yet, by id: that of which least is lost first"""
+    leaving: dict[str, list[dict[str, int]]] = field(default_factory=lambda: defaultdict(list))
+    """what those hold that leave, by project; only where there are quotas"""
 
     def among(self, candidates: list[Candidate]) -> Choice | None:
         """Returns who of these makes way, so that least is lost."""
@@ -120,22 +125,39 @@ class Search:
     def _spared(self, one: Candidate) -> bool:
         """Says whether a project can spare an attempt beside those that leave already; then it counts among them.
 
-        What is lent is taken back as long as more is held than is guaranteed, if need be all of one job; for no lesser reason
-        does a project come to have less than its guarantee: it would take it back at once.
+        What is lent is taken back as long as more is held than is guaranteed, if need be all of one job, the largest, which
+        is taken as the last to leave; for no lesser reason does a project come to have less than its guarantee: it would take
+        it back at once.
         """
         state, project = self.cycle.state, one.attempt.project
-        leaving = None if one.reclaimed or not state.tree.quotas else state.holding(one.attempt)
-        if not state.staying.lent(project, self.asks, beside=self.job.project, leaving=leaving):
-            return False
-        self._count(one, -1)
-        return True
+        if not state.tree.quotas:
+            return True
+        holding = state.holding(one.attempt)
+        others = self.leaving[project]
+        larger = {
+            name: max([0, *(other.get(name, 0) - amount for other in others)]) for name, amount in holding.items()
+        }
+        tree, beside = state.staying, self.job.project
+        if one.reclaimed:
+            spared = tree.lent(project, self.asks, beside=beside, besides=larger)
+        else:
+            spared = tree.lent(project, self.asks, beside=beside, leaving=holding)
+        if spared:
+            self._count(one, -1)
+        return spared
 
     def _count(self, one: Candidate, sign: int = 1) -> None:
-        state = self.cycle.state
-        if state.tree.quotas:
-            holding = state.holding(one.attempt)
-            state.tree.add(one.attempt.project, holding, sign)
-            state.staying.add(one.attempt.project, holding, sign)
+        """Counts an attempt among those that leave, with ``sign`` -1, or among those that stay."""
+        state, project = self.cycle.state, one.attempt.project
+        if not state.tree.quotas:
+            return
+        holding = state.holding(one.attempt)
+        state.tree.add(project, holding, sign)
+        state.staying.add(project, holding, sign)
+        if sign < 0:
+            self.leaving[project].append(holding)
+        else:
+            self.leaving[project].remove(holding)
 
     def _next(self) -> list[Candidate]:
         """Returns who else has to leave: for what the quota lacks, then for the first task that does not fit; or nobody."""
@@ -206,9 +228,9 @@ def _leave(rooms: Rooms, attempt: Running) -> None:
         rooms.give(where.node, need, where.devices)
 
 
-def _candidates(cycle: Cycle, job: Waiting, asks: Mapping[str, int], right: Quota | None) -> Iterator[Candidate]:
+def _candidates(cycle: Cycle, job: Waiting, right: Quota | None, *, young: bool) -> Iterator[Candidate]:
     """Yields who may be asked, that first of which least is lost."""
-    state = cycle.state
+    state, asks = cycle.state, job.shapes[-1].asks
     mine = _rank(cycle, job)
     let_in = _let_in(cycle, job, mine)
     whys: dict[Bucket, tuple[str, bool]] = {}
@@ -230,7 +252,7 @@ def _candidates(cycle: Cycle, job: Waiting, asks: Mapping[str, int], right: Quot
         asked.append((bucket, little))
     for attempt_id in let_in:
         yield Candidate(0, state.running[attempt_id], LET_IN, reclaimed=False)
-    for lost, attempt_id in cycle.losers_of(asked):
+    for lost, attempt_id in cycle.losers_of(asked, young=young):
         if attempt_id not in cycle.yielding and attempt_id not in let_in:
             why, reclaimed = whys[state.bucket_of[attempt_id]]
             yield Candidate(lost, state.running[attempt_id], why, reclaimed)

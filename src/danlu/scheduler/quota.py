@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from danlu.domain import quotas as rules
@@ -97,12 +98,19 @@ class Tree:
         return None
 
     def lent(
-        self, project: str, asks: Mapping[str, int], *, beside: str, leaving: Mapping[str, int] | None = None
+        self,
+        project: str,
+        asks: Mapping[str, int],
+        *,
+        beside: str,
+        leaving: Mapping[str, int] | None = None,
+        besides: Mapping[str, int] = MappingProxyType({}),
     ) -> bool:
         """Says whether what a project holds of these resources is lent, as seen from another project.
 
         It is if neither it nor a group above it, up to the group that the two have in common, is within its guarantee; with
         ``leaving``, would be below it if so much left. Where GPUs are asked for and guaranteed, they alone decide.
+        ``besides`` is held besides what is counted.
         """
         if not self.quotas or project == beside:
             return True
@@ -112,7 +120,7 @@ class Tree:
                 break
             used = self.used.get(quota.id, {})
             for name in _judged(quota, asks):
-                held, guaranteed = used.get(name, 0), quota.guarantee[name]
+                held, guaranteed = used.get(name, 0) + besides.get(name, 0), quota.guarantee[name]
                 if (held <= guaranteed) if leaving is None else (held - leaving.get(name, 0) < guaranteed):
                     return False
         return True

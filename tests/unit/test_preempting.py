@@ -194,3 +194,23 @@ def test_who_is_chosen_on_a_node_leaves_its_project_what_is_guaranteed() -> None
         *on_first, *on_second, wait("m", gpus(4), project="mine"), quotas=quotas, nodes=("node-1", "node-2"), h100=4
     )
     assert asked(made.decide(NOW)) == {"m": {"a4-1", "b1-1", "b2-1", "b3-1"}}
+
+
+def test_the_largest_of_a_project_leaves_last() -> None:
+    """It may bring its project below its guarantee, if nothing smaller does instead; whoever is chosen first."""
+    quotas = (make_quota("mine", guarantee={"gpu": 8}), make_quota("a", guarantee={"gpu": 1}))
+    held = [runs("large", (0, 1, 2, 3), project="a", keeps=True)]
+    held += [runs("small", (0,), project="a", node="node-2"), runs("b", (1, 2, 3), node="node-2")]
+    shape = gpus(4, tasks=2)
+    made = told(*held, wait("m", shape, project="mine"), quotas=quotas, nodes=("node-1", "node-2"), h100=4)
+    assert asked(made.decide(NOW)) == {"m": {"large-1", "small-1", "b-1"}}
+
+
+def test_a_guarantee_is_kept_where_it_can_be_taken_back() -> None:
+    """The node with most of it free is another's by right; on the others nobody is let in while those there are too young."""
+    quotas = (make_quota("mine", guarantee={"gpu": 4}), make_quota("a", guarantee={"gpu": 2}))
+    theirs = runs("theirs", (0, 1), project="a", node="node-2")
+    young = runs("young", (0, 1, 2), placed_at=NOW)
+    made = told(theirs, young, wait("m", gpus(4), project="mine"), quotas=quotas, nodes=("node-1", "node-2"), h100=4)
+    made.queued(wait("other", gpus(1), project="c", since=1))
+    assert [(one.job_id, one.seats[0].node) for one in made.decide(NOW).placements] == [("other", "node-2")]

@@ -25,7 +25,7 @@ from danlu.domain.specs import JobSpec
 from danlu.domain.trees import address_of, frames
 from danlu.domain.users import PLATFORM
 from danlu.domain.views import QuotaUse
-from danlu.errors import InvalidRequest, QuotaExceeded
+from danlu.errors import Conflict, InvalidRequest, QuotaExceeded
 from danlu.services import blobs, jobs, quotas, stored
 from danlu.services.context import Call, Platform, PlatformFacts
 from danlu.services.vault import Vault
@@ -236,6 +236,19 @@ def test_of_an_upload_that_nobody_goes_on_with_what_has_arrived_counts(world: Wo
     with pytest.raises(InvalidRequest):
         world.piece(bytes(40), 10, 50, wrong)
     assert world.used() == 900
+
+
+def test_no_piece_of_an_upload_makes_it_count_less_than_has_arrived(world: World) -> None:
+    world.limit("default")
+    whole = secrets.token_bytes(900)
+    world.piece(whole[:300], 0, 950, whole)  # its whole size was not known yet
+    with pytest.raises(Conflict, match="300 bytes have arrived"):
+        world.piece(b"", 0, 0, whole)
+    assert world.used() == 950
+    with pytest.raises(QuotaExceeded):
+        world.send(b"x" * 51)
+    world.piece(whole[300:], 300, 900, whole)
+    assert world.used() == world.blobs.stored_bytes("default") == 900
 
 
 # what was miscounted

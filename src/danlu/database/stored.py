@@ -55,13 +55,12 @@ def set_thing(tx: Transaction, new: Thing, now: int, *, upload: bool) -> None:
     _replace(tx, new, now, upload=upload)
 
 
-def arrived(tx: Transaction, project: str, name: str, now: int) -> None:
-    """Counts a thing as a blob from now on, if it is still there."""
-    _add(tx, project, now, upload=True)
-    whole = thing(tx, project, name)
-    if whole is not None:
+def arrived(tx: Transaction, whole: Thing, now: int) -> None:
+    """Counts a thing as a blob of that size from now on, if it is still there."""
+    _add(tx, whole.project, now, upload=True)
+    if thing(tx, whole.project, whole.name) is not None:
         _replace(tx, whole._replace(size_bytes=0), now, upload=True)
-        add_blobs(tx, project, whole.size_bytes, now)
+        add_blobs(tx, whole.project, whole.size_bytes, now)
 
 
 def _replace(tx: Transaction, new: Thing, now: int, *, upload: bool) -> None:

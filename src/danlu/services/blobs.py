@@ -95,7 +95,7 @@ def append(call: Call, address: str, query: PieceQuery, body: bytes) -> Received
             stored.refused(call, address)
         raise
     if there >= size:
-        stored.whole(call, address)
+        stored.whole(call, address, there)
     return Received(size_bytes=there)
 
 

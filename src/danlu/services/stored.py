@@ -81,6 +81,8 @@ def _settled(database: Database, clock: Clock, project: str, counted: int) -> It
 def piece(call: Call, address: str, size_bytes: int) -> None:
     """Keeps the room for a whole blob that comes in pieces, from its first one on; stores the deed.
 
+    What a later piece says of its size frees nothing: such a piece may be refused, and what has arrived is still there.
+
     Raises:
         QuotaExceeded: there is none within a limit.
     """
@@ -88,18 +90,20 @@ def piece(call: Call, address: str, size_bytes: int) -> None:
 
     def work(tx: Transaction) -> None:
         known = stored.thing(tx, call.project, address)
-        more = size_bytes - (0 if known is None else known.size_bytes)
-        if more > 0:
-            quotas.require_left(tx, call.project, {STORAGE: more}, "an upload")
-        stored.set_thing(tx, Thing(call.project, address, size_bytes, now + UNFINISHED_NS), now, upload=True)
+        kept = 0 if known is None else known.size_bytes
+        if size_bytes > kept:
+            quotas.require_left(tx, call.project, {STORAGE: size_bytes - kept}, "an upload")
+        new = Thing(call.project, address, max(size_bytes, kept), now + UNFINISHED_NS)
+        stored.set_thing(tx, new, now, upload=True)
 
     call.write(work)
 
 
-def whole(call: Call, address: str) -> None:
+def whole(call: Call, address: str, size_bytes: int) -> None:
     """Counts a blob that came in pieces as stored."""
+    arrived = Thing(call.project, address, size_bytes)
     now = call.platform.clock.now()
-    call.platform.database.write(lambda tx: stored.arrived(tx, call.project, address, now))
+    call.platform.database.write(lambda tx: stored.arrived(tx, arrived, now))
 
 
 def refused(call: Call, address: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from danlu.api.bodies import Paging, PieceQuery, QuotaChange
 from danlu.blobs.local import LocalBlobs
 from danlu.blobs.streams import Streams
-from danlu.controllers.stored import StoredController
+from danlu.controllers.stored import LOOK_S, StoredController
 from danlu.database import stored as counts
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, PROJECTS
@@ -54,12 +54,17 @@ class Files:
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
+        self.looks = 0
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def checkpoint_owners(self) -> list[str]:
         return sorted(self.sizes)
 
     def checkpoint_bytes(self, owner: str) -> int:
-        return self.sizes.get(owner, 0)
+        self.looks += 1
+        found = self.sizes.get(owner, 0)
+        self.meanwhile()
+        return found
 
 
 class World:
@@ -79,6 +84,11 @@ class World:
         """Begins a server's life."""
         files: Any = self.files
         self.controller = StoredController(self.database, files, self.blobs, self.clock)
+
+    def look(self) -> None:
+        """Lets the controller look until it waits for what happens next."""
+        while self.controller.step() < LOOK_S:
+            pass
 
     def call(self, project: str = "default") -> Call:
         return Call(self.platform, Actor(id="k", name="admin", administrator=True), project)
@@ -238,6 +248,16 @@ def test_of_an_upload_that_nobody_goes_on_with_what_has_arrived_counts(world: Wo
     assert world.used() == 900
 
 
+def test_of_many_uploads_that_nobody_goes_on_with_all_are_looked_at(world: World) -> None:
+    world.look()
+    for _ in range(counts.AT_ONCE + 1):
+        whole = secrets.token_bytes(90)
+        world.piece(whole[:10], 0, 90, whole)
+    world.clock.at += 2 * HOUR
+    world.look()
+    assert world.used() == 10 * (counts.AT_ONCE + 1)
+
+
 def test_no_piece_of_an_upload_makes_it_count_less_than_has_arrived(world: World) -> None:
     world.limit("default")
     whole = secrets.token_bytes(900)
@@ -304,6 +324,16 @@ def test_what_is_stored_while_blobs_are_counted_is_not_lost(database: Database, 
     assert world.used() == len(b"there" + b"meanwhile")
 
 
+def test_what_takes_long_to_be_stored_is_counted_again_when_it_is(world: World) -> None:
+    with stored.results(world.database, world.clock, "default", 200) as storing:
+        world.clock.at += HOUR
+        world.look()  # nothing of it is there yet
+        storing.new_bytes = world.blobs.put("default", address_of(b"r" * 200), io.BytesIO(b"r" * 200))[1]
+    world.clock.at += HOUR
+    world.look()
+    assert world.used() == 200
+
+
 # checkpoints
 
 
@@ -333,6 +363,36 @@ def test_checkpoints_count_while_their_job_runs_and_afterwards(world: World) -> 
     world.clock.at += DAY
     world.controller.step()
     assert world.used() == 251
+
+
+def test_checkpoints_that_were_removed_with_their_folder_count_no_more(world: World) -> None:
+    job = ended(make_job(Ids()()))
+    attempt_of(world, job, state=AttemptState.ENDED, collected=True)
+    world.files.sizes[job.id] = 100
+    world.look()
+    assert world.used() == 100
+    del world.files.sizes[job.id]
+    world.clock.at += DAY
+    world.look()
+    assert world.used() == 0
+
+
+def test_running_jobs_checkpoints_are_not_counted_for_each_look_at_something_else(world: World) -> None:
+    some = [make_project(f"more-{at}", 2 + at) for at in range(3 * counts.AT_ONCE)]
+    world.database.write(lambda tx: PROJECTS.add_all(tx, some))
+    job = make_job(Ids()())
+    attempt_of(world, job, state=AttemptState.RUNNING)
+    world.look()
+    assert world.files.looks == 1
+
+
+def test_what_was_counted_while_somebody_looked_is_not_replaced_by_what_he_saw(world: World) -> None:
+    job = ended(make_job(Ids()()))
+    attempt_of(world, job, state=AttemptState.ENDED, collected=True)
+    world.files.sizes[job.id] = 100
+    world.files.meanwhile = lambda: world.database.write(lambda tx: stored.checkpoints(tx, job, 300, NOW))
+    world.look()
+    assert world.used() == 300
 
 
 def test_a_jobs_and_its_retrys_checkpoints_are_the_same_ones(world: World) -> None:

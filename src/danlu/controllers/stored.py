@@ -16,6 +16,8 @@ from danlu.services.context import Clock
 
 SECOND: Final = 1_000_000_000
 LOOK_S: Final = 60.0
+RUNNING_NS: Final = 30 * SECOND
+"""Running jobs' checkpoints are counted no more often, however soon there is something else to look at."""
 NEXT_S: Final = 0.1
 DAY: Final = 86_400 * SECOND
 MAX_ATTEMPTS: Final = 10_000
@@ -28,30 +30,35 @@ class StoredController:
     def __init__(self, database: Database, spools: Spools, blobs: Blobs, clock: Clock) -> None:
         self._database, self._spools, self._blobs, self._clock = database, spools, blobs, clock
         self._since = clock.now()
-        self._next_all = 0
+        self._next_all = self._next_running = 0
         self._owners: list[str] = []
 
     def step(self) -> float:
         """Looks at some; returns after how many seconds to look again."""
         now = self._clock.now()
-        stored.unfinished(self._database, self._blobs, now)
+        more = stored.unfinished(self._database, self._blobs, now)
         if now >= self._next_all:
-            self._next_all, self._owners = now + DAY, sorted(self._spools.checkpoint_owners())
+            counted = self._database.read(stored.checkpoint_owners)  # a folder that was removed counts no more
+            self._next_all, self._owners = now + DAY, sorted({*self._spools.checkpoint_owners(), *counted})
         some, self._owners = self._owners[:JOBS_AT_ONCE], self._owners[JOBS_AT_ONCE:]
         for job in self._database.read(lambda tx: JOBS.find(tx, id=some, limit=JOBS_AT_ONCE)) if some else ():
             self._count(job, None)
-        for attempt in self._database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS)):
-            self._count(self._database.read(partial(JOBS.require, record_id=attempt.job_id)), attempt)
-        more = stored.blobs_again(self._database, self._blobs, max(self._since, now - DAY), now)
+        if now >= self._next_running:
+            self._next_running = now + RUNNING_NS
+            for attempt in self._database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS)):
+                self._count(self._database.read(partial(JOBS.require, record_id=attempt.job_id)), attempt)
+        more |= stored.blobs_again(self._database, self._blobs, max(self._since, now - DAY), now)
         return NEXT_S if more or self._owners else LOOK_S
 
     def _count(self, job: Job, running: Attempt | None) -> None:
+        known = self._database.read(lambda tx: stored.checkpoints_counted(tx, job))
         size, now = self._spools.checkpoint_bytes(job.checkpoint_owner), self._clock.now()
 
         def work(tx: Transaction) -> None:
-            # once all of it is collected, that was counted later than what was seen here
-            if running is None or not ATTEMPTS.require(tx, running.id).collected:
+            # what was counted meanwhile, or when all of it was collected, was counted later than what was seen here
+            collected = running is not None and ATTEMPTS.require(tx, running.id).collected
+            if not collected and stored.checkpoints_counted(tx, job) == known:
                 stored.checkpoints(tx, job, size, now)
 
-        if self._database.read(lambda tx: stored.checkpoints_counted(tx, job)) != size:
+        if known != size:
             self._database.write(work)

@@ -34,9 +34,11 @@ class Uncounted(NamedTuple):
     changes: int | None
 
 
-def add_blobs(tx: Transaction, project: str, size_bytes: int, now: int) -> None:
-    """Counts blobs that are stored from now on; fewer than 0: that are not after all."""
+def add_blobs(tx: Transaction, project: str, size_bytes: int, now: int, *, again: bool = False) -> None:
+    """Counts blobs that are stored from now on; fewer than 0: that are not after all. ``again``: all are to be counted anew."""
     _add(tx, project, now, used_bytes=size_bytes, blob_bytes=size_bytes, upload=True)
+    if again:
+        tx.connection.execute(update(tables.stored).where(tables.stored.c.project == project).values(counted_at=0))
 
 
 def thing(tx: Transaction, project: str, name: str) -> Thing | None:
@@ -72,6 +74,12 @@ def _replace(tx: Transaction, new: Thing, now: int, *, upload: bool) -> None:
         tx.connection.execute(insert(things).values(new._asdict()))
     more = new.size_bytes - (0 if old is None else old.size_bytes)
     _add(tx, new.project, now, used_bytes=more, upload=upload)
+
+
+def names(tx: Transaction, prefix: str) -> list[str]:
+    """Returns the names of all projects' things that begin with a prefix."""
+    name = tables.stored_things.c.name
+    return [str(row[0]) for row in tx.connection.execute(select(name).where(name.startswith(prefix, autoescape=True)))]
 
 
 def overdue(tx: Transaction, now: int) -> list[Thing]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -22,7 +22,8 @@ UNFINISHED_NS: Final = 3600 * 1_000_000_000
 """For so long after its last piece an upload keeps the room for all of it; then only what has arrived counts."""
 
 QUIET_NS: Final = 600 * 1_000_000_000
-"""For so long nothing has been stored for a project whose blobs are counted: no upload that was counted still goes on."""
+"""For so long nothing has been stored for a project whose blobs are counted; after an upload that lasts longer they are
+counted again."""
 CHECKPOINTS: Final = "checkpoints/"
 
 
@@ -70,12 +71,14 @@ def results(database: Database, clock: Clock, project: str, size_bytes: int) -> 
 
 @contextlib.contextmanager
 def _settled(database: Database, clock: Clock, project: str, counted: int) -> Iterator[Storing]:
-    storing = Storing()
+    storing, began = Storing(), clock.now()
     try:
         yield storing
     finally:
-        if more := storing.new_bytes - counted:
-            database.write(lambda tx: stored.add_blobs(tx, project, more, clock.now()))
+        # what lasts for so long may have been half there when somebody counted what is
+        long, more = clock.now() - began >= QUIET_NS, storing.new_bytes - counted
+        if more or long:
+            database.write(lambda tx: stored.add_blobs(tx, project, more, clock.now(), again=long))
 
 
 def piece(call: Call, address: str, size_bytes: int) -> None:
@@ -125,9 +128,18 @@ def checkpoints_counted(tx: Transaction, job: Job) -> int:
     return 0 if known is None else known.size_bytes
 
 
-def unfinished(database: Database, blobs: Blobs, now: int) -> None:
-    """Looks for uploads that nobody goes on with: only what has arrived counts from now on, and what is gone does not."""
-    for old in database.read(lambda tx: stored.overdue(tx, now)):
+def checkpoint_owners(tx: Transaction) -> Iterable[str]:
+    """Returns the ids of the jobs whose checkpoints are counted, and more than nothing."""
+    return [name.removeprefix(CHECKPOINTS) for name in stored.names(tx, CHECKPOINTS)]
+
+
+def unfinished(database: Database, blobs: Blobs, now: int) -> bool:
+    """Looks for some uploads that nobody goes on with: only what has arrived counts then, and what is gone does not.
+
+    Returns whether there were any.
+    """
+    found = database.read(lambda tx: stored.overdue(tx, now))
+    for old in found:
         whole = not blobs.missing(old.project, (old.name,))
         new = old._replace(size_bytes=0 if whole else blobs.received(old.project, old.name), until=now + UNFINISHED_NS)
 
@@ -136,6 +148,7 @@ def unfinished(database: Database, blobs: Blobs, now: int) -> None:
                 stored.set_thing(tx, new, now, upload=True)
 
         database.write(work)
+    return bool(found)
 
 
 def blobs_again(database: Database, blobs: Blobs, since: int, now: int) -> bool:

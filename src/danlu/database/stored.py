@@ -35,7 +35,7 @@ class Uncounted(NamedTuple):
 
 
 def add_blobs(tx: Transaction, project: str, size_bytes: int, now: int, *, again: bool = False) -> None:
-    """Counts blobs that are stored from now on; fewer than 0: that are not after all. ``again``: all are to be counted anew."""
+    """Counts blobs that are stored from now on; fewer than 0: that are not after all. ``again``: all are to be counted."""
     _add(tx, project, now, used_bytes=size_bytes, blob_bytes=size_bytes, upload=True)
     if again:
         tx.connection.execute(update(tables.stored).where(tables.stored.c.project == project).values(counted_at=0))

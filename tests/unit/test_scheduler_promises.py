@@ -64,8 +64,8 @@ def test_what_is_guaranteed_comes_within_the_reclaim_time(seed: int) -> None:
         gpus = random.choice([size for size in (1, 2, 4, 8) if size <= left])
         mine.append(job(f"mine-{len(mine)}", at, 50, gpus, project="mine"))
         left -= gpus
-    # what others are guaranteed, and hold, may lie on as many nodes: enough of them are whole beside
-    theirs = random.choice((0, 2, 4) if len(mine) == guaranteed else (0, NODES - -(-guaranteed // GPUS)))
+    # what another is guaranteed stays where it is: whole nodes are promised only where nobody else has a guarantee
+    theirs = random.choice((0, 2, 4)) if len(mine) == guaranteed else 0
     trace = [*flood(random, ("a", "b")), *mine]
     quotas = [quota("mine", guarantee={"gpu": guaranteed}), quota("a", guarantee={"gpu": theirs})]
     found = simulate(trace, cluster(NODES, GPUS), Scheduler(POLICY), quotas=quotas, costs=COSTS)

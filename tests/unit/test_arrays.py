@@ -129,7 +129,10 @@ def test_one_that_can_never_be_met_ends_it_whatever_else_it_waits_for() -> None:
     job = WAITING._replace(waits_for=after("succeeded", "succeeded"), held=True)
     change = not_yet(job, facts(ended={"d1": "failed"}))
     assert change is not None
-    assert (change.state, change.message) == (JobState.FAILED, "it was to run after dep-1 (d1), which is failed")
+    assert (change.state, change.message) == (JobState.FAILED, "it was to run after dep-1 (d1), which has failed")
+    change = not_yet(WAITING._replace(waits_for=after("failed")), facts(ended={"d0": "cancelled"}))
+    assert change is not None
+    assert change.message == "it was to run if dep-0 failed, and that was cancelled"
 
 
 def test_many_are_counted() -> None:

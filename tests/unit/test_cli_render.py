@@ -285,6 +285,11 @@ def test_an_outcome_is_a_sentence():
     assert wording.outcome(job(JobState.FAILED, 3)) == "failed: ProcessFailed, exit code 3, 3.0s after its start"
 
 
+def test_what_waited_for_one_that_failed_is_run_again_after_another_one():
+    failed = make_job(name="train", state="failed", reason="DependencyFailed")
+    assert wording.again(failed) == "danlu retry train --after THE-NEW-ONE"
+
+
 def test_names_of_jobs_as_kubectl_takes_them():
     assert one(["x"]) == one(["job", "x"]) == one(["job/x"]) == one(["jobs", "x"]) == "x"
     assert one(["job"]) == "job"

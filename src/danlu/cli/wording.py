@@ -223,6 +223,7 @@ def again(job: Job) -> str:
     changed = {
         "ProcessFailed": " --code .", "CommandNotFound": " --code .", "KilledBySignal": " --code .",
         "MaxTimeExceeded": " --max-time LONGER", "OutOfMemory": " --memory MORE",
+        "DependencyFailed": " --after THE-NEW-ONE",
     }  # fmt: skip
     change = changed.get(str(job.reason), "")
     if job.reason == "EnvironmentFailed":

@@ -69,12 +69,16 @@ def _dependencies(job: QueuedJob, ended: Mapping[str, str]) -> Change | None:
         if state is None or one.met(state):
             continue
         if one.condition is Condition.FAILED:  # it was for that case only, which has not come: nothing failed
-            message = f"it was to run if {one.name} failed, and that is {state}"
+            message = f"it was to run if {one.name} failed, and that {_ended(state)}"
             return _ends(job, JobState.CANCELLED, Reason.DEPENDENCY_FAILED, message)
-        message = f"it was to run after {one.name} ({one.id}), which is {state}"
+        message = f"it was to run after {one.name} ({one.id}), which {_ended(state)}"
         return _ends(job, JobState.FAILED, Reason.DEPENDENCY_FAILED, message)
     left = [one for one in job.after if one.id not in ended]
     return _waits(job, Reason.WAITING_FOR_DEPENDENCY, waits_for(left)) if left else None
+
+
+def _ended(state: str) -> str:
+    return "was cancelled" if state == JobState.CANCELLED else f"has {state}"
 
 
 def waits_for(left: Iterable[Dependency]) -> str:

@@ -94,6 +94,14 @@ def test_a_limit_holds(capsys: pytest.CaptureFixture[str], trace: str) -> None:
     assert "large: asks" in held["never_started"][0]
 
 
+def test_who_knows_nothing_of_quotas_is_named(capsys: pytest.CaptureFixture[str], trace: str) -> None:
+    said = []
+    for more in (["--compare"], ["--quota", "speech.gpu=1"], ["--quota", "speech.gpu=1", "--compare"]):
+        assert main(["simulate", trace, "--nodes", "2x2", *more]) == 0
+        said.append(capsys.readouterr().err.strip())
+    assert said == ["", "", "quotas and weights are unknown to fifo-easy and srtf: only danlu decides by them"]
+
+
 def test_what_was_decided_is_recorded_and_decided_again(capsys: pytest.CaptureFixture[str], trace: str) -> None:
     path = Path(trace).with_suffix(".jsonl")
     shown(capsys, trace, "--nodes", "2x2", "--record", str(path))

@@ -39,7 +39,7 @@ class WhatIf:
 
     nodes: Annotated[str | None, Parameter(help="16x8: 16 nodes of 8 GPUs; 12x8:h100,4x4:a100")] = None
     quota: Annotated[
-        tuple[str, ...], Parameter(help="PROJECT.RESOURCE=LIMIT, e.g. team-a.gpu=16; -1: unlimited; repeatable"), Words
+        tuple[str, ...], Parameter(help="PROJECT.RESOURCE=LIMIT, team-a.gpu=16; unlimited: no limit; repeatable"), Words
     ] = ()
     guarantee: Annotated[tuple[str, ...], Parameter(help="PROJECT.RESOURCE=AMOUNT; repeatable"), Words] = ()
     weight: Annotated[tuple[str, ...], Parameter(help="PROJECT=WEIGHT, of a fair share; repeatable"), Words] = ()
@@ -91,7 +91,7 @@ class Ways:
 
     policy: Annotated[
         Literal["danlu", "fifo-easy", "srtf", "las"],
-        Parameter(help="danlu: the platform's own; fifo-easy and srtf are told how long each job runs"),
+        Parameter(help="danlu: the platform's own; fifo-easy and srtf are told how long each job runs, las is not"),
     ] = "danlu"
     compare: Annotated[bool, Parameter(help="by danlu, fifo-easy and srtf, side by side"), Flag] = False
 
@@ -129,6 +129,9 @@ def simulate(
             raise InvalidRequest("--replay needs no trace: the recording has it all", next_step="leave one of them out")
         return _replay(source.replay, output, common, messages)
     scene = _scene(trace, what, source, common, messages)
+    others = [name for name in ways.names() if name != "danlu"]
+    if others and scene.quotas:
+        messages.say(f"quotas and weights are unknown to {' and '.join(others)}: only danlu decides by them", "yellow")
     with _recording(source.record) as record:
         played = [_play(scene, name, messages, record if name == ways.policy else None) for name in ways.names()]
     reports = [one.report for one in played]

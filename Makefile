@@ -9,6 +9,7 @@ PYTEST_ARGS ?=
 .PHONY: help install demo test check docs lock benchmarks soak clean
 
 help:
+	@echo "make install     Danlu in .venv, nothing more"
 	@echo "make demo        the platform at work: two trainings, one of them killed and resumed"
 	@echo "make test        the tests that this machine can run"
 	@echo "make check       style, types, generated documents"
@@ -16,6 +17,7 @@ help:
 	@echo "make lock        resolve requirements/dev.txt and the environments' locks again"
 	@echo "make benchmarks  measure; prints the figures of docs/reference/performance.md"
 	@echo "make soak        the simulation with 2,000 seeds, 10,000 traces, 100,000 histories of the ledger, every attack on every text"
+	@echo "make clean       remove .venv and what tests and checks left"
 
 install: .venv/installed
 

@@ -129,6 +129,11 @@ def test_what_is_no_amount(resource: str, given_: object, said: str) -> None:
     assert len(str(error.value)) < 300
 
 
+def test_what_is_out_of_range_is_told_as_it_was_written() -> None:
+    with pytest.raises(ValueError, match="'9999999TiB' is out of range"):
+        parse_amount("memory", " 9999999TiB")
+
+
 def test_amounts_of_a_request_are_bounded_and_stay_what_they_were() -> None:
     change = QuotaChange.model_validate({"limit": {"cpu": "64", "memory": "1TiB"}})
     assert change.limit == {"cpu": 64_000, "memory": TIB}

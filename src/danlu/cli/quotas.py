@@ -34,8 +34,9 @@ class Other:
     """What a quota has beside its limits."""
 
     guarantee: Annotated[
-        tuple[str, ...], Parameter(help="RESOURCE=AMOUNT that it gets back from whoever borrowed it; 0: none"), Words
-    ] = ()
+        tuple[str, ...],
+        Parameter(help="RESOURCE=AMOUNT that it gets back from whoever borrowed it; 0: none; repeatable"), Words,
+    ] = ()  # fmt: skip
     weight: Annotated[int | None, Parameter(help="its part of what is not guaranteed; 2: twice as much as 1")] = None
     parent: Annotated[str | None, Parameter(help='the group above it; "": none')] = None
     group: Annotated[bool, Parameter(help="a new group of projects or of other groups"), Flag] = False

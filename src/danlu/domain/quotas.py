@@ -156,7 +156,7 @@ def parse_amount(resource: str, given: object) -> int:
     if isinstance(given, int):
         amount = given
     elif known.unit is Unit.BYTES:
-        amount = parse_bytes(text, known.noun)
+        amount = parse_bytes(given.strip(), known.noun)
     elif known.unit is Unit.CORES:
         amount = parse_cpu(text)
     elif _WHOLE.fullmatch(text):

@@ -19,12 +19,16 @@ from danlu.cli.get import BY_NAME, Wanted, _with_project, show
 from danlu.cli.lines import LogLines, Prefixes, Screen
 from danlu.cli.main import _flags_after_command, main
 from danlu.cli.metrics import _form
-from danlu.cli.options import one, pairs, several
+from danlu.cli.options import Common, again, one, pairs, several
 from danlu.cli.plot import draw
 from danlu.cli.retry import _set
+from danlu.cli.submitting import conclude, tell_end
 from danlu.cli.terminal import Messages
+from danlu.client.connection import Connection
+from danlu.client.credentials import Credentials
 from danlu.client.history import newest_events
 from danlu.client.submitting import changed
+from danlu.client.transport import Client
 from danlu.domain.arrays import ArrayState
 from danlu.domain.events import Event
 from danlu.domain.jobs import Job, JobState, Reason, job_exit_code
@@ -290,6 +294,20 @@ def test_what_waited_for_one_that_failed_is_run_again_after_another_one():
     assert wording.again(failed) == "danlu retry train --after THE-NEW-ONE"
 
 
+def test_what_to_do_next_names_the_project_that_was_named(capsys):
+    flags = again(Common(project="speech"))
+    waits, failed = make_job(name="train"), make_job(name="train", state="failed", reason="OutOfMemory")
+    with Client(Connection("http://127.0.0.1:9", Credentials("secret"))) as client:  # nothing is asked of it
+        conclude(client, waits, Messages(), "table", detach=True, flags=flags)
+    tell_end(failed, Messages(), flags=flags)
+    said = capsys.readouterr().err
+    assert "`danlu logs -f train --project speech`" in said
+    assert (
+        "more: danlu describe train --project speech     again: danlu retry train --memory MORE --project speech"
+        in said
+    )
+
+
 def test_names_of_jobs_as_kubectl_takes_them():
     assert one(["x"]) == one(["job", "x"]) == one(["job/x"]) == one(["jobs", "x"]) == "x"
     assert one(["job"]) == "job"
@@ -326,6 +344,11 @@ def test_every_commands_help_has_an_example(capsys):
         text = capsys.readouterr().out
         assert text.startswith("Usage: danlu "), text
         assert "Example: danlu " in text or "Commands:" in text, text
+
+
+def test_no_flag_is_there_only_to_empty_another_one():
+    reference = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
+    assert "--empty-" not in reference.read_text()
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

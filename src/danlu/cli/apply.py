@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from danlu.cli import output as out
-from danlu.cli.options import Common, Output, own_interpreter
+from danlu.cli.options import Common, Output, again, own_interpreter
 from danlu.cli.session import connect_or_start
 from danlu.cli.submitting import send_code, submit
 from danlu.cli.terminal import Messages
@@ -52,7 +52,8 @@ def apply(
     for job in jobs:
         key = f"job/{job.name}" if job.array is None else f"array/{job.array.name}"
         out.write(key + ("" if output == "name" else " submitted"))
-    messages.say(f"follow it with `danlu logs -f {jobs[0].name}`" if len(jobs) == 1 else "see them: danlu get jobs")
+    next_one = f"follow it with `danlu logs -f {jobs[0].name}{again(common)}`"
+    messages.say(next_one if len(jobs) == 1 else f"see them: danlu get jobs{again(common)}")
     return 0
 
 

@@ -17,8 +17,11 @@ NAMED: Final = 10
 ORDER: Final = ("running", "starting", "admitted", "stopping", "queued", "succeeded", "failed", "cancelled")
 
 
-def conclude(client: Client, first: Job, messages: Messages, form: Format, *, detach: bool) -> int:
-    """Waits for an array that was submitted, unless the user detached, and returns the exit code."""
+def conclude(client: Client, first: Job, messages: Messages, form: Format, *, detach: bool, flags: str = "") -> int:
+    """Waits for an array that was submitted, unless the user detached, and returns the exit code.
+
+    ``flags``: those of ``options.again``, for the commands that are named.
+    """
     state: ArrayState = client.call("arrays.get", {"array": first.array_id or ""})
     if not detach:
         state = followed(client, state, messages)
@@ -28,7 +31,9 @@ def conclude(client: Client, first: Job, messages: Messages, form: Format, *, de
         output.write(key(state))
     elif detach:
         output.write(state.array.name)
-        messages.say(f"wait for it with `danlu wait {state.array.name}`; one of them: `danlu logs -f {first.name}`")
+        messages.say(
+            f"wait for it with `danlu wait {state.array.name}{flags}`; one of them: `danlu logs -f {first.name}{flags}`"
+        )
     if detach:
         return exits.OK
     tell(state, messages)

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from danlu.api.bodies import LogsQuery
 from danlu.cli import arrays, wording
 from danlu.cli.logs import MAX_TAIL
-from danlu.cli.options import Common, Names, one
+from danlu.cli.options import Common, Names, again, one
 from danlu.cli.session import connect
 from danlu.cli.submitting import conclude
 from danlu.cli.terminal import Messages
@@ -45,4 +45,4 @@ def attach(
         if not found.live:
             messages.say(f"{found.name} has ended already: {wording.outcome(found)}   (danlu logs {found.name})")
             return job_exit_code(found)
-        return conclude(client, found, messages, "table", detach=False, logs=LogsQuery(tail=tail))
+        return conclude(client, found, messages, "table", detach=False, logs=LogsQuery(tail=tail), flags=again(common))

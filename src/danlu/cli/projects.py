@@ -12,7 +12,7 @@ from danlu.cli import output as out
 from danlu.cli import wording
 from danlu.cli.get import Kind
 from danlu.cli.nouns import list_all
-from danlu.cli.options import Common, Limit, Output
+from danlu.cli.options import Common, Limit, Output, Words
 from danlu.cli.session import connect
 from danlu.cli.terminal import Messages
 from danlu.client.lists import listed
@@ -67,7 +67,9 @@ def create(
 def change(
     *,
     require: Annotated[
-        list[str] | None, Parameter(help="a layer of isolation without which no job starts; none: no such; repeatable")
+        list[str] | None,
+        Parameter(help="a layer of isolation without which no job starts; none: no such; repeatable"),
+        Words,
     ] = None,
     output: Output = "table",
     common: Common | None = None,

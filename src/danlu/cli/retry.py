@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from danlu.api.bodies import RetryRequest
 from danlu.cli import arrays
-from danlu.cli.options import Asked, Common, Flag, Names, Output, Words, one
+from danlu.cli.options import Asked, Common, Flag, Names, Output, Words, again, one
 from danlu.cli.session import connect
 from danlu.cli.submitting import conclude, send_code, tell_environment, telling_what_is_unknown
 from danlu.cli.terminal import Messages
@@ -61,11 +61,11 @@ def retry(
         if of_array:
             request = RetryRequest(id=job_id, changes=changes)
             client.call("arrays.retry", {"array": old.array_id or ""}, body=request, once_sent_s=SUBMIT_PATIENCE_S)
-            return arrays.conclude(client, old, messages, output, detach=detach)
+            return arrays.conclude(client, old, messages, output, detach=detach, flags=again(common))
         with telling_what_is_unknown(job_id, messages):
             new = submitting.retry(client, old, changes, job_id)
         tell_environment(client, new, messages)
-        return conclude(client, new, messages, output, detach=detach)
+        return conclude(client, new, messages, output, detach=detach, flags=again(common))
 
 
 def _set(words: tuple[str, ...]) -> dict[str, Any]:

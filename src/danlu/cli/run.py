@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from danlu.cli import arrays
-from danlu.cli.options import Asked, Common, Flag, Output
+from danlu.cli.options import Asked, Common, Flag, Output, again
 from danlu.cli.session import connect_or_start
 from danlu.cli.submitting import conclude, send_code, submit, tell_environment
 from danlu.cli.terminal import Messages
@@ -51,8 +51,8 @@ def run(
         job = submit(client, spec, messages)
         tell_environment(client, job, messages)
         if spec.array is not None:
-            return arrays.conclude(client, job, messages, output, detach=detach)
-        return conclude(client, job, messages, output, detach=detach)
+            return arrays.conclude(client, job, messages, output, detach=detach, flags=again(common))
+        return conclude(client, job, messages, output, detach=detach, flags=again(common))
 
 
 def _is_text(word: str) -> bool:

@@ -97,11 +97,19 @@ def tell_environment(client: Client, job: Job, messages: Messages) -> None:
 
 
 def conclude(
-    client: Client, job: Job, messages: Messages, form: Format, *, detach: bool, logs: LogsQuery | None = None
+    client: Client,
+    job: Job,
+    messages: Messages,
+    form: Format,
+    *,
+    detach: bool,
+    logs: LogsQuery | None = None,
+    flags: str = "",
 ) -> int:
     """Follows a submitted job, unless the user detached, and returns the exit code. Data is printed as ``form`` asks.
 
-    ``logs``: which part of its output; all of it when left out.
+    ``logs``: which part of its output; all of it when left out. ``flags``: those of ``options.again``, for the commands
+    that are named.
     """
     structured = form in ("json", "yaml")
     if detach:
@@ -111,7 +119,7 @@ def conclude(
             output.write(f"job/{job.name}")
         else:
             output.write(job.name)
-            messages.say(f"follow it with `danlu logs -f {job.name}`")
+            messages.say(f"follow it with `danlu logs -f {job.name}{flags}`")
         return exits.OK
     try:
         job = Following(client, job, messages, output=not structured, logs=logs).run()
@@ -121,16 +129,16 @@ def conclude(
     if structured:
         output.record(job, form)
     elif job.state != "succeeded":
-        tell_end(job, messages, followed=True)
+        tell_end(job, messages, followed=True, flags=flags)
     sys.stdout.flush()
     return job_exit_code(job)
 
 
-def tell_end(job: Job, messages: Messages, *, followed: bool = False) -> None:
+def tell_end(job: Job, messages: Messages, *, followed: bool = False, flags: str = "") -> None:
     """Says how a job ended that did not succeed, and what to look at; ``followed``: its output was just shown."""
     messages.say(f"{job.name} {wording.outcome(job)}", "red" if job.state == "failed" else "yellow")
     if job.message and not wording.says_nothing_new(job):
         said = wording.without_output(job.message) if followed else job.message
         messages.say("\n".join(f"  {line}" for line in said.splitlines()[-20:]))
     if job.state == "failed":
-        messages.say(f"  more: danlu describe {job.name}     again: {wording.again(job)}")
+        messages.say(f"  more: danlu describe {job.name}{flags}     again: {wording.again(job)}{flags}")

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from danlu.cli import arrays, exits, wording
 from danlu.cli import output as out
-from danlu.cli.options import Common, Names, Output, several
+from danlu.cli.options import Common, Names, Output, again, several
 from danlu.cli.session import FOLLOW_PATIENCE_S, connect
 from danlu.cli.submitting import tell_end
 from danlu.cli.terminal import Messages
@@ -70,7 +70,7 @@ def wait(
         out.write(arrays.key(one))
     for one in found:
         if isinstance(one, Job):
-            _tell(one, state, timeout, messages)
+            _tell(one, state, timeout, messages, again(common))
         else:
             arrays.tell(one, messages)
     codes = [_code(one, state) for one in found]
@@ -129,14 +129,14 @@ def _all(
     return found
 
 
-def _tell(job: Job, state: JobState | None, timeout: str | None, messages: Messages) -> None:
+def _tell(job: Job, state: JobState | None, timeout: str | None, messages: Messages, flags: str) -> None:
     if job.live and not reached(job, state):
         until_what = "has not ended" if state is None else f"is not {state}"
         messages.say(f"{job.name} {until_what} after {timeout}: it is {job.state}")
     elif job.live or job.state == "succeeded":
         messages.say(f"{job.name} {wording.outcome(job) if not job.live else f'is {job.state}'}")
     else:
-        tell_end(job, messages)
+        tell_end(job, messages, flags=flags)
 
 
 def _code(job: Job | ArrayState, state: JobState | None) -> int:

@@ -226,6 +226,14 @@ def test_the_name_of_an_array_where_a_job_is_wanted(api: Api) -> None:
     )  # fmt: skip
 
 
+def test_where_there_is_none_those_of_the_same_project_are_named(api: Api) -> None:
+    for kind in ("job", "array"):
+        answer = api.call(f"{kind}s.get", **{kind: "none"})
+        assert (answer.status, answer.json()["next_step"].rpartition(": ")[2]) == (
+            404, "danlu get jobs --project default",
+        )  # fmt: skip
+
+
 def test_a_repeated_element_has_its_place(api: Api) -> None:
     first = made(api, name="part", array="3,5")
     end(api, first)

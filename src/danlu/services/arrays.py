@@ -125,7 +125,7 @@ def require(tx: Transaction, project: str, array: str) -> JobArray:
         near = suggestion(array, queries.array_names(tx, project, TOLD))
         raise NotFound(
             f"there is no job array {array!r} in project {project}",
-            next_step=f"{near}   all jobs: danlu get jobs".strip(),
+            next_step=f"{near}   all jobs: danlu get jobs --project {project}".strip(),
         )
     return found
 

@@ -38,7 +38,7 @@ def found(tx: Transaction, project: str, job_id: str, after: tuple[str, ...]) ->
             near = suggestion(name, queries.job_names(tx, project, SUGGESTED))
             raise InvalidSpec(
                 f"after: there is no job or array {name!r} in project {project}",
-                next_step=f"{near}   all of them: danlu get jobs".strip(),
+                next_step=f"{near}   all of them: danlu get jobs --project {project}".strip(),
             )
         every[one.id, condition] = Dependency(id=one.id, name=one.name, condition=condition)
     return tuple(every.values())

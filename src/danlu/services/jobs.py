@@ -207,7 +207,7 @@ def require(tx: Transaction, project: str, job: str) -> Job:
             step = f"{job} is a job array: name one of its elements, such as {one}   all: danlu get jobs --array {job}"
         else:
             near = suggestion(job, queries.job_names(tx, project, SUGGESTED))
-            step = f"{near}   all of them: danlu get jobs".strip()
+            step = f"{near}   all of them: danlu get jobs --project {project}".strip()
         raise NotFound(f"there is no job {job!r} in project {project}", next_step=step)
     return found
 

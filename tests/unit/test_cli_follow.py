@@ -67,7 +67,7 @@ def test_output_goes_to_its_streams_and_the_exit_code_is_the_jobs(capfd):
         JobState.FAILED, exit_code=3, reason=Reason.PROCESS_FAILED, message="exit code 3", started_at=0, attempts=1
     )
     platform = Platform([page("1 o. out\n2 e. err\n")], [], end)
-    assert conclude(platform, job(), Messages(), "table", detach=False) == 3
+    assert conclude(platform, job(), Messages(), "table") == 3
     said = capfd.readouterr()
     assert said.out == "out\n"
     lines = said.err.splitlines()
@@ -144,7 +144,7 @@ def test_a_limit_that_is_not_in_force_is_told_once(capfd):
 
 def test_json_is_one_object_and_nothing_else(capfd):
     end = job(JobState.SUCCEEDED, exit_code=0, started_at=0, attempts=1)
-    assert conclude(Platform([page("1 o. out\n")], [], end), job(), Messages(quiet=True), "json", detach=False) == 0
+    assert conclude(Platform([page("1 o. out\n")], [], end), job(), Messages(quiet=True), "json") == 0
     said = capfd.readouterr()
     assert Job.model_validate_json(said.out) == end
     assert said.err == ""

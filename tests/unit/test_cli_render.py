@@ -22,13 +22,10 @@ from danlu.cli.metrics import _form
 from danlu.cli.options import Common, again, one, pairs, several
 from danlu.cli.plot import draw
 from danlu.cli.retry import _set
-from danlu.cli.submitting import conclude, tell_end
+from danlu.cli.submitting import submitted, tell_end
 from danlu.cli.terminal import Messages
-from danlu.client.connection import Connection
-from danlu.client.credentials import Credentials
 from danlu.client.history import newest_events
 from danlu.client.submitting import changed
-from danlu.client.transport import Client
 from danlu.domain.arrays import ArrayState
 from danlu.domain.events import Event
 from danlu.domain.jobs import Job, JobState, Reason, job_exit_code
@@ -297,8 +294,7 @@ def test_what_waited_for_one_that_failed_is_run_again_after_another_one():
 def test_what_to_do_next_names_the_project_that_was_named(capsys):
     flags = again(Common(project="speech"))
     waits, failed = make_job(name="train"), make_job(name="train", state="failed", reason="OutOfMemory")
-    with Client(Connection("http://127.0.0.1:9", Credentials("secret"))) as client:  # nothing is asked of it
-        conclude(client, waits, Messages(), "table", detach=True, flags=flags)
+    submitted(waits, Messages(), "table", flags)
     tell_end(failed, Messages(), flags=flags)
     said = capsys.readouterr().err
     assert "`danlu logs -f train --project speech`" in said

@@ -45,4 +45,4 @@ def attach(
         if not found.live:
             messages.say(f"{found.name} has ended already: {wording.outcome(found)}   (danlu logs {found.name})")
             return job_exit_code(found)
-        return conclude(client, found, messages, "table", detach=False, logs=LogsQuery(tail=tail), flags=again(common))
+        return conclude(client, found, messages, "table", logs=LogsQuery(tail=tail), flags=again(common))

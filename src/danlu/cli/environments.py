@@ -236,7 +236,7 @@ def try_out(name: Name, /, *, output: Output = "table", common: Common | None = 
         spec = spec.model_copy(update={"code": send_code(client, Path(folder), messages).tree})
         job = submit(client, spec, messages)
         tell_environment(client, job, messages)
-        return conclude(client, job, messages, output, detach=False)
+        return conclude(client, job, messages, output)
 
 
 @app.command(name="rm")

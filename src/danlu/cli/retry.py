@@ -12,7 +12,7 @@ from danlu.api.bodies import RetryRequest
 from danlu.cli import arrays
 from danlu.cli.options import Asked, Common, Flag, Names, Output, Words, again, one
 from danlu.cli.session import connect
-from danlu.cli.submitting import conclude, send_code, tell_environment, telling_what_is_unknown
+from danlu.cli.submitting import conclude, send_code, submitted, tell_environment, telling_what_is_unknown
 from danlu.cli.terminal import Messages
 from danlu.client import submitting
 from danlu.client.arrays import of_either
@@ -65,7 +65,9 @@ def retry(
         with telling_what_is_unknown(job_id, messages):
             new = submitting.retry(client, old, changes, job_id)
         tell_environment(client, new, messages)
-        return conclude(client, new, messages, output, detach=detach, flags=again(common))
+        if detach:
+            return submitted(new, messages, output, again(common))
+        return conclude(client, new, messages, output, flags=again(common))
 
 
 def _set(words: tuple[str, ...]) -> dict[str, Any]:

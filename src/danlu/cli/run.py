@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from danlu.cli import arrays
 from danlu.cli.options import Asked, Common, Flag, Output, again
 from danlu.cli.session import connect_or_start
-from danlu.cli.submitting import conclude, send_code, submit, tell_environment
+from danlu.cli.submitting import conclude, send_code, submit, submitted, tell_environment
 from danlu.cli.terminal import Messages
 from danlu.client.submitting import code_folder, spec_of
 from danlu.errors import InvalidRequest
@@ -52,7 +52,9 @@ def run(
         tell_environment(client, job, messages)
         if spec.array is not None:
             return arrays.conclude(client, job, messages, output, detach=detach, flags=again(common))
-        return conclude(client, job, messages, output, detach=detach, flags=again(common))
+        if detach:
+            return submitted(job, messages, output, again(common))
+        return conclude(client, job, messages, output, flags=again(common))
 
 
 def _is_text(word: str) -> bool:

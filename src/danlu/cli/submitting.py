@@ -96,31 +96,29 @@ def tell_environment(client: Client, job: Job, messages: Messages) -> None:
         messages.step("environment", f"{wording.environment(env)}  reused", time.monotonic() - begun)
 
 
-def conclude(
-    client: Client,
-    job: Job,
-    messages: Messages,
-    form: Format,
-    *,
-    detach: bool,
-    logs: LogsQuery | None = None,
-    flags: str = "",
-) -> int:
-    """Follows a submitted job, unless the user detached, and returns the exit code. Data is printed as ``form`` asks.
+def submitted(job: Job, messages: Messages, form: Format, flags: str) -> int:
+    """Tells that a job was submitted whose user detached, and returns the exit code. Data is printed as ``form`` asks.
 
-    ``logs``: which part of its output; all of it when left out. ``flags``: those of ``options.again``, for the commands
-    that are named.
+    ``flags``: those of ``options.again``, for the commands that are named.
+    """
+    if form in ("json", "yaml"):
+        output.record(job, form)
+    elif form == "name":
+        output.write(f"job/{job.name}")
+    else:
+        output.write(job.name)
+        messages.say(f"follow it with `danlu logs -f {job.name}{flags}`")
+    return exits.OK
+
+
+def conclude(
+    client: Client, job: Job, messages: Messages, form: Format, *, logs: LogsQuery | None = None, flags: str = ""
+) -> int:
+    """Follows a submitted job and returns the exit code. Data is printed as ``form`` asks.
+
+    ``logs``: which part of its output; all of it when left out. ``flags``: as of ``submitted``.
     """
     structured = form in ("json", "yaml")
-    if detach:
-        if structured:
-            output.record(job, form)
-        elif form == "name":
-            output.write(f"job/{job.name}")
-        else:
-            output.write(job.name)
-            messages.say(f"follow it with `danlu logs -f {job.name}{flags}`")
-        return exits.OK
     try:
         job = Following(client, job, messages, output=not structured, logs=logs).run()
     except Detached as left:

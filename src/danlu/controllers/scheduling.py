@@ -89,8 +89,8 @@ class SchedulingController:
             self.hub.notify("events")
         if any(change.state is not JobState.QUEUED for change in changes):
             self.hub.notify("jobs")  # others may run after them
-        if len(changes) > WRITTEN_A_STEP or placed < len(plan.placements):
-            return AGAIN_S
+        if len(changes) > WRITTEN_A_STEP or placed < len(plan.placements) or plan.preemptions:
+            return AGAIN_S  # of those that could make way, only so many were asked
         later = [job.not_before for job in feed.jobs.values() if job.not_before > now]
         if plan.again_at is not None:
             later.append(plan.again_at)

@@ -337,9 +337,9 @@ class Cycle:
         if job.array is not None:
             self._arrays[job.array] = self._arrays.get(job.array, 0) + 1
 
-    def may_leave(self, attempt: Running, *, young: bool = False) -> bool:
-        """Says whether an attempt may be asked at all: it was not yet, and has run for long enough, or that is no matter."""
-        enough = young or self.now - attempt.placed_at >= self.state.policy.min_runtime
+    def may_leave(self, attempt: Running) -> bool:
+        """Says whether an attempt may be asked to make way at all: not yet, and it has run for long enough."""
+        enough = self.now - attempt.placed_at >= self.state.policy.min_runtime
         return enough and attempt.yields_to is None and attempt.id not in self.yielding
 
     def ranked(self, mine: Rank | None) -> list[tuple[Rank, Bucket]]:
@@ -373,10 +373,11 @@ class Cycle:
         known = self._losers.get((bucket, little, young))
         if known is None:
             state, now, most = self.state, self.now, self.state.policy.max_lost_part
+            before = now if young else now - state.policy.min_runtime
             known = self._losers[bucket, little, young] = []
             for attempt_id in state.savers.get(bucket, ()) if little else state.buckets[bucket]:
                 attempt = state.running[attempt_id]
-                if not self.may_leave(attempt, young=young):
+                if attempt.placed_at > before or attempt.yields_to is not None or attempt_id in self.yielding:
                     continue
                 lost = attempt.lost(now)
                 if not little or lost <= most * (now - attempt.placed_at) * attempt.shape.rate:

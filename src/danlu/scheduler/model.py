@@ -59,7 +59,7 @@ class Policy:
     max_lost_part: float = 0.1
     preempts: bool = True
     kept_for: int = 4
-    preempts_for: int = 8
+    preempts_for: int = 4
 
     def level(self, service: int) -> int:
         """Returns how many steps back a job with this service stands."""
@@ -127,6 +127,12 @@ class Running:
     yields_to: str | None = None
     array: str | None = None
     keeps: bool = False
+    since: int = field(init=False, compare=False, repr=False)
+    """from then on what it did would be lost"""
+
+    def __post_init__(self) -> None:
+        kept = self.placed_at if self.saved_at is None else max(self.saved_at, self.placed_at)
+        object.__setattr__(self, "since", kept)  # it is looked at often
 
     def service(self, now: int) -> int:
         """Returns the job's service so far, as ``Waiting.attained``."""
@@ -134,10 +140,7 @@ class Running:
 
     def lost(self, now: int) -> int:
         """Returns the service that would be lost if it ended now."""
-        if self.keeps:
-            return 0
-        since = self.placed_at if self.saved_at is None else max(self.saved_at, self.placed_at)
-        return max(0, now - since) * self.shape.rate
+        return 0 if self.keeps or now <= self.since else (now - self.since) * self.shape.rate
 
     def lost_s(self, now: int) -> float:
         """Returns for how long it would have worked in vain if it ended now."""

@@ -290,11 +290,11 @@ class Free:
 
     def fits(self, need: Resources, kind: str | None) -> bool:
         """Says whether one task would fit."""
-        return (
-            need.cpu_milli <= self.cpu_milli
-            and need.memory_bytes <= self.memory_bytes
-            and (not need.gpus or any(free >= need.gpus for one, free in self.gpus.items() if kind in (None, one)))
-        )
+        if need.cpu_milli > self.cpu_milli or need.memory_bytes > self.memory_bytes:
+            return False
+        if kind is not None:
+            return self.gpus.get(kind, 0) >= need.gpus
+        return not need.gpus or max(self.gpus.values(), default=0) >= need.gpus
 
 
 @dataclass(frozen=True, slots=True)

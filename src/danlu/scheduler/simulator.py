@@ -295,7 +295,7 @@ class _Simulation:
                 started = True
             for preemption in plan.preemptions:
                 self._make_way(preemption)
-            if self.costs.notice or not plan.preemptions:
+            if not plan.preemptions:
                 self._wake_at(plan.again_at)
                 return started
         raise InternalError(f"{MAX_ROUNDS} decisions at {self.now} ns, and each asks somebody to make way")

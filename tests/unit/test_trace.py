@@ -38,6 +38,7 @@ def test_what_is_written_is_read_again(seed: int) -> None:
         ("", "names no column job, submit_s, duration_s, gpus: it has nothing"),
         ("job,submit,duration_s,gpus\n", "names no column submit_s: it has job, submit, duration_s, gpus"),
         ("job,submit_s,duration_s,gpus,job\n", "names job twice"),
+        ("job,submit_s,duration_s,gpus,projcet\n", "names a column 'projcet'"),
         (HEAD, "the trace has no jobs"),
         (HEAD + "a,1,2,3\nb,-1,2,3\n", "line 3: submit_s: '-1' is not within 0 and"),
         (HEAD + "a,1,0,3\n", "line 2: duration_s: '0' is not above 0"),

@@ -1,6 +1,6 @@
 """A trace: which jobs came when, what they asked for and how long they ran; read from CSV, written as CSV.
 
-Columns, in any order, named in the first line; others are ignored:
+Columns, in any order, named in the first line; others are ignored, unless they look like one of these that is missing:
 
 - ``job``: its id, once in the trace.
 - ``submit_s``: when it came, in seconds since any moment. Lines need not be sorted by it.
@@ -24,11 +24,13 @@ from typing import Final
 
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.resources import MAX_GPUS, Resources, format_cpu, parse_bytes, parse_cpu
+from danlu.domain.validation import suggestion
 from danlu.errors import InvalidRequest
 from danlu.scheduler.model import SECOND_NS, Shape
 
 REQUIRED: Final = ("job", "submit_s", "duration_s", "gpus")
 OPTIONAL: Final = ("project", "priority", "declared_s", "tasks", "cpu", "memory", "gpu_kind")
+KNOWN: Final = (*REQUIRED, *OPTIONAL)
 MAX_JOBS: Final = 1_000_000
 MAX_SECONDS: Final = 2**33
 """The year 2242, as Unix time."""
@@ -127,6 +129,10 @@ def _columns(header: Sequence[str]) -> list[str]:
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise InvalidRequest(f"the trace's first line names {', '.join(twice)} twice")
+    absent = [name for name in OPTIONAL if name not in names]
+    for name in names:  # much like one of ours that is not there: a slip that would change what comes out
+        if name not in KNOWN and (meant := suggestion(name, absent)):
+            raise InvalidRequest(f"the trace's first line names a column {name!r:.80}", next_step=f"{meant} Else rename it")
     return names
 
 
@@ -189,7 +195,7 @@ def _count(row: Mapping[str, str], name: str, least: int, most: int) -> int:
 
 def write(jobs: Iterable[TraceJob]) -> Iterator[str]:
     """Yields a trace's lines, the columns' names first. Read again they are the same jobs."""
-    yield ",".join((*REQUIRED, *OPTIONAL)) + "\n"
+    yield ",".join(KNOWN) + "\n"
     for job in jobs:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(

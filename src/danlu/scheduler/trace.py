@@ -132,7 +132,9 @@ def _columns(header: Sequence[str]) -> list[str]:
     absent = [name for name in OPTIONAL if name not in names]
     for name in names:  # much like one of ours that is not there: a slip that would change what comes out
         if name not in KNOWN and (meant := suggestion(name, absent)):
-            raise InvalidRequest(f"the trace's first line names a column {name!r:.80}", next_step=f"{meant} Else rename it")
+            raise InvalidRequest(
+                f"the trace's first line names a column {name!r:.80}", next_step=f"{meant} Else rename it"
+            )
     return names
 
 

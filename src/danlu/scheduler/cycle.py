@@ -13,12 +13,12 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from heapq import heapify, heappop, heappush
-from itertools import chain
+from itertools import chain, islice
+from operator import itemgetter
 
 from danlu.domain.jobs import Reason
 from danlu.scheduler import ports, words
@@ -56,8 +56,10 @@ class Cycle:
     preemptions: list[Preemption] = field(default_factory=list)
     waits: dict[str, tuple[Reason, str]] = field(default_factory=dict)
     yielding: set[str] = field(default_factory=set)
-    _heap: list[tuple[Turn, GroupKey]] = field(default_factory=list)
-    _at: dict[GroupKey, int] = field(default_factory=dict)
+    _line: list[tuple[Turn, Group]] = field(default_factory=list)
+    _served: int = 0
+    """so many of the line are settled, or stand further back again"""
+    _at: dict[Group, int] = field(default_factory=dict)
     _refused: set[tuple[Shape, Borrowing]] = field(default_factory=set)
     _counted: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
     _arrays: dict[str, int] = field(default_factory=dict)
@@ -68,7 +70,7 @@ class Cycle:
     _nobody_behind: Rank | None = None
     _losers: dict[tuple[Bucket, bool, bool], list[tuple[int, str]]] = field(default_factory=dict)
     _merged: dict[tuple[bool, tuple[tuple[Bucket, bool], ...]], list[tuple[int, str]]] = field(default_factory=dict)
-    _done: set[GroupKey] = field(default_factory=set)
+    _done: set[Group] = field(default_factory=set)
     _texts: dict[Shape, str] = field(default_factory=dict)
     _kept: set[str] = field(default_factory=set)
     _searches: int = 0
@@ -86,8 +88,9 @@ class Cycle:
         self._weigh()
         try:
             with state.rooms.trial():
-                self._heap = [(self._turn(group, 0), group.key) for group in state.groups.values()]
-                heapify(self._heap)
+                self._line = sorted(
+                    ((self._turn(group, 0), group) for group in state.groups.values()), key=itemgetter(0)
+                )
                 for group in self._turns():
                     self._serve(group)
         finally:
@@ -144,16 +147,19 @@ class Cycle:
 
     def _turns(self) -> Iterator[Group]:
         """Yields groups whose next job is to be served, in order; what was placed meanwhile puts its project back."""
-        while self._heap:
-            turn, key = heappop(self._heap)
-            if key in self._done:
+        while self._served < len(self._line):
+            turn, group = self._line[self._served]
+            self._served += 1
+            if group in self._done:
                 continue
-            group = self.state.groups[key]
-            fresh = self._turn(group, self._at.get(key, 0))
+            fresh = self._turn(group, self._at.get(group, 0))
             if fresh > turn:
-                heappush(self._heap, (fresh, key))
+                self._stand(fresh, group)
                 continue
             yield group
+
+    def _stand(self, turn: Turn, group: Group) -> None:
+        insort(self._line, (turn, group), lo=self._served, key=itemgetter(0))
 
     def _pass_over(self, served: GroupKey, full: tuple[Reason, Callable[[], str]]) -> None:
         """Settles, before their turn, all groups that ask for what there is no room for, if none is made or kept any more."""
@@ -162,25 +168,25 @@ class Cycle:
             return
         searched = self._searches >= policy.preempts_for or not policy.preempts
         for key, group in state.of_shapes[served.shapes].items():
-            if key.array is not None or key.promised or key in self._at or key.borrows != served.borrows:
+            if key.array is not None or key.promised or group in self._at or key.borrows != served.borrows:
                 continue
             if searched or not self.anybody_behind(self.rank(key.project, key.priority, key.level)):
-                self._done.add(key)
+                self._done.add(group)
                 if group.told is not full[0] or group.untold or group.apart:
                     self._refuse(group, *full)
 
     def _next(self, group: Group) -> None:
         """The group's first job is settled: another one follows."""
-        at = self._at.get(group.key, 0)
+        at = self._at.get(group, 0)
         self._settled.add(group.jobs[at][1])
-        at = self._at[group.key] = at + 1
+        at = self._at[group] = at + 1
         if at < len(group.jobs):
-            heappush(self._heap, (self._turn(group, at), group.key))
+            self._stand(self._turn(group, at), group)
 
     # one job
 
     def _serve(self, group: Group) -> None:
-        job = self.state.waiting[group.jobs[self._at.get(group.key, 0)][1]]
+        job = self.state.waiting[group.jobs[self._at.get(group, 0)][1]]
         if self._array_full(job):
             hold = "one job of its array holds" if job.parallel == 1 else f"{job.parallel} jobs of its array hold"
             words_ = f"{hold} something, and no more may at once"
@@ -246,7 +252,8 @@ class Cycle:
         key = group.key
         if len(key.shapes) == 1 or self.state.tree.entitled(key.project, key.shapes[-1].asks) is None:
             return False
-        return any(not turn[0] and other.project != key.project for turn, other in self._heap)
+        behind = islice(self._line, self._served, None)
+        return any(not turn[0] and other.key.project != key.project for turn, other in behind)
 
     def _excess(self, job: Waiting, shape: Shape) -> Excess | None:
         """Returns the limit that a job would break; where it asks for no kind of GPU, with whatever kind it gets."""
@@ -375,12 +382,12 @@ class Cycle:
             state, now, most = self.state, self.now, self.state.policy.max_lost_part
             before = now if young else now - state.policy.min_runtime
             known = self._losers[bucket, little, young] = []
-            for attempt_id in state.savers.get(bucket, ()) if little else state.buckets[bucket]:
-                attempt = state.running[attempt_id]
-                if attempt.placed_at > before or attempt.yields_to is not None or attempt_id in self.yielding:
+            there = state.savers if little else state.buckets
+            for attempt_id, (since, rate, loses, placed_at) in there[bucket].items() if bucket in there else ():
+                if placed_at > before or attempt_id in self.yielding:
                     continue
-                lost = attempt.lost(now)
-                if not little or lost <= most * (now - attempt.placed_at) * attempt.shape.rate:
+                lost = (now - since) * loses if now > since else 0
+                if not little or lost <= most * (now - placed_at) * rate:
                     known.append((lost, attempt_id))
             known.sort()
         return known
@@ -413,7 +420,7 @@ class Cycle:
 
     def _refuse(self, group: Group, reason: Reason, why: Callable[[], str]) -> None:
         """Tells all jobs of a group that were not settled that they wait, if they were not told so before."""
-        at = self._at.get(group.key, 0)
+        at = self._at.get(group, 0)
         if reason is not group.told:
             group.told, fresh = reason, [job_id for _, job_id in group.jobs[at:]]
         elif group.untold or group.apart:

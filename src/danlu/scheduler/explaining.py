@@ -54,7 +54,7 @@ class _Line(Cycle):
     def _serve(self, group: Group) -> None:
         if self._reached:
             return
-        _, job_id = group.jobs[self._at.get(group.key, 0)]
+        _, job_id = group.jobs[self._at.get(group, 0)]
         if job_id == self.job_id:
             self._reached = True
             return
@@ -62,7 +62,7 @@ class _Line(Cycle):
         asks = job.shapes[0].asks
         if not self._array_full(job) and self.state.tree.exceeded(job.project, asks) is None:
             self.ahead.append(
-                Before(job_id, _first_difference(self._turn(group, self._at.get(group.key, 0)), self._mine()))
+                Before(job_id, _first_difference(self._turn(group, self._at.get(group, 0)), self._mine()))
             )
             self._count_in(job, asks)
         self._next(group)

@@ -37,7 +37,7 @@ class GroupKey(NamedTuple):
     promised: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Group:
     """Waiting jobs that differ in nothing but age, the oldest first.
 
@@ -62,6 +62,32 @@ class Bucket(NamedTuple):
     level: int
 
 
+class Loss(NamedTuple):
+    """What decides who is asked to make way, side by side, as a decision looks at each of them.
+
+    Attributes:
+        since, loses: from then on (ns) so much service is lost a ns; as ``Running.lost``.
+        rate: how fast it attains service.
+        placed_at: when it began (ns); NEVER where it makes way already.
+    """
+
+    since: int
+    rate: int
+    loses: int
+    placed_at: int
+
+    @classmethod
+    def of(cls, attempt: Running) -> Loss:
+        """Returns that of an attempt."""
+        rate = attempt.shape.rate
+        began = attempt.placed_at if attempt.yields_to is None else NEVER
+        return cls(attempt.since, rate, 0 if attempt.keeps else rate, began)
+
+
+NEVER = 2**63
+"""Later than any moment (ns)."""
+
+
 @dataclass(slots=True)
 class Kept:
     """What is kept for a job that waits: where each of its tasks could be, since when."""
@@ -83,8 +109,8 @@ class State:
     waiting: dict[str, Waiting] = field(default_factory=dict)
     groups: dict[GroupKey, Group] = field(default_factory=dict)
     running: dict[str, Running] = field(default_factory=dict)
-    buckets: dict[Bucket, set[str]] = field(default_factory=lambda: defaultdict(set))
-    savers: dict[Bucket, set[str]] = field(default_factory=lambda: defaultdict(set))
+    buckets: dict[Bucket, dict[str, Loss]] = field(default_factory=lambda: defaultdict(dict))
+    savers: dict[Bucket, dict[str, Loss]] = field(default_factory=lambda: defaultdict(dict))
     """those of ``buckets`` that have kept some of what they did: of the others all would be lost"""
     bucket_of: dict[str, Bucket] = field(default_factory=dict)
     on_node: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -280,8 +306,8 @@ class State:
             if not self.yielding[attempt.yields_to]:
                 del self.yielding[attempt.yields_to]
         bucket = self.bucket_of.pop(attempt.id)
-        self.buckets[bucket].discard(attempt.id)
-        self.savers[bucket].discard(attempt.id)
+        self.buckets[bucket].pop(attempt.id, None)
+        self.savers[bucket].pop(attempt.id, None)
 
     def _count(self, attempt: Running, sign: int) -> None:
         asks = self.holding(attempt)
@@ -293,9 +319,9 @@ class State:
     def _stand(self, attempt: Running, level: int) -> None:
         bucket = Bucket(attempt.priority, attempt.project, level)
         self.bucket_of[attempt.id] = bucket
-        self.buckets[bucket].add(attempt.id)
+        loss = self.buckets[bucket][attempt.id] = Loss.of(attempt)
         if attempt.keeps or attempt.saved_at is not None:
-            self.savers[bucket].add(attempt.id)
+            self.savers[bucket][attempt.id] = loss
 
     def _step_at(self, attempt: Running, level: int) -> None:
         rate = attempt.shape.rate
@@ -314,8 +340,8 @@ class State:
             bucket = self.bucket_of[attempt_id]
             level = self.policy.level(attempt.service(now))
             if level > bucket.level:
-                self.buckets[bucket].discard(attempt_id)
-                self.savers[bucket].discard(attempt_id)
+                self.buckets[bucket].pop(attempt_id, None)
+                self.savers[bucket].pop(attempt_id, None)
                 self._stand(attempt, level)
             self._step_at(attempt, max(level, bucket.level))
         return self._steps[0][0] if self._steps else None

@@ -55,15 +55,14 @@ class Choice(NamedTuple):
 def choose(cycle: Cycle, job: Waiting, shape: Shape, borrowing: Borrowing, *, young: bool = False) -> Choice | None:
     """Returns who makes way so that a job fits in its least shape; None: those who could are not enough.
 
-    With ``young`` also among those that have not run for long enough to be asked.
-
-    Looked at are those of which least is lost, at first so many as should do; all where a guarantee is at stake.
+    Looked at are those of which least is lost, at first so many as should do; all where a guarantee is at stake. With ``young``
+    also those that have not run for long enough to be asked.
     """
     asks = shape.asks
     right = cycle.state.tree.entitled(job.project, asks)
     if right is None and job.id not in cycle.state.kept and not cycle.anybody_behind(_rank(cycle, job)):
         return None
-    candidates = _candidates(cycle, job, right, young=young)
+    candidates = _candidates(cycle, job, asks, right, young=young)
     some = [*islice(candidates, LOOKED_AT + LOOKED_AT_PER_GPU * sum(task.gpus for task in shape.tasks))]
     if not some:
         return None
@@ -94,9 +93,8 @@ class Search:
         candidates.sort(key=lambda one: (one.lost, -one.attempt.placed_at, one.attempt.id))
         self.left = {one.attempt.id: one for one in candidates}
         with rooms.trial():
-            for attempt_id in sorted(
-                self.cycle.yielding.union(*state.yielding.values())
-            ):  # for others: it is kept for them
+            # what those hold that make way already is kept for whom they do
+            for attempt_id in sorted(self.cycle.yielding.union(*state.yielding.values())):
                 _leave(rooms, state.running[attempt_id])
             seats = self._seats()
             while seats is None and (more := self._next()):
@@ -228,9 +226,11 @@ def _leave(rooms: Rooms, attempt: Running) -> None:
         rooms.give(where.node, need, where.devices)
 
 
-def _candidates(cycle: Cycle, job: Waiting, right: Quota | None, *, young: bool) -> Iterator[Candidate]:
+def _candidates(
+    cycle: Cycle, job: Waiting, asks: Mapping[str, int], right: Quota | None, *, young: bool
+) -> Iterator[Candidate]:
     """Yields who may be asked, that first of which least is lost."""
-    state, asks = cycle.state, job.shapes[-1].asks
+    state = cycle.state
     mine = _rank(cycle, job)
     let_in = _let_in(cycle, job, mine)
     whys: dict[Bucket, tuple[str, bool]] = {}

@@ -55,8 +55,8 @@ class Choice(NamedTuple):
 def choose(cycle: Cycle, job: Waiting, shape: Shape, borrowing: Borrowing, *, young: bool = False) -> Choice | None:
     """Returns who makes way so that a job fits in its least shape; None: those who could are not enough.
 
-    Looked at are those of which least is lost, at first so many as should do; all where a guarantee is at stake. With ``young``
-    also those that have not run for long enough to be asked.
+    Looked at are those of which least is lost, at first so many as should do; all where a guarantee is at stake. With
+    ``young`` also those that have not run for long enough to be asked.
     """
     asks = shape.asks
     right = cycle.state.tree.entitled(job.project, asks)

@@ -84,6 +84,27 @@ def test_of_many_that_ask_for_the_last_one_gets_it(database: Database, resource:
     assert all(f"the limit of {name} is" in job.message for job in waiting)
 
 
+@pytest.mark.parametrize("desired", ["run", "stop"])
+def test_others_are_asked_for_at_once_only_where_somebody_was_asked(database: Database, desired: str) -> None:
+    """Who is being stopped is asked for nothing, however long that takes: it is decided again when something changes."""
+    ids = Ids()
+    old = make_job(ids(), state=JobState.RUNNING, reason=Reason.STARTED, attempts=1, spec={"gpu": 1}, desired=desired)
+    urgent = make_job(ids(), spec={"gpu": 1}, priority=10)
+    tasks, began = (make_task(devices=(0,), resources=ONE_GPU),), NOW - 3600 * SECOND
+
+    def work(tx: Transaction) -> None:
+        PROJECTS.add(tx, make_project())
+        NODES.add(tx, make_node(cpu=1000, h100=1))
+        JOBS.add(tx, old)
+        ATTEMPTS.add(tx, make_attempt(old, now=began, state=AttemptState.RUNNING, tasks=tasks))
+        JOBS.add(tx, urgent)
+
+    database.write(work)
+    assert (controller(database).step() < 1) == (desired == "run")
+    (attempt,) = database.read(lambda tx: ATTEMPTS.find(tx, limit=10))
+    assert (attempt.preemption is not None) == (desired == "run")
+
+
 def test_servers_that_place_different_jobs_at_once_break_no_limit(database: Database) -> None:
     """Each has decided by what it saw, and its placement alone is right: all but one are refused when they are stored."""
     filled(database, LIMIT - 1, limit={"gpu": LIMIT})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,8 +76,7 @@ class SchedulingController:
         for batch in _batches(plan.placements, PLACED_AT_ONCE):
             placed += write_anew(self.database, partial(self._place, placements=batch))
             self.hub.notify("attempts")
-        for preemption in plan.preemptions:
-            self._preempt(preemption)
+        asked = sum([self._preempt(preemption) for preemption in plan.preemptions])
         if self.recording is not None:
             self.recording.flush()
         changes = self._changes(changes)
@@ -89,7 +87,7 @@ class SchedulingController:
             self.hub.notify("events")
         if any(change.state is not JobState.QUEUED for change in changes):
             self.hub.notify("jobs")  # others may run after them
-        if len(changes) > WRITTEN_A_STEP or placed < len(plan.placements) or plan.preemptions:
+        if len(changes) > WRITTEN_A_STEP or placed < len(plan.placements) or asked:
             return AGAIN_S  # of those that could make way, only so many were asked
         later = [job.not_before for job in feed.jobs.values() if job.not_before > now]
         if plan.again_at is not None:
@@ -161,24 +159,27 @@ class SchedulingController:
             stored += 1
         return stored
 
-    def _preempt(self, planned: Planned) -> None:
-        """Asks an attempt to make way, if it is as it was when that was decided."""
+    def _preempt(self, planned: Planned) -> bool:
+        """Asks an attempt to make way, if it is as it was when that was decided; returns whether it was asked."""
 
-        def work(tx: Transaction) -> None:
+        def work(tx: Transaction) -> bool:
             attempt, gains = ATTEMPTS.get(tx, planned.attempt_id), JOBS.get(tx, planned.for_job)
             wanted = gains is not None and gains.desired is Desired.RUN and not gains.held
             if attempt is None or gains is None or gains.state is not JobState.QUEUED or not wanted:
-                return
+                return False
             now, job = self.clock.now(), JOBS.require(tx, attempt.job_id)
             asked = Preemption(
                 at=now, deadline=now + int(job.spec.notice * SECOND_NS), for_job=gains.id, for_project=gains.project,
                 why=planned.why, lost_s=planned.lost_s,
             )  # fmt: skip
-            preempt(tx, attempt, asked, now)
+            return preempt(tx, attempt, asked, now) is not None
 
-        with contextlib.suppress(VersionConflict):  # it has changed meanwhile: what follows is decided anew
-            self.database.write(work)
-        self.hub.notify("attempts")
+        try:
+            return self.database.write(work)
+        except VersionConflict:  # it has changed meanwhile: what follows is decided anew
+            return False
+        finally:
+            self.hub.notify("attempts")
 
     def _change(self, tx: Transaction, changes: Iterable[Change]) -> None:
         now = self.clock.now()

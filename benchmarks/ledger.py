@@ -8,6 +8,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from benchmarks.platform import Figure, Times, timed
@@ -94,7 +95,7 @@ def _fill(database: Database) -> None:
                 entries.append(Entry(meter, part, Account.FREE, account, begin, end, seconds * 10**8, seconds))
             begin = end
         if len(entries) >= AT_ONCE or number * 3 >= INTERVALS:
-            database.write(lambda tx, some=tuple(entries): ledger._post(tx, some))  # type: ignore[misc]
+            database.write(partial(ledger._post, posted=tuple(entries)))
             entries.clear()
 
 

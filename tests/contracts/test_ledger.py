@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -251,8 +252,8 @@ def test_a_report_of_a_project_reads_nothing_of_others(database: Database, call:
     _, mine = started(database)
     _, other = started(database, number=2, project="other")
     for project, expected in (("default", [mine.id]), ("other", [other.id]), (None, [mine.id, other.id])):
-        held = database.read(lambda tx, p=project: queries.holding_attempts(tx, p))  # type: ignore[misc]
-        meters = database.read(lambda tx, p=project: ledger.open_meters(tx, project=p))  # type: ignore[misc]
+        held = database.read(partial(queries.holding_attempts, project=project))
+        meters = database.read(partial(ledger.open_meters, project=project))
         assert [attempt.id for attempt in held] == expected
         assert [meter.object_id for meter in meters if meter.account is None] == expected
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import secrets
@@ -20,6 +21,7 @@ from tests.kubernetes.cluster import builds
 
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 10
+POLL_S = 0.02
 
 
 class S3Server:
@@ -75,7 +77,8 @@ class S3Server:
                 raise RuntimeError(
                     f"the S3 server did not answer at {self.endpoint} within {START_TIMEOUT_S} s: {said}"
                 )
-            time.sleep(0.02)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(POLL_S)
         return self
 
     def _answers(self) -> bool:

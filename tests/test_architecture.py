@@ -324,7 +324,7 @@ WORDS = [
     "../" + "shared",
     "/" + "work" + "/main",
     "/" + "work" + "/shared",
-    "golang" + ".org",
+    "proxy.golang" + ".org",  # the registry; modules are called after golang.org, as others after their homes
     "npmjs" + ".org",
     "crates" + ".io",
     "huggingface" + ".co",

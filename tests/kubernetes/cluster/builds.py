@@ -29,15 +29,19 @@ class Target:
     """What `build NAME` makes: programs of one module, compiled by one `go build`."""
 
     module: str
-    packages: tuple[str, ...]
-
-    @property
-    def programs(self) -> tuple[str, ...]:
-        return tuple(package.rsplit("/", 1)[1] for package in self.packages)
+    packages: dict[str, str]
+    """Program -> the package of its `main`."""
 
 
+KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 TARGETS = {
-    "versitygw": Target("versitygw", ("github.com/versity/versitygw/cmd/versitygw",)),
+    # one module for all that shares libraries with Kubernetes: what is compiled for one serves the others
+    "kubernetes": Target("kubernetes", {name: f"k8s.io/kubernetes/cmd/{name}" for name in KUBERNETES}),
+    "etcd": Target("kubernetes", {"etcd": "go.etcd.io/etcd/server/v3"}),
+    "coredns": Target("kubernetes", {"coredns": "github.com/coredns/coredns"}),
+    "kwok": Target("kubernetes", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
+    "helm": Target("kubernetes", {"helm": "helm.sh/helm/v3/cmd/helm"}),
+    "versitygw": Target("versitygw", {"versitygw": "github.com/versity/versitygw/cmd/versitygw"}),
 }
 
 
@@ -56,14 +60,14 @@ def folder(target: Target) -> Path:
 def program(name: str) -> Path:
     """Returns where a program is once it is built."""
     for target in TARGETS.values():
-        if name in target.programs:
+        if name in target.packages:
             return folder(target) / name
     raise KeyError(name)
 
 
 def missing(*names: str) -> list[str]:
     """Returns the targets among `names` that are not built yet."""
-    return [name for name in names if not all(program(one).exists() for one in TARGETS[name].programs)]
+    return [name for name in names if not all(program(one).exists() for one in TARGETS[name].packages)]
 
 
 @contextmanager
@@ -92,7 +96,7 @@ def _build(target: Target) -> None:
     if go is None:
         raise CannotBuild("the program `go` is not on this machine: install Go 1.26 or later")
     place = folder(target)
-    fresh = place.with_name(f"{place.name}.new")
+    fresh = place.with_name(f"{place.name}.{next(iter(target.packages))}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     environment = os.environ | {
@@ -101,14 +105,16 @@ def _build(target: Target) -> None:
         "GOFLAGS": "-buildvcs=false",
         "GOWORK": "off",
     }
-    command = [go, "build", "-mod=readonly", "-trimpath", f"-ldflags={_link_flags(target)}", "-o", f"{fresh}/"]
+    # one program gets its name here; several get those of their packages
+    to = f"{fresh}/" if len(target.packages) > 1 else str(fresh / next(iter(target.packages)))
+    command = [go, "build", "-mod=readonly", "-trimpath", f"-ldflags={_link_flags(target)}", "-o", to]
     done = subprocess.run(
-        [*command, *target.packages], cwd=MODULES / target.module, env=environment, timeout=BUILD_TIMEOUT_S,
+        [*command, *target.packages.values()], cwd=MODULES / target.module, env=environment, timeout=BUILD_TIMEOUT_S,
         text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     if done.returncode:
         raise CannotBuild(
-            f"go build of {target.packages} failed ({done.returncode}):\n{done.stdout[-TAIL_CHARACTERS:]}"
+            f"go build of {', '.join(target.packages)} failed ({done.returncode}):\n{done.stdout[-TAIL_CHARACTERS:]}"
         )
     place.mkdir(exist_ok=True)
     for made in fresh.iterdir():

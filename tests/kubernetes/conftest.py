@@ -28,7 +28,7 @@ def found() -> Cluster:
 def kubernetes() -> Iterator[Cluster]:
     """The running cluster, which is not taken down meanwhile."""
     cluster = found()
-    with cluster.used():
+    with cluster.used(), cluster.api:
         yield cluster
 
 

@@ -77,15 +77,16 @@ def down(asked: argparse.Namespace) -> None:
 
 
 def status(_asked: argparse.Namespace) -> None:
-    for name in (*running.control.RUNS, *layout.NODES, "kwok"):
-        pid = processes.find(name)
+    pids = {name: processes.find(name) for name in (*running.control.RUNS, *layout.NODES, "kwok")}
+    for name, pid in pids.items():
         print(f"{name:20} {'not running' if pid is None else f'pid {pid}'}")
     if not running.is_up():
-        left = machine.left_behind()
+        left = [] if any(pids.values()) else machine.left_behind()
         raise ClusterError(
             "the cluster is not up" + (f"; on this machine are still: {', '.join(left)}" if left else "")
         )
-    nodes = list(Api().pages("/api/v1/nodes"))
+    with Api() as api:
+        nodes = list(api.pages("/api/v1/nodes"))
     print(f"{sum(map(fake_nodes.is_ready, nodes))} of {len(nodes)} nodes are ready")
     print(f"KUBECONFIG={layout.kubeconfig()}\npods reach this machine at {layout.HOST}")
 
@@ -98,7 +99,8 @@ def fakes(asked: argparse.Namespace) -> None:
 
 
 def resource(asked: argparse.Namespace) -> None:
-    fake_nodes.set_resource(Api(), asked.node, asked.name, asked.count)
+    with Api() as api:
+        fake_nodes.set_resource(api, asked.node, asked.name, asked.count)
 
 
 def image(asked: argparse.Namespace) -> None:

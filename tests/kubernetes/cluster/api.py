@@ -6,7 +6,8 @@ import http.client
 import json
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import urlencode
 
 from tests.kubernetes.cluster import keys, layout
@@ -81,6 +82,14 @@ class Api:
             more = found["metadata"].get("continue", "")
             if not more:
                 return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         """Closes the connection; the next request opens another."""

@@ -125,7 +125,7 @@ def _build(target: Target) -> None:
 def _link_flags(target: Target) -> str:
     """Returns the linker's flags: no symbols; Kubernetes' programs compare their versions, which a build has to tell them."""
     content = (MODULES / target.module / "go.mod").read_text()
-    found = re.search(r"^(?:require)?\s+k8s\.io/kubernetes v1\.(\d+)\.(\d+)$", content, re.MULTILINE)
+    found = re.search(r"^(?:require)?\s+k8s\.io/kubernetes v1\.(\d+)\.(\d+)\b", content, re.MULTILINE)
     if found is None:
         return "-s -w"
     facts = {"gitVersion": "v1.{}.{}".format(*found.groups()), "gitMajor": "1", "gitMinor": found[1], "gitCommit": "0" * 40,

@@ -43,26 +43,23 @@ def add(count: int, gpus: int) -> None:
         ])  # fmt: skip
     wanted = [fake_node(number, gpus) for number in range(count)]
     _everywhere("POST", [("/api/v1/nodes", node) for node in wanted], harmless=409)
-    api = Api()
-    selector = f"{LABEL}=true"
 
     def ready() -> bool:
-        nodes = list(api.pages("/api/v1/nodes", labelSelector=selector))
-        return sum(is_ready(node) for node in nodes) >= count
+        return sum(is_ready(node) for node in api.pages("/api/v1/nodes", labelSelector=f"{LABEL}=true")) >= count
 
-    processes.wait_until(f"{count} fake nodes being ready", READY_TIMEOUT_S, ready)
+    with Api() as api:
+        processes.wait_until(f"{count} fake nodes being ready", READY_TIMEOUT_S, ready)
 
 
 def remove() -> None:
     """Removes all fake nodes, their pods, and kwok."""
-    api = Api()
-    names = [node["metadata"]["name"] for node in api.pages("/api/v1/nodes", labelSelector=f"{LABEL}=true")]
+    with Api() as api:
+        names = {node["metadata"]["name"] for node in api.pages("/api/v1/nodes", labelSelector=f"{LABEL}=true")}
+        pods = [pod["metadata"] for pod in api.pages("/api/v1/pods") if pod["spec"].get("nodeName") in names]
     if names:
-        here = set(names)
-        pods = [pod for pod in api.pages("/api/v1/pods") if pod["spec"].get("nodeName") in here]
-        places = [f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}" for pod in pods]
+        places = [f"/api/v1/namespaces/{pod['namespace']}/pods/{pod['name']}" for pod in pods]
         _everywhere("DELETE", [(place, {"gracePeriodSeconds": 0}) for place in places], harmless=404)
-        _everywhere("DELETE", [(f"/api/v1/nodes/{name}", None) for name in names], harmless=404)
+        _everywhere("DELETE", [(f"/api/v1/nodes/{name}", None) for name in sorted(names)], harmless=404)
     processes.stop("kwok")
 
 
@@ -74,14 +71,13 @@ def _everywhere(method: str, asked: list[tuple[str, object]], *, harmless: int) 
     """Sends many requests, by several connections; one answer that is an error does no harm."""
 
     def send(part: list[tuple[str, object]]) -> None:
-        api = Api()
-        for path, body in part:
-            try:
-                api(method, path, body)
-            except Refused as refused:
-                if refused.status != harmless:
-                    raise
-        api.close()
+        with Api() as api:
+            for path, body in part:
+                try:
+                    api(method, path, body)
+                except Refused as refused:
+                    if refused.status != harmless:
+                        raise
 
     with ThreadPoolExecutor(CONNECTIONS) as threads:
         list(

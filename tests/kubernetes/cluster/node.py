@@ -125,14 +125,13 @@ def _isolate(node: str) -> None:
             path.write_text("1")
     command("mount", "--make-rshared", "/")
     for number, folder in enumerate(OWN):
-        # in memory, so that no file of one cluster is found by the next; `run` may be below one of them
         if layout.run().is_relative_to(folder):
-            continue
+            continue  # it would hide what it is made of
         if folder == "/run":
             command("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", folder)
         else:
             own = disk / f"own-{number}"
-            own.mkdir()
+            own.mkdir(exist_ok=True)  # a node that was killed finds its disk as it was
             command("mount", "--bind", own, folder)
     Path("/run/netns").mkdir(exist_ok=True)
 

@@ -57,15 +57,19 @@ def start(name: str, words: Iterable[str | Path], environment: dict[str, str] | 
     """Starts a process of its own session in the cluster's control group; returns its number."""
     group(layout.GROUP).mkdir(exist_ok=True)
     layout.logs().mkdir(parents=True, exist_ok=True)
-    join = f'echo $$ > "{group(layout.GROUP)}/cgroup.procs" && exec "$@"'
-    with (layout.logs() / f"{name}.log").open("ab") as log:
-        begun = subprocess.Popen(
-            ["/bin/sh", "-c", join, name, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, env=os.environ | (environment or {}), cwd="/",
-        )  # fmt: skip
+    join = f'cd / && echo $$ > "{group(layout.GROUP)}/cgroup.procs" && exec "$@"'
+    log = str(layout.logs() / f"{name}.log")
+    # not a child to wait for: it outlives this process
+    pid = os.posix_spawn(
+        "/bin/sh", ["/bin/sh", "-c", join, name, *map(str, words)], os.environ | (environment or {}), setsid=True,
+        file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                      (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                      (os.POSIX_SPAWN_DUP2, 1, 2)],
+    )  # fmt: skip
     _pid_file(name).parent.mkdir(parents=True, exist_ok=True)
-    _pid_file(name).write_text(str(begun.pid))
-    return begun.pid
+    _pid_file(name).write_text(str(pid))
+    wait_until(f"the start of {name}", STOP_TIMEOUT_S, lambda: pid in members(layout.GROUP) or _gone(pid))
+    return pid
 
 
 def _pid_file(name: str) -> Path:

@@ -18,8 +18,8 @@ from tests.kubernetes.cluster.processes import ClusterError, command
 
 TARGETS = ("kubernetes", "etcd", "coredns")
 NODE_TIMEOUT_S = 120.0
-FRESH = ("etcd", "pids", "log", "audit.log")
-"""What one cluster leaves to look into, and the next one does not start with."""
+FRESH = ("etcd", "pids", "log", "audit*.log", "node-*/own-*", "node-*/state", "node-*/kubelet-keys")
+"""What one cluster leaves to look into, and the next one does not start with. Keys and images stay."""
 
 
 def cannot() -> str:
@@ -34,7 +34,10 @@ def cannot() -> str:
 
 def is_up() -> bool:
     """Returns whether the cluster answers and all its processes run."""
-    return all(processes.find(name) is not None for name in (*control.RUNS, *layout.NODES)) and Api().answers()
+    if any(processes.find(name) is None for name in (*control.RUNS, *layout.NODES)):
+        return False
+    with Api() as api:
+        return api.answers()
 
 
 def version() -> str:
@@ -56,8 +59,7 @@ def up() -> None:
             return
         if not any(processes.find(name) for name in (*control.RUNS, *layout.NODES)):
             _down()  # what a machine that lost its power, or a run that was killed, left
-            for name in FRESH:
-                path = layout.run() / name
+            for path in (one for name in FRESH for one in layout.run().glob(name)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         layout.run().mkdir(parents=True, exist_ok=True)
         noted.write_text(version())
@@ -71,24 +73,19 @@ def up() -> None:
 def _start() -> None:
     keys.make()
     machine.borrow()
-    with ThreadPoolExecutor(2) as threads:
+    with ThreadPoolExecutor(1) as threads, Api() as api:
         made = threads.submit(images.base)
-        api = Api()
         control.start_all(api)
         for name in layout.NODES:
-            if processes.find(name) is None:
-                disk = layout.disk(name)
-                for own in disk.glob("own-*"):
-                    shutil.rmtree(own)
-                disk.mkdir(exist_ok=True)
+            layout.disk(name).mkdir(exist_ok=True)
             node.start(name)
         for name in layout.NODES:
             processes.wait_until(f"containerd of {name}", NODE_TIMEOUT_S, lambda name=name: _serves(name))
         for image in made.result():
             images.load(image)
-    for name in layout.NODES:
-        processes.wait_until(f"the node {name} being ready", NODE_TIMEOUT_S, lambda name=name: _ready(api, name))
-    processes.wait_until("the default service account", NODE_TIMEOUT_S, lambda: _default_account(api))
+        for name in layout.NODES:
+            processes.wait_until(f"the node {name} being ready", NODE_TIMEOUT_S, lambda name=name: _ready(api, name))
+        processes.wait_until("the default service account", NODE_TIMEOUT_S, lambda: _default_account(api))
 
 
 def _serves(name: str) -> bool:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.kubernetes.cluster import layout
-from tests.kubernetes.cluster.processes import CGROUPS, ClusterError, command, end, kill_all, wait_until
+from tests.kubernetes.cluster.processes import CGROUPS, ClusterError, command, kill_all, members, wait_until
 
 PROGRAMS = {
     "containerd": "containerd", "ctr": "containerd", "runc": "runc", "ip": "iproute2", "iptables": "iptables",
@@ -54,6 +54,13 @@ def _controllers() -> list[Path]:
     return [one for one in CGROUPS.iterdir() if one.is_dir() and not one.is_symlink() and one.name != "unified"]
 
 
+def _groups() -> list[Path]:
+    """Returns the cluster's control groups, in version 2's own hierarchy beside 1's too: the runtime makes one there."""
+    roots = {*_controllers(), CGROUPS / "unified"}
+    names = (layout.GROUP, *map(layout.namespace, layout.NODES))
+    return [root / name for root in sorted(roots) for name in names if (root / name).exists()]
+
+
 def borrow() -> None:
     """Makes the bridge and the control groups, and notes the kernel's settings. Doing so twice is harmless."""
     noted = layout.run() / "sysctl.json"
@@ -95,23 +102,21 @@ def plug_in(node: str) -> None:
 def unplug(node: str) -> None:
     """Kills what is left of a node and removes its network. None there is success."""
     name = layout.namespace(node)
-    kill_all(name)
+    kill_all(node, lambda: members(name))
     if Path("/run/netns", name).exists():
-        end({int(pid) for pid in command("ip", "netns", "pids", name).split()})
+        kill_all(node, lambda: {int(pid) for pid in command("ip", "netns", "pids", name).split()})
         command("ip", "netns", "del", name)
     command("ip", "link", "del", layout.link(node), check=False)
     command("ip", "route", "del", layout.pod_range(node), check=False)
 
 
 def give_back() -> None:
-    """Undoes `borrow`."""
+    """Ends all that the cluster runs, and undoes `borrow`."""
+    kill_all("the control plane", lambda: members(layout.GROUP))
     for node in layout.NODES:
         unplug(node)
-        for root in _controllers():
-            _remove_group(root / layout.namespace(node))
-    kill_all(layout.GROUP)
-    for root in _controllers():
-        _remove_group(root / layout.GROUP)
+    for group in _groups():
+        _remove_group(group)
     command("iptables", "-w", "-D", *FORWARD, check=False)
     command("ip", "link", "del", layout.BRIDGE, check=False)
     noted = layout.run() / "sysctl.json"
@@ -138,8 +143,7 @@ def left_behind() -> list[str]:
     ]
     links = (layout.BRIDGE, *map(layout.link, layout.NODES))
     found += [f"network device {one}" for one in links if Path("/sys/class/net", one).exists()]
-    groups = [root / name for root in _controllers() for name in (layout.GROUP, *map(layout.namespace, layout.NODES))]
-    found += [f"control group {one}" for one in groups if one.exists()]
+    found += [f"control group {one}" for one in _groups()]
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     found += [f"mount {line.split()[1]}" for line in mounts if f" {layout.run()}/" in line]
     with suppress(ClusterError, FileNotFoundError):

@@ -40,7 +40,6 @@ def start(node: str) -> None:
 def stop(node: str) -> None:
     """Ends a node with all its pods, at once: what the API server believes of it is not touched."""
     machine.unplug(node)
-    processes.stop(node)
 
 
 def _kubelet(node: str) -> Path:

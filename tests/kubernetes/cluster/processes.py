@@ -130,14 +130,15 @@ def _gone(pid: int) -> bool:
     return _is_dead(pid)
 
 
-def kill_all(name: str) -> None:
-    """Kills all members of a control group, until none is left."""
+def kill_all(what: str, running: Callable[[], set[int]]) -> None:
+    """Kills all processes that a search finds, until it finds none."""
 
     def none_left() -> bool:
-        for pid in members(name):
+        found = running()
+        for pid in found:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             _gone(pid)
-        return not members(name)
+        return not found
 
-    wait_until(f"the end of all processes in the control group {name}", STOP_TIMEOUT_S, none_left)
+    wait_until(f"the end of all processes of {what}", STOP_TIMEOUT_S, none_left)

@@ -18,7 +18,7 @@ from tests.kubernetes.cluster.processes import ClusterError, command
 
 TARGETS = ("kubernetes", "etcd", "coredns")
 NODE_TIMEOUT_S = 120.0
-FRESH = ("etcd", "pids", "log", "audit*.log", "node-*/own-*", "node-*/state", "node-*/kubelet-keys")
+FRESH = ("etcd", "log", "audit*.log", "node-*/own-*", "node-*/state", "node-*/kubelet-keys")
 """What one cluster leaves to look into, and the next one does not start with. Keys and images stay."""
 
 
@@ -118,11 +118,8 @@ def down(*, purge: bool = False, force: bool = False) -> None:
 
 
 def _down() -> None:
-    for name in ("kwok", *reversed(control.RUNS)):
-        processes.stop(name)
-    for name in layout.NODES:
-        node.stop(name)
-    machine.give_back()
+    machine.give_back()  # at once: nothing of it is to be kept
+    shutil.rmtree(layout.run() / "pids", ignore_errors=True)
     left = machine.left_behind()
     if left:
         raise ClusterError(f"the cluster left behind: {', '.join(left)}")

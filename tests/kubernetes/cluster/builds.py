@@ -38,7 +38,7 @@ TARGETS = {
     # one module for all that shares libraries with Kubernetes: what is compiled for one serves the others
     "kubernetes": Target("kubernetes", {name: f"k8s.io/kubernetes/cmd/{name}" for name in KUBERNETES}),
     "etcd": Target("kubernetes", {"etcd": "go.etcd.io/etcd/server/v3"}),
-    "coredns": Target("kubernetes", {"coredns": "github.com/coredns/coredns"}),
+    "coredns": Target("kubernetes", {"coredns": "./dns"}),
     "kwok": Target("kubernetes", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}),
     "helm": Target("kubernetes", {"helm": "helm.sh/helm/v3/cmd/helm"}),
     "versitygw": Target("versitygw", {"versitygw": "github.com/versity/versitygw/cmd/versitygw"}),
@@ -53,7 +53,8 @@ def cache() -> Path:
 
 def folder(target: Target) -> Path:
     """Returns where a target's programs are kept: another version of anything has another folder."""
-    content = b"".join((MODULES / target.module / name).read_bytes() for name in ("go.mod", "go.sum"))
+    files = sorted((MODULES / target.module).rglob("*.*"))
+    content = b"".join(path.read_bytes() for path in files if path.suffix in (".mod", ".sum", ".go"))
     return cache() / hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -77,11 +77,12 @@ class BucketPlace:
 
 
 class Object(NamedTuple):
-    """What a bucket holds under a key. ``modified_at``: ns UTC, by the store's clock."""
+    """What a bucket holds under a key. ``modified_at``: ns UTC, by the store's clock. ``tag``: of its content (ETag)."""
 
     key: str
     size_bytes: int
     modified_at: int
+    tag: str
 
 
 class Absent(Exception):
@@ -142,20 +143,19 @@ class Bucket:
         except Absent:
             return None
 
-    def put_new(self, key: str, data: bytes | memoryview) -> bool:
-        """Stores an object unless there is one under the key; returns whether it did. It is durable then.
+    def put_new(self, key: str, data: bytes | memoryview) -> str:
+        """Stores an object unless there is one under the key; returns its tag, or nothing. It is durable then.
 
-        Where an answer was lost it may have, and False is returned.
+        Where an answer was lost it may have been stored, and nothing is returned.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        def put() -> bool:
+        def put() -> str:
             try:
-                obstore.put(self._store, key, data, mode="create", use_multipart=False)
+                return obstore.put(self._store, key, data, mode="create", use_multipart=False)["e_tag"] or "?"
             except (AlreadyExistsError, PreconditionError):
-                return False
-            return True
+                return ""
 
         until, pause = time.monotonic() + self._retry_s, FIRST_PAUSE_S
         while True:  # obstore does not repeat what has a condition; here the key says what there is to be
@@ -193,7 +193,14 @@ class Bucket:
             if page is None:
                 return
             for one in page:
-                yield Object(str(one["path"]), int(one["size"]), int(one["last_modified"].timestamp() * 1e9))
+                modified_at = int(one["last_modified"].timestamp() * 1e9)
+                yield Object(str(one["path"]), int(one["size"]), modified_at, one["e_tag"] or "?")
+
+    def folders(self) -> list[str]:
+        """Returns the names at the top."""
+        import obstore
+
+        return list(self._asked("", lambda: obstore.list_with_delimiter(self._store)["common_prefixes"]))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Removes objects. Absent is success."""

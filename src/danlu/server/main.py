@@ -29,7 +29,7 @@ import uvicorn
 from danlu import __version__
 from danlu.blobs.code import Code
 from danlu.blobs.local import LocalBlobs
-from danlu.blobs.streams import Streams
+from danlu.blobs.local_streams import LocalStreams
 from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_folder
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
@@ -222,7 +222,7 @@ def compose(settings: Settings) -> Composition:
     settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master)
     if settled.key is not None:
         keys.write_bootstrap(settings.home / "keys", settled.key)
-    blobs, streams = LocalBlobs(settings.home / "blobs"), Streams(settings.home / "blobs")
+    blobs, streams = LocalBlobs(settings.home / "blobs"), LocalStreams(settings.home / "blobs")
     blobs.start()
 
     def hint() -> None:

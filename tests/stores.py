@@ -72,7 +72,7 @@ class Place:
         return BucketStreams(self.bucket, segment_bytes=segment_bytes)
 
     def names(self) -> list[str]:
-        return [one.key for folder in self.bucket.folders() for one in self.bucket.list(folder)]
+        return [one.key for folder in self.bucket.folders() for one in self.bucket.objects(folder)]
 
     def change(self, name: str, how: Callable[[bytes], bytes]) -> None:
         self.bucket.put(name, how(self.bucket.get(name)))

@@ -358,6 +358,7 @@ def bodies(api: Api) -> dict[str, Any]:
             ]
         },
         "blobs.append": FILE,
+        "blobs.prune": {},
         "environments.build": {"env": "python"},
         "environments.prune": {},
         "projects.make": {},

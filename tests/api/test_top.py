@@ -41,7 +41,7 @@ def test_the_newest_measurement_is_found_behind_what_a_program_logs(tmp_path: Pa
 
 
 def test_no_more_than_the_end_is_read(tmp_path: Path) -> None:
-    class Counting(Streams):
+    class Counting(LocalStreams):
         most = 0
 
         def read(self, key: StreamKey, offset: int, max_bytes: int) -> bytes:

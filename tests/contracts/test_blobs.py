@@ -151,7 +151,9 @@ def test_damage_in_the_store_never_reaches_a_reader(
     blobs = store.blobs()
     data = os.urandom(size) + b"end"
     address = put(blobs, data)
-    store.change([name for name in store.names() if name.startswith(f"{P}/")][-1], damage)  # its last part, where it has parts
+    store.change(
+        [name for name in store.names() if name.startswith(f"{P}/")][-1], damage
+    )  # its last part, where it has parts
     got = bytearray()
 
     def read() -> None:

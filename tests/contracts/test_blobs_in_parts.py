@@ -29,9 +29,7 @@ def add(blobs: Blobs, data: bytes, begin: int, end: int, *, address: str | None 
 
 
 @settings(max_examples=30)  # each blob waits for the disk
-@given(
-    data=st.binary(min_size=1, max_size=200), cuts=st.lists(st.integers(0, 200), max_size=6), restart=st.booleans()
-)
+@given(data=st.binary(min_size=1, max_size=200), cuts=st.lists(st.integers(0, 200), max_size=6), restart=st.booleans())
 def test_pieces_cut_anywhere_become_the_blob(
     new_store: Callable[[], Store], data: bytes, cuts: list[int], restart: bool
 ) -> None:

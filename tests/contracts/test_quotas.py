@@ -39,8 +39,8 @@ def call(database: Database, tmp_path: Path) -> Call:
 
     database.write(fill)
     platform = Platform(
-        database=database, blobs=LocalBlobs(tmp_path / "blobs"), streams=LocalStreams(tmp_path / "blobs"), clock=SystemClock(),
-        random_bits=secrets.randbits, attempt_key=b"k" * 32, vault=Vault(b"m" * 32, secrets.token_bytes),
+        database=database, blobs=LocalBlobs(tmp_path / "blobs"), streams=LocalStreams(tmp_path / "blobs"),
+        clock=SystemClock(), random_bits=secrets.randbits, attempt_key=b"k" * 32, vault=Vault(b"m" * 32, secrets.token_bytes),
         facts=PlatformFacts(home=str(tmp_path), started_at=NOW, isolation="one user", host_environment=True),
     )  # fmt: skip
     return Call(platform, Actor(id="k", name="admin", administrator=True), PLATFORM)

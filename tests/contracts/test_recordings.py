@@ -17,7 +17,7 @@ from danlu.services.trace import DECISIONS
 from tests.traces import cluster, random_trace, recorded
 
 
-class Full(Streams):
+class Full(LocalStreams):
     """A disk that is full from some time on."""
 
     room = 10**9

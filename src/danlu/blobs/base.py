@@ -59,6 +59,9 @@ class Blobs(Protocol):
     def condemned(self, project: str) -> Condemned:
         """Returns which blobs are to be removed, see blobs/unused.py: ``missing`` and ``absent`` name them too."""
 
+    def condemning(self) -> tuple[str, ...]:
+        """Returns the projects of which something is condemned, or was."""
+
     def condemn(self, project: str, addresses: Collection[str], at: int) -> None:
         """Condemns these blobs, and none else."""
 

@@ -1,7 +1,7 @@
 """A bucket of an S3-compatible store: the only use of obstore. Objects have at most some MiB and are never changed.
 
-All that is asked of a store: an object that is put is whole or absent, ``If-None-Match: *`` is honoured, and who lists or reads
-after a put sees it. Each request is bounded in time, and repeated for a bounded time where the store fails.
+All that is asked of a store: an object that is put is whole or absent, ``If-None-Match: *`` is honoured, and who lists or
+reads after a put sees it. Each request is bounded in time, and repeated for a bounded time where the store fails.
 """
 
 from __future__ import annotations
@@ -48,15 +48,20 @@ PASSED_ON: Final = (
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "AWS_SERVER_SIDE_ENCRYPTION", "AWS_SSE_KMS_KEY_ID",
 )  # fmt: skip
 """Variables that obstore is given as they are."""
-READ_HERE: Final = (
-    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_PROFILE",
-)  # fmt: skip
-VARIABLES: Final = (*PASSED_ON, *READ_HERE)
+_URL: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[A-Za-z0-9._/-]{0,200})?")
 _CODE: Final = re.compile(r"<Code>([^<]{1,80})</Code>")
 _MESSAGE: Final = re.compile(r"<Message>([^<]{1,200})</Message>")
 _KIND: Final = re.compile(r"\bkind: (Connect|Timeout|Interrupted|Request|Decode)\b")
 _FULL: Final = ("InsufficientStorage", "XMinioStorageFull", "StorageFull", "QuotaExceeded", "507 ")
-_PERMISSION: Final = "403 Forbidden", "401 Unauthorized", "AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "UserNotFound", "Signature"
+_PERMISSION: Final = (
+    "403 Forbidden",
+    "401 Unauthorized",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "UserNotFound",
+    "Signature",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,20 @@ class BucketPlace:
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @classmethod
+    def parsed(cls, url: str, environ: Mapping[str, str]) -> BucketPlace:
+        """Returns the place that a URL names.
+
+        Raises:
+            PlatformError: it names none.
+        """
+        found = _URL.fullmatch(url)
+        if found is None:
+            raise PlatformError(
+                f"DANLU_BLOBS={url[:200]} does not name a bucket", next_step="s3://BUCKET or s3://BUCKET/PREFIX"
+            )
+        return cls(found[1], (found[2] or "").strip("/"), environ)
 
     @property
     def endpoint(self) -> str:
@@ -183,7 +202,7 @@ class Bucket:
             self._asked(key, lambda: obstore.copy(self._store, key, other))
             self.delete([key])
 
-    def list(self, prefix: str) -> Iterator[Object]:
+    def objects(self, prefix: str) -> Iterator[Object]:
         """Yields the objects below a prefix, a folder in form, in the order of their keys."""
         import obstore
 
@@ -222,7 +241,7 @@ class Bucket:
         key, data = f"{PROBE}/{secrets.token_hex(8)}", b"danlu"
         try:
             first, second = self.put_new(key, data), self.put_new(key, data)
-            found, listed = self.get(key), [one.key for one in self.list(PROBE)]
+            found, listed = self.get(key), [one.key for one in self.objects(PROBE)]
             self.delete([key])
         except (DanluError, Absent) as error:
             step = getattr(error, "next_step", "") or _STEP
@@ -237,14 +256,6 @@ class Bucket:
                 f"{self.place}: what was stored there just now is not listed, or not what was stored",
                 next_step="take a store that is strongly consistent",
             )
-
-    def diagnosed(self) -> Check:
-        """Returns whether it can be used, for ``danlu doctor``."""
-        try:
-            self.check()
-        except PlatformError as error:
-            return fail("blobs", error.message, error.next_step)
-        return ok("blobs", f"{self.place} at {self.place.endpoint or 'Amazon S3'}: stored, read and removed an object")
 
     def _asked(self, key: str, ask: Callable[[], A]) -> A:
         """Returns the store's answer, or raises what its refusal means."""
@@ -270,8 +281,24 @@ class Bucket:
             ) from error
 
 
+def bucket_checks(url: str | None, environ: Mapping[str, str]) -> Iterator[Check]:
+    """Yields whether the bucket can be used, for ``danlu doctor``; nothing where there is none."""
+    if url is None:
+        return
+    try:
+        bucket = Bucket(BucketPlace.parsed(url, environ))
+        bucket.check()
+    except PlatformError as error:
+        yield fail("blobs", error.message, error.next_step)
+        return
+    place = bucket.place
+    yield ok("blobs", f"{place} at {place.endpoint or 'Amazon S3'}: an object was stored, read, listed and removed")
+
+
 _STEP: Final = "look at DANLU_BLOBS and the AWS_* variables of the server: danlu doctor tells more"
-_REFUSED: Final = "renew the server's credentials for the bucket (AWS_*), or give them what docs/how-to/object-storage.md lists"
+_REFUSED: Final = (
+    "renew the server's credentials for the bucket (AWS_*), or give them what docs/how-to/object-storage.md lists"
+)
 _MISSING: Final = "make the bucket, or correct DANLU_BLOBS"
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 from danlu.blobs.bucket import Absent, Bucket, Object
 from danlu.blobs.checked import Checked
 from danlu.blobs.parts import KEPT_S, Hashes
-from danlu.blobs.unused import Condemnation, Condemned, Listed
+from danlu.blobs.unused import CONDEMNED, Condemnation, Condemned, Listed
 from danlu.blobs.wholeness import Wholeness
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.trees import MAX_NODE_BYTES, address_of, require_address
@@ -295,7 +295,11 @@ class BucketBlobs:
 
     def _pieces(self, project: str, address: str) -> list[Object]:
         """Returns the pieces that have arrived, up to the first gap. What is nearly given up is removed instead."""
-        found = [one for one in self._bucket.list(f"{self._parts(project, address)}/{PIECES}") if not one.key.endswith(LAST)]
+        found = [
+            one
+            for one in self._bucket.objects(f"{self._parts(project, address)}/{PIECES}")
+            if not one.key.endswith(LAST)
+        ]
         if found and time.time() - max(one.modified_at for one in found) / 1e9 > KEPT_S - SAFETY_S:
             self._bucket.delete([one.key for one in found])
             return []
@@ -314,8 +318,8 @@ class BucketBlobs:
     def listed(self, project: str) -> Iterator[Listed]:
         """See Blobs."""
         folder = self._folder(project)
-        in_parts = {one.key.split("/")[2] for one in self._bucket.list(f"{folder}/parts")}
-        for one in self._bucket.list(f"{folder}/sha256"):
+        in_parts = {one.key.split("/")[2] for one in self._bucket.objects(f"{folder}/parts")}
+        for one in self._bucket.objects(f"{folder}/sha256"):
             digest = "".join(one.key.split("/")[2:])
             size = (self._whole(project, f"sha256:{digest}") or 0) if digest in in_parts else one.size_bytes
             if len(digest) == 64:
@@ -331,26 +335,32 @@ class BucketBlobs:
 
     def _load_condemned(self, project: str) -> bytes | None:
         try:
-            return self._bucket.get(f"{self._folder(project)}/condemned")
+            return self._bucket.get(f"{CONDEMNED}/{self._folder(project)}")
         except Absent:
             return None
 
     def _save_condemned(self, project: str, data: bytes) -> None:
-        self._bucket.put(f"{self._folder(project)}/condemned", data)
+        self._bucket.put(f"{CONDEMNED}/{self._folder(project)}", data)
+
+    def condemning(self) -> tuple[str, ...]:
+        """See Blobs."""
+        return tuple(one.key.rpartition("/")[2] for one in self._bucket.objects(CONDEMNED))
 
     def remove(self, project: str, addresses: Collection[str]) -> int:
         """See Blobs. A list goes before its parts."""
         sizes = [self._whole(project, address) for address in addresses]
         self._bucket.delete([self._key(project, address) for address in addresses])
         large = [address for address, size in zip(addresses, sizes, strict=True) if (size or 0) > PART_BYTES]
-        self._bucket.delete([one.key for address in large for one in self._bucket.list(self._parts(project, address))])
+        self._bucket.delete(
+            [one.key for address in large for one in self._bucket.objects(self._parts(project, address))]
+        )
         return sum(size or 0 for size in sizes)
 
     def sweep(self) -> None:
         """See Blobs: parts that no list names, of uploads that nothing was added to for long."""
         uploads: dict[tuple[str, str, str], list[Object]] = defaultdict(list)
-        for project in self._bucket.folders():
-            for one in self._bucket.list(f"{project}/parts"):
+        for project in filter(_NAME.fullmatch, self._bucket.folders()):
+            for one in self._bucket.objects(f"{project}/parts"):
                 _, _, digest, upload, _ = one.key.split("/")
                 uploads[project, digest, upload].append(one)
         for (project, digest, upload), objects in uploads.items():
@@ -406,7 +416,9 @@ class BucketBlobs:
         aside = f"{self._folder(project)}/damaged/{address.removeprefix('sha256:')}"
         self._bucket.rename(key, aside)
         self._wholeness.forget(project)
-        return DataDamaged(f"blob {address} of project {project} is damaged in {self._bucket.place}; it was set aside as {aside}")
+        return DataDamaged(
+            f"blob {address} of project {project} is damaged in {self._bucket.place}; it was set aside as {aside}"
+        )
 
 
 def _upload_name(project: str, address: str, tags: Sequence[str]) -> str:

@@ -91,7 +91,7 @@ class BucketStreams(Streams):
     def delete(self, project: str, owner: str) -> None:
         """See Streams."""
         folder = StreamKey(project, owner, "x", "x").folder.rpartition("/x/x")[0]
-        self._bucket.delete([one.key for one in self._bucket.list(folder)])
+        self._bucket.delete([one.key for one in self._bucket.objects(folder)])
         with self._lock:
             for key in [key for key in self._ends if (key.project, key.owner) == (project, owner)]:
                 del self._ends[key]
@@ -114,7 +114,7 @@ class BucketStreams(Streams):
     def _all(self, key: StreamKey) -> list[_Segment]:
         """Returns all objects of a stream, at the same start the longest first."""
         found = list[_Segment]()
-        for one in self._bucket.list(key.folder):
+        for one in self._bucket.objects(key.folder):
             start, _, rest = one.key.rpartition("/")[2].partition(".")
             end, _, level = rest.partition(".")
             until = int(end) if end else int(start) + one.size_bytes

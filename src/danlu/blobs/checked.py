@@ -21,13 +21,16 @@ class Checked(io.RawIOBase):
         self._hasher = hashlib.sha256()
 
     def readable(self) -> bool:
+        """See io.RawIOBase."""
         return True
 
     def fileno(self) -> int:
+        """See io.RawIOBase."""
         return self._file.fileno()
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        read = self._file.readinto(buffer) or 0  # type: ignore[attr-defined]
+        """See io.RawIOBase."""
+        read = self._file.readinto(buffer) or 0
         self._hasher.update(memoryview(buffer)[:read])
         self._left -= read
         if (read == 0 or self._left <= 0) and "sha256:" + self._hasher.hexdigest() != self._address:
@@ -35,5 +38,6 @@ class Checked(io.RawIOBase):
         return int(read)
 
     def close(self) -> None:
+        """See io.RawIOBase."""
         self._file.close()
         super().close()

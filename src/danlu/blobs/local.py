@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 from danlu.blobs.checked import Checked
 from danlu.blobs.parts import SUFFIX, Parts
-from danlu.blobs.unused import Condemnation, Condemned, Listed
+from danlu.blobs.unused import CONDEMNED, Condemnation, Condemned, Listed
 from danlu.blobs.wholeness import Wholeness
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.trees import MAX_NODE_BYTES, address_of, require_address
@@ -27,7 +27,6 @@ from danlu.runner.formats import sync
 SYNC_ONE_BY_ONE: Final = 16
 CHUNK_BYTES: Final = 2**20
 ZEROS: Final = bytes(CHUNK_BYTES)
-CONDEMNED: Final = "condemned"
 _SYNCING: Final = ThreadPoolExecutor(8, thread_name_prefix="sync")
 _NAME: Final = re.compile(NAME_PATTERN)
 _REST: Final = re.compile(r"[0-9a-f]{62}")
@@ -91,8 +90,7 @@ class LocalBlobs:
         return tuple(
             address
             for address in addresses
-            if address in condemned
-            or not os.path.isfile(f"{root}/{(digest := _digest(address))[:2]}/{digest[2:]}")  # noqa: PTH113
+            if address in condemned or not os.path.isfile(f"{root}/{(digest := _digest(address))[:2]}/{digest[2:]}")  # noqa: PTH113
         )
 
     def absent(self, project: str, *roots: str, most: int) -> tuple[str, ...]:
@@ -203,17 +201,25 @@ class LocalBlobs:
         """See Blobs."""
         self._received.sweep()
 
+    def condemning(self) -> tuple[str, ...]:
+        """See Blobs."""
+        folder = self.root / CONDEMNED
+        return tuple(path.name for path in folder.iterdir()) if folder.is_dir() else ()
+
+    def _condemned(self, project: str) -> Path:
+        return self.root / CONDEMNED / self._folder(project).parent.name
+
     def _load_condemned(self, project: str) -> bytes | None:
         try:
-            return (self._folder(project).parent / CONDEMNED).read_bytes()
+            return self._condemned(project).read_bytes()
         except FileNotFoundError:
             return None
 
     def _save_condemned(self, project: str, data: bytes) -> None:
-        path = self._folder(project).parent / CONDEMNED
+        path = self._condemned(project)
         _make_folder(path.parent)
         with storage_full_is_an_error("the list of what is to be removed"):
-            unfinished = self._parts / f"{CONDEMNED}.{secrets.token_hex(8)}"
+            unfinished = self._parts / secrets.token_hex(8)
             unfinished.write_bytes(data)
             sync(str(unfinished))
             unfinished.replace(path)

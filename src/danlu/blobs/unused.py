@@ -20,6 +20,8 @@ from danlu.errors import DataDamaged, Unavailable
 SETTLE_S: Final = 120.0
 SEEN_S: Final = 10.0
 """For so long a server believes what it saw of what is condemned."""
+CONDEMNED: Final = ".condemned"
+"""Where a store keeps what is, a name for each project."""
 MAX_CONDEMNED: Final = 100_000
 """Blobs, about 75 bytes each."""
 
@@ -66,7 +68,9 @@ class Condemnation:
                 read = json.loads(data)
                 found = Condemned(int(read["at"]), frozenset(map(str, read["addresses"])))
             except (ValueError, KeyError, TypeError) as error:
-                raise DataDamaged(f"the list of blobs of project {project} that are to be removed cannot be read") from error
+                raise DataDamaged(
+                    f"the list of blobs of project {project} that are to be removed cannot be read"
+                ) from error
         with self._lock:
             self._seen[project] = begun, found
         return found
@@ -81,4 +85,6 @@ class Condemnation:
         """Raises Unavailable where one of the addresses is condemned: it is stored again once it was removed."""
         condemned = self.of(project).addresses
         if condemned and not condemned.isdisjoint(addresses):
-            raise Unavailable("a blob that was not used for long is being removed", next_step="try again in some minutes")
+            raise Unavailable(
+                "a blob that was not used for long is being removed", next_step="try again in some minutes"
+            )

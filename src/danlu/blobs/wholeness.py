@@ -40,9 +40,7 @@ class Wholeness:
         for key in [key for key in list(self._whole) if key[0] == project]:
             self._whole.pop(key, None)
 
-    def absent(
-        self, project: str, *roots: str, most: int, condemned: Condemned = NOTHING
-    ) -> tuple[str, ...]:
+    def absent(self, project: str, *roots: str, most: int, condemned: Condemned = NOTHING) -> tuple[str, ...]:
         """Returns what of trees the project does not have, at most so many; below a folder that it lacks, nothing is known.
 
         A node is decoded once however often it is named, and all of them together are no more than one tree may be: who

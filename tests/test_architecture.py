@@ -176,6 +176,7 @@ def test_pure_layers_touch_nothing() -> None:
         ("cyclopts", {"cli"}),
         ("pynvml", {"executors"}),
         ("prometheus_client", {"services"}),
+        ("obstore", {"blobs"}),
     ],
 )
 def test_a_library_has_one_home(library: str, layers: set[str]) -> None:

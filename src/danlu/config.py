@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,9 @@ class Settings:
         port: None: the one that it last had, at first the first free one from 7070 on.
         gpus: declared GPUs, such as ``8`` or ``2:h100``; None: what the driver shows.
         database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
+        blobs: ``s3://BUCKET/PREFIX``; None: files in the data folder.
+            Read from ``DANLU_BLOBS`` only: all servers need the same.
+        aws: how the bucket is reached: the ``AWS_*`` variables, which hold secrets.
         ready_fd: where to say, in one JSON line, that the server is ready or why it is not.
         new_master: go on though what another master key has sealed is lost.
         user_requests_per_s: how many requests one user may send, over all keys and tokens, on average.
@@ -48,6 +51,8 @@ class Settings:
     port: int | None = None
     gpus: str | None = None
     database_url: str | None = None
+    blobs: str | None = None
+    aws: Mapping[str, str] = field(default_factory=dict, repr=False)
     ready_fd: int | None = None
     new_master: bool = False
     user_requests_per_s: float = 500.0
@@ -134,6 +139,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         port=found.port,
         gpus=found.gpus,
         database_url=environ.get("DANLU_DATABASE_URL") or None,
+        blobs=environ.get("DANLU_BLOBS") or None,
+        aws={name: value for name, value in environ.items() if name.startswith("AWS_") and value},
         ready_fd=found.ready_fd,
         user_requests_per_s=max(1.0, found.user_requests_per_s),
         user_burst_requests=max(1, round(2 * found.user_requests_per_s)),

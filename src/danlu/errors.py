@@ -24,7 +24,8 @@
     ├── InternalError 500
     ├── Unavailable 503               try again
     │   ├── ExecutorUnavailable 503
-    │   └── DatabaseUnavailable 503
+    │   ├── DatabaseUnavailable 503
+    │   └── StorageUnavailable 503    the object store is away, slow, or refuses
     ├── StorageFull 507
     ├── LaunchRejected 422            an attempt could not be started; its reason goes to the user
     │   ├── LeasedPortTaken 422       a stranger listens on a port of it: it is tried with other ports
@@ -209,6 +210,12 @@ class ExecutorUnavailable(Unavailable):
 
 class DatabaseUnavailable(Unavailable):
     """The database cannot be reached at the moment."""
+
+
+class StorageUnavailable(Unavailable):
+    """The object store cannot be used at the moment."""
+
+    step = "try again; danlu doctor tells more"
 
 
 class StorageFull(DanluError):

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from danlu.api.bodies import RetryRequest, StopRequest
 from danlu.blobs.local import LocalBlobs
-from danlu.blobs.streams import StreamKey, Streams
+from danlu.blobs.local_streams import LocalStreams
+from danlu.blobs.streams import StreamKey
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.decisions import service
@@ -152,7 +153,7 @@ class World:
         self.real = real
         self.database: Any = ShakyDatabase(real, self.random)
         store = self.folder / f"{self.seed}"
-        self.streams = Streams(store)
+        self.streams = LocalStreams(store)
         self.blobs = LocalBlobs(store)
         self.executor = self.parts.executor(NODES, self.true_time, self.random)
         self.builder = SimulatedBuilder(self.random)

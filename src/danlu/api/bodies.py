@@ -202,6 +202,15 @@ class PruneRequest(Value):
     dry_run: Flag = Field(default=False, description="only say which")
 
 
+class PruneBlobsRequest(Value):
+    """Which of the project's blobs to remove: those that no job and no artifact refers to, and that are not new."""
+
+    unused_for: Seconds = Field(
+        default=7 * 86_400.0, ge=3600.0, description="since they were stored, e.g. 7d; an hour at least"
+    )
+    dry_run: Flag = Field(default=False, description="only say how many")
+
+
 class ProjectRequest(Value):
     """A project to make."""
 

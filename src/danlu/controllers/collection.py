@@ -20,7 +20,7 @@ from danlu.database.engine import Database, Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS
 from danlu.domain.artifacts import Artifact
 from danlu.domain.jobs import Attempt, AttemptState, Job, Reason
-from danlu.errors import DanluError
+from danlu.errors import DanluError, Unavailable
 from danlu.executors.base import Executor, Spools
 from danlu.runner.formats import LOG as LOG_STREAM
 from danlu.runner.formats import METRICS as METRICS_STREAM
@@ -147,10 +147,13 @@ class CollectionController:
             return found  # nothing would refer to it
         sizes = {address: size for address, (_, size) in found.files.items()}
         sizes |= {address: len(node) for address, node in found.nodes.items()}
-        new = sum(sizes[address] for address in self.blobs.missing(attempt.project, sizes))
+        missing = set(self.blobs.missing(attempt.project, sizes))
+        new = sum(sizes[address] for address in missing)
         with stored.results(self.database, self.clock, attempt.project, new) as storing:
             for size in self._keep(attempt, found):
                 storing.new_bytes += size
+        if gone := self.blobs.missing(attempt.project, sizes.keys() - missing):  # in the time that the others took
+            raise Unavailable(f"{len(gone)} blobs that nothing else refers to are being removed")
         return found
 
     def _keep(self, attempt: Attempt, found: Scan) -> Iterator[int]:

@@ -256,6 +256,14 @@ class Pruned(Value):
     dry_run: bool
 
 
+class PrunedBlobs(Value):
+    """Blobs that are removed in the next minutes, or would be."""
+
+    blobs: int
+    size_bytes: int
+    dry_run: bool
+
+
 class Ran(StrEnum):
     """How a framework of 2018 runs today."""
 

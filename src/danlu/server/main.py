@@ -27,8 +27,13 @@ from typing import Any, Final, NamedTuple
 import uvicorn
 
 from danlu import __version__
+from danlu.blobs.base import Blobs
+from danlu.blobs.bucket import Bucket, BucketPlace, bucket_checks
+from danlu.blobs.bucket_blobs import BucketBlobs
+from danlu.blobs.bucket_streams import BucketStreams
 from danlu.blobs.code import Code
 from danlu.blobs.local import LocalBlobs
+from danlu.blobs.local_streams import LocalStreams
 from danlu.blobs.streams import Streams
 from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_folder
 from danlu.controllers.attempts import AttemptsController, Launches
@@ -208,6 +213,17 @@ def open_database(settings: Settings, now: int) -> Database:
     return Database.open(f"sqlite:///{path}")
 
 
+def open_blobs(settings: Settings) -> tuple[Blobs, Streams]:
+    """Returns where blobs and streams are kept; a bucket was tried."""
+    if settings.blobs is not None:
+        bucket = Bucket(BucketPlace.parsed(settings.blobs, settings.aws))
+        bucket.check()
+        return BucketBlobs(bucket), BucketStreams(bucket)
+    blobs = LocalBlobs(settings.home / "blobs")
+    blobs.start()
+    return blobs, LocalStreams(settings.home / "blobs")
+
+
 def compose(settings: Settings) -> Composition:
     """Opens everything in order; nothing serves or runs yet."""
     clock, hub = SystemClock(), Hub()
@@ -222,8 +238,7 @@ def compose(settings: Settings) -> Composition:
     settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master)
     if settled.key is not None:
         keys.write_bootstrap(settings.home / "keys", settled.key)
-    blobs, streams = LocalBlobs(settings.home / "blobs"), Streams(settings.home / "blobs")
-    blobs.start()
+    blobs, streams = open_blobs(settings)
 
     def hint() -> None:
         hub.notify("attempts")
@@ -298,6 +313,7 @@ def diagnose(settings: Settings, builder: Builder, built: Sequence[Environment],
         *machine_diagnosis.checks(
             None if settings.gpus is None else declared(settings.gpus), settings.home, engine_machine(os.environ)
         ),
+        *bucket_checks(settings.blobs, settings.aws),
         *environments_diagnosis.checks(builder, uv, built, index=index),
     )
 

@@ -8,11 +8,22 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 from danlu.api import MAX_PACK_BYTES, MAX_SPLICED_BYTES
-from danlu.api.bodies import MAX_ADDRESSES, Addresses, AddressesAndTrees, PieceQuery, Received, Splices, Stored
+from danlu.api.bodies import (
+    MAX_ADDRESSES,
+    Addresses,
+    AddressesAndTrees,
+    PieceQuery,
+    PruneBlobsRequest,
+    Received,
+    Splices,
+    Stored,
+)
+from danlu.blobs.unused import MAX_CONDEMNED
 from danlu.domain.splices import spliced
 from danlu.domain.trees import unpack
-from danlu.errors import InvalidRequest, InvalidSpec, TooLarge
-from danlu.services import stored
+from danlu.domain.views import PrunedBlobs
+from danlu.errors import Conflict, InvalidRequest, InvalidSpec, TooLarge
+from danlu.services import stored, unused
 from danlu.services.context import Call
 
 MAX_TOLD: Final = 100
@@ -97,6 +108,25 @@ def append(call: Call, address: str, query: PieceQuery, body: bytes) -> Received
     if there >= size:
         stored.whole(call, address, there)
     return Received(size_bytes=there)
+
+
+def prune(call: Call, body: PruneBlobsRequest) -> PrunedBlobs:
+    """Condemns the project's blobs that nothing refers to and that were stored long enough ago; dry runs only tell."""
+    platform, now = call.platform, call.platform.clock.wall()
+    waiting = platform.blobs.condemned(call.project).addresses
+    if waiting and not body.dry_run:
+        raise Conflict(
+            f"{len(waiting)} blobs of {call.project} are being removed already",
+            next_step="wait some minutes, then repeat",
+        )
+    found = unused.find(platform.database, platform.blobs, call.project, now - int(body.unused_for * 1e9))[
+        :MAX_CONDEMNED
+    ]
+    if found and not body.dry_run:
+        call.begin()
+        platform.blobs.condemn(call.project, [one.address for one in found], now)
+        platform.hub.notify("stored")
+    return PrunedBlobs(blobs=len(found), size_bytes=sum(one.size_bytes for one in found), dry_run=body.dry_run)
 
 
 def get(call: Call, address: str) -> BinaryIO:

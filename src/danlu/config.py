@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from danlu.errors import PlatformError
+
 DEFAULT_PORT: Final = 7070
 PORTS_TRIED: Final = 100
 EVENTS_KEPT_DAYS: Final = 400.0
@@ -28,7 +30,8 @@ class Settings:
         insecure_http: serve others without TLS.
         port: None: the one that it last had, at first the first free one from 7070 on.
         gpus: declared GPUs, such as ``8`` or ``2:h100``; None: what the driver shows.
-        database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
+        database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL``, or the file that
+            ``DANLU_DATABASE_URL_FILE`` names, and never from the command line: it may hold a password.
         ready_fd: where to say, in one JSON line, that the server is ready or why it is not.
         new_master: go on though what another master key has sealed is lost.
         user_requests_per_s: how many requests one user may send, over all keys and tokens, on average.
@@ -78,6 +81,29 @@ def runtime_folder(home: Path, environ: Mapping[str, str], *, uid: int) -> Path:
     if environ.get("XDG_RUNTIME_DIR"):
         return Path(environ["XDG_RUNTIME_DIR"]) / f"danlu-{digest}"
     return Path("/tmp") / f"danlu-{uid}-{digest}"  # noqa: S108 - made 0700 and checked to be ours before it is used
+
+
+def database_url(environ: Mapping[str, str]) -> str | None:
+    """Returns PostgreSQL's address from the environment, or from the file that it names; None: the data folder has SQLite.
+
+    Raises:
+        PlatformError: the file cannot be read.
+    """
+    if environ.get("DANLU_DATABASE_URL"):
+        return environ["DANLU_DATABASE_URL"]
+    if not (name := environ.get("DANLU_DATABASE_URL_FILE")):
+        return None
+    try:
+        found = Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlatformError(
+            f"the database's address cannot be read from {name} (DANLU_DATABASE_URL_FILE): {error}"
+        ) from error
+    if not found:
+        raise PlatformError(
+            f"{name} (DANLU_DATABASE_URL_FILE) is empty", next_step="write the database's address to it"
+        )
+    return found
 
 
 def _finite(text: str) -> float:
@@ -133,7 +159,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         insecure_http=found.insecure_http,
         port=found.port,
         gpus=found.gpus,
-        database_url=environ.get("DANLU_DATABASE_URL") or None,
+        database_url=database_url(environ),
         ready_fd=found.ready_fd,
         user_requests_per_s=max(1.0, found.user_requests_per_s),
         user_burst_requests=max(1, round(2 * found.user_requests_per_s)),

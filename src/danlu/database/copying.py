@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final, Protocol
@@ -75,13 +75,13 @@ def copy(source: Side, target: Side, progress: Progress) -> Copied:
         DatabaseDamaged: something did not arrive as it was; the caller undoes all of it.
     """
     found = tables.METADATA.sorted_tables
-    counts = {table.name: source.count(table) for table in found}
-    told = _Told(progress, sum(counts.values()))
+    lasts = _lasts(source)  # once: what gives numbers knows of no transactions
+    told = _Told(progress, sum(source.count(table) for table in found))
     for table in found:
         target.store(table, told.each("copying", source.rows(table)))
-        if _numbered(table):
-            target.go_on_from(table, source.last(table))
-    return compare(source, target, progress)
+        if table.name in lasts:
+            target.go_on_from(table, lasts[table.name])
+    return _compared(source, target, lasts, progress)
 
 
 def compare(source: Side, target: Side, progress: Progress) -> Copied:
@@ -90,6 +90,15 @@ def compare(source: Side, target: Side, progress: Progress) -> Copied:
     Raises:
         DatabaseDamaged: they differ; the first difference is named.
     """
+    return _compared(source, target, _lasts(source), progress)
+
+
+def _lasts(side: Side) -> dict[str, int]:
+    """Returns the last number that was given out, of each table whose rows have numbers."""
+    return {table.name: side.last(table) for table in tables.METADATA.sorted_tables if _numbered(table)}
+
+
+def _compared(source: Side, target: Side, lasts: Mapping[str, int], progress: Progress) -> Copied:
     found = tables.METADATA.sorted_tables
     counts = {table.name: source.count(table) for table in found}
     told = _Told(progress, sum(counts.values()))
@@ -106,12 +115,12 @@ def compare(source: Side, target: Side, progress: Progress) -> Copied:
                 f"table {table.name} had {counts[table.name]:,} rows at first and {compared:,} when they were compared",
                 next_step="somebody else writes to one of the two: stop that, then repeat",
             )
-        least = source.last(table) if _never_again(table) else newest
+        least = lasts.get(table.name, 0) if _never_again(table) else newest
         if _numbered(table) and target.last(table) < least:
             raise DatabaseDamaged(
                 f"the numbers of table {table.name} would go on from {target.last(table):,}, not {least:,}"
             )
-    return Copied(counts, source.last(tables.events))
+    return Copied(counts, lasts[tables.events.name])
 
 
 def _differ(table: Table, mine: Row | None, other: Row | None) -> DatabaseDamaged:

@@ -285,7 +285,7 @@ def _new_file(file: Path) -> Iterator[SqliteSide]:
     """A new SQLite file with the tables, without a row."""
     sqlite_file.discard(file)
     file.touch(mode=0o600)
-    engine = create_engine(f"sqlite:///{file}", poolclass=NullPool)
+    engine = create_engine(URL.create("sqlite", database=str(file)), poolclass=NullPool)
     with engine.begin() as made:
         _make(made)
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
@@ -304,7 +304,7 @@ def _newest(file: Path, scratch: Path) -> Iterator[Path]:
     changed = scratch / f"restore-{file.name}"
     try:
         sqlite_file.copy(file, changed)
-        engine = create_engine(f"sqlite:///{changed}", poolclass=NullPool)
+        engine = create_engine(URL.create("sqlite", database=str(changed)), poolclass=NullPool)
         migrations.migrate(engine)
         yield changed
     finally:

@@ -75,7 +75,7 @@ def migrate_file(path: Path, *, now: int) -> Migrated:
     if found == migrations.head():
         return Migrated(())
     sqlite_file.backup(path, path.parent / sqlite_file.BACKUPS, now=now, migration=True)
-    return Migrated(migrations.migrate(create_engine(f"sqlite:///{path}", poolclass=NullPool)))
+    return Migrated(migrations.migrate(create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)))
 
 
 def migrate(url: str | URL, *, folder: Path = migrations.FOLDER) -> Migrated:

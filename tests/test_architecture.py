@@ -45,8 +45,8 @@ ALLOWED: dict[str, set[str]] = {
     "serving": PURE,
 }  # fmt: skip
 EVERYBODY = {"runner.formats", "runner.frames", "__version__", ""}
-COMPOSER = "server/main.py"
-"""Alone puts the layers together, and may import all of them."""
+COMPOSERS = {"server/main.py", "server/offline.py"}
+"""They alone put the layers together, for a server and for what is done without one, and may import all of them."""
 
 # These may only shrink. Whoever removes a reason removes its line: a line without need fails too.
 IMPORTS_TO_MEND: set[tuple[str, str]] = set()
@@ -112,7 +112,7 @@ def wrong_imports() -> set[tuple[str, str]]:
     found = set()
     for path in sources():
         layer = layer_of(path)
-        if name_of(path) == COMPOSER:
+        if name_of(path) in COMPOSERS:
             continue
         allowed = (
             ALLOWED[layer]
@@ -208,6 +208,38 @@ def test_importing_the_sdk_costs_nothing() -> None:
     code = "import sys; a = set(sys.modules); import danlu; print(*sorted(set(sys.modules) - a))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["danlu"]
+
+
+DIALECTS = re.compile(r"dialect|sqlite_where|postgresql|psycopg|\bsqlite\b", re.IGNORECASE)
+DIALECT_SAID = {
+    "services/platform.py",  # danlu status tells which one it is
+    "server/diagnosis.py",  # a file on a network's file system is not safe
+}
+"""Beside the composers, who choose."""
+
+
+def code_of(path: Path) -> str:
+    """Returns a file's code without its documentation and messages: names, and texts of one word."""
+    names = [
+        ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Name | ast.Attribute | ast.keyword)
+    ]
+    texts = [
+        node.value
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value
+    ]
+    return "\n".join([*names, *texts])
+
+
+def test_which_database_it_is_matters_to_nobody_else() -> None:
+    found = {
+        name_of(path)
+        for path in sources()
+        if layer_of(path) not in ("database", "config")
+        and name_of(path) not in COMPOSERS
+        and DIALECTS.search(code_of(path))
+    }
+    assert found == DIALECT_SAID
 
 
 # sizes

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from danlu.errors import PlatformError
+
 DEFAULT_PORT: Final = 7070
 PORTS_TRIED: Final = 100
 EVENTS_KEPT_DAYS: Final = 400.0
@@ -28,7 +30,8 @@ class Settings:
         insecure_http: serve others without TLS.
         port: None: the one that it last had, at first the first free one from 7070 on.
         gpus: declared GPUs, such as ``8`` or ``2:h100``; None: what the driver shows.
-        database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
+        database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL``, or the file that
+            ``DANLU_DATABASE_URL_FILE`` names, and never from the command line: it may hold a password.
         blobs: ``s3://BUCKET/PREFIX``; None: files in the data folder.
             Read from ``DANLU_BLOBS`` only: all servers need the same.
         aws: how the bucket is reached: the ``AWS_*`` variables, which hold secrets.
@@ -85,6 +88,29 @@ def runtime_folder(home: Path, environ: Mapping[str, str], *, uid: int) -> Path:
     return Path("/tmp") / f"danlu-{uid}-{digest}"  # noqa: S108 - made 0700 and checked to be ours before it is used
 
 
+def database_url(environ: Mapping[str, str]) -> str | None:
+    """Returns PostgreSQL's address from the environment, or from the file that it names; None: the data folder has SQLite.
+
+    Raises:
+        PlatformError: the file cannot be read.
+    """
+    if environ.get("DANLU_DATABASE_URL"):
+        return environ["DANLU_DATABASE_URL"]
+    if not (name := environ.get("DANLU_DATABASE_URL_FILE")):
+        return None
+    try:
+        found = Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlatformError(
+            f"the database's address cannot be read from {name} (DANLU_DATABASE_URL_FILE): {error}"
+        ) from error
+    if not found:
+        raise PlatformError(
+            f"{name} (DANLU_DATABASE_URL_FILE) is empty", next_step="write the database's address to it"
+        )
+    return found
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
@@ -138,7 +164,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         insecure_http=found.insecure_http,
         port=found.port,
         gpus=found.gpus,
-        database_url=environ.get("DANLU_DATABASE_URL") or None,
+        database_url=database_url(environ),
         blobs=environ.get("DANLU_BLOBS") or None,
         aws={name: value for name, value in environ.items() if name.startswith("AWS_") and value},
         ready_fd=found.ready_fd,

@@ -38,6 +38,7 @@
         ├── PortTaken
         ├── AlreadyRunning
         ├── DatabaseDamaged
+        ├── DatabaseMoved         it lies elsewhere by now
         └── DatabaseTooNew
 
 A class's docstring is its message when none is given. The server answers with ``to_problem`` (RFC 9457), the SDK raises the
@@ -278,6 +279,10 @@ class AlreadyRunning(PlatformError):
 
 class DatabaseDamaged(PlatformError):
     """The database file is damaged; it was not written to."""
+
+
+class DatabaseMoved(PlatformError):
+    """The database of this platform lies elsewhere by now."""
 
 
 class DatabaseTooNew(PlatformError):

@@ -47,8 +47,9 @@ from danlu.controllers.recordings import Recording
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.stored import StoredController
 from danlu.controllers.tasks import Tasks
-from danlu.database import migrations, sqlite_file
+from danlu.database import migrations, moving, sqlite_file
 from danlu.database.engine import Database, Transaction
+from danlu.database.hints import Hints
 from danlu.database.records import PROJECTS
 from danlu.domain.diagnosis import Check
 from danlu.domain.environments import Environment
@@ -123,6 +124,7 @@ class Composition:
     loops: list[Loop] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
     """What who starts it is to know."""
+    hints: Hints | None = None
 
     def close(self) -> None:
         """Ends the loops, then what they use. Jobs go on."""
@@ -130,6 +132,8 @@ class Composition:
         for workers in self.workers:
             workers.close()
         self.executor.close()
+        if self.hints is not None:
+            self.hints.close()
         if all(ended):
             self.platform.database.close()
 
@@ -206,8 +210,8 @@ def open_database(settings: Settings, now: int) -> Database:
     if settings.database_url is not None:
         return Database.open(settings.database_url)
     path = settings.home / "danlu.db"
-    newest = migrations.head()
-    if sqlite_file.check(path, newest=newest, known=migrations.revisions()) != newest:
+    moving.require_here(path)
+    if sqlite_file.check(path) != migrations.head():
         sqlite_file.backup(path, settings.home / sqlite_file.BACKUPS, now=now, migration=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return Database.open(f"sqlite:///{path}")
@@ -233,6 +237,10 @@ def compose(settings: Settings) -> Composition:
     gpus = None if settings.gpus is None else declared(settings.gpus)
     kept = keys.load(keys.make_folder(settings.home), os.environ)
     vault = Vault(kept.master, secrets.token_bytes)
+    hints = None if settings.database_url is None else Hints(settings.database_url, hub.notify, hub.notify_all)
+    if hints is not None:
+        hints.start()
+        hub.listen(hints.send)
     database = open_database(settings, clock.now())
     known = keys.read_bootstrap(settings.home / "keys")
     settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master)
@@ -291,7 +299,7 @@ def compose(settings: Settings) -> Composition:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))
     loops = [Loop(name, step, hub, topic) for name, step, topic in steps]
     warnings = (settled.told,) if settled.told else ()
-    return Composition(settings, platform, executor, workers, loops, warnings)
+    return Composition(settings, platform, executor, workers, loops, warnings, hints)
 
 
 def _facts(settings: Settings, executor: LocalExecutor, now: int) -> PlatformFacts:
@@ -463,7 +471,11 @@ def allow_many_files() -> None:
 
 def main() -> int:
     """Runs a server; returns its exit code where it could not start, and ends the process where it could."""
-    settings = parse(sys.argv[1:], os.environ)
+    try:
+        settings = parse(sys.argv[1:], os.environ)
+    except PlatformError as error:
+        sys.stderr.write(f"{error.message} {error.next_step}\n")
+        return 1
     if settings.diagnose is not None:
         builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
         found = diagnose(settings, builder, (), index=settings.diagnose == "all")

@@ -56,6 +56,13 @@ class Hub:
         for listener in listeners:
             listener(topic)
 
+    def notify_all(self) -> None:
+        """Wakes all who wait for whatever topic: nobody knows what may have changed."""
+        with self._condition:
+            topics = tuple(self._counts)
+        for topic in topics:
+            self.notify(topic)
+
     def count(self, topic: str) -> int:
         """Returns how often ``topic`` was notified."""
         with self._condition:

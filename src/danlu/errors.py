@@ -24,7 +24,8 @@
     ├── InternalError 500
     ├── Unavailable 503               try again
     │   ├── ExecutorUnavailable 503
-    │   └── DatabaseUnavailable 503
+    │   ├── DatabaseUnavailable 503
+    │   └── LeadershipLost 503        another server leads: what this one wanted to change, that one decides
     ├── StorageFull 507
     ├── LaunchRejected 422            an attempt could not be started; its reason goes to the user
     │   ├── LeasedPortTaken 422       a stranger listens on a port of it: it is tried with other ports
@@ -209,6 +210,10 @@ class ExecutorUnavailable(Unavailable):
 
 class DatabaseUnavailable(Unavailable):
     """The database cannot be reached at the moment."""
+
+
+class LeadershipLost(Unavailable):
+    """This server does not lead any more."""
 
 
 class StorageFull(DanluError):

@@ -11,7 +11,8 @@ from typing import Any, Final, TypeVar
 from danlu.controllers.preempting import preempt
 from danlu.controllers.recordings import Recording
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction, write_anew
+from danlu.database.engine import Transaction, write_anew
+from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
 from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Estimate, Job, JobState, Preemption, Reason, Task
@@ -44,7 +45,7 @@ FIRST: Final = (None, Reason.PENDING_EVALUATION)
 class SchedulingController:
     """Places what fits, asks others to make way, says why the rest waits, ends what was stopped while it waited."""
 
-    database: Database
+    database: Fenced
     clock: Clock
     hub: Hub
     executor: str

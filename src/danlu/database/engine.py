@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -36,6 +36,9 @@ MAX_BATCH_S: Final = 0.05
 WRITE_TIMEOUT_S: Final = 60.0
 BUSY_TIMEOUT_MS: Final = 10_000
 RETRIES: Final = 8
+WRITE_PAUSE_MS: Final = 4000
+"""So long a transaction that writes may do nothing before PostgreSQL ends it: a server that was stopped in the middle of one,
+or is cut off, must not keep its locks. Less than a leader's lease: see leadership.py."""
 RETRIED_STATES: Final = ("40001", "40P01")
 EVENTS_LOCK: Final = 0x6576656E7473
 """Held by who is giving numbers to events; "events" as a number."""
@@ -66,6 +69,16 @@ class Transaction:
         self.connection.execute(insert(tables.events), self.events)
 
 
+class Store(Protocol):
+    """Who can be asked to write and read: the database, or a view of it."""
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """See Database."""
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """See Database."""
+
+
 class Database:
     """Durable writes and consistent reads."""
 
@@ -78,7 +91,7 @@ class Database:
         self._writer = _Writer(engine) if self.dialect == "sqlite" else None
 
     @classmethod
-    def open(cls, url: str | URL) -> Database:
+    def open(cls, url: str | URL, *, write_pause_ms: int = WRITE_PAUSE_MS) -> Database:
         """Opens the database, brought to this version's schema.
 
         Raises:
@@ -94,7 +107,8 @@ class Database:
             for one, begin in ((engine, "BEGIN IMMEDIATE"), (readers, "BEGIN")):
                 event.listen(one, "begin", partial(_begin_sqlite, begin=begin))
         else:
-            engine = readers = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
+            engine, readers = (create_engine(url, pool_pre_ping=True, pool_size=4, max_overflow=8) for _ in range(2))
+            event.listen(engine, "connect", partial(_bound_pauses, pause_ms=write_pause_ms))
         try:
             migrations.migrate(engine)
             return cls(engine, readers)
@@ -184,7 +198,7 @@ class Database:
         self._engine.dispose()
 
 
-def write_anew(database: Database, work: Callable[[Transaction], T]) -> T:
+def write_anew(database: Store, work: Callable[[Transaction], T]) -> T:
     """Writes, as Database.write, what reads all that it changes itself: where others change that in between it is run anew.
 
     On SQLite nobody can. On PostgreSQL users, controllers and other servers write at the same time.
@@ -203,6 +217,11 @@ def _require_sound(connection: Connection) -> None:
     driver: Any = connection.connection.dbapi_connection
     if driver.info.transaction_status == driver.info.transaction_status.INERROR:
         raise RuntimeError("work swallowed an error of the database; nothing of it was stored")
+
+
+def _bound_pauses(connection: Any, _record: Any, *, pause_ms: int) -> None:
+    connection.execute(f"SET idle_in_transaction_session_timeout = {pause_ms}")
+    connection.commit()
 
 
 def _sqlite(url: str | URL, connections: int) -> Engine:

@@ -76,14 +76,14 @@ def take(tx: Transaction, who: Candidate, lease_s: float, *, starting: bool = Fa
     row = {"epoch": 1, **who._asdict(), "since": at, "until": until}
     if old is None:
         first = insert(tables.leadership) if alone else postgresql.insert(tables.leadership).on_conflict_do_nothing()
-        done = tx.connection.execute(first.values(row))
+        won = tx.connection.execute(first.values(row).returning(tables.leadership.c.epoch)).one_or_none() is not None
     else:
         own = old.holder == who.holder or (starting and bool(who.folder) and old.folder == who.folder)
         if not (alone or own or old.until <= at):
             return None
         row["epoch"] = old.epoch + 1
-        done = tx.connection.execute(update(tables.leadership).values(row))
-    return Lease(**row, left_ns=until - at) if done.rowcount else None
+        won = bool(tx.connection.execute(update(tables.leadership).values(row)).rowcount)
+    return Lease(**row, left_ns=until - at) if won else None
 
 
 def renew(tx: Transaction, lease: Lease, lease_s: float) -> bool:

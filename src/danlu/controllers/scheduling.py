@@ -16,7 +16,7 @@ from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
 from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Estimate, Job, JobState, Preemption, Reason, Task
-from danlu.errors import VersionConflict
+from danlu.errors import LeadershipLost, VersionConflict
 from danlu.scheduler.model import SECOND_NS, Placement, Shape
 from danlu.scheduler.model import Preemption as Planned
 from danlu.scheduler.ports import lease
@@ -62,6 +62,8 @@ class SchedulingController:
         """Looks once. After an error the scheduler is told everything anew: what it thinks was said may not have been."""
         try:
             return self._step()
+        except LeadershipLost:
+            raise  # what is told anew is another one's affair, and so is the recording
         except Exception:
             self.feed = Feed()
             self.__post_init__()
@@ -79,6 +81,7 @@ class SchedulingController:
             self.hub.notify("attempts")
         asked = sum([self._preempt(preemption) for preemption in plan.preemptions])
         if self.recording is not None:
+            self.database.require()
             self.recording.flush()
         changes = self._changes(changes)
         self._estimate(changes, now)

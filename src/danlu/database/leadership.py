@@ -168,6 +168,10 @@ class Fenced:
     def __init__(self, database: Store, term: Term) -> None:
         self._database, self._term = database, term
 
+    def require(self) -> None:
+        """Raises LeadershipLost where the term is over: asked before an effect that is no transaction."""
+        self._term.require()
+
     def read(self, work: Callable[[Transaction], T]) -> T:
         """See Database."""
         return self._database.read(work)

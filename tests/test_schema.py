@@ -24,7 +24,17 @@ from tests.conftest import Cluster
 from tests.databases import add
 from tests.factories import make_job
 
-WITHOUT_RECORDS = {"events", "counters", "nonces", "meters", "ledger_lines", "ledger", "stored", "stored_things"}
+WITHOUT_RECORDS = {
+    "events",
+    "counters",
+    "nonces",
+    "meters",
+    "ledger_lines",
+    "ledger",
+    "stored",
+    "stored_things",
+    "leadership",
+}
 
 
 @pytest.mark.parametrize("records", ALL, ids=lambda records: records.table.name)

@@ -25,7 +25,8 @@
     ├── Unavailable 503               try again
     │   ├── ExecutorUnavailable 503
     │   ├── DatabaseUnavailable 503
-    │   └── StorageUnavailable 503    the object store is away, slow, or refuses
+    │   ├── StorageUnavailable 503    the object store is away, slow, or refuses
+    │   └── LeadershipLost 503        another server leads: what this one wanted to change, that one decides
     ├── StorageFull 507
     ├── LaunchRejected 422            an attempt could not be started; its reason goes to the user
     │   ├── LeasedPortTaken 422       a stranger listens on a port of it: it is tried with other ports
@@ -217,6 +218,10 @@ class StorageUnavailable(Unavailable):
     """The object store cannot be used at the moment."""
 
     step = "try again; danlu doctor tells more"
+
+
+class LeadershipLost(Unavailable):
+    """This server does not lead any more."""
 
 
 class StorageFull(DanluError):

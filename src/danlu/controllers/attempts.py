@@ -12,7 +12,8 @@ from danlu.controllers.decisions import Action, Decision, decide, rejected
 from danlu.controllers.preempting import notice_of
 from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
 from danlu.domain.images import Image
@@ -24,6 +25,7 @@ from danlu.errors import (
     ExecutorUnavailable,
     InvalidRequest,
     LaunchRejected,
+    LeadershipLost,
     LeasedPortTaken,
     NotFound,
     SecretUnavailable,
@@ -87,7 +89,7 @@ class Sighting:
 class AttemptsController:
     """Decides for each live attempt by what the executor sees of it. Restarting it is the normal path."""
 
-    database: Database
+    database: Fenced
     executor: Executor
     clock: Clock
     hub: Hub
@@ -116,6 +118,8 @@ class AttemptsController:
                 else:
                     attempt = self._seen(attempt, one)
                 self._decide(jobs[attempt.job_id], attempt, one, now)
+            except LeadershipLost:
+                raise
             except (DanluError, ValueError) as error:  # one attempt's trouble is not the others'
                 LOG.error("attempt %s: %s: %s", attempt.id, type(error).__name__, error)
         live = {attempt.id for attempt in attempts}
@@ -184,6 +188,8 @@ class AttemptsController:
         except (LaunchRejected, NotFound, InvalidRequest, DataDamaged) as error:
             reason = next((why for kind, why in REJECTIONS.items() if isinstance(error, kind)), Reason.LAUNCH_REJECTED)
             self._reject(job, attempt, reason, error.message)
+        except LeadershipLost:
+            raise
         except Exception as error:
             failures, wait_s = self._trials.failed(attempt.id, self.clock.now())
             known = isinstance(error, DanluError)

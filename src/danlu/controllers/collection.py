@@ -16,11 +16,12 @@ from danlu.blobs.folders import Scan, scan
 from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS
 from danlu.domain.artifacts import Artifact
 from danlu.domain.jobs import Attempt, AttemptState, Job, Reason
-from danlu.errors import DanluError, Unavailable
+from danlu.errors import DanluError, LeadershipLost, Unavailable
 from danlu.executors.base import Executor, Spools
 from danlu.runner.formats import LOG as LOG_STREAM
 from danlu.runner.formats import METRICS as METRICS_STREAM
@@ -44,7 +45,7 @@ class CollectionController:
     Every step can be repeated: a piece names its offset, a blob its content, an artifact its attempt.
     """
 
-    database: Database
+    database: Fenced
     executor: Executor
     spools: Spools
     blobs: Blobs
@@ -63,6 +64,8 @@ class CollectionController:
             attempt = waiting.popleft()
             try:
                 more = self._copy(attempt)
+            except LeadershipLost:
+                raise
             except (DanluError, OSError, ValueError) as error:
                 self._failed(attempt, error)
                 continue
@@ -117,6 +120,8 @@ class CollectionController:
             self._tell()  # nobody needs to wait until its folder is removed
             self.executor.forget(attempt.id)
             self._trials.over(attempt.id)
+        except LeadershipLost:
+            raise
         except (DanluError, OSError, ValueError) as error:
             self._failed(attempt, error)
         finally:

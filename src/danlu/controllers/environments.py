@@ -12,11 +12,12 @@ from typing import Any, Final, NamedTuple, Protocol
 from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.tasks import Tasks
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import ENVIRONMENTS, PROJECTS
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
 from danlu.domain.jobs import JobState
-from danlu.errors import DanluError, EnvironmentFailed, VersionConflict
+from danlu.errors import DanluError, EnvironmentFailed, LeadershipLost, VersionConflict
 from danlu.executors.base import StoredImage
 from danlu.services.context import Clock, Hub
 from danlu.services.environments import BUILD_STREAM, BUILD_TASK, give_up, lock_key, unused
@@ -88,7 +89,7 @@ class Images(Protocol):
 class EnvironmentsController:
     """Builds and pulls what is wanted, and removes what nobody wants. What a killed server left is begun again."""
 
-    database: Database
+    database: Fenced
     builder: Builder
     streams: Streams
     clock: Clock
@@ -185,6 +186,8 @@ class EnvironmentsController:
             }
             self._keep_lock(environment, built)
             self._store(environment, EnvironmentState.READY, EnvironmentReason.BUILT, **facts)
+        except LeadershipLost:
+            raise
         except DanluError as error:
             stage = error.details.get("stage")
             reason = STAGES.get(str(stage), EnvironmentReason.INSTALL_FAILED)

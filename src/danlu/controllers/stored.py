@@ -7,7 +7,8 @@ from typing import Final
 
 from danlu.blobs.base import Blobs
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import Attempt, Job
 from danlu.executors.base import Spools
@@ -28,7 +29,7 @@ JOBS_AT_ONCE: Final = 500
 class StoredController:
     """Counts running jobs' checkpoints at each step; all checkpoints, and all blobs, at a start and once a day."""
 
-    def __init__(self, database: Database, spools: Spools, blobs: Blobs, clock: Clock) -> None:
+    def __init__(self, database: Fenced, spools: Spools, blobs: Blobs, clock: Clock) -> None:
         self._database, self._spools, self._blobs, self._clock = database, spools, blobs, clock
         self._since = clock.now()
         self._next_all = self._next_running = self._next_sweep = 0

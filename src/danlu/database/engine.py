@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -36,6 +36,9 @@ MAX_BATCH_S: Final = 0.05
 WRITE_TIMEOUT_S: Final = 60.0
 BUSY_TIMEOUT_MS: Final = 10_000
 RETRIES: Final = 8
+WRITE_PAUSE_MS: Final = 4000
+"""So long a transaction that writes may do nothing before PostgreSQL ends it: a server that was stopped in the middle of one,
+or is cut off, must not keep its locks. Less than a leader's lease: see leadership.py."""
 RETRIED_STATES: Final = ("40001", "40P01")
 SETTLE_TIMEOUT_S: Final = 20.0
 """How long it is asked whether a commit was stored whose answer was lost."""
@@ -72,6 +75,16 @@ class Transaction:
         self.connection.execute(insert(tables.events), self.events)
 
 
+class Store(Protocol):
+    """Who can be asked to write and read: the database, or a view of it."""
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """See Database."""
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """See Database."""
+
+
 class Database:
     """Durable writes and consistent reads."""
 
@@ -84,7 +97,7 @@ class Database:
         self._writer = _Writer(engine) if self.dialect == "sqlite" else None
 
     @classmethod
-    def open(cls, url: str | URL) -> Database:
+    def open(cls, url: str | URL, *, write_pause_ms: int = WRITE_PAUSE_MS) -> Database:
         """Opens the database, brought to this version's schema.
 
         Raises:
@@ -100,7 +113,7 @@ class Database:
             for one, begin in ((engine, "BEGIN IMMEDIATE"), (readers, "BEGIN")):
                 event.listen(one, "begin", partial(_begin_sqlite, begin=begin))
         else:
-            engine = readers = postgresql.engine(parsed)
+            engine = readers = postgresql.engine(parsed, pause_ms=write_pause_ms)
         try:
             # of several servers, older ones may still need what a step takes away
             migrations.migrate(engine, contract=engine.dialect.name == "sqlite")
@@ -229,7 +242,7 @@ class Database:
         self._engine.dispose()
 
 
-def write_anew(database: Database, work: Callable[[Transaction], T]) -> T:
+def write_anew(database: Store, work: Callable[[Transaction], T]) -> T:
     """Writes, as Database.write, what reads all that it changes itself: where others change that in between it is run anew.
 
     On SQLite nobody can. On PostgreSQL users, controllers and other servers write at the same time.

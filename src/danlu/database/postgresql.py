@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -55,14 +56,23 @@ def shown(url: str | URL) -> str:
     return parsed.set(drivername="postgresql", password=None, query=safe).render_as_string()
 
 
-def engine(url: str | URL, *, pooled: bool = True, bounded: bool = True) -> Engine:
-    """Returns an engine; without ``pooled`` it keeps no connection, without ``bounded`` a statement may take long."""
+def engine(
+    url: str | URL, *, pooled: bool = True, bounded: bool = True, pause_ms: int = 1000 * IDLE_IN_TRANSACTION_TIMEOUT_S
+) -> Engine:
+    """Returns an engine.
+
+    Args:
+        url: the database's address.
+        pooled: keep connections.
+        bounded: a statement may not take long.
+        pause_ms: so long a transaction may do nothing before PostgreSQL ends it.
+    """
     pool: dict[str, Any] = {"poolclass": NullPool} if not pooled else {
         "pool_size": CONNECTIONS_KEPT, "max_overflow": CONNECTIONS_MORE, "pool_timeout": CONNECTION_WAIT_S,
         "pool_pre_ping": True,
     }  # fmt: skip
     made = create_engine(address(url), connect_args=_arguments(address(url)), **pool)
-    event.listen(made, "connect", _bound if bounded else _unbound)
+    event.listen(made, "connect", partial(_bound, pause_ms=pause_ms) if bounded else _unbound)
     return made
 
 
@@ -90,19 +100,21 @@ def _arguments(parsed: URL) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name not in parsed.query}
 
 
-def _bound(connection: psycopg.Connection, _record: object) -> None:
+def _bound(
+    connection: psycopg.Connection, _record: object, *, pause_ms: int = 1000 * IDLE_IN_TRANSACTION_TIMEOUT_S
+) -> None:
     """Limits what a connection does, by statements rather than by options of the start, which a pooler would refuse."""
     _set(
-        connection, statement_timeout=STATEMENT_TIMEOUT_S, lock_timeout=LOCK_TIMEOUT_S,
-        idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_S,
+        connection, statement_timeout=1000 * STATEMENT_TIMEOUT_S, lock_timeout=1000 * LOCK_TIMEOUT_S,
+        idle_in_transaction_session_timeout=pause_ms,
     )  # fmt: skip
 
 
 def _unbound(connection: psycopg.Connection, _record: object) -> None:
-    _set(connection, statement_timeout=0, lock_timeout=LOCK_TIMEOUT_S, idle_in_transaction_session_timeout=0)
+    _set(connection, statement_timeout=0, lock_timeout=1000 * LOCK_TIMEOUT_S, idle_in_transaction_session_timeout=0)
 
 
-def _set(connection: psycopg.Connection, **seconds: int) -> None:
+def _set(connection: psycopg.Connection, **milliseconds: int) -> None:
     if connection.info.server_version < OLDEST * 10_000:
         version = connection.info.server_version // 10_000
         raise DatabaseUnavailable(
@@ -110,8 +122,8 @@ def _set(connection: psycopg.Connection, **seconds: int) -> None:
         )
     before = connection.autocommit
     connection.autocommit = True
-    for name, value in seconds.items():
-        connection.execute(f"SET {name} = '{value}s'".encode())
+    for name, value in milliseconds.items():
+        connection.execute(f"SET {name} = {value}".encode())
     connection.autocommit = before
 
 

@@ -233,3 +233,14 @@ stored_things: Final = Table(
     Column("until", BigInteger, nullable=False),
     Index("ix_stored_things_until", "until"),
 )
+# one row: who leads. Its key is the epoch, so that a write that holds on to it does not wait for a renewal: see leadership.py
+leadership: Final = Table(
+    "leadership",
+    METADATA,
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("holder", String(80), nullable=False),
+    Column("place", String(400), nullable=False),
+    Column("folder", String(80), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),
+)

@@ -33,6 +33,7 @@ class Capabilities(Value):
     no_layers: dict[str, str] = Field(default_factory=dict, description="why they cannot have the others")
     host_environment: bool = False
     sessions: bool = False
+    shared: bool = Field(default=False, description="several servers can use it: what it holds is no server's own")
     images: str = Field(
         default="", description="the engine that runs container images and its version; empty: none can"
     )

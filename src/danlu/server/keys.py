@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import secrets
@@ -47,7 +48,8 @@ def make_folder(home: Path) -> Path:
 def load(folder: Path, environ: Mapping[str, str]) -> Keys:
     """Returns the keys; makes what is not there yet.
 
-    The master key may come from elsewhere: ``DANLU_MASTER_KEY``, or the file that ``DANLU_MASTER_KEY_FILE`` names.
+    The master key may come from elsewhere: ``DANLU_MASTER_KEY``, or the file that ``DANLU_MASTER_KEY_FILE`` names. Several
+    servers have it in common then, and the key of attempts' tokens follows from it, unless the folder has one already.
 
     Raises:
         PlatformError: a key cannot be read, is damaged, or others may read it.
@@ -64,7 +66,10 @@ def load(folder: Path, environ: Mapping[str, str]) -> Keys:
             ) from error
     else:
         master = _own(folder / MASTER)
-    return Keys(master, _own(folder / ATTEMPTS))
+        return Keys(master, _own(folder / ATTEMPTS))
+    if (folder / ATTEMPTS).exists():  # of a platform whose jobs have tokens by it
+        return Keys(master, _own(folder / ATTEMPTS))
+    return Keys(master, hmac.digest(master, b"attempts", "sha256"))
 
 
 def read(path: Path) -> str:

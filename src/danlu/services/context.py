@@ -14,6 +14,7 @@ from danlu.blobs.base import Blobs
 from danlu.blobs.streams import Streams
 from danlu.database import nonces
 from danlu.database.engine import Database, Transaction, write_anew
+from danlu.database.leadership import Term
 from danlu.database.records import add_event
 from danlu.domain.actors import Actor
 from danlu.domain.diagnosis import Check
@@ -140,6 +141,8 @@ class Platform:
     url: str = ""
     diagnose: Callable[[Sequence[Environment], bool], tuple[Check, ...]] = lambda _built, _index: ()
     stop_server: Callable[[bool], None] = lambda _jobs_first: None
+    term: Callable[[], Term | None] = lambda: None
+    """This server's newest time of leading."""
 
     def new_id(self, letter: str) -> str:
         """Returns a fresh id."""

@@ -55,7 +55,9 @@ class _State(Enum):
     """It was revoked, or its end was asked for."""
 
 
-def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now: int, *, new_master: bool) -> Settled:
+def settle(
+    database: Database, vault: Vault, known: tuple[str, str] | None, now: int, *, new_master: bool, shared: bool = False
+) -> Settled:
     """Makes the first administrator and its access key, where they are not there.
 
     Args:
@@ -64,6 +66,7 @@ def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now:
         known: the access key that the data folder holds: (id, secret).
         now: ns UTC.
         new_master: go on though what another master key has sealed is lost.
+        shared: other servers may have the database too: the key that one of them has made is this folder's as well.
 
     Raises:
         PlatformError: the master key is not the one that what is stored was sealed with.
@@ -84,6 +87,10 @@ def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now:
     by_owner = state in (_State.MISSING, _State.UNSTORED) or bool(foreign)
 
     def work(tx: Transaction) -> Settled:
+        if shared and state in (_State.MISSING, _State.UNKNOWN):
+            queries.lock(tx, "first user")  # of two that begin at once, the second finds the first one's key
+            if (made := _made_elsewhere(tx, vault, now)) is not None:
+                return Settled(made)
         if foreign or secrets_too:  # nobody can use them any more, and the next start must not ask again
             _give_up_sealed_by_others(tx, vault, now)
         return _settled(tx, vault, known, state, now, by_owner=by_owner)
@@ -92,6 +99,22 @@ def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now:
     if settled.told:
         LOG.warning("%s", settled.told)
     return settled
+
+
+def _made_elsewhere(tx: Transaction, vault: Vault, now: int) -> tuple[str, str] | None:
+    """Returns the first administrator's key as the database has it; None where it is no longer good, or they are not."""
+    first = next(iter(USERS.find(tx, name=FIRST_USER, limit=1)), None)
+    if first is None or not first.administrator or first.removed_at is not None:
+        return None
+    for key in KEYS.find(tx, user=first.id, limit=ALL):
+        if (
+            key.bootstrap
+            and key.sealed is not None
+            and key.sealed.master == vault.name
+            and not over(key.expires_at, now)
+        ):
+            return key.id, vault.open(key.sealed, key.id).decode()
+    return None
 
 
 def _counted(number: int, what: str) -> str:

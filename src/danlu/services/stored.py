@@ -10,7 +10,7 @@ from typing import Final
 
 from danlu.blobs.base import Blobs
 from danlu.database import stored
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Store, Transaction
 from danlu.database.stored import Thing
 from danlu.domain.jobs import Job
 from danlu.domain.quotas import STORAGE
@@ -60,7 +60,7 @@ def upload(call: Call, size_bytes: int) -> Iterator[Storing]:
 
 
 @contextlib.contextmanager
-def results(database: Database, clock: Clock, project: str, size_bytes: int) -> Iterator[Storing]:
+def results(database: Store, clock: Clock, project: str, size_bytes: int) -> Iterator[Storing]:
     """Counts what a job has left, as ``upload`` does. There is always room: what was computed is not lost for a number."""
     size_bytes = min(size_bytes, MAX_BYTES)  # of files with holes that is told, whatever it is
     if size_bytes:
@@ -70,7 +70,7 @@ def results(database: Database, clock: Clock, project: str, size_bytes: int) -> 
 
 
 @contextlib.contextmanager
-def _settled(database: Database, clock: Clock, project: str, counted: int) -> Iterator[Storing]:
+def _settled(database: Store, clock: Clock, project: str, counted: int) -> Iterator[Storing]:
     storing, began = Storing(), clock.now()
     try:
         yield storing
@@ -133,7 +133,7 @@ def checkpoint_owners(tx: Transaction) -> Iterable[str]:
     return [name.removeprefix(CHECKPOINTS) for name in stored.names(tx, CHECKPOINTS)]
 
 
-def unfinished(database: Database, blobs: Blobs, now: int) -> bool:
+def unfinished(database: Store, blobs: Blobs, now: int) -> bool:
     """Looks for some uploads that nobody goes on with: only what has arrived counts then, and what is gone does not.
 
     Returns whether there were any.
@@ -151,7 +151,7 @@ def unfinished(database: Database, blobs: Blobs, now: int) -> bool:
     return bool(found)
 
 
-def blobs_again(database: Database, blobs: Blobs, since: int, now: int) -> bool:
+def blobs_again(database: Store, blobs: Blobs, since: int, now: int) -> bool:
     """Counts some projects' blobs on the disk that were not counted since then and rest; returns whether there were any."""
     found = database.read(lambda tx: stored.uncounted(tx, since=since, quiet_since=now - QUIET_NS))
     for one in found:

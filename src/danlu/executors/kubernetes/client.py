@@ -72,7 +72,9 @@ def connect(kubeconfig: Path | None, context: str | None) -> Any:
         raise PlatformError(f"jobs in Kubernetes need the package lightkube: {error}", next_step=INSTALL) from error
     try:
         found = KubeConfig.from_env() if kubeconfig is None else KubeConfig.from_file(kubeconfig)
-        return client_adapter.Client(found.get(context), client_adapter.ConnectionParams(timeout=TIMEOUT_S))
+        chosen: Any = found.get(context)
+        seconds: Any = TIMEOUT_S  # which the transport takes too
+        return client_adapter.Client(chosen, client_adapter.ConnectionParams(timeout=seconds))
     except (ConfigError, OSError, KeyError, TypeError, ValueError, AssertionError) as error:
         raise PlatformError(
             f"the cluster's configuration cannot be used: {error}",
@@ -112,7 +114,7 @@ class Api:
             if not error.missing:
                 raise
 
-    def list(self, path: str, *, metadata: bool = False, **selectors: str) -> tuple[list[Object], str]:
+    def list_all(self, path: str, *, metadata: bool = False, **selectors: str) -> tuple[list[Object], str]:
         """Returns all objects of a list, and the version from which a watch goes on.
 
         What is read in pages and grows too old meanwhile is read from the beginning.

@@ -1,4 +1,4 @@
-"""From a launch order to the objects of an attempt: a Secret that owns the rest, a Service for gangs, a Job for each role. Pure."""
+"""From a launch order to an attempt's objects: a Secret that owns the rest, a Service for gangs, a Job for each role. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from danlu.executors.base import LaunchOrder
 from danlu.executors.kubernetes.template import PodTemplate
 from danlu.executors.orders import Folders, environment, framework_files, gang_of, order_file, order_text
 
-ATTEMPT, JOB, PROJECT, ROLE, PLATFORM = (f"danlu.io/{name}" for name in ("attempt", "job", "project", "role", "platform"))
+ATTEMPT, JOB, PROJECT, ROLE, PLATFORM = (
+    f"danlu.io/{name}" for name in ("attempt", "job", "project", "role", "platform")
+)
 TASKS: Final = "danlu.io/tasks"
 """The annotation with what the executor has to know of an attempt's tasks, whatever else of it is gone."""
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
@@ -36,6 +38,10 @@ WHERE: Final = Folders(
 )
 RUNNER: Final = ("python3", "-I", "-S", "/danlu/runner/runner.pyz", "pod")
 LOCALHOST: Final = "127.0.0.1"
+LAYERS: Final = (
+    "separate-user", "no-new-privileges", "mount-namespace", "ipc-namespace", "private-tmp", "hidden-processes", "seccomp",
+)  # fmt: skip
+"""The layers of isolation that every pod has."""
 
 Object = dict[str, Any]
 
@@ -148,7 +154,7 @@ def limits(order: LaunchOrder) -> list[str]:
     """Returns the layers of isolation that its pods have."""
     asked = order.job.spec.tasks
     return [
-        "separate-user", "no-new-privileges", "mount-namespace", "ipc-namespace", "private-tmp", "hidden-processes", "seccomp",
+        *LAYERS,
         *(["memory-limit"] if all(task.memory_bytes is not None for task in asked) else []),
         *(["cpu-limit"] if all(task.cpu is not None for task in asked) else []),
     ]  # fmt: skip
@@ -264,7 +270,7 @@ def _user(uid: int) -> Object:
 
 
 def _container(order: LaunchOrder, settings: PodSettings, asked: TaskSpec, *, bare: bool) -> Object:
-    mounts = [
+    mounts: list[Object] = [
         {"name": "danlu-attempt", "mountPath": "/danlu/attempt"},
         {"name": "danlu-checkpoints", "mountPath": "/danlu/checkpoints"},
         {"name": "danlu-secrets", "mountPath": "/danlu/secrets"},

@@ -35,7 +35,9 @@ class PodTemplate(Value):
     annotations: dict[str, str] = Field(default_factory=dict, max_length=MAX_ENTRIES)
     volumes: Entries = Field(default=(), max_length=MAX_ENTRIES)
     mounts: Entries = Field(default=(), max_length=MAX_ENTRIES, description="volumeMounts of the job's container")
-    host_paths: bool = Field(default=False, description="volumes may be folders of the node: whoever mounts one leaves the pod")
+    host_paths: bool = Field(
+        default=False, description="volumes may be folders of the node: whoever mounts one leaves the pod"
+    )
 
     @field_validator("labels", "annotations")
     @classmethod
@@ -84,12 +86,10 @@ class PodTemplate(Value):
             meta["annotations"] = {**self.annotations, **meta.get("annotations", {})}
         if self.node_selector:
             spec["nodeSelector"] = {**spec.get("nodeSelector", {}), **self.node_selector}
-        for name, text in (
-            ("priorityClassName", self.priority_class), ("runtimeClassName", self.runtime_class),
-            ("schedulerName", self.scheduler),
-        ):  # fmt: skip
-            if text:
-                spec[name] = text
+        named = {
+            "priorityClassName": self.priority_class, "runtimeClassName": self.runtime_class, "schedulerName": self.scheduler,
+        }  # fmt: skip
+        spec |= {name: text for name, text in named.items() if text}
         if self.tolerations:
             spec["tolerations"] = [*spec.get("tolerations", []), *self.tolerations]
         if self.image_pull_secrets:

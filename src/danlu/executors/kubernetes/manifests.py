@@ -1,4 +1,4 @@
-"""From a launch order to an attempt's objects: a Secret that owns the rest, a Service for gangs, a Job for each role. Pure."""
+"""From a launch order to an attempt's objects: a Secret that owns the rest, a Service for gangs, a Job a role. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from danlu.domain.specs import TaskSpec
 from danlu.errors import LaunchRejected
 from danlu.executors.base import LaunchOrder
 from danlu.executors.kubernetes.template import PodTemplate
-from danlu.executors.orders import Folders, environment, framework_files, gang_of, order_file, order_text
+from danlu.executors.orders import Folders, framework_files, order_file, order_text
 
 ATTEMPT, JOB, PROJECT, ROLE, PLATFORM = (
     f"danlu.io/{name}" for name in ("attempt", "job", "project", "role", "platform")
@@ -87,7 +87,7 @@ def host(attempt_id: str, role: str, index: int) -> str:
     return f"{attempt_id}-{role}-{index}.{attempt_id}"
 
 
-def secret(order: LaunchOrder, settings: PodSettings, *, bare: bool = False) -> Object:
+def secret(order: LaunchOrder, settings: PodSettings) -> Object:
     """Returns the attempt's own object: what its pods are started with, and what the executor has to know of it.
 
     Raises:
@@ -102,7 +102,7 @@ def secret(order: LaunchOrder, settings: PodSettings, *, bare: bool = False) -> 
             f"what its {len(order.attempt.tasks):,} tasks are started with is {format_bytes(size)}, and Kubernetes keeps "
             f"{format_bytes(MAX_SECRET_BYTES)} at most: take fewer tasks, or smaller variables and commands"
         )
-    known = packed(tasks(order, bare=bare))
+    known = packed(tasks(order))
     if len(known) > MAX_ANNOTATIONS_BYTES:
         raise LaunchRejected(f"its {len(order.attempt.tasks):,} tasks are more than Kubernetes keeps an account of")
     return {
@@ -134,10 +134,11 @@ def content(order: LaunchOrder, settings: PodSettings) -> Object:
     return found
 
 
-def tasks(order: LaunchOrder, *, bare: bool = False) -> Object:
+def tasks(order: LaunchOrder) -> Object:
     """Returns what the executor has to know of an attempt's tasks to tell what became of them."""
     return {
-        "bare": bare,
+        "bare": False,
+        "secrets": bool(order.secrets),
         "grace_s": order.job.spec.grace,
         "limits": limits(order),
         "tasks": [
@@ -180,21 +181,17 @@ def unpacked(text: str) -> Object:
     return found
 
 
-def rest(
-    order: LaunchOrder, settings: PodSettings, template: PodTemplate, *, owner_uid: str, bare: bool = False
-) -> list[Object]:
+def rest(order: LaunchOrder, settings: PodSettings, template: PodTemplate, *, owner_uid: str) -> list[Object]:
     """Returns the objects that the Secret owns, in the order in which they are made.
 
     Raises:
-        LaunchRejected: a name would be too long, or its image can only run tasks that need no runner.
+        LaunchRejected: a name would be too long.
     """
     attempt = order.attempt
     owner = {
         "apiVersion": "v1", "kind": "Secret", "name": attempt.id, "uid": owner_uid, "controller": False,
         "blockOwnerDeletion": False,
     }  # fmt: skip
-    if bare and len(attempt.tasks) > 1:
-        raise LaunchRejected("its image has no python3: the tasks of a distributed job cannot find each other without")
     found: list[Object] = []
     if len(attempt.tasks) > 1:
         found.append(_service(order, settings, owner))
@@ -208,7 +205,7 @@ def rest(
                 f"the pod {longest} would have a name of {len(longest)} characters, and {MAX_NAME} is the most: give the "
                 f"role {role} a shorter one"
             )
-        found.append(_job(order, settings, template, some, {"owner": owner, "bare": bare}))
+        found.append(_job(order, settings, template, some, owner))
     return found
 
 
@@ -226,7 +223,11 @@ def _service(order: LaunchOrder, settings: PodSettings, owner: Object) -> Object
 
 
 def _job(
-    order: LaunchOrder, settings: PodSettings, template: PodTemplate, some: Sequence[tuple[Task, TaskSpec]], how: Object
+    order: LaunchOrder,
+    settings: PodSettings,
+    template: PodTemplate,
+    some: Sequence[tuple[Task, TaskSpec]],
+    owner: Object,
 ) -> Object:
     task, asked = some[0]
     marks = labels(order, settings, task.role)
@@ -236,8 +237,8 @@ def _job(
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": round(order.job.spec.grace) + TO_DELIVER_S,
         "securityContext": _user(settings.uid_base + order.project_number),
-        "containers": [_container(order, settings, asked, bare=how["bare"])],
-        "volumes": _volumes(order, settings, task, bare=how["bare"]),
+        "containers": [_container(order, settings, asked)],
+        "volumes": _volumes(order, settings, task),
     }
     if len(order.attempt.tasks) > 1:
         spec["subdomain"] = order.attempt.id
@@ -247,12 +248,11 @@ def _job(
     spread = _spread(order, [one for one, _ in some])
     if spread:
         spec["topologySpreadConstraints"] = spread
-    name = f"{order.attempt.id}-{task.role}"
     return {
         "apiVersion": "batch/v1", "kind": "Job",
         "metadata": {
-            "name": f"{name}-b" if how["bare"] else name, "namespace": settings.namespace, "labels": marks,
-            "ownerReferences": [how["owner"]],
+            "name": f"{order.attempt.id}-{task.role}", "namespace": settings.namespace, "labels": marks,
+            "ownerReferences": [owner],
         },
         "spec": {
             "completionMode": "Indexed", "completions": len(some), "parallelism": len(some), "backoffLimit": 0,
@@ -269,30 +269,21 @@ def _user(uid: int) -> Object:
     }  # fmt: skip
 
 
-def _container(order: LaunchOrder, settings: PodSettings, asked: TaskSpec, *, bare: bool) -> Object:
+def _container(order: LaunchOrder, settings: PodSettings, asked: TaskSpec) -> Object:
     mounts: list[Object] = [
         {"name": "danlu-attempt", "mountPath": "/danlu/attempt"},
         {"name": "danlu-checkpoints", "mountPath": "/danlu/checkpoints"},
         {"name": "danlu-secrets", "mountPath": "/danlu/secrets"},
         {"name": "danlu-shm", "mountPath": "/dev/shm"},  # noqa: S108 - a path in a pod
+        {"name": "danlu-runner", "mountPath": "/danlu/runner", "readOnly": True},
+        {"name": "danlu-order", "mountPath": "/danlu/order", "readOnly": True},
     ]
-    variables: dict[str, str] = {"DANLU_POD_ROLE": asked.role}
-    if bare:
-        own = environment(order, asked, gang_of(order, WHERE.attempt), WHERE)
-        variables |= {name: text for name, text in own.items() if name not in ("PATH", "PYTHONPATH", "TMPDIR")}
-        variables |= {"HOME": "/danlu/attempt", "TMPDIR": "/tmp"}  # noqa: S108 - a path in a pod
-    else:
-        mounts += [
-            {"name": "danlu-runner", "mountPath": "/danlu/runner", "readOnly": True},
-            {"name": "danlu-order", "mountPath": "/danlu/order", "readOnly": True},
-        ]
     return {
         "name": "task", "image": order.job.spec.image or settings.image,
-        "command": list(asked.argv if bare else RUNNER),
-        "env": [{"name": name, "value": text} for name, text in sorted(variables.items())],
+        "command": list(RUNNER),
+        "env": [{"name": "DANLU_POD_ROLE", "value": asked.role}],
         "resources": _resources(settings, asked),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "terminationMessagePolicy": "FallbackToLogsOnError" if bare else "File",
         "volumeMounts": mounts,
     }  # fmt: skip
 
@@ -310,20 +301,16 @@ def _resources(settings: PodSettings, asked: TaskSpec) -> Object:
     return {"requests": requests, **({"limits": most} if most else {})}
 
 
-def _volumes(order: LaunchOrder, settings: PodSettings, task: Task, *, bare: bool) -> list[Object]:
+def _volumes(order: LaunchOrder, settings: PodSettings, task: Task) -> list[Object]:
     shared = max(LEAST_SHARED_BYTES, task.resources.memory_bytes // 2)
-    found: list[Object] = [
+    return [
         {"name": "danlu-attempt", "emptyDir": {}},
         {"name": "danlu-checkpoints", "emptyDir": {}},
         {"name": "danlu-secrets", "emptyDir": {"medium": "Memory", "sizeLimit": str(16 << 20)}},
         {"name": "danlu-shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(shared)}},
+        {"name": "danlu-runner", "configMap": {"name": settings.runner}},
+        {"name": "danlu-order", "secret": {"secretName": order.attempt.id, "defaultMode": 0o440}},
     ]
-    if not bare:
-        found += [
-            {"name": "danlu-runner", "configMap": {"name": settings.runner}},
-            {"name": "danlu-order", "secret": {"secretName": order.attempt.id, "defaultMode": 0o440}},
-        ]
-    return found
 
 
 def _affinity(order: LaunchOrder, settings: PodSettings, some: Sequence[Task]) -> Object:

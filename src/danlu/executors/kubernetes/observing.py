@@ -112,10 +112,10 @@ def look(held: Held, reports: Mapping[str, TaskReport], world: World) -> Look:
 
 def _members(held: Held, reports: Mapping[str, TaskReport], world: World) -> list[Member]:
     pods: dict[tuple[str, int], Object] = {}
-    for pod in sorted(held.pods, key=lambda one: str(one["metadata"].get("creationTimestamp", ""))):
-        marks = pod["metadata"].get("labels") or {}
+    for one in sorted(held.pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", ""))):
+        marks = one["metadata"].get("labels") or {}
         if ROLE in marks and str(marks.get(INDEX, "")).isdecimal():
-            pods[str(marks[ROLE]), int(marks[INDEX])] = pod
+            pods[str(marks[ROLE]), int(marks[INDEX])] = one
     finished = {str((job["metadata"].get("labels") or {}).get(ROLE)): _is_finished(job) for job in held.jobs}
     found = []
     for spec in held.known["tasks"]:
@@ -296,6 +296,6 @@ def _observation(held: Held, members: Sequence[Member], phase: Phase, why: Why |
         limits=tuple(str(name) for name in held.known.get("limits", ())),
         resumed_from=next((one.status.resumed_from for one in members if one.status.resumed_from), None),
         reason=None if why is None else why.reason,
-        message=("" if why is None else why.message)
-        or next((str(e["message"]) for e in ends if e.get("message")), "")[:4096],
+        seen_at=max(heard, default=None) if phase is Phase.LOST else None,
+        message=((why.message if why is not None else "") or words)[:4096],
     )

@@ -1,4 +1,4 @@
-"""A cluster that is played: the API over HTTP, the controllers and the kubelets behind it, faults on demand; time is an argument.
+"""A cluster that is played: the API over HTTP, controllers and kubelets behind it, faults on demand; time is an argument.
 
 Nothing of it moves but by ``tick`` and by requests. What containers do is told by ``containers``.
 """

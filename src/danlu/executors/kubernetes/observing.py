@@ -173,7 +173,9 @@ def _lost(member: Member, node: Health, *, gone: bool) -> Why | None:
     ended = member.status.ended
     if ended is not None and ended.get("evicted"):
         told_why = None if pod is None else reasons.lost(pod)
-        return told_why or Why(Reason.EVICTED, f"the pod of {name} was deleted or evicted")
+        return told_why or Why(
+            Reason.POD_DELETED, f"the pod of {name} was deleted, and not by Danlu: by hand, or as its node was drained"
+        )
     if pod is None:
         return Why(Reason.POD_DELETED, f"the pod of {name} is gone, and nothing tells how it ended") if gone else None
     if node.lost:

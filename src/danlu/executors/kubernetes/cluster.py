@@ -47,6 +47,8 @@ class Cluster:
         self._lock = threading.Lock()
         self._found: dict[str, Objects] = {}
         self._listed_at: float | None = None
+        self.as_of = 0.0
+        """when the newest list was begun (monotonic): what was done before is in it"""
         self._took_s = 0.0
         self._changed = True
         self._watching = False
@@ -73,7 +75,7 @@ class Cluster:
                 except BaseException:
                     self._changed = True
                     raise
-                self._listed_at = self.monotonic()
+                self._listed_at, self.as_of = self.monotonic(), now
                 self._took_s = self._listed_at - now
             return self._found
 

@@ -6,6 +6,7 @@ object holds nothing that it could not read again, but for what nobody can read 
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import socket
@@ -22,10 +23,10 @@ from danlu.domain.reports import TaskReport
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, ExecutorUnavailable, LaunchRejected, NotRunning
 from danlu.executors.base import Capabilities, Hint, LaunchOrder, Notice, Observation, Phase
-from danlu.executors.kubernetes import manifests
+from danlu.executors.kubernetes import bare, manifests, reasons
 from danlu.executors.kubernetes.client import Api, Refused, batch, core
 from danlu.executors.kubernetes.cluster import Cluster, Objects, unavailable
-from danlu.executors.kubernetes.manifests import ATTEMPT, ROLE, TASKS, TO_DELIVER_S, PodSettings
+from danlu.executors.kubernetes.manifests import ATTEMPT, INDEX, ROLE, TASKS, TO_DELIVER_S, PodSettings
 from danlu.executors.kubernetes.nodes import Health, capacity, health
 from danlu.executors.kubernetes.observing import Held, Look, World, look
 from danlu.executors.kubernetes.quantities import SECOND_NS, ns
@@ -85,6 +86,9 @@ class KubernetesExecutor(PodSpools):
         self._whole: set[str] = set()
         self._known: dict[str, tuple[int, Mapping[str, Any]]] = {}
         self._asked: dict[str, Asked] = {}
+        self._launched: dict[str, float] = {}
+        self._forgotten: dict[str, float] = {}
+        """what was done to attempts, and when (monotonic): a list that was begun before does not have it"""
         self._seen: dict[str, Look] = {}
         self._has_runner = False
         self._stopping = threading.Event()
@@ -123,6 +127,7 @@ class KubernetesExecutor(PodSpools):
             if missing:
                 raise LaunchRejected(f"its project requires {', '.join(missing)}, which pods do not have")
             self._make(order)
+            self._launched[attempt_id] = self._monotonic()
         finally:
             self.cluster.changed()
             with self._lock:
@@ -164,31 +169,54 @@ class KubernetesExecutor(PodSpools):
 
     def observe(self) -> tuple[Observation, ...]:
         """See Executor."""
-        found = self.cluster.look()
         with self._lock:
             launching = frozenset(self._launching)
+        found = self.cluster.look()
+        launched, forgotten = self._since_listed()
         reports = self._reports()  # after the pods: who has ended has reported before
         world = World(self._health(found.values()), self._now(), self.config.start_timeout_s)
         looks: dict[str, Look] = {}
         for attempt_id in sorted(found.keys() | self._known.keys()):
             objects = found.get(attempt_id, Objects())
+            if attempt_id in forgotten or (attempt_id in launched and attempt_id not in found):
+                continue
             held = self._held(attempt_id, objects)
             told = reports.get(attempt_id, {})
             if held is None or attempt_id in launching or self._is_cut_short(held, objects, told):
                 continue
             seen = look(held, told, world)
             looks[attempt_id] = seen
+            if held.known.get("bare"):
+                self._bare[attempt_id] = _by_task(objects.pods)
+            if seen.no_python:
+                self._make_bare(held)
             if seen.end is not None:
                 self._end(attempt_id, seen.end, float(held.known.get("grace_s", 0)))
             elif held.ending is not None and seen.observation.phase not in (Phase.ENDED, Phase.LOST):
                 self._end(attempt_id, held.ending, float(held.known.get("grace_s", 0)))
         self._seen = looks
-        return tuple(one.observation for one in looks.values())
+        new = sorted(launched - looks.keys() - launching)
+        return (
+            *(one.observation for one in looks.values()),
+            *(Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in new),
+        )
+
+    def _since_listed(self) -> tuple[set[str], set[str]]:
+        """Returns what was launched and what was forgotten since the newest list was begun."""
+        as_of = self.cluster.as_of
+        for done in (self._launched, self._forgotten):
+            for attempt_id in [one for one, at in tuple(done.items()) if at < as_of]:
+                done.pop(attempt_id, None)
+        return set(self._launched), set(self._forgotten)
 
     def stop(self, attempt_id: str, *, grace_s: float, notice: Notice | None = None) -> None:
         """See Executor. A notice reaches the runners by the server, which they ask; in vain, and their pods are deleted."""
         seen = self._seen.get(attempt_id)
         if seen is not None and seen.observation.phase in (Phase.ENDED, Phase.LOST):
+            return
+        if notice is not None and attempt_id in self._bare:
+            # it has no runner to tell it: SIGTERM is its notice, whatever signal it would have liked
+            self._end(attempt_id, Why(Reason.PREEMPTED, ""), max(0.0, notice.within_s))
             return
         if notice is not None:
             over_s = (self._now() - notice.deadline) / SECOND_NS
@@ -209,6 +237,8 @@ class KubernetesExecutor(PodSpools):
             if attempt_id in self._launching:
                 return
         objects = self.cluster.look().get(attempt_id)
+        if attempt_id in self._launched and objects is None:
+            return
         if objects is not None:
             held = self._held(attempt_id, objects)
             if held is not None:
@@ -221,8 +251,9 @@ class KubernetesExecutor(PodSpools):
             self._api.delete(core(self.config.settings.namespace, "secrets", attempt_id))
         except Refused as error:
             raise unavailable(error) from error
+        self._forgotten[attempt_id] = self._monotonic()
         self.cluster.changed()
-        for kept in (self._known, self._asked, self._seen):
+        for kept in (self._known, self._asked, self._seen, self._launched):
             kept.pop(attempt_id, None)
         self._whole.discard(attempt_id)
         self._forget_output(attempt_id)
@@ -230,6 +261,23 @@ class KubernetesExecutor(PodSpools):
     def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
         """See Executor."""
         raise NotRunning(f"{task} of {attempt_id} runs in a pod: {request.verb} is not possible there yet")
+
+    def _make_bare(self, held: Held) -> None:
+        """Makes an attempt's Job anew without the runner; whatever of that was done before is gone on with."""
+        namespace, attempt_id = self.config.settings.namespace, held.attempt_id
+        (task,) = held.known["tasks"]
+        name = f"{attempt_id}-{task['role']}"
+        try:
+            secret = self._api.get(core(namespace, "secrets", attempt_id))
+            order = json.loads(base64.b64decode(secret["data"]["order.json"]))
+            self._create("jobs", bare.job(self._api.get(batch(namespace, "jobs", name)), order))
+            known = {**held.known, "bare": True}
+            self._mark(attempt_id, {TASKS: manifests.packed(known)})
+            self._known[attempt_id] = held.created_at, known
+            self._api.delete(batch(namespace, "jobs", name))
+        except (Refused, DanluError, ValueError, KeyError) as error:
+            LOG.warning("%s cannot be made anew without its runner now: %s", attempt_id, error)
+        self.cluster.changed()
 
     # looking
 
@@ -270,14 +318,14 @@ class KubernetesExecutor(PodSpools):
 
     def _orphan(self, attempt_id: str, objects: Objects) -> Held | None:
         """Returns what is left of an attempt of which nobody knows more than that its pods run."""
-        running = [pod for pod in objects.pods if pod["status"].get("phase") not in ("Succeeded", "Failed")]
+        running = [pod for pod in objects.pods if not _is_over(pod) and reasons.terminated(pod) is None]
         if not running:
             return None
         tasks: list[Mapping[str, Any]] = [
             {
-                "name": f"{pod['metadata']['labels'].get(ROLE)}-{pod['metadata']['labels'].get(manifests.INDEX, 0)}",
+                "name": f"{pod['metadata']['labels'].get(ROLE)}-{pod['metadata']['labels'].get(INDEX, 0)}",
                 "role": pod["metadata"]["labels"].get(ROLE, "main"), "rank": 0, "decides": True, "linger_s": 0,
-                "index": int(pod["metadata"]["labels"].get(manifests.INDEX, 0)),
+                "index": int(pod["metadata"]["labels"].get(INDEX, 0)),
             }
             for pod in running
         ]  # fmt: skip
@@ -331,8 +379,9 @@ class KubernetesExecutor(PodSpools):
     def _delete(self, attempt_id: str, grace_s: float) -> None:
         """Deletes its pods, which get the grace and the time to deliver, and its Jobs, so that they make no others."""
         namespace, selector = self.config.settings.namespace, f"{ATTEMPT}={attempt_id}"
+        most_s = max(1, round(grace_s)) if attempt_id in self._bare else round(grace_s) + TO_DELIVER_S
         try:
-            self._api.delete(core(namespace, "pods"), selector=selector, grace_s=round(grace_s) + TO_DELIVER_S)
+            self._api.delete(core(namespace, "pods"), selector=selector, grace_s=most_s)
             self._api.delete(batch(namespace, "jobs"), selector=selector)
         except Refused as error:
             raise unavailable(error) from error
@@ -348,6 +397,12 @@ def _passes(error: Refused) -> bool:
 
 def _roles(known: Mapping[str, Any]) -> set[str]:
     return {str(task["role"]) for task in known["tasks"]}
+
+
+def _by_task(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the pods without a runner, by task."""
+    marks = {pod["metadata"]["name"]: pod["metadata"].get("labels") or {} for pod in pods}
+    return {f"{own.get(ROLE)}-{own.get(INDEX)}": name for name, own in marks.items() if manifests.BARE in own}
 
 
 def _is_over(pod: Mapping[str, Any]) -> bool:

@@ -22,6 +22,8 @@ from danlu.executors.orders import Folders, framework_files, order_file, order_t
 ATTEMPT, JOB, PROJECT, ROLE, PLATFORM = (
     f"danlu.io/{name}" for name in ("attempt", "job", "project", "role", "platform")
 )
+BARE: Final = "danlu.io/bare"
+"""The label of what runs without the runner."""
 TASKS: Final = "danlu.io/tasks"
 """The annotation with what the executor has to know of an attempt's tasks, whatever else of it is gone."""
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
@@ -139,6 +141,7 @@ def tasks(order: LaunchOrder) -> Object:
     return {
         "bare": False,
         "secrets": bool(order.secrets),
+        "code": order.job.spec.code is not None,
         "grace_s": order.job.spec.grace,
         "limits": limits(order),
         "tasks": [

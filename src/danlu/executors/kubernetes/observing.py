@@ -10,8 +10,8 @@ from danlu.domain.jobs import Reason, Task
 from danlu.domain.reports import TaskReport
 from danlu.executors import told
 from danlu.executors.base import Observation, Phase
-from danlu.executors.kubernetes import reasons
-from danlu.executors.kubernetes.manifests import INDEX, ROLE
+from danlu.executors.kubernetes import bare, reasons
+from danlu.executors.kubernetes.manifests import BARE, INDEX, ROLE
 from danlu.executors.kubernetes.nodes import Health
 from danlu.executors.kubernetes.quantities import SECOND_NS, ns
 from danlu.executors.kubernetes.reasons import Why
@@ -20,7 +20,7 @@ from danlu.runner import gang
 Object = Mapping[str, Any]
 HEARD_S: Final = 15.0
 """How long runners have to hear from the server that their gang is over, before their pods are deleted."""
-SIGKILL, SIGTERM = 9, 15
+SIGKILL, SIGTERM, NOT_FOUND = 9, 15, 127
 OVER: Final = frozenset({"Succeeded", "Failed"})
 NO_REPORT: Final = TaskReport()
 
@@ -64,6 +64,7 @@ class Look:
     end: Why | None = None
     """``reason`` is COMPLETED where its own result ends it."""
     no_python: bool = False
+    """Its image has none: it is to be made anew without the runner."""
 
 
 @dataclass(slots=True)
@@ -88,6 +89,13 @@ class Member:
 def look(held: Held, reports: Mapping[str, TaskReport], world: World) -> Look:
     """Returns what is seen of an attempt: ended or lost only where nothing of it runs any more."""
     members = _members(held, reports, world)
+    without = [one for one in members if one.pod is not None and not one.over and reasons.has_no_python(one.pod)]
+    if without and not held.known.get("bare") and not held.stopped and held.ending is None:
+        refused = bare.why_not(held.known)
+        if not refused:
+            return Look(_observation(held, members, Phase.STARTING, None), no_python=True)
+        for one in without:
+            one.task = one.task.model_copy(update={"exit_code": NOT_FOUND, "ended_at": world.now, "error": refused})
     known_at = gang.known_at(_gang(members))
     running = [one for one in members if one.runs]
     started = min((one.task.started_at for one in members if one.task.started_at is not None), default=None)
@@ -103,10 +111,7 @@ def look(held: Held, reports: Mapping[str, TaskReport], world: World) -> Look:
             end = Why(Reason.COMPLETED, "its result is known")
         phase = Phase.STARTING if started is None else Phase.RUNNING
         why = held.ending or _waits(held, members) if started is None else held.ending
-        bare = not held.known.get("bare") and any(
-            reasons.has_no_python(one.pod) for one in members if one.pod is not None
-        )
-        return Look(_observation(held, members, phase, why), end, no_python=bare)
+        return Look(_observation(held, members, phase, why), end)
     return Look(_over(held, members, lost, known=known_at is not None))
 
 
@@ -114,9 +119,11 @@ def _members(held: Held, reports: Mapping[str, TaskReport], world: World) -> lis
     pods: dict[tuple[str, int], Object] = {}
     for one in sorted(held.pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp", ""))):
         marks = one["metadata"].get("labels") or {}
+        if held.known.get("bare") and BARE not in marks:
+            continue  # what it stands in the place of
         if ROLE in marks and str(marks.get(INDEX, "")).isdecimal():
             pods[str(marks[ROLE]), int(marks[INDEX])] = one
-    finished = {str((job["metadata"].get("labels") or {}).get(ROLE)): _is_finished(job) for job in held.jobs}
+    finished = {str((job["metadata"].get("labels") or {}).get(ROLE)): _is_finished(job) for job in _jobs(held)}
     found = []
     for spec in held.known["tasks"]:
         report = reports.get(str(spec["name"]), NO_REPORT)
@@ -124,12 +131,12 @@ def _members(held: Held, reports: Mapping[str, TaskReport], world: World) -> lis
         pod = pods.get((str(spec["role"]), int(spec["index"])))
         task = told.task(spec, status.of(str(spec["name"])))
         node = Health() if pod is None else _health(pod, world)
-        runs = pod is not None and not node.lost and pod.get("status", {}).get("phase") not in OVER
+        runs = pod is not None and not node.lost and _phase(pod) not in OVER and reasons.terminated(pod) is None
         member = Member(
             spec, pod, status, None if report.saved is None else report.saved.model_dump(), task, runs, report.seen_at
         )
         if not member.over and pod is not None:
-            member.task = _by_container(task, pod, heard=bool(report.events), bare=bool(held.known.get("bare")))
+            member.task = _by_container(task, pod, heard=bool(report.events), alone=bool(held.known.get("bare")))
         if not member.over or (task.stopped and (status.ended or {}).get("evicted")):
             member.lost = _lost(member, node, gone=finished.get(str(spec["role"]), True))
         found.append(member)
@@ -143,11 +150,11 @@ def _health(pod: Object, world: World) -> Health:
     return world.nodes.get(name) or Health(True, f"node {name} is no longer part of the cluster")
 
 
-def _by_container(task: Task, pod: Object, *, heard: bool, bare: bool) -> Task:
+def _by_container(task: Task, pod: Object, *, heard: bool, alone: bool) -> Task:
     """Returns a task with what its container tells, where no runner has told it."""
     status = pod.get("status", {})
     changes: dict[str, Any] = {}
-    if bare:
+    if alone:
         for container in status.get("containerStatuses") or []:
             state = container.get("state") or {}
             began = ns(((state.get("running") or state.get("terminated")) or {}).get("startedAt"))
@@ -158,11 +165,11 @@ def _by_container(task: Task, pod: Object, *, heard: bool, bare: bool) -> Task:
     code, at = int(ended.get("exitCode") or 0), ns(ended.get("finishedAt"))
     if ended.get("reason") == "OOMKilled":
         changes |= {"oom": True, "signal": SIGKILL, "ended_at": at, "error": "killed by the kernel for lack of memory"}
-    elif bare and ended.get("reason") == "StartError":
+    elif alone and ended.get("reason") == "StartError":
         changes |= {"exit_code": 127, "ended_at": at, "error": str(ended.get("message") or "")[:4096]}
-    elif bare and code in (128 + SIGKILL, 128 + SIGTERM):
+    elif alone and code in (128 + SIGKILL, 128 + SIGTERM):
         changes |= {"signal": code - 128, "ended_at": at}
-    elif bare or (code == 0 and heard):
+    elif alone or (code == 0 and heard):
         changes |= {"exit_code": min(255, code), "ended_at": at, "last_lines": str(ended.get("message") or "")[:4096]}
     return task.model_copy(update=changes)
 
@@ -183,8 +190,9 @@ def _lost(member: Member, node: Health, *, gone: bool) -> Why | None:
     found = reasons.lost(pod)
     if found is not None:
         return found
-    if _phase(pod) in OVER and not reasons.has_no_python(pod):
-        code = (reasons.terminated(pod) or {}).get("exitCode")
+    ended = reasons.terminated(pod)
+    if (_phase(pod) in OVER or ended is not None) and not reasons.has_no_python(pod):
+        code = None if ended is None else ended.get("exitCode")
         return Why(
             Reason.RUNNER_LOST, f"the runner of {name} ended with exit code {code}, and has not told how its task did"
         )
@@ -216,10 +224,16 @@ def _may_make_pods(held: Held, members: Iterable[Member]) -> bool:
     """Whether a Job may still make a pod that is not there yet."""
     open_roles = {
         str((job["metadata"].get("labels") or {}).get(ROLE))
-        for job in held.jobs
+        for job in _jobs(held)
         if not _is_finished(job) and not job["metadata"].get("deletionTimestamp")
     }
     return any(one.pod is None and not one.over and str(one.spec["role"]) in open_roles for one in members)
+
+
+def _jobs(held: Held) -> list[Object]:
+    """Returns its Jobs: where it runs without the runner, those alone that do."""
+    wanted = bool(held.known.get("bare"))
+    return [job for job in held.jobs if (BARE in (job["metadata"].get("labels") or {})) is wanted]
 
 
 def _is_finished(job: Object) -> bool:
@@ -261,7 +275,7 @@ def _waits(held: Held, members: Iterable[Member]) -> Why | None:
 def _over(held: Held, members: Sequence[Member], lost: Why | None, *, known: bool) -> Observation:
     """Returns how an attempt ended of which nothing runs any more."""
     left = [one for one in members if not one.over]
-    own = lost is not None and lost.reason is Reason.COMPLETED  # its own result has ended it
+    own = lost is not None and lost.reason in (Reason.COMPLETED, Reason.PREEMPTED)  # its result, or making way
     if lost is not None and not own and not (held.stopped and held.ending is None):
         return _observation(held, members, Phase.LOST, lost)
     if left and not (held.stopped or known or lost is not None):
@@ -281,7 +295,8 @@ def _observation(held: Held, members: Sequence[Member], phase: Phase, why: Why |
     at += [ended["at"] for ended in ends if type(ended.get("at")) is int]
     saved = max((one.saved for one in members if one.saved is not None), key=lambda said: said["at"], default=None)
     by_runners = any(ended.get("stopped") for ended in ends) and gang.known_at(_gang(members)) is None
-    preempted = any(ended.get("preempted") for ended in ends)
+    made_way = held.ending is not None and held.ending.reason is Reason.PREEMPTED
+    preempted = made_way or any(ended.get("preempted") for ended in ends)
     heard = [one.seen_at for one in members if one.seen_at is not None]
     words = next((str(ended["message"]) for ended in ends if ended.get("message")), "")
     stopped = held.stopped or (by_runners and not preempted)

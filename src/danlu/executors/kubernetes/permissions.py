@@ -18,7 +18,7 @@ IN_NAMESPACE: Final = (
     Rule("", "secrets", ("create", "get", "list", "patch", "delete"), "one for each attempt; it owns the rest"),
     Rule("", "configmaps", ("create",), "the runner, one for each version"),
     Rule("", "services", ("create",), "the names of a gang's pods"),
-    Rule("batch", "jobs", ("create", "list", "deletecollection"), "one for each role of an attempt"),
+    Rule("batch", "jobs", ("create", "get", "list", "delete", "deletecollection"), "one for each role of an attempt"),
     Rule("", "pods", ("list", "watch", "deletecollection"), "what became of them, and ending them"),
     Rule("", "pods/log", ("get",), "the output of images without Python"),
     Rule("", "pods/exec", ("create", "get"), "danlu exec and danlu cp"),

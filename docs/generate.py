@@ -124,6 +124,21 @@ SERVER: Final[Mapping[str, str]] = {
     "DANLU_MASTER_KEY": "the key that seals access keys' secrets, 64 hexadecimal digits, instead of `keys/master` of the "
     "data folder",
     "DANLU_MASTER_KEY_FILE": "a file of mode 0600 that holds it, where DANLU_MASTER_KEY is not set",
+    "DANLU_EXECUTOR": "`kubernetes`: jobs run as pods; else as processes of this machine. What follows is for pods",
+    "DANLU_POD_URL": "where pods reach the platform, such as `http://danlu.danlu:7070`",
+    "DANLU_POD_CA": "a file with the certificate of the authority of DANLU_POD_URL, where images do not know it",
+    "DANLU_POD_IMAGE": "what jobs run in that name no image; `python:3.12` when left out",
+    "DANLU_POD_TEMPLATES": "a YAML file with what is added to pods, `default` and by project: node selector, tolerations, "
+    "priority class, pull secrets, volumes, labels, annotations",
+    "DANLU_POD_UID_BASE": "a project's pods run as this plus the project's number; 200000 when left out",
+    "DANLU_START_TIMEOUT_S": "a job whose pods do not all run by then is withdrawn and waits again; 600 when left out",
+    "DANLU_KUBERNETES_NAMESPACE": "where pods are made; `danlu` when left out",
+    "DANLU_KUBERNETES_PLATFORM": "which installation it is, where several share a namespace; `danlu` when left out",
+    "DANLU_KUBECONFIG": "a file with the way to the cluster; else the pod's service account, else KUBECONFIG",
+    "DANLU_KUBERNETES_CONTEXT": "which of that file's contexts; else its current one",
+    "DANLU_GPU_RESOURCE": "the extended resource that GPUs are; `nvidia.com/gpu` when left out",
+    "DANLU_GPU_LABEL": "the nodes' label with a GPU's product; `nvidia.com/gpu.product` when left out",
+    "DANLU_GPU_KINDS": "the products that a kind of GPU means: `h100=NVIDIA-H100-PCIe|NVIDIA-H100-80GB-HBM3,a100=...`",
     "XDG_RUNTIME_DIR": "where sockets are, unless the server is root's",
     "UV_*, PIP_*, HTTPS_PROXY, SSL_CERT_FILE": "how environments reach their package index: uv's settings, else pip's",
 }

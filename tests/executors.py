@@ -246,7 +246,9 @@ class SimulatedBench(Bench):
 
 def benches(kind: str, folder: Path) -> Iterator[Bench]:
     """Yields a bench and takes it down again."""
-    bench: Bench = SimulatedBench() if kind == "simulated" else LocalBench(folder)
+    from tests.pod_bench import PodBench
+
+    bench: Bench = {"simulated": SimulatedBench, "kubernetes": PodBench, "local": lambda: LocalBench(folder)}[kind]()
     yield bench
     bench.close()
 

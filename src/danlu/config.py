@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from danlu.errors import PlatformError
 
@@ -15,6 +15,45 @@ DEFAULT_PORT: Final = 7070
 PORTS_TRIED: Final = 100
 EVENTS_KEPT_DAYS: Final = 400.0
 MAX_EVENTS: Final = 10_000_000
+
+
+LOCAL, KUBERNETES = "local", "kubernetes"
+EXECUTORS: Final = (LOCAL, KUBERNETES)
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesSettings:
+    """How jobs run as pods. Each is read from the environment, where a Helm chart puts it.
+
+    Attributes:
+        pod_url: where pods reach this platform, such as ``http://danlu.danlu:7070`` (``DANLU_POD_URL``).
+        namespace: where pods are made (``DANLU_KUBERNETES_NAMESPACE``).
+        platform: which installation it is, where several share a namespace (``DANLU_KUBERNETES_PLATFORM``).
+        kubeconfig: the way to the cluster (``DANLU_KUBECONFIG``); None: this pod's service account, else KUBECONFIG.
+        context: which of that file's contexts (``DANLU_KUBERNETES_CONTEXT``); None: its current one.
+        image: what jobs run in that name no image (``DANLU_POD_IMAGE``).
+        authority: a file with the certificate of the authority of ``pod_url`` (``DANLU_POD_CA``).
+        templates: a YAML file with what is added to pods, by project (``DANLU_POD_TEMPLATES``).
+        gpu_resource: the extended resource that GPUs are (``DANLU_GPU_RESOURCE``).
+        gpu_label: the nodes' label with a GPU's product (``DANLU_GPU_LABEL``).
+        gpu_kinds: the products of each kind: ``h100=NVIDIA-H100-PCIe|NVIDIA-H100-80GB-HBM3,...`` (``DANLU_GPU_KINDS``).
+        start_timeout_s: an attempt that does not all run by then is withdrawn and waits again (``DANLU_START_TIMEOUT_S``).
+        uid_base: a project's pods run as this plus its number (``DANLU_POD_UID_BASE``).
+    """
+
+    pod_url: str
+    namespace: str = "danlu"
+    platform: str = "danlu"
+    kubeconfig: Path | None = None
+    context: str | None = None
+    image: str = "python:3.12"
+    authority: Path | None = None
+    templates: Path | None = None
+    gpu_resource: str = "nvidia.com/gpu"
+    gpu_label: str = "nvidia.com/gpu.product"
+    gpu_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    start_timeout_s: float = 600.0
+    uid_base: int = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +82,7 @@ class Settings:
         max_events: how many are kept, however young the others are.
         backup_every_s: time between two copies of a SQLite database.
         diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
+        kubernetes: how jobs run as pods (``DANLU_EXECUTOR=kubernetes``); None: as processes of this machine.
     """
 
     home: Path
@@ -64,6 +104,7 @@ class Settings:
     max_events: int = MAX_EVENTS
     backup_every_s: float = 86_400.0
     diagnose: str | None = None
+    kubernetes: KubernetesSettings | None = None
 
 
 def default_home(environ: Mapping[str, str], *, root: bool) -> Path:
@@ -118,6 +159,51 @@ def _finite(text: str) -> float:
     return number
 
 
+def kubernetes(environ: Mapping[str, str]) -> KubernetesSettings | None:
+    """Returns how jobs run as pods, or None where they run on this machine.
+
+    Raises:
+        ValueError: a variable is missing, or not what it should be.
+    """
+    chosen = environ.get("DANLU_EXECUTOR") or LOCAL
+    if chosen not in EXECUTORS:
+        raise ValueError(f"DANLU_EXECUTOR={chosen!r}: it is one of {', '.join(EXECUTORS)}")
+    if chosen == LOCAL:
+        return None
+    url = environ.get("DANLU_POD_URL", "").rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"DANLU_POD_URL={url!r}: where pods reach this platform, such as http://danlu.danlu:7070")
+    texts = {
+        "namespace": "DANLU_KUBERNETES_NAMESPACE", "platform": "DANLU_KUBERNETES_PLATFORM", "image": "DANLU_POD_IMAGE",
+        "context": "DANLU_KUBERNETES_CONTEXT", "gpu_resource": "DANLU_GPU_RESOURCE", "gpu_label": "DANLU_GPU_LABEL",
+    }  # fmt: skip
+    files = {"kubeconfig": "DANLU_KUBECONFIG", "authority": "DANLU_POD_CA", "templates": "DANLU_POD_TEMPLATES"}
+    found: dict[str, Any] = {name: environ[variable] for name, variable in texts.items() if environ.get(variable)}
+    found |= {name: Path(environ[variable]) for name, variable in files.items() if environ.get(variable)}
+    try:
+        timeout_s = _finite(environ.get("DANLU_START_TIMEOUT_S") or "600")
+        base = int(environ.get("DANLU_POD_UID_BASE") or "200000")
+    except ValueError as error:
+        raise ValueError(f"DANLU_START_TIMEOUT_S and DANLU_POD_UID_BASE are numbers: {error}") from error
+    if timeout_s < 1 or not 1 <= base <= 2**31 - 2**20:
+        raise ValueError("DANLU_START_TIMEOUT_S is at least 1 s, DANLU_POD_UID_BASE from 1 to 2146435072")
+    kinds = _kinds(environ.get("DANLU_GPU_KINDS", ""))
+    return KubernetesSettings(url, gpu_kinds=kinds, start_timeout_s=timeout_s, uid_base=base, **found)
+
+
+def _kinds(text: str) -> dict[str, tuple[str, ...]]:
+    """Returns the products of each kind of GPU."""
+    found = {}
+    for one in filter(None, map(str.strip, text.split(","))):
+        kind, equals, products = one.partition("=")
+        if not equals or not kind.strip() or not products.strip("| "):
+            raise ValueError(
+                f"DANLU_GPU_KINDS: {one!r} is not KIND=PRODUCT|PRODUCT, such as h100=NVIDIA-H100-80GB-HBM3"
+            )
+        found[kind.strip()] = tuple(filter(None, map(str.strip, products.split("|"))))
+    return found
+
+
 def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
     import argparse
@@ -154,6 +240,10 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         help="how many events are kept, however young the others are",
     )
     found = parser.parse_args(list(arguments))
+    try:
+        pods = kubernetes(environ)
+    except ValueError as error:
+        parser.error(str(error))
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
         home=home,
@@ -174,4 +264,5 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         max_events=max(1000, found.max_events),
         new_master=found.new_master_key,
         diagnose=found.diagnose,
+        kubernetes=pods,
     )

@@ -13,8 +13,11 @@ from danlu.executors.simulated import AT_NOTICE
 from tests.executors import Bench, benches, notice
 from tests.factories import SECOND
 
+KINDS = ("simulated", "local", "kubernetes")
+SPOOLS = [kind for kind in KINDS if kind != "kubernetes"]  # pods send what they write to the server themselves
 
-@pytest.fixture(params=["simulated", "local"])
+
+@pytest.fixture(params=KINDS)
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder: Path = tmp_path_factory.mktemp("home")
     for parent in [folder, *folder.parents[:3]]:
@@ -107,6 +110,7 @@ def test_what_is_not_there_can_be_stopped_and_forgotten(bench: Bench) -> None:
     assert bench.executor.outputs(attempt_id) is None
 
 
+@pytest.mark.parametrize("bench", SPOOLS, indirect=True)
 def test_what_it_wrote_comes_in_pieces_without_gaps(bench: Bench) -> None:
     lines = tuple(f"line {number}" for number in range(50))
     attempt_id = bench.launch(*bench.program(lines=lines))
@@ -120,6 +124,7 @@ def test_what_it_wrote_comes_in_pieces_without_gaps(bench: Bench) -> None:
         at += len(piece.data)
 
 
+@pytest.mark.parametrize("bench", SPOOLS, indirect=True)
 def test_what_was_collected_does_not_come_again(bench: Bench) -> None:
     attempt_id = bench.launch(*bench.program(lines=("one", "two")))
     bench.end(attempt_id)

@@ -38,7 +38,7 @@ BUILDING: Final = {
     "EnvironmentBuilding": "its environment is being built",
     "ImagePulling": "its image is being pulled",
 }
-REPEATED: Final = frozenset({"AttemptFailed", "RunnerLost", "NodeLost"})
+REPEATED: Final = frozenset({"AttemptFailed", "RunnerLost", "NodeLost", "Evicted", "PodDeleted", "StartTimeout"})
 
 
 class Detached(Exception):

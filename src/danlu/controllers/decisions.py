@@ -95,6 +95,8 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
         attempts.append(attempt.moved(AttemptState.RUNNING, now=now, reason=Reason.STARTED, **changes))
         if job.state is JobState.STARTING:
             jobs.append(job.moved(JobState.RUNNING, now=now, reason=Reason.STARTED, started_at=seen.started_at))
+    elif seen.phase is Phase.STARTING and job.state is JobState.STARTING and _tells_why(job, seen):
+        jobs.append(job.evolved(now=now, reason=seen.reason or Reason.LAUNCHING, message=seen.message[:4096]))
     elif _is_news(attempt, seen, now):
         attempts.append(attempt.evolved(now=now, tasks=_tasks(attempt, seen), **_saved(attempt, seen)))
     latest_job, latest = (jobs or [job])[-1], (attempts or [attempt])[-1]
@@ -111,6 +113,12 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
     if latest_job.state in (JobState.STARTING, JobState.RUNNING):
         jobs.append(latest_job.moved(JobState.STOPPING, now=now, reason=Reason.STOP_REQUESTED))
     return Decision(Action.STOP, tuple(jobs), tuple(attempts))
+
+
+def _tells_why(job: Job, seen: Observation) -> bool:
+    """Whether what keeps an attempt from running is another thing than the job says."""
+    told = seen.reason is not None or job.reason is not Reason.LAUNCHING
+    return told and (job.reason, job.message) != (seen.reason or Reason.LAUNCHING, seen.message[:4096])
 
 
 def _is_news(attempt: Attempt, seen: Observation, now: int) -> bool:
@@ -178,7 +186,7 @@ def _ended(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
     if attempt.preemption is None:  # nobody asked it to make way, whatever it says
         seen = seen.model_copy(update={"preempted": False})
     reason, message, exit_code = verdict(seen, job)
-    if seen.phase is Phase.LOST and reason is Reason.RUNNER_LOST:
+    if seen.phase is Phase.LOST and attempt.preemption is not None:
         reason, message = _lost(attempt, message)
     began = attempt.started_at or seen.started_at
     ended = attempt.moved(
@@ -212,6 +220,8 @@ def verdict(seen: Observation, job: Job) -> tuple[Reason, str, int | None]:
 
     The first task that failed decides; what was ended because of it, or after the result was known, does not.
     """
+    if seen.phase is Phase.LOST and seen.reason is not None:
+        return seen.reason, seen.message, None
     if seen.phase is Phase.LOST:
         return Reason.RUNNER_LOST, seen.message or "its runner was killed; everything it had written was kept", None
     if seen.preempted and not seen.stopped and not seen.timed_out:

@@ -56,6 +56,10 @@ class Reason(StrEnum):
     WAITING_FOR_PREEMPTED_WORKLOADS = "WaitingForPreemptedWorkloads"
     ENVIRONMENT_BUILDING = "EnvironmentBuilding"
     IMAGE_PULLING = "ImagePulling"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    UNSCHEDULABLE = "Unschedulable"
+    POD_REFUSED = "PodRefused"
+    POD_NOT_READY = "PodNotReady"
     WAITING_FOR_RETRY = "WaitingForRetry"
     ON_HOLD = "OnHold"
     WAITING_FOR_DEPENDENCY = "WaitingForDependency"
@@ -81,11 +85,19 @@ class Reason(StrEnum):
     ATTEMPT_FAILED = "AttemptFailed"
     RUNNER_LOST = "RunnerLost"
     NODE_LOST = "NodeLost"
+    EVICTED = "Evicted"
+    POD_DELETED = "PodDeleted"
+    START_TIMEOUT = "StartTimeout"
     PREEMPTED = "Preempted"
     PORT_TAKEN = "PortTaken"
 
 
-LOST: Final = frozenset({Reason.RUNNER_LOST, Reason.NODE_LOST, Reason.PREEMPTED, Reason.PORT_TAKEN})
+LOST: Final = frozenset(
+    {
+        Reason.RUNNER_LOST, Reason.NODE_LOST, Reason.EVICTED, Reason.POD_DELETED, Reason.START_TIMEOUT, Reason.PREEMPTED,
+        Reason.PORT_TAKEN,
+    }
+)  # fmt: skip
 """An attempt that ended so is repeated outside the user's retry budget; all but the preempted ones count as losses."""
 
 NEVER_RETRIED: Final = frozenset(

@@ -18,7 +18,7 @@ from pydantic import Field
 from danlu.domain.environments import Interpreter
 from danlu.domain.images import Image
 from danlu.domain.isolation import Layer
-from danlu.domain.jobs import Attempt, Job, Task
+from danlu.domain.jobs import Attempt, Job, Reason, Task
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.records import Ns, Said, Value
 from danlu.domain.secrets import HandedSecret
@@ -84,6 +84,9 @@ class Observation(Value):
     saved_as: Said = Field(default="", description="that checkpoint's name")
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
     resumed_from: Said | None = None
+    reason: Reason | None = Field(
+        default=None, description="why it does not run yet, or how it was lost, where the executor knows better"
+    )
     message: Said = ""
 
 

@@ -1,0 +1,112 @@
+"""Makes what runs a platform's jobs, as its settings have it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import yaml
+
+from danlu.config import KubernetesSettings
+from danlu.domain.images import Image
+from danlu.errors import PlatformError
+from danlu.executors.base import Hint, StoredImage
+from danlu.executors.kubernetes.client import Api, connect
+from danlu.executors.kubernetes.executor import KubernetesConfig, KubernetesExecutor, Reports
+from danlu.executors.kubernetes.manifests import PodSettings
+from danlu.executors.kubernetes.template import Templates, parse
+
+MAX_FILE_BYTES: Final = 1 << 20
+
+
+def kubernetes(
+    settings: KubernetesSettings, runner: bytes, runner_name: str, *, reports: Reports, hint: Hint
+) -> KubernetesExecutor:
+    """Returns what runs jobs as pods, at work. A cluster that does not answer now is asked again.
+
+    Raises:
+        PlatformError: the cluster's library, its configuration or a file of the settings is missing.
+        InvalidRequest: the pod templates are not what they should be.
+    """
+    authority = "" if settings.authority is None else _text(settings, "authority")
+    pods = PodSettings(
+        namespace=settings.namespace, platform=settings.platform, url=settings.pod_url, image=settings.image,
+        runner=runner_name, authority=authority, gpu_resource=settings.gpu_resource, gpu_label=settings.gpu_label,
+        gpu_kinds=settings.gpu_kinds, uid_base=settings.uid_base,
+    )  # fmt: skip
+    way = partial(connect, settings.kubeconfig, settings.context)
+    way().close()  # what is not configured is told at the start
+    config = KubernetesConfig(pods, runner, _templates(settings), settings.start_timeout_s)
+    executor = KubernetesExecutor(config, Api(way), reports=reports, hint=hint)
+    executor.start()
+    return executor
+
+
+def _templates(settings: KubernetesSettings) -> Templates:
+    if settings.templates is None:
+        return Templates()
+    try:
+        content = yaml.safe_load(_text(settings, "templates"))
+    except yaml.YAMLError as error:
+        raise PlatformError(f"{settings.templates} is no YAML: {error}") from error
+    return parse(content, str(settings.templates))
+
+
+def _text(settings: KubernetesSettings, name: str) -> str:
+    path = getattr(settings, name)
+    try:
+        with path.open(encoding="utf-8") as file:
+            found: str = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlatformError(f"the settings' file {path} cannot be read: {error}") from error
+    if len(found) > MAX_FILE_BYTES:
+        raise PlatformError(f"{path} has more than {MAX_FILE_BYTES:,} characters")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An image that each node pulls by its name, when a pod needs it (see Built in controllers/environments.py)."""
+
+    lock_digest: str
+    packages: int | None = None
+    python_version: str | None = None
+    size_bytes: int = 0
+    build_s: float = 0.0
+    lock: str = ""
+
+
+class ClusterImages:
+    """See Images in controllers/environments.py and attempts.py: nodes pull images themselves, nothing is kept here."""
+
+    def pull(self, reference: str, project_number: int, report: Callable[[str], None]) -> Named:
+        """Returns it at once: whether it can be pulled, the first pod tells."""
+        del project_number
+        report(f"{reference} is pulled by the node that needs it")
+        return Named(_id(reference))
+
+    def find(self, image: str, project_number: int) -> Image:
+        """Returns it: it is known by its name."""
+        del project_number
+        return Image(id=image if len(image) == 64 else _id(image))
+
+    def store(self, project_number: int) -> str:
+        """Returns where a project's images are."""
+        return str(project_number)
+
+    def stored(self) -> frozenset[StoredImage]:
+        """Returns nothing: the nodes remove what they do not need."""
+        return frozenset()
+
+    def doom(self, images: Collection[StoredImage]) -> Callable[[], None]:
+        """Takes nothing away."""
+        del images
+        return lambda: None
+
+
+def _id(reference: str) -> str:
+
+    return hashlib.sha256(reference.encode()).hexdigest()

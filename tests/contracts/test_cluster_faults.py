@@ -1,0 +1,308 @@
+"""The Kubernetes executor and a cluster that fails: what is lost is told with its reason, nothing runs twice, all goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from danlu.domain.jobs import Reason
+from danlu.errors import ExecutorUnavailable, LaunchRejected
+from danlu.executors.base import Observation, Phase
+from danlu.executors.kubernetes.manifests import ROLE
+from tests.cluster import Answer
+from tests.factories import SECOND
+from tests.pod_bench import PodBench
+
+
+@pytest.fixture
+def bench() -> Iterator[PodBench]:
+    bench = PodBench()
+    yield bench
+    bench.close()
+
+
+def running(bench: PodBench, **fields: object) -> str:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True), **fields)
+    bench.printed(attempt_id, "up")
+    bench.until(lambda: seen(bench, attempt_id).phase is Phase.RUNNING)
+    return attempt_id
+
+
+def gang(bench: PodBench, replicas: int = 2) -> str:
+    program = bench.program(lines=("up",), hold=True)
+    roles = {"ps": {"replicas": 1, "command": program}, "worker": {"replicas": replicas, "command": program}}
+    attempt_id = bench.launch("unused", roles=roles, framework="tensorflow", grace=1, cpu=0.25)
+    bench.until(lambda: bench.log(attempt_id).count("up") == replicas + 1)
+    return attempt_id
+
+
+def seen(bench: PodBench, attempt_id: str) -> Observation:
+    found = bench.see(attempt_id)
+    assert found is not None
+    return found
+
+
+def is_over(found: Observation | None) -> bool:
+    return found is not None and found.phase in (Phase.ENDED, Phase.LOST)
+
+
+def nothing_runs(bench: PodBench, attempt_id: str) -> bool:
+    return all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in bench.cluster.pods(attempt_id))
+
+
+def test_a_job_of_one_task_costs_two_writes(bench: PodBench) -> None:
+    bench.end(bench.launch(*bench.program()))
+    bench.cluster.writes.clear()
+    bench.end(bench.launch(*bench.program()))
+    assert bench.cluster.writes == ["POST secrets", "POST jobs"]
+
+
+def test_a_gang_costs_a_write_for_each_role_and_two(bench: PodBench) -> None:
+    bench.end(bench.launch(*bench.program()))
+    bench.cluster.writes.clear()
+    gang(bench)
+    assert bench.cluster.writes == ["POST secrets", "POST services", "POST jobs", "POST jobs"]
+
+
+def test_nothing_changes_while_the_api_is_down(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    bench.cluster.down = True
+    for _ in range(60):
+        bench.clock.at += SECOND
+        with pytest.raises(ExecutorUnavailable, match="does not answer"):
+            bench.executor.observe()
+    with pytest.raises(ExecutorUnavailable):
+        bench.launch(*bench.program())
+    with pytest.raises(ExecutorUnavailable):
+        bench.executor.stop(attempt_id, grace_s=1)
+    bench.cluster.down = False
+    assert seen(bench, attempt_id).phase is Phase.RUNNING
+    bench.executor.stop(attempt_id, grace_s=1)
+    assert bench.end(attempt_id).stopped
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_what_passes_is_asked_again(bench: PodBench, status: int) -> None:
+    bench.cluster.faults = [Answer(status, "TooManyRequests", "later", Retry_After="1")] * 3
+    before = bench.clock.at
+    bench.end(bench.launch(*bench.program()))
+    assert bench.clock.at - before >= 3 * SECOND
+
+
+def test_expired_credentials_are_read_again_and_told(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    bench.cluster.faults = [Answer(401, "Unauthorized", "Unauthorized")]
+    bench.wait(1)
+    assert seen(bench, attempt_id).phase is Phase.RUNNING
+    bench.cluster.faults = [Answer(401, "Unauthorized", "the token has expired")] * 2
+    bench.clock.at += 2 * SECOND
+    with pytest.raises(ExecutorUnavailable, match=r"credentials \(401\): the token has expired"):
+        bench.executor.observe()
+    bench.wait(1)
+    assert seen(bench, attempt_id).phase is Phase.RUNNING
+
+
+def test_a_list_that_has_grown_too_old_is_read_again(bench: PodBench) -> None:
+    ids = {running(bench, cpu=0.1) for _ in range(3)}
+    bench.cluster.page = 1
+    bench.clock.at += 2 * SECOND
+    bench.cluster.faults = [Answer(410, "Expired", "the provided continue parameter is too old")]
+    assert {one.attempt_id for one in bench.executor.observe()} == ids
+
+
+@pytest.mark.parametrize("status", [403, 422])
+def test_what_the_api_refuses_is_told_in_its_words_and_nothing_is_left(bench: PodBench, status: int) -> None:
+    order = bench.order(*bench.program())
+    bench.executor._has_runner = True
+    bench.cluster.faults = [Answer(status, "Invalid", "spec.template: no such runtime class")]
+    with pytest.raises(LaunchRejected, match="no such runtime class"):
+        bench.executor.launch(order)
+    assert bench.cluster.all("secrets") == []
+    assert bench.see(order.attempt.id) is None
+
+
+def test_a_quota_of_objects_may_have_room_later(bench: PodBench) -> None:
+    order = bench.order(*bench.program())
+    bench.executor._has_runner = True
+    bench.cluster.faults = [
+        Answer(403, "Forbidden", "exceeded quota: objects, requested: secrets=1, used: 5, limited: 5")
+    ]
+    with pytest.raises(ExecutorUnavailable, match="exceeded quota"):
+        bench.executor.launch(order)
+    bench.executor.launch(order)
+    assert bench.end(order.attempt.id).phase is Phase.ENDED
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_launch_that_was_cut_short_is_gone_on_with(bench: PodBench, after: int) -> None:
+    program = bench.program(lines=("once",))
+    order = bench.order(
+        "unused", roles={"a": {"command": program}, "b": {"command": program}}, framework="none", cpu=0.25
+    )
+    bench.executor._has_runner = True
+    handle, calls = bench.cluster.handle, 0
+
+    def cut(method: str, url: str, body: object) -> object:
+        nonlocal calls
+        calls += method == "POST"
+        if calls > after:
+            raise Answer(500, "InternalError", "etcd is gone")
+        return handle(method, url, body)
+
+    bench.cluster.handle = cut  # type: ignore[method-assign, assignment]
+    with pytest.raises(ExecutorUnavailable):
+        bench.executor.launch(order)
+    bench.cluster.handle = handle  # type: ignore[method-assign]
+    bench.again()
+    assert bench.see(order.attempt.id) is None  # so that it is launched again
+    bench.executor.launch(order)
+    found = bench.end(order.attempt.id)
+    assert [task.exit_code for task in found.tasks] == [0, 0]
+    assert bench.runners.begun == [order.attempt.id]
+
+
+def test_what_was_stopped_is_not_launched_again(bench: PodBench) -> None:
+    order = bench.order(*bench.program(hold=True))
+    bench.executor.launch(order)
+    bench.executor.stop(order.attempt.id, grace_s=1)
+    bench.end(order.attempt.id)
+    bench.again()
+    bench.executor.launch(order)
+    bench.wait(5)
+    assert nothing_runs(bench, order.attempt.id)
+    assert seen(bench, order.attempt.id).stopped
+
+
+# why it does not run yet
+
+
+def test_an_image_that_cannot_be_pulled_is_told_at_once_and_goes_on_when_it_can(bench: PodBench) -> None:
+    attempt_id = bench.launch(*bench.program(), image="registry.test/gone:1")
+    bench.until(lambda: seen(bench, attempt_id).reason is Reason.IMAGE_PULL_FAILED)
+    assert "registry.test/gone:1 cannot be pulled on node-1" in seen(bench, attempt_id).message
+    bench.cluster.images.add("registry.test/gone:1")
+    assert bench.end(attempt_id).phase is Phase.ENDED
+
+
+def test_what_fits_nowhere_is_told_with_the_numbers(bench: PodBench) -> None:
+    attempt_id = bench.launch(*bench.program(), cpu=64)
+    bench.until(lambda: seen(bench, attempt_id).reason is Reason.UNSCHEDULABLE)
+    assert "0/1 nodes are available: 1 Insufficient cpu." in seen(bench, attempt_id).message
+
+
+def test_a_quota_or_a_webhook_that_refuses_the_pods_is_told_and_goes_on_when_it_does_not(bench: PodBench) -> None:
+    bench.cluster.refuse_pods = 'pods "x" is forbidden: exceeded quota: gpus, requested: 8, used: 0, limited: 4'
+    attempt_id = bench.launch(*bench.program())
+    bench.until(lambda: seen(bench, attempt_id).reason is Reason.POD_REFUSED)
+    assert "exceeded quota: gpus, requested: 8" in seen(bench, attempt_id).message
+    bench.cluster.refuse_pods = ""
+    assert bench.end(attempt_id).phase is Phase.ENDED
+
+
+def test_what_does_not_all_run_in_time_is_withdrawn(bench: PodBench) -> None:
+    bench.settings = {"start_timeout_s": 60.0}
+    bench.again()
+    small, large = bench.program(hold=True), bench.program(hold=True)
+    roles = {"a": {"command": small, "cpu": 0.25}, "b": {"command": large, "cpu": 64}}
+    attempt_id = bench.launch("unused", roles=roles, framework="none", grace=1)
+    bench.wait(50)
+    assert not is_over(bench.see(attempt_id))
+    bench.wait(20)
+    bench.again()
+    found = bench.end(attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.START_TIMEOUT)
+    assert "1 of 2 pods did not run within 60 s: Kubernetes finds no node" in found.message
+    assert nothing_runs(bench, attempt_id)
+
+
+# what is lost
+
+
+def test_a_pod_deleted_by_hand_ends_its_attempt_and_all_of_it(bench: PodBench) -> None:
+    attempt_id = gang(bench)
+    (pod, _) = [pod for pod in bench.cluster.pods(attempt_id) if pod["metadata"]["labels"][ROLE] == "worker"]
+    bench.cluster._delete("pods", pod)
+    found = bench.end(attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.POD_DELETED)
+    assert nothing_runs(bench, attempt_id)
+    bench.again()
+    assert seen(bench, attempt_id).phase is Phase.LOST
+
+
+def test_a_job_deleted_by_hand_does(bench: PodBench) -> None:
+    attempt_id = gang(bench)
+    bench.executor.observe()
+    bench.cluster._delete("jobs", bench.cluster.all("jobs")[0])
+    found = bench.end(attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.POD_DELETED)
+    assert nothing_runs(bench, attempt_id)
+
+
+def test_a_deleted_namespace_does_and_goes_on_once_it_is_there_again(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    bench.cluster.delete_namespace("jobs")
+    with pytest.raises(ExecutorUnavailable, match="not found"):
+        bench.launch(*bench.program())
+    found = bench.end(attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.POD_DELETED)
+    assert nothing_runs(bench, attempt_id)
+    bench.executor.forget(attempt_id)
+    assert bench.see(attempt_id) is None
+    bench.cluster.put("namespaces", {"metadata": {"name": "jobs"}})
+    assert bench.end(bench.launch(*bench.program())).phase is Phase.ENDED
+
+
+def test_a_lost_node_is_told_after_a_while_and_not_before(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    bench.cluster.lose_node("node-1")
+    bench.wait(50)
+    assert seen(bench, attempt_id).phase is Phase.RUNNING  # it may be back, and its pods with it
+    bench.wait(30)
+    found = seen(bench, attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.NODE_LOST)
+    assert "node node-1 does not answer: Kubelet stopped posting node status." in found.message
+    assert bench.executor.capacity()[0].cpu_milli == 0
+
+
+def test_the_rest_of_a_gang_is_stopped_before_a_lost_node_ends_it(bench: PodBench) -> None:
+    bench.cluster.objects["nodes", "", "node-1"]["status"]["allocatable"]["cpu"] = "0.5"
+    bench.cluster.node("node-2")
+    attempt_id = gang(bench)
+    bench.cluster.lose_node("node-1")
+    bench.until(lambda: is_over(bench.see(attempt_id)))
+    found = seen(bench, attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.NODE_LOST)
+    there = [pod for pod in bench.cluster.pods(attempt_id) if pod["spec"]["nodeName"] == "node-2"]
+    assert all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in there)
+
+
+def test_a_pod_that_its_node_kills_for_memory_says_so(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    (pod,) = bench.cluster.pods(attempt_id)
+    bench.lost.add(attempt_id)
+    ended = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2023-11-14T22:13:30Z"}
+    bench.cluster._set(pod, "Failed", {"terminated": ended})
+    found = bench.end(attempt_id)
+    assert (found.phase, found.tasks[0].oom, found.tasks[0].signal) == (Phase.ENDED, True, 9)
+
+
+def test_an_eviction_is_told(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    (pod,) = bench.cluster.pods(attempt_id)
+    bench.lost.add(attempt_id)
+    pod["status"] |= {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
+    bench.cluster.put("pods", pod)
+    found = bench.end(attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.EVICTED)
+    assert "The node was low on resource: memory." in found.message
+
+
+def test_another_platform_of_the_namespace_is_left_alone(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    for kind in ("secrets", "jobs", "pods"):
+        for item in bench.cluster.all(kind):
+            item["metadata"]["labels"]["danlu.io/platform"] = "other"
+    bench.again()
+    assert bench.executor.observe() == ()
+    assert not nothing_runs(bench, attempt_id)

@@ -437,8 +437,7 @@ class Runner:
             if task.waiting:
                 self.withdraw(task)
         message = "it ran longer than its max_time of %g s" % float(self.order["max_time_s"]) if self.timed_out else ""
-        if self.evicted:
-            message = "its pod was told to end: it was deleted or evicted, or its node drained"
+        message = "its pod was told to end: it was deleted or evicted, or its node drained" if self.evicted else message
         self.say(
             "ended", stopped=self.stopped, timed_out=self.timed_out, preempted=self.preempted, lost=bool(self.lost),
             message=self.lost or message, saved=self.tell_saved(settled.newest), evicted=self.evicted,
@@ -487,6 +486,8 @@ def run(
         runner.run(hindrance)
     os.close(lock)
     runner.hint(at_once=True)
+    if runner.hints is not None:
+        runner.hints.close()
     return 0
 
 

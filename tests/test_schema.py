@@ -34,6 +34,7 @@ WITHOUT_RECORDS = {
     "stored",
     "stored_things",
     "leadership",
+    "reports",
 }
 
 

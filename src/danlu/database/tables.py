@@ -139,6 +139,15 @@ artifacts: Final = _record(
     UniqueConstraint("attempt_id", "name"),
     Index("ix_artifacts_job_id_id", "job_id", "id"),
 )
+# what runners in pods say of their tasks, newest only; gone when their attempt is collected
+reports: Final = Table(
+    "reports",
+    METADATA,
+    Column("attempt_id", ID, primary_key=True),
+    Column("task", String(80), primary_key=True),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("body", BODY, nullable=False),
+)
 events: Final = Table(
     "events",
     METADATA,

@@ -20,6 +20,7 @@ from danlu.domain.images import Image
 from danlu.domain.isolation import Layer
 from danlu.domain.jobs import Attempt, Job, Reason, Task
 from danlu.domain.nodes import NodeCapacity
+from danlu.domain.notices import Notice as Notice
 from danlu.domain.records import Ns, Said, Value
 from danlu.domain.secrets import HandedSecret
 from danlu.domain.sessions import SessionRequest
@@ -88,16 +89,6 @@ class Observation(Value):
         default=None, description="why it does not run yet, or how it was lost, where the executor knows better"
     )
     message: Said = ""
-
-
-class Notice(Value):
-    """That an attempt has to make way: what its tasks are told before they are ended, so that they can save."""
-
-    signal: str = Field(description="TERM, USR1 ...: goes to the programs that handle it")
-    within_s: float = Field(ge=0, description="how long they have from now on")
-    deadline: Ns = Field(description="the same as a time; what they are told")
-    why: Said = ""
-    whom: Said = Field(default="", description="for whom")
 
 
 class StoredImage(NamedTuple):

@@ -371,4 +371,9 @@ def bodies(api: Api) -> dict[str, Any]:
         "secrets.set": {"value": "hf_another_one"},
         "prices.set": {"resource": "gpu/h100", "per_hour": "2.50"},
         "attempts.append": piece,
+        "results.missing": {"addresses": [api.ids["address"], address_of(b"new")]},
+        "results.pack": b"",
+        "results.append": FILE,
+        "artifacts.report": {"tree": address_of(api.node)},
+        "checkpoints.register": {"task": "main-0", "tree": address_of(api.node), "at": NOW},
     }

@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "environments": PURE,
     "api": PURE,
     "services": {*PURE, "database", "blobs", "scheduler", "tuning", "api", "environments.catalogue", "environments.sources",
-                 "environments.dockerfile", "environments.legacy", "runner.redaction"},
+                 "environments.dockerfile", "environments.legacy", "runner.redaction", "runner.gang"},
     "controllers": {
         *PURE, "database", "blobs", "scheduler", "tuning", "executors", "environments", "api", "services",
     },

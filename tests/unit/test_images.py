@@ -14,7 +14,7 @@ from danlu.domain.jobs import Task
 from danlu.domain.specs import JobSpec
 from danlu.errors import LaunchRejected
 from danlu.executors.local import containers, engines
-from danlu.executors.local.orders import Folders
+from danlu.executors.orders import Folders
 from danlu.runner import contained, processes
 
 GIB = 2**30

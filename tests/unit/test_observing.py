@@ -81,7 +81,7 @@ def test_the_last_word_is_seen_in_a_status_that_is_too_long(folder: Folder) -> N
     assert ended is not None
     assert ended["at"] == 7
     assert (observation(seen).phase, observation(seen).tasks[0].exit_code) == (Phase.ENDED, 0)
-    assert formats.read_status(str(folder.folder / "status")) == seen.events
+    assert formats.read_status(str(folder.folder / "status")) == list(seen.events)
 
 
 def test_no_job_may_ask_for_a_status_that_is_too_long() -> None:

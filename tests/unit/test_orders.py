@@ -11,8 +11,7 @@ import pytest
 from danlu.domain.jobs import Task
 from danlu.errors import LaunchRejected
 from danlu.executors.base import LaunchOrder
-from danlu.executors.local.observing import MAX_ORDER_BYTES
-from danlu.executors.local.orders import Folders, environment, gang_of, order_file, order_text
+from danlu.executors.orders import MAX_ORDER_BYTES, Folders, environment, gang_of, order_file, order_text
 from danlu.runner import formats
 from tests.factories import make_attempt, make_job
 
@@ -36,7 +35,7 @@ def order_of(**spec: Any) -> LaunchOrder:
 def test_what_a_thousand_tasks_share_is_in_the_file_once(framework: str) -> None:
     big = {"NOTES": "n" * 100_000}
     order = order_of(roles={"worker": {"replicas": 1000}, "ps": {"replicas": 24}}, framework=framework, variables=big)
-    text = order_text(order_file(order, *(WHERE.attempt, WHERE.checkpoints, WHERE.sdk)))
+    text = order_text(order_file(order, WHERE))
     assert len(text) < 1_000_000
     read, gang = json.loads(text), gang_of(order, WHERE.attempt)
     for rank in (0, 511, 1023):

@@ -18,6 +18,7 @@ from danlu.api.bodies import (
     Addresses,
     AddressesAndTrees,
     AllJobsQuery,
+    AppendQuery,
     DoctorQuery,
     EnvironmentRequest,
     EventsQuery,
@@ -52,6 +53,7 @@ from danlu.api.bodies import (
     UserChange,
     UserRequest,
     WaitQuery,
+    WishesQuery,
 )
 from danlu.domain.actors import Standing
 from danlu.domain.arrays import ArrayState, JobArray
@@ -62,10 +64,12 @@ from danlu.domain.environments import Environment
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job
 from danlu.domain.keys import AccessKey, Revoked, Token
+from danlu.domain.notices import Wishes
 from danlu.domain.prices import Price, PriceRequest
 from danlu.domain.projects import Project
 from danlu.domain.records import Value
-from danlu.domain.secrets import Secret, SecretRequest
+from danlu.domain.reports import TaskReport
+from danlu.domain.secrets import HandedSecrets, Secret, SecretRequest
 from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.domain.specs import JobSpec
 from danlu.domain.usage import UsageReport
@@ -301,7 +305,17 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.ADMINISTER, kind=Kind.TEXT),
     O("attempts.append", "PUT", "/v1/attempts/{attempt}/streams/{task}/{stream}",
       "A runner ships a piece of a log or of metrics; the same piece twice is once", TextPage, body=bytes,
-      query=OffsetQuery, permission=Permission.ATTEMPT, audited=False),
+      query=AppendQuery, permission=Permission.ATTEMPT, audited=False),
+    O("reports.put", "PUT", "/v1/attempts/{attempt}/tasks/{task}",
+      "A runner in a pod says all there is to say of its task, and learns what is wished of it", Wishes, body=TaskReport,
+      permission=Permission.ATTEMPT, audited=False),
+    O("wishes.wait", "GET", "/v1/attempts/{attempt}/wishes",
+      "What is wished of an attempt, as soon as that changes or the time is over", Wishes, query=WishesQuery,
+      permission=Permission.ATTEMPT),
+    O("handing.code", "GET", "/v1/attempts/{attempt}/code", "The attempt's code, as a pack", bytes,
+      permission=Permission.ATTEMPT, kind=Kind.BYTES),
+    O("handing.secrets", "GET", "/v1/attempts/{attempt}/secrets", "The secrets that the attempt begins with", HandedSecrets,
+      permission=Permission.ATTEMPT),
     O("results.missing", "POST", "/v1/attempts/{attempt}/blobs/missing",
       "Which of these blobs and trees an attempt's project does not have yet", Addresses, body=AddressesAndTrees,
       permission=Permission.ATTEMPT, audited=False),

@@ -125,6 +125,19 @@ class OffsetQuery(Value):
     offset: int = Field(default=0, ge=0)
 
 
+class AppendQuery(OffsetQuery):
+    """Where a piece of a stream begins, in bytes."""
+
+    durable: bool = Field(default=False, description="answer when all of the stream outlives a power failure")
+
+
+class WishesQuery(Value):
+    """Answer at once where something else is wished than what is known, else when that happens, or the time is over."""
+
+    known: str = Field(default="", max_length=64, description="the tag of the last answer")
+    timeout_s: float = Field(default=25.0, ge=0, le=60)
+
+
 class DoctorQuery(Value):
     """What to look at."""
 

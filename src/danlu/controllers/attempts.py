@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn, Protocol
 
 from danlu.controllers.decisions import Action, Decision, decide, rejected
-from danlu.controllers.preempting import notice_of
 from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries
 from danlu.database.engine import Database, Transaction
@@ -17,6 +16,7 @@ from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
 from danlu.domain.images import Image
 from danlu.domain.jobs import Attempt, AttemptState, Job, JobState, Reason
+from danlu.domain.notices import notice_of
 from danlu.domain.secrets import HandedSecret
 from danlu.errors import (
     DanluError,

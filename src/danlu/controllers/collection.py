@@ -15,7 +15,7 @@ from danlu.blobs.base import Blobs
 from danlu.blobs.folders import Scan, scan
 from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.tasks import Tasks, Trials
-from danlu.database import queries
+from danlu.database import queries, reports
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS
 from danlu.domain.artifacts import Artifact
@@ -135,6 +135,7 @@ class CollectionController:
             if found is not None and (found.count or found.skipped):
                 ARTIFACTS.add(tx, self._artifact(attempt, found, now))
             ATTEMPTS.put(tx, newest, newest.evolved(now=now, collected=True, kept=""))
+            reports.remove(tx, attempt.id)
             stored.checkpoints(tx, job, checkpoint_bytes, now)
             secrets.forget_replaced(tx, attempt.project)
 

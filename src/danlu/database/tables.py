@@ -155,6 +155,15 @@ outputs: Final = _record(
     Column("task", String(100), nullable=False),
     UniqueConstraint("attempt_id", "task"),
 )
+# what runners in pods say of their tasks, newest only; gone when their attempt is collected
+reports: Final = Table(
+    "reports",
+    METADATA,
+    Column("attempt_id", ID, primary_key=True),
+    Column("task", String(80), primary_key=True),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("body", BODY, nullable=False),
+)
 events: Final = Table(
     "events",
     METADATA,

@@ -20,6 +20,7 @@ from danlu.domain.images import Image
 from danlu.domain.isolation import Layer
 from danlu.domain.jobs import Attempt, Job, Task
 from danlu.domain.nodes import NodeCapacity
+from danlu.domain.notices import Notice as Notice
 from danlu.domain.records import Ns, Said, Value
 from danlu.domain.secrets import HandedSecret
 from danlu.domain.sessions import SessionRequest
@@ -84,16 +85,6 @@ class Observation(Value):
     limits: tuple[str, ...] = Field(default=(), description="the limits and isolation that are really in force")
     resumed_from: Said | None = None
     message: Said = ""
-
-
-class Notice(Value):
-    """That an attempt has to make way: what its tasks are told before they are ended, so that they can save."""
-
-    signal: str = Field(description="TERM, USR1 ...: goes to the programs that handle it")
-    within_s: float = Field(ge=0, description="how long they have from now on")
-    deadline: Ns = Field(description="the same as a time; what they are told")
-    why: Said = ""
-    whom: Said = Field(default="", description="for whom")
 
 
 class StoredImage(NamedTuple):

@@ -41,6 +41,8 @@ DELIVERED = "delivered.json"
 NOTICES, PREEMPTION = "notice", "preemption.json"
 """The folder, and the file that appears in it, by which an attempt is told that it has to make way."""
 UNFINISHED = ".part"
+WELL, BADLY = "well", "badly"
+"""How a gang has ended whose tasks have a runner each: what the stop file says of it."""
 
 
 class Line(NamedTuple):

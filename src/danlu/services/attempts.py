@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from danlu.api.bodies import OffsetQuery
+from danlu.api.bodies import AppendQuery
 from danlu.blobs.streams import StreamKey
 from danlu.database.records import ATTEMPTS
 from danlu.domain.secrets import MAX_LINES_OF_AN_ATTEMPT, lines_of
@@ -33,12 +33,12 @@ STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 """A text in JSON; where a text does not end, which is no JSON, it looks for ever."""
 
 
-def append(call: Call, attempt: str, task: str, stream: str, query: OffsetQuery, body: bytes) -> TextPage:
+def append(call: Call, attempt: str, task: str, stream: str, query: AppendQuery, body: bytes) -> TextPage:
     """Appends a piece to one of the attempt's streams at ``offset`` and answers where the next piece begins.
 
-    What is there already is skipped, so that repeating is harmless. Only the attempt itself may do so. Where the attempt has
-    secrets they are hidden, as its runner was to do, and of a piece whole lines are taken, not too much of it: the next one
-    brings the rest.
+    What is there already is skipped, so that repeating is harmless; what a runner frees must be ``durable`` first. Only the
+    attempt itself may do so. Where the attempt has secrets they are hidden, as its runner was to do, and of a piece whole
+    lines are taken, not too much of it: the next one brings the rest.
 
     Raises:
         NotAllowed: it is another attempt's stream.
@@ -61,6 +61,8 @@ def append(call: Call, attempt: str, task: str, stream: str, query: OffsetQuery,
             body = _without_secrets(attempt, values, stream, body)
     key = StreamKey(record.project, attempt, task, stream)
     call.platform.streams.append(key, query.offset, body)
+    if query.durable:
+        call.platform.streams.sync(key)
     call.platform.hub.notify("logs")
     return TextPage(text="", offset=call.platform.streams.size(key), done=False)
 

@@ -16,7 +16,7 @@ from danlu.domain.jobs import Task
 from danlu.domain.specs import JobSpec, TaskSpec
 from danlu.errors import LaunchRejected
 from danlu.executors.local.engines import PATH, Engine
-from danlu.executors.local.orders import Folders
+from danlu.executors.orders import Folders
 from danlu.runner import formats
 
 NOBODY: Final = "danlu-job"

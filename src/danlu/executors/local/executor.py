@@ -43,8 +43,8 @@ from danlu.executors.local.hints import HintSocket
 from danlu.executors.local.images import ImageStore
 from danlu.executors.local.layers import CodeSource, Layers, can_mount
 from danlu.executors.local.observing import TAMPERED, Seen, damage, observation, passing
-from danlu.executors.local.orders import Folders, framework_files, named, order_file, order_text
 from danlu.executors.local.spools import LocalSpools
+from danlu.executors.orders import Folders, framework_files, named, order_file, order_text
 from danlu.runner import formats
 
 LOG = logging.getLogger("danlu.executors")
@@ -283,7 +283,7 @@ class LocalExecutor(LocalSpools):
             except DataDamaged as error:
                 raise LaunchRejected(f"the job's code cannot be read: {error.message}") from error
         group = self._group(folder.name)
-        content = order_file(order, folder, checkpoint, self._sdk)
+        content = order_file(order, where)
         if order.image is not None:
             if self.images is None:
                 raise LaunchRejected(f"this machine runs no container images: {self.capabilities.no_images}")
@@ -293,7 +293,7 @@ class LocalExecutor(LocalSpools):
         if group is not None:
             for task in content["tasks"]:
                 task.update(group.order(task["name"]))
-        files = framework_files(order, folder, self._sdk)
+        files = framework_files(order, where)
         for name, text in (("order.json", order_text(content)), ("token", order.token)):
             files[name] = text, 0o600
         for name, (text, mode) in files.items():

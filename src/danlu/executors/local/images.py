@@ -40,9 +40,9 @@ from danlu.executors.local.containers import Place, container, environment, limi
 from danlu.executors.local.docker_images import DockerImages
 from danlu.executors.local.engine_output import Report
 from danlu.executors.local.engines import PATH, Engine
-from danlu.executors.local.observing import MAX_ORDER_BYTES, TAMPERED, passing
-from danlu.executors.local.orders import Folders
+from danlu.executors.local.observing import TAMPERED, passing
 from danlu.executors.local.project_engine import ASK_TIMEOUT_S, DOCKER, ProjectEngine
+from danlu.executors.orders import MAX_ORDER_BYTES, Folders
 from danlu.runner.formats import write_atomically
 
 LOG: Final = logging.getLogger("danlu.executors")

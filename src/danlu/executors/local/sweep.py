@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,7 +76,7 @@ def kill(attempt_id: str, known: frozenset[tuple[int, int]] = frozenset(), uid: 
     return False
 
 
-def wake(runner: dict[str, Any], uid: int) -> None:
+def wake(runner: Mapping[str, Any], uid: int) -> None:
     """Sends SIGUSR1 to the runner that a status names, if it is there and is this user's.
 
     The status was written by the job's user: the process that it names may be any, the server included.

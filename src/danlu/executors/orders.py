@@ -1,9 +1,10 @@
-"""From a launch order to the file that the runner reads: command, environment, folders."""
+"""From a launch order to the file that the runner reads, wherever it runs: command, environment, folders."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from danlu.domain.resources import format_bytes
 from danlu.domain.specs import TaskSpec
 from danlu.errors import LaunchRejected
 from danlu.executors.base import LaunchOrder
-from danlu.executors.local.observing import MAX_ORDER_BYTES
 from danlu.runner import formats
 
+MAX_ORDER_BYTES = 64 << 20
 SECRET_BYTES = 32
 USER = "danlu"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+Hosts = Callable[[str, int], str]
+"""Where the others find the task of a role and index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +39,13 @@ class Folders:
     memory: Path | None = None
 
 
-def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -> dict[str, Any]:
-    """Returns the content of ``order.json``; paths are where things will be once the folder has its name."""
+def order_file(order: LaunchOrder, where: Folders, hosts: Hosts | None = None) -> dict[str, Any]:
+    """Returns the content of ``order.json``; paths are where things will be once the folder has its name.
+
+    Without ``hosts`` all tasks are on one machine.
+    """
     job, attempt = order.job, order.attempt
-    spec, gang = job.spec, gang_of(order, folder)
-    where = Folders(folder, checkpoints, sdk)
+    spec, gang = job.spec, gang_of(order, where.attempt, hosts)
     return {
         "format": formats.FORMAT,
         "attempt_id": attempt.id,
@@ -47,8 +54,8 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
         "max_time_s": spec.max_time,
         "log_limit_bytes": spec.log_limit,
         "parse_metrics": spec.parse_metrics,
-        "checkpoint_dir": str(checkpoints),
-        "output_dir": str(folder / "outputs"),
+        "checkpoint_dir": str(where.checkpoints),
+        "output_dir": str(where.attempt / "outputs"),
         "world_size": len(attempt.tasks),
         "tasks": [
             {
@@ -58,7 +65,7 @@ def order_file(order: LaunchOrder, folder: Path, checkpoints: Path, sdk: Path) -
                 "rank": task.rank,
                 "argv": list(asked.argv),
                 "env": environment(order, asked, gang, where),
-                "cwd": str(folder / "work"),
+                "cwd": str(where.attempt / "work"),
                 "node": task.node,
                 "resources": task.resources.model_dump(),
                 "devices": list(task.devices),
@@ -96,14 +103,15 @@ def order_text(content: dict[str, Any]) -> str:
     return text
 
 
-def gang_of(order: LaunchOrder, folder: Path) -> Gang:
-    """Returns the gang as its tasks see each other on this machine; ``folder`` is the attempt's."""
+def gang_of(order: LaunchOrder, folder: Path, hosts: Hosts | None = None) -> Gang:
+    """Returns the gang as its tasks see each other; ``folder`` is the attempt's. Without ``hosts``: on one machine."""
     framework = order.job.spec.convention
+    host = framework.own_host if hosts is None else hosts
     return Gang(
         order.attempt.id,
         tuple(
             Member(
-                task.role, task.index, task.rank, framework.own_host(task.role, task.index),
+                task.role, task.index, task.rank, host(task.role, task.index),
                 task.ports[0] if task.ports else 0, cpu_milli=task.resources.cpu_milli, gpus=len(task.devices),
             )
             for task in order.attempt.tasks
@@ -112,14 +120,14 @@ def gang_of(order: LaunchOrder, folder: Path) -> Gang:
     )  # fmt: skip
 
 
-def framework_files(order: LaunchOrder, folder: Path, sdk: Path) -> dict[str, tuple[str, int]]:
+def framework_files(order: LaunchOrder, where: Folders, hosts: Hosts | None = None) -> dict[str, tuple[str, int]]:
     """Returns what the framework wants in the attempt's folder, by path: content and mode."""
     framework = order.job.spec.convention
     if not order.job.spec.roles or framework.files is None:
         return {}
     python = "python3" if order.interpreter is None else str(order.interpreter.bin / "python")
-    means = Means(python, str(sdk / "danlu" / "runner"), os.urandom(SECRET_BYTES))
-    files = framework.files(gang_of(order, folder), means)
+    means = Means(python, str(where.sdk / "danlu" / "runner"), os.urandom(SECRET_BYTES))
+    files = framework.files(gang_of(order, where.attempt, hosts), means)
     return {f"{framework.name}/{name}": content for name, content in files.items()}
 
 

@@ -177,12 +177,6 @@ def current(tx: Transaction, attempt_id: str) -> tuple[Job, Attempt]:
     return job, attempt
 
 
-def require_itself(call: Call, attempt_id: str) -> None:
-    """Raises NotAllowed unless it is the attempt itself that calls: it may only write and read its own."""
-    if call.actor.attempt_id != attempt_id:
-        raise NotAllowed(f"{call.actor.name} may only write and read its own, and nothing of attempt {attempt_id[:80]}")
-
-
 def again(platform: Platform, actor: Actor) -> Actor:
     """Returns who an actor is by now: what it has proven may have been taken from it since.
 

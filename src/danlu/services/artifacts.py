@@ -9,6 +9,7 @@ from danlu.domain.ids import derived_id
 from danlu.errors import InvalidRequest, NotFound
 from danlu.services import access, blobs
 from danlu.services.context import Call
+from danlu.services.reports import require_own
 
 
 def get(call: Call, artifact: str) -> Artifact:
@@ -26,7 +27,7 @@ def report(call: Call, attempt: str, task: str, body: OutputsReport) -> TaskOutp
         StaleAttempt: another attempt took its place.
         InvalidSpec: the bytes are not all there.
     """
-    access.require_itself(call, attempt)
+    require_own(call, attempt)
     blobs.require_tree(call, body.tree, "output folder")
 
     def work(tx: Transaction) -> TaskOutputs:

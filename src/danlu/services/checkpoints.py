@@ -14,6 +14,7 @@ from danlu.domain.views import Page
 from danlu.errors import InvalidRequest
 from danlu.services import access, blobs
 from danlu.services.context import Call
+from danlu.services.reports import require_own
 
 MAX_FOUND: Final = 100_000
 
@@ -28,7 +29,7 @@ def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Che
         StaleAttempt: another attempt took its place.
         InvalidSpec: the bytes are not all there.
     """
-    access.require_itself(call, attempt)
+    require_own(call, attempt)
     try:
         require_name(name)
     except ValueError as error:
@@ -66,7 +67,7 @@ def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Che
 
 def restorable(call: Call, attempt: str) -> Page[Checkpoint]:
     """Returns what an attempt's tasks all find in their checkpoint folders at their begin: what those before it have left."""
-    access.require_itself(call, attempt)
+    require_own(call, attempt)
 
     def work(tx: Transaction) -> tuple[Checkpoint, ...]:
         job, _ = access.current(tx, attempt)

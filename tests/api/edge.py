@@ -374,4 +374,9 @@ def bodies(api: Api) -> dict[str, Any]:
         "prices.set": {"resource": "gpu/h100", "per_hour": "2.50"},
         "attempts.append": piece,
         "reports.put": {"events": [{"event": "started", "at": 1, "task": "main-0"}]},
+        "results.missing": {"addresses": [api.ids["address"], address_of(b"new")]},
+        "results.pack": b"",
+        "results.append": FILE,
+        "artifacts.report": {"tree": address_of(api.node)},
+        "checkpoints.register": {"task": "main-0", "tree": address_of(api.node), "at": NOW},
     }

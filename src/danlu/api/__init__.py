@@ -58,7 +58,8 @@ from danlu.api.bodies import (
 )
 from danlu.domain.actors import Standing
 from danlu.domain.arrays import ArrayState, JobArray
-from danlu.domain.artifacts import Artifact
+from danlu.domain.artifacts import Artifact, OutputsReport, TaskOutputs
+from danlu.domain.checkpoints import Checkpoint, CheckpointReport
 from danlu.domain.diagnosis import Diagnosis
 from danlu.domain.environments import Environment
 from danlu.domain.events import Event
@@ -319,6 +320,26 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.ATTEMPT, kind=Kind.BYTES),
     O("handing.secrets", "GET", "/v1/attempts/{attempt}/secrets", "The secrets that the attempt begins with", HandedSecrets,
       permission=Permission.ATTEMPT),
+    O("results.missing", "POST", "/v1/attempts/{attempt}/blobs/missing",
+      "Which of these blobs and trees an attempt's project does not have yet", Addresses, body=AddressesAndTrees,
+      permission=Permission.ATTEMPT, audited=False),
+    O("results.pack", "POST", "/v1/attempts/{attempt}/blobs", "Store many small blobs of what an attempt leaves", Stored,
+      body=bytes, status=201, permission=Permission.ATTEMPT, audited=False),
+    O("results.received", "GET", "/v1/attempts/{attempt}/blobs/{address}/received",
+      "How much of a blob of an attempt has arrived in pieces", Received, permission=Permission.ATTEMPT),
+    O("results.append", "PUT", "/v1/attempts/{attempt}/blobs/{address}",
+      "Add a piece to a blob of what an attempt leaves, which its last one completes", Received, body=bytes,
+      query=PieceQuery, permission=Permission.ATTEMPT, audited=False),
+    O("results.get", "GET", "/v1/attempts/{attempt}/blobs/{address}", "One blob's bytes, from one of them on", bytes,
+      query=OffsetQuery, permission=Permission.ATTEMPT, kind=Kind.BYTES),
+    O("artifacts.report", "PUT", "/v1/attempts/{attempt}/outputs/{task}",
+      "A runner has sent what its task left in its output folder", TaskOutputs, body=OutputsReport,
+      permission=Permission.ATTEMPT, audited=False),
+    O("checkpoints.register", "PUT", "/v1/attempts/{attempt}/checkpoints/{name}",
+      "A runner has sent a checkpoint; the same twice is once", Checkpoint, body=CheckpointReport,
+      permission=Permission.ATTEMPT, audited=False),
+    O("checkpoints.restorable", "GET", "/v1/attempts/{attempt}/checkpoints",
+      "What the attempt goes on from: what those before it have left", Page[Checkpoint], permission=Permission.ATTEMPT),
 )  # fmt: skip
 BY_ID: Final = {operation.id: operation for operation in OPERATIONS}
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz"})

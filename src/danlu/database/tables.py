@@ -139,6 +139,22 @@ artifacts: Final = _record(
     UniqueConstraint("attempt_id", "name"),
     Index("ix_artifacts_job_id_id", "job_id", "id"),
 )
+# what has left pods: checkpoints, and outputs until their attempt is collected
+checkpoints: Final = _record(
+    "checkpoints",
+    Column("owner", String(27), nullable=False),
+    Column("attempt_id", String(40), nullable=False),
+    Column("task", String(100), nullable=False),
+    Column("name", String(255), nullable=False),
+    UniqueConstraint("attempt_id", "task", "name"),
+    Index("ix_checkpoints_owner", "owner"),
+)
+outputs: Final = _record(
+    "outputs",
+    Column("attempt_id", String(40), nullable=False),
+    Column("task", String(100), nullable=False),
+    UniqueConstraint("attempt_id", "task"),
+)
 # what runners in pods say of their tasks, newest only; gone when their attempt is collected
 reports: Final = Table(
     "reports",

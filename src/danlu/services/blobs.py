@@ -93,12 +93,17 @@ def received(call: Call, address: str) -> Received:
 
 def append(call: Call, address: str, query: PieceQuery, body: bytes) -> Received:
     """Adds a piece to a blob, which is stored with its last one."""
+    return appended(call, address, query, body, limited=True)
+
+
+def appended(call: Call, address: str, query: PieceQuery, body: bytes, *, limited: bool) -> Received:
+    """Does so, within the project's limits or not: see ``stored.piece``."""
     size = query.offset + len(body) if query.size_bytes is None else query.size_bytes
     blobs = call.platform.blobs
     if not blobs.missing(call.project, (address,)):
         call.begin()
         return Received(size_bytes=blobs.received(call.project, address))
-    stored.piece(call, address, size)
+    stored.piece(call, address, size, limited=limited)
     try:
         there = blobs.append(call.project, address, io.BytesIO(body), offset=query.offset, size=size)
     except InvalidRequest:
@@ -134,13 +139,13 @@ def get(call: Call, address: str) -> BinaryIO:
     return call.platform.blobs.open(call.project, address)
 
 
-def require_tree(call: Call, root: str) -> None:
+def require_tree(call: Call, root: str, what: str = "code") -> None:
     """Raises InvalidSpec unless it is a tree, and all of it is there."""
     absent = call.platform.blobs.absent(call.project, root, most=MAX_TOLD)
     if absent:
         others = f", nor were {len(absent) - 1} more" if len(absent) < MAX_TOLD else ", nor were others"
         raise InvalidSpec(
-            f"code {root} is not complete: {absent[0]} was not uploaded{others if len(absent) > 1 else ''}",
+            f"{what} {root} is not complete: {absent[0]} was not uploaded{others if len(absent) > 1 else ''}",
             next_step="upload it again",
         )
 

@@ -8,13 +8,12 @@ from typing import Any, Final
 
 from danlu.database import queries, reports
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import ATTEMPTS, JOBS
-from danlu.domain.ids import job_of_attempt
-from danlu.domain.jobs import Attempt, AttemptState
+from danlu.database.records import JOBS
+from danlu.domain.jobs import Attempt
 from danlu.domain.notices import Wishes
 from danlu.domain.reports import MAX_REPORT_BYTES, TaskReport
-from danlu.errors import InvalidRequest, NotAllowed, StaleAttempt
-from danlu.services import wishes
+from danlu.errors import InvalidRequest, NotAllowed
+from danlu.services import access, wishes
 from danlu.services.context import Call
 
 QUIET_NS: Final = 10_000_000_000
@@ -77,10 +76,7 @@ def require_own(call: Call, attempt: str) -> None:
 
 
 def _current(tx: Transaction, attempt: str, task: str) -> Attempt:
-    found = ATTEMPTS.require(tx, attempt)
-    job = JOBS.require(tx, found.job_id)
-    if job.attempts != job_of_attempt(attempt)[1] or (found.state is AttemptState.ENDED and found.collected):
-        raise StaleAttempt(f"attempt {attempt} is over; the job's current attempt is {job.attempts}")
+    _, found = access.current(tx, attempt)
     if all(one.name != task for one in found.tasks):
         raise InvalidRequest(f"attempt {attempt} has no task {task[:80]!r}")
     return found

@@ -81,8 +81,10 @@ def _settled(database: Store, clock: Clock, project: str, counted: int) -> Itera
             database.write(lambda tx: stored.add_blobs(tx, project, more, clock.now(), again=long))
 
 
-def piece(call: Call, address: str, size_bytes: int) -> None:
+def piece(call: Call, address: str, size_bytes: int, *, limited: bool = True) -> None:
     """Keeps the room for a whole blob that comes in pieces, from its first one on; stores the deed.
+
+    Of what a job has left, which is not ``limited``, there is always room: see ``results``.
 
     What a later piece says of its size frees nothing: such a piece may be refused, and what has arrived is still there.
 
@@ -94,7 +96,7 @@ def piece(call: Call, address: str, size_bytes: int) -> None:
     def work(tx: Transaction) -> None:
         known = stored.thing(tx, call.project, address)
         kept = 0 if known is None else known.size_bytes
-        if size_bytes > kept:
+        if limited and size_bytes > kept:
             quotas.require_left(tx, call.project, {STORAGE: size_bytes - kept}, "an upload")
         new = Thing(call.project, address, max(size_bytes, kept), now + UNFINISHED_NS)
         stored.set_thing(tx, new, now, upload=True)

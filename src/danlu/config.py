@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +35,8 @@ class Settings:
         user_burst_requests: and at once, after a pause.
         events_kept_days: how long an event is kept, a call (who did what) too.
         max_events: how many are kept, however young the others are.
+        environment_images: by an environment's name or lock digest, the image that pods have it by. Read from
+            ``DANLU_ENVIRONMENT_IMAGES``: ``NAME=IMAGE,NAME=IMAGE``.
         backup_every_s: time between two copies of a SQLite database.
         diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
     """
@@ -55,6 +57,7 @@ class Settings:
     events_kept_days: float = EVENTS_KEPT_DAYS
     max_events: int = MAX_EVENTS
     backup_every_s: float = 86_400.0
+    environment_images: Mapping[str, str] = field(default_factory=dict)
     diagnose: str | None = None
 
 
@@ -85,6 +88,21 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(text)
     return number
+
+
+def environment_images(text: str) -> dict[str, str]:
+    """Returns which environments pods have by which image: ``tensorflow-1=registry.example.com/tf1:2,...``.
+
+    Raises:
+        ValueError: a part of it is not NAME=IMAGE.
+    """
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, image = (word.strip() for word in part.partition("="))
+        if not name or not image:
+            raise ValueError(f"{part[:200]!r} is not NAME=IMAGE")
+        found[name] = image
+    return found
 
 
 def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
@@ -123,6 +141,10 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         help="how many events are kept, however young the others are",
     )
     found = parser.parse_args(list(arguments))
+    try:
+        images = environment_images(environ.get("DANLU_ENVIRONMENT_IMAGES", ""))
+    except ValueError as error:
+        parser.error(f"DANLU_ENVIRONMENT_IMAGES: {error}")
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
         home=home,
@@ -139,6 +161,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         user_burst_requests=max(1, round(2 * found.user_requests_per_s)),
         events_kept_days=max(1.0, found.events_kept_days),
         max_events=max(1000, found.max_events),
+        environment_images=images,
         new_master=found.new_master_key,
         diagnose=found.diagnose,
     )

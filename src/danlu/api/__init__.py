@@ -301,6 +301,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     O("attempts.append", "PUT", "/v1/attempts/{attempt}/streams/{task}/{stream}",
       "A runner ships a piece of a log or of metrics; the same piece twice is once", TextPage, body=bytes,
       query=OffsetQuery, permission=Permission.ATTEMPT, audited=False),
+    O("attempts.environment", "GET", "/v1/attempts/{attempt}/environment",
+      "The archive of the attempt's environment from a byte on, for a node that has not unpacked it yet", bytes,
+      query=OffsetQuery, permission=Permission.ATTEMPT, kind=Kind.BYTES),
 )  # fmt: skip
 BY_ID: Final = {operation.id: operation for operation in OPERATIONS}
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz"})

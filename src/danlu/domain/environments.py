@@ -43,6 +43,7 @@ class EnvironmentReason(StrEnum):
     RESOLUTION_FAILED = "ResolutionFailed"
     INSTALL_FAILED = "InstallFailed"
     PULL_FAILED = "PullFailed"
+    PACKING_FAILED = "PackingFailed"
     INTERRUPTED = "Interrupted"
     REBUILD = "Rebuild"
     REMOVED = "Removed"

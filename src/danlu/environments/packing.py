@@ -1,9 +1,9 @@
 """A built environment in one file, with the interpreter that it stands on: for pods, which find it at another path.
 
-The archive is a tar of folders, files and links in gzip members (see runner/unpacking.py); the same environment gives the same
-bytes. The environment is at its top, its interpreter in ``.python``. What names a path of this machine names the pod's instead:
-links become relative, ``pyvenv.cfg`` and what the interpreter knows of its own building name the folder below MOUNTED, and the
-search paths of its libraries are relative to their file. Console scripts are relative already (see builder.py).
+The archive is a tar of folders, files and links in gzip members (see runner/unpacking.py); the same environment gives the
+same bytes. The environment is at its top, its interpreter in ``.python``. What names a path of this machine names the pod's
+instead: links become relative, ``pyvenv.cfg`` and what the interpreter knows of its own building name the folder below
+MOUNTED, and the search paths of its libraries are relative to their file. Console scripts are relative already (builder.py).
 
 uv's standalone interpreters bring their libraries. Another one needs those of the machine that it is from: the pod's image
 must have them.
@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple, cast
 
 from danlu.domain.environments import MOUNTED, Archive
 from danlu.errors import EnvironmentFailed
@@ -60,7 +60,9 @@ def pack(venv: Path, python: Path, file: BinaryIO) -> Archive:
     out = _Members(file)
     files = size = 0
     try:
-        with tarfile.open(fileobj=out, mode="w|", format=tarfile.GNU_FORMAT, bufsize=MEMBER_BYTES) as archive:
+        with tarfile.open(
+            fileobj=cast(BinaryIO, out), mode="w|", format=tarfile.GNU_FORMAT, bufsize=MEMBER_BYTES
+        ) as archive:
             for entry in _with_folders(_entries(venv, python)):
                 size += _add(archive, entry)
                 files += 1
@@ -94,7 +96,11 @@ def _entries(venv: Path, python: Path) -> Iterator[_Entry]:
             continue
         for path in _below(top, leave=lambda name: name in _PACKAGES | _UNUSED):
             name = path.relative_to(base).as_posix()
-            if path.suffix == ".a" or path.name.startswith("_sysconfigdata") and path.suffix == ".pyc":
+            if path.suffix == ".a" or (path.name.startswith("_sysconfigdata") and path.suffix == ".pyc"):
+                continue
+            if path.is_symlink() and not path.resolve().is_relative_to(base):  # a distribution's own settings
+                if path.is_file():
+                    yield _Entry(f"{PYTHON}/{name}", path.resolve())
                 continue
             yield _entry(f"{PYTHON}/{name}", path, _told_paths(path, base, mounted))
 
@@ -102,7 +108,9 @@ def _entries(venv: Path, python: Path) -> Iterator[_Entry]:
 def _libraries(base: Path, python: Path) -> list[Path]:
     """Returns the interpreter's own libraries, if it does not consist of one file."""
     version = python.name.removeprefix("python")
-    return sorted(path for path in (base / "lib").glob("libpython3*.so*") if version in path.name or ".so." not in path.name)
+    return sorted(
+        path for path in (base / "lib").glob("libpython3*.so*") if version in path.name or ".so." not in path.name
+    )
 
 
 def _below(top: Path, leave: Callable[[str], bool]) -> Iterator[Path]:
@@ -120,10 +128,9 @@ def _below(top: Path, leave: Callable[[str], bool]) -> Iterator[Path]:
 def _entry(name: str, path: Path, content: bytes | None = None) -> _Entry:
     if not path.is_symlink():
         return _Entry(name, path, content)
-    target = os.fspath(path.readlink())
+    target = path.readlink()
     inside = Path(os.path.normpath(Path("/", name).parent / target))
-    ups = len(Path(name).parent.parts)
-    if os.path.isabs(target) or target.count("..") > ups or ".." in inside.parts:
+    if target.is_absolute() or target.parts.count("..") > len(Path(name).parent.parts):
         raise EnvironmentFailed(
             f"the environment cannot be packed for pods: the link {name} leads to {target}, outside of it", stage="pack"
         )
@@ -156,8 +163,8 @@ def _relocated(path: Path, base: Path, mounted: str) -> bytes | None:
         return None
     if len(new) > len(old):
         raise EnvironmentFailed(
-            f"the environment cannot be packed for pods: {path} looks for its libraries in {base / 'lib'}, which is too short "
-            f"to be replaced by {new.decode()}",
+            f"the environment cannot be packed for pods: {path} looks for its libraries in {base / 'lib'}, "
+            f"which is too short to be replaced by {new.decode()}",
             next_step="let the server use uv's Python: set UV_PYTHON_INSTALL_MIRROR, or let it reach GitHub",
             stage="pack",
         )
@@ -165,7 +172,7 @@ def _relocated(path: Path, base: Path, mounted: str) -> bytes | None:
 
 
 def _told_paths(path: Path, base: Path, mounted: str) -> bytes | None:
-    """Returns a file of the interpreter that tells where it is installed (sysconfig's data, its Makefile), as it is in the pod."""
+    """Returns what tells where the interpreter is (sysconfig's data, its Makefile) as it is in the pod; else None."""
     if path.is_symlink():
         return None
     if path.suffix == ".so":

@@ -1,4 +1,4 @@
-"""``runner.pyz environment``: what a pod does before its job's container, in a container of its own, if it needs an environment.
+"""``runner.pyz environment``: what a pod that needs an environment does first, in a container of its own.
 
 It makes sure that the environment is in the node's folder, fetching and unpacking it if no pod of the node has yet. Its exit
 status is 0 where it is there, OVER where the attempt is over, and TROUBLE where it is nobody's fault in the job: the last

@@ -130,7 +130,7 @@ def _look(cache: str, digest: str, waits: Callable[[], None]) -> bool:
     if descriptor is None:
         waits()
         descriptor = locked(cache, digest, fcntl.LOCK_SH)
-    assert descriptor is not None  # it was waited for
+    assert descriptor is not None  # noqa: S101 - it was waited for
     try:
         os.utime(os.path.join(cache, LOCKS, digest))
         return whole(cache, digest)

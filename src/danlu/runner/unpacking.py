@@ -1,7 +1,7 @@
-"""Unpacks an environment's archive as it arrives: a tar of folders, files and links, in gzip members, checked by its address.
+"""Unpacks an environment's archive as it arrives: a tar of folders, files and links in gzip members, held to its address.
 
-Nothing is trusted before its last byte: what it makes stays below one folder, is bounded, and is given no name until the whole
-archive was what its address says.
+Nothing is trusted before its last byte: what it makes stays below one folder, is bounded, and is given no name until the
+whole archive was what its address says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import queue
 import tarfile
 import threading
 import zlib
-from typing import Callable, Iterator, Optional, Set, Union
+from typing import BinaryIO, Callable, Iterator, Optional, Set, Union, cast
 
 CHUNK_BYTES = 1 << 20
 AHEAD = 16
@@ -145,7 +145,7 @@ def unpack(read: Callable[[int], bytes], address: str, folder: str, bounds: Boun
     """
     source = Ahead(inflated(Checked(read, address).chunks()))
     try:
-        with tarfile.open(fileobj=source, mode="r|", bufsize=CHUNK_BYTES) as archive:  # type: ignore[arg-type]
+        with tarfile.open(fileobj=cast(BinaryIO, source), mode="r|", bufsize=CHUNK_BYTES) as archive:
             folders: Set[str] = {""}
             for member in archive:
                 _make(archive, member, folder, folders, bounds)
@@ -184,7 +184,7 @@ def _make(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: str, folder
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
     content = archive.extractfile(member)
-    assert content is not None  # it is a file
+    assert content is not None  # noqa: S101 - it is a file
     mode = 0o755 if member.mode & 0o111 else 0o644
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     with open(descriptor, "wb", buffering=0) as file:

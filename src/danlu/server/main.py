@@ -38,6 +38,7 @@ from danlu.controllers.events import EventsController
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.nonces import NoncesController
+from danlu.controllers.packing import Packing
 from danlu.controllers.recordings import Recording
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.stored import StoredController
@@ -242,7 +243,13 @@ def compose(settings: Settings) -> Composition:
     )
     executor.start()
     database.write(lambda tx: _first_project(tx, clock.now()))
-    builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
+    packs = executor.capabilities.archives
+    builder = Builder(
+        settings.home / "environments",
+        settings.home / "cache" / "uv",
+        images=settings.environment_images,
+        portable=packs,
+    )
     platform = Platform(
         diagnose=lambda built, index: diagnose(settings, builder, built, index=index),
         database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits,
@@ -266,7 +273,8 @@ def compose(settings: Settings) -> Composition:
         ("collection", CollectionController(
             database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),
         ("environments", EnvironmentsController(
-            database, builder, streams, clock, hub, building, executor.images).step, "environments"),
+            database, builder, streams, clock, hub, building, executor.images,
+            Packing(builder, blobs, clock, hub) if packs else None).step, "environments"),
         ("stored", StoredController(database, executor, blobs, clock).step, "stored"),
         ("nonces", NoncesController(database, clock).step, "nonces"),
         ("events", EventsController(

@@ -80,6 +80,8 @@ class Settings:
         user_burst_requests: and at once, after a pause.
         events_kept_days: how long an event is kept, a call (who did what) too.
         max_events: how many are kept, however young the others are.
+        environment_images: by an environment's name or lock digest, the image that pods have it by. Read from
+            ``DANLU_ENVIRONMENT_IMAGES``: ``NAME=IMAGE,NAME=IMAGE``.
         backup_every_s: time between two copies of a SQLite database.
         diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
         kubernetes: how jobs run as pods (``DANLU_EXECUTOR=kubernetes``); None: as processes of this machine.
@@ -103,6 +105,7 @@ class Settings:
     events_kept_days: float = EVENTS_KEPT_DAYS
     max_events: int = MAX_EVENTS
     backup_every_s: float = 86_400.0
+    environment_images: Mapping[str, str] = field(default_factory=dict)
     diagnose: str | None = None
     kubernetes: KubernetesSettings | None = None
 
@@ -204,6 +207,21 @@ def _kinds(text: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def environment_images(text: str) -> dict[str, str]:
+    """Returns which environments pods have by which image: ``tensorflow-1=registry.example.com/tf1:2,...``.
+
+    Raises:
+        ValueError: a part of it is not NAME=IMAGE.
+    """
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, image = (word.strip() for word in part.partition("="))
+        if not name or not image:
+            raise ValueError(f"{part[:200]!r} is not NAME=IMAGE")
+        found[name] = image
+    return found
+
+
 def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
     import argparse
@@ -244,6 +262,10 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         pods = kubernetes(environ)
     except ValueError as error:
         parser.error(str(error))
+    try:
+        images = environment_images(environ.get("DANLU_ENVIRONMENT_IMAGES", ""))
+    except ValueError as error:
+        parser.error(f"DANLU_ENVIRONMENT_IMAGES: {error}")
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
         home=home,
@@ -262,6 +284,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         user_burst_requests=max(1, round(2 * found.user_requests_per_s)),
         events_kept_days=max(1.0, found.events_kept_days),
         max_events=max(1000, found.max_events),
+        environment_images=images,
         new_master=found.new_master_key,
         diagnose=found.diagnose,
         kubernetes=pods,

@@ -340,6 +340,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.ATTEMPT, audited=False),
     O("checkpoints.restorable", "GET", "/v1/attempts/{attempt}/checkpoints",
       "What the attempt goes on from: what those before it have left", Page[Checkpoint], permission=Permission.ATTEMPT),
+    O("attempts.environment", "GET", "/v1/attempts/{attempt}/environment",
+      "The archive of the attempt's environment from a byte on, for a node that has not unpacked it yet", bytes,
+      query=OffsetQuery, permission=Permission.ATTEMPT, kind=Kind.BYTES),
 )  # fmt: skip
 BY_ID: Final = {operation.id: operation for operation in OPERATIONS}
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz"})

@@ -14,7 +14,14 @@ from danlu.database import queries
 from danlu.database.engine import Transaction
 from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
-from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
+from danlu.domain.environments import (
+    HOST,
+    Environment,
+    EnvironmentReason,
+    EnvironmentState,
+    Interpreter,
+    PodEnvironment,
+)
 from danlu.domain.images import Image
 from danlu.domain.jobs import Attempt, AttemptState, Job, JobState, Reason
 from danlu.domain.notices import notice_of
@@ -49,6 +56,9 @@ class Interpreters(Protocol):
 
     def interpreter(self, environment: Environment) -> Interpreter | None:
         """Returns a ready environment's interpreter; None when its folder is no longer there."""
+
+    def for_pods(self, environment: Environment) -> PodEnvironment | None:
+        """Returns how a pod has a ready environment; None where it is not packed."""
 
     def host(self, executable: str) -> Interpreter:
         """Returns the interpreter of ``env: host``, or raises LaunchRejected."""
@@ -220,7 +230,13 @@ class AttemptsController:
         )
         interpreter: Interpreter | None = None
         image: Image | None = None
-        if environment is not None and environment.source.image is not None:
+        pods: PodEnvironment | None = None
+        if environment is not None and environment.source.image is None and self.executor.capabilities.archives:
+            pods = self.launches.interpreters.for_pods(environment)
+            if pods is None:
+                self._rebuild(environment)
+            interpreter = pods.interpreter
+        elif environment is not None and environment.source.image is not None:
             if self.launches.images is None:
                 raise LaunchRejected("this platform runs no container images any more")
             image = self.launches.images.find(environment.lock_digest or environment.source.image, project.number)
@@ -235,7 +251,7 @@ class AttemptsController:
         return LaunchOrder(
             job=job, attempt=attempt, interpreter=interpreter, image=image, project_number=project.number,
             url=self.launches.url(), token=self.launches.token(attempt.id), secrets=self.launches.secrets(job),
-            require=project.require,
+            require=project.require, environment=pods,
         )  # fmt: skip
 
     def _rebuild(self, environment: Environment) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from pydantic import Field
 
-from danlu.domain.environments import Interpreter
+from danlu.domain.environments import Interpreter, PodEnvironment
 from danlu.domain.images import Image
 from danlu.domain.isolation import Layer
 from danlu.domain.jobs import Attempt, Job, Reason, Task
@@ -39,6 +39,9 @@ class Capabilities(Value):
         default="", description="the engine that runs container images and its version; empty: none can"
     )
     no_images: str = Field(default="", description="why there is none")
+    archives: bool = Field(
+        default=False, description="attempts run where no environment was built: they need it packed, or an image of it"
+    )
 
 
 class LaunchOrder(Value):
@@ -48,6 +51,9 @@ class LaunchOrder(Value):
     attempt: Attempt
     interpreter: Interpreter | None
     image: Image | None = Field(default=None, description="run in a container of it, instead of with an interpreter")
+    environment: PodEnvironment | None = Field(
+        default=None, description="how the pods have it, where the executor needs archives; see capabilities"
+    )
     project_number: int = Field(ge=0, description="picks the user id where the server is root")
     require: tuple[str, ...] = Field(default=(), description="layers of isolation without which it must not start")
     url: str = Field(description="the platform's address, for the SDK inside the job")

@@ -41,6 +41,7 @@ from danlu.controllers.leader import Leader, LedExecutor, Machine
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.nonces import NoncesController
+from danlu.controllers.packing import Packing
 from danlu.controllers.recordings import Recording
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.stored import StoredController
@@ -272,7 +273,10 @@ def compose(settings: Settings, make: Make = local) -> Composition:
 
     runs = make(settings, Code(blobs), hint, lambda attempt: project_secrets.printable(database, vault, attempt))
     write_anew(database, lambda tx: _first_project(tx, clock.now()))
-    builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
+    builder = Builder(
+        settings.home / "environments", settings.home / "cache" / "uv", images=settings.environment_images,
+        portable=runs.executor.capabilities.archives,
+    )  # fmt: skip
     platform = Platform(
         diagnose=lambda built, index: diagnose(settings, builder, built, index=index),
         database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits,
@@ -329,7 +333,8 @@ def _begin(
         ("collection", CollectionController(
             database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),
         ("environments", EnvironmentsController(
-            database, builder, streams, clock, hub, building, runs.images).step, "environments"),
+            database, builder, streams, clock, hub, building, runs.images,
+            Packing(builder, blobs, clock, hub) if executor.capabilities.archives else None).step, "environments"),
         ("stored", StoredController(database, executor, blobs, clock).step, "stored"),
         ("nonces", NoncesController(database, clock).step, "nonces"),
         ("events", EventsController(

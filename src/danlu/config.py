@@ -31,6 +31,7 @@ class Settings:
         database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
         ready_fd: where to say, in one JSON line, that the server is ready or why it is not.
         new_master: go on though what another master key has sealed is lost.
+        first_key: print the first administrator's access key instead of serving; a new one, where it has ended.
         user_requests_per_s: how many requests one user may send, over all keys and tokens, on average.
         user_burst_requests: and at once, after a pause.
         events_kept_days: how long an event is kept, a call (who did what) too.
@@ -50,6 +51,7 @@ class Settings:
     database_url: str | None = None
     ready_fd: int | None = None
     new_master: bool = False
+    first_key: bool = False
     user_requests_per_s: float = 500.0
     user_burst_requests: int = 1000
     events_kept_days: float = EVENTS_KEPT_DAYS
@@ -106,6 +108,11 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     parser.add_argument(
         "--diagnose", choices=("all", "local"), help="print what is not well, as JSON; danlu doctor shows it"
     )
+    parser.add_argument(
+        "--first-key",
+        action="store_true",
+        help="print the first administrator's access key, a new one where it has ended; for servers that share a database",
+    )
     parser.add_argument("--new-master-key", action="store_true", help="go on with a new one: the old one is lost")
     parser.add_argument(
         "--user-requests-per-s",
@@ -140,5 +147,6 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         events_kept_days=max(1.0, found.events_kept_days),
         max_events=max(1000, found.max_events),
         new_master=found.new_master_key,
+        first_key=found.first_key,
         diagnose=found.diagnose,
     )

@@ -219,7 +219,8 @@ def compose(settings: Settings) -> Composition:
     vault = Vault(kept.master, secrets.token_bytes)
     database = open_database(settings, clock.now())
     known = keys.read_bootstrap(settings.home / "keys")
-    settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master)
+    shared = kept.given and settings.database_url is not None
+    settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master, shared=shared)
     if settled.key is not None:
         keys.write_bootstrap(settings.home / "keys", settled.key)
     blobs, streams = LocalBlobs(settings.home / "blobs"), Streams(settings.home / "blobs")
@@ -445,6 +446,29 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def first_key(settings: Settings) -> int:
+    """Prints the first administrator's access key as JSON; returns the exit code."""
+    kept = keys.load(keys.make_folder(settings.home), os.environ)
+    if settings.database_url is None or not kept.given:
+        raise PlatformError(
+            "--first-key is for servers that share a database and a master key: DANLU_DATABASE_URL and DANLU_MASTER_KEY",
+            next_step=f"the data folder holds it: {settings.home / first_user.FILE}; for a new one: {first_user.NEW_KEY}",
+        )
+    database, vault, now = (
+        Database.open(settings.database_url),
+        Vault(kept.master, secrets.token_bytes),
+        SystemClock().now(),
+    )
+    found = first_user.settle(database, vault, None, now, new_master=False, shared=True)
+    if found.key is None:
+        found = first_user.settle(database, vault, None, now, new_master=False)
+    database.close()
+    if found.key is None:
+        raise PlatformError("there is no access key of a first administrator", next_step=found.told)
+    sys.stdout.write(json.dumps({"access_key_id": found.key[0], "secret": found.key[1]}) + "\n")
+    return 0
+
+
 def main() -> int:
     """Runs a server; returns its exit code where it could not start, and ends the process where it could."""
     settings = parse(sys.argv[1:], os.environ)
@@ -460,6 +484,8 @@ def main() -> int:
     try:
         allow_many_files()
         prepare_home(settings)
+        if settings.first_key:
+            return first_key(settings)
         take_lock(settings.home)
         doors = listen(settings)
         for warning in doors.warnings:

@@ -426,7 +426,7 @@ def lock(tx: Transaction, what: str) -> None:
 
     What is read afterwards is what was stored last. On SQLite there is one writer anyway. There are: ``quotas``, for who
     changes them or makes a project; ``placing``, for who gives resources away; ``keeping``, for who adds to what is kept;
-    ``first user``, for a server that begins.
+    ``first key``, for servers that start.
     """
     next_number(tx, "", what)
 

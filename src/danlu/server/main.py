@@ -260,9 +260,8 @@ def compose(settings: Settings, make: Make = local) -> Composition:
         hub.listen(hints.send)
     database = open_database(settings, clock.now())
     known = keys.read_bootstrap(settings.home / "keys")
-    settled = first_user.settle(
-        database, vault, known, clock.now(), new_master=settings.new_master, shared=settings.database_url is not None
-    )
+    shared = kept.given and settings.database_url is not None
+    settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master, shared=shared)
     if settled.key is not None:
         keys.write_bootstrap(settings.home / "keys", settled.key)
     blobs, streams = open_blobs(settings)

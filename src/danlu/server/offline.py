@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +20,13 @@ from danlu import __version__
 from danlu.config import Settings, database_url, default_home
 from danlu.database import migrations, moving, postgresql, schema, sqlite_file
 from danlu.database.copying import Copied
+from danlu.database.engine import Database
 from danlu.domain.databases import DatabaseChange, DatabaseStatus, PendingStep
 from danlu.errors import AlreadyRunning, Conflict, DanluError, NotFound, PlatformError, storage_full_is_an_error
+from danlu.server import keys
 from danlu.server.main import prepare_home, take_lock
+from danlu.services import first_user
+from danlu.services.vault import Vault
 
 SQLITE: Final = "danlu.db"
 
@@ -29,7 +34,7 @@ SQLITE: Final = "danlu.db"
 def main(words: Sequence[str] | None = None) -> int:
     """Does what it is asked; returns the exit code."""
     parser = argparse.ArgumentParser(prog="danlu.server.offline")
-    parser.add_argument("verb", choices=("status", "migrate", "move", "undo", "backup", "restore"))
+    parser.add_argument("verb", choices=("status", "migrate", "move", "undo", "backup", "restore", "first-key"))
     parser.add_argument("--home", type=Path)
     parser.add_argument("--to")
     parser.add_argument("--file", type=Path)
@@ -37,6 +42,10 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         home = asked.home or default_home(os.environ, root=os.geteuid() == 0)
+        if asked.verb == "first-key":
+            key_id, secret = first_key(home)
+            _say(access_key_id=key_id, secret=secret)
+            return 0
         with storage_full_is_an_error("this"):
             found = _do(asked.verb, home, asked.to, asked.file)
     except DanluError as error:
@@ -47,6 +56,28 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     _say(done=found.model_dump(mode="json"))
     return 0
+
+
+def first_key(home: Path) -> tuple[str, str]:
+    """Returns the first administrator's access key of servers that share a database; a new one where it has ended.
+
+    Raises:
+        PlatformError: the data folder has that key, or nobody has it.
+    """
+    url, kept, now = database_url(os.environ), keys.load(keys.make_folder(home), os.environ), time.time_ns()
+    if url is None or not kept.given:
+        raise PlatformError(
+            "this is for servers that share a database and a master key: DANLU_DATABASE_URL and DANLU_MASTER_KEY",
+            next_step=f"the data folder has the key: {home / first_user.FILE}; for a new one: {first_user.NEW_KEY}",
+        )
+    database, vault = Database.open(url), Vault(kept.master, secrets.token_bytes)
+    found = first_user.settle(database, vault, None, now, new_master=False, shared=True)
+    if found.key is None:
+        found = first_user.settle(database, vault, None, now, new_master=False)
+    database.close()
+    if found.key is None:
+        raise PlatformError("there is no access key of a first administrator", next_step=found.told)
+    return found.key
 
 
 def _do(verb: str, home: Path, to: str | None, file: Path | None) -> DatabaseStatus | DatabaseChange:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 import urllib.request
 from typing import Any
 
 import pytest
 
-from tests.kubernetes.cluster import fake_nodes, images
+from tests.kubernetes.cluster import fake_nodes, images, layout, processes
 from tests.kubernetes.cluster.processes import ClusterError, wait_until
 from tests.kubernetes.cluster.running import Cluster
 from tests.kubernetes.conftest import POD_TIMEOUT_S, Namespace, job
 
 FAKE_NODES = 1000
 FAKE_PODS = 200
+KUBELET_PORT = 10250
 
 MEET = """
 import http.server, os, socket, threading, time, urllib.request
@@ -83,11 +85,10 @@ def test_a_pod_reaches_this_machine_and_this_machine_a_pod(namespace: Namespace)
         namespace.apply(job("web", "sh", "-c", f"curl -sSf {url} && exec python3 -m http.server 8000"))
         assert asked.wait(POD_TIMEOUT_S)
         server.shutdown()
-    address = namespace.pods("web")[0]["status"]["podIP"]
 
     def answers() -> bool:
         try:
-            with urllib.request.urlopen(f"http://{address}:8000/", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{namespace.pods('web')[0]['status'].get('podIP')}:8000/") as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -180,6 +181,24 @@ def test_a_node_that_lost_its_power_comes_back(alone: Cluster, namespace: Namesp
     namespace.job_ends("there", "Failed")  # its process is gone, and the kubelet that came back says so
     namespace.apply(job("again", "true", nodeSelector={"kubernetes.io/hostname": "node-2"}))
     namespace.job_ends("again", "Complete")
+
+
+def test_a_node_is_cut_off_and_mended(alone: Cluster) -> None:
+    def reached() -> bool:
+        try:
+            socket.create_connection((layout.address("node-2"), KUBELET_PORT), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    assert reached()
+    alone.cut("node-2")
+    try:
+        assert not reached()
+        assert processes.find("node-2") is not None  # it goes on, unseen
+    finally:
+        alone.mend("node-2")
+    wait_until("node-2 being reached again", POD_TIMEOUT_S, reached)
 
 
 def node_heartbeat(cluster: Cluster, name: str) -> str:

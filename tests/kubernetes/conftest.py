@@ -37,6 +37,7 @@ def alone(kubernetes: Cluster) -> Iterator[Cluster]:
     """The cluster with no other test in it: for what changes nodes, or kills or pauses what all need."""
     with kubernetes.shared(alone=True):
         yield kubernetes
+        kubernetes.settle()
 
 
 @pytest.fixture

@@ -83,8 +83,7 @@ def _start() -> None:
             processes.wait_until(f"containerd of {name}", NODE_TIMEOUT_S, lambda name=name: _serves(name))
         for image in made.result():
             images.load(image)
-        for name in layout.NODES:
-            processes.wait_until(f"the node {name} being ready", NODE_TIMEOUT_S, lambda name=name: _ready(api, name))
+        settle(api)
         processes.wait_until("the default service account", NODE_TIMEOUT_S, lambda: _default_account(api))
 
 
@@ -94,10 +93,19 @@ def _serves(name: str) -> bool:
     return False
 
 
+def settle(api: Api) -> None:
+    """Waits until the API server answers, both nodes are ready, and it reaches their kubelets."""
+    for name in layout.NODES:
+        processes.wait_until(f"the node {name} being ready", NODE_TIMEOUT_S, lambda name=name: _ready(api, name))
+
+
 def _ready(api: Api, name: str) -> bool:
     try:
-        return fake_nodes.is_ready(api("GET", f"/api/v1/nodes/{name}"))
-    except Refused:
+        # asked through the API server, which forgets its connections to a kubelet that is gone by that
+        return fake_nodes.is_ready(api("GET", f"/api/v1/nodes/{name}")) and (
+            api.text("GET", f"/api/v1/nodes/{name}/proxy/healthz") == "ok"
+        )
+    except (Refused, OSError):
         return False
 
 
@@ -202,6 +210,10 @@ class Cluster:
             node.start(name)
         else:
             control.start(name)
+
+    def settle(self) -> None:
+        """Waits until all is as before a fault."""
+        settle(self.api)
 
     def cut(self, node: str) -> None:
         """Pulls a node's cable: it goes on by itself, unseen."""

@@ -50,24 +50,35 @@ def up() -> None:
     reason = cannot()
     if reason:
         raise ClusterError(reason)
-    with builds.locked(_lock("lock")):
+    with builds.locked(layout.lock("change")):
+        _refuse_another_owner()
         noted = layout.run() / "version"
         if noted.exists() and noted.read_text() != version():
             with _held("users", fcntl.LOCK_EX | fcntl.LOCK_NB):
                 _down()
         if is_up():
             return
-        if not any(processes.find(name) for name in (*control.RUNS, *layout.NODES)):
+        fresh = not any(processes.find(name) for name in (*control.RUNS, *layout.NODES))
+        if fresh:
             _down()  # what a machine that lost its power, or a run that was killed, left
             for path in (one for name in FRESH for one in layout.run().glob(name)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         layout.run().mkdir(parents=True, exist_ok=True)
         noted.write_text(version())
+        layout.lock("owner").write_text(str(layout.run()))
         try:
             _start()
         except BaseException:
-            _down()
+            if fresh:  # what runs in part may serve somebody
+                _down()
             raise
+
+
+def _refuse_another_owner() -> None:
+    """Refuses to touch a cluster that lives in another folder than ours."""
+    owner = layout.lock("owner")
+    if owner.exists() and owner.read_text() != str(layout.run()) and processes.members(layout.GROUP):
+        raise ClusterError(f"another cluster runs on this machine, from {owner.read_text()}: take that one down first")
 
 
 def _start() -> None:
@@ -118,7 +129,8 @@ def _default_account(api: Api) -> bool:
 
 def down(*, purge: bool = False, force: bool = False) -> None:
     """Ends the cluster and leaves nothing but files; `purge` removes those too, the builds and images excepted."""
-    with builds.locked(_lock("lock")):
+    with builds.locked(layout.lock("change")):
+        _refuse_another_owner()
         with nullcontext() if force else _held("users", fcntl.LOCK_EX | fcntl.LOCK_NB):
             _down()
         if purge:
@@ -136,9 +148,7 @@ def _down() -> None:
 @contextmanager
 def _held(name: str, how: int) -> Iterator[None]:
     """Holds a lock on the cluster: `users` while anybody uses it, `alone` while one test wants no other in it."""
-    path = _lock(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with layout.lock(name).open("a") as file:
         try:
             fcntl.flock(file, how)
         except BlockingIOError as error:
@@ -146,8 +156,18 @@ def _held(name: str, how: int) -> Iterator[None]:
         yield
 
 
-def _lock(name: str) -> Path:
-    return layout.run().with_name(f"{layout.run().name}.{name}")
+@contextmanager
+def used() -> Iterator[None]:
+    """Keeps the cluster from being taken down meanwhile."""
+    with _held("users", fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def shared(*, alone: bool = False) -> Iterator[None]:
+    """Lets others use the cluster at the same time, or none: waits for those there are."""
+    with _held("alone", fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+        yield
 
 
 class Cluster:
@@ -160,18 +180,6 @@ class Cluster:
     def __init__(self) -> None:
         self.api = Api()
         self.kubeconfig = layout.kubeconfig()
-
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Keeps the cluster from being taken down meanwhile."""
-        with _held("users", fcntl.LOCK_SH):
-            yield
-
-    @contextmanager
-    def shared(self, *, alone: bool = False) -> Iterator[None]:
-        """Lets others use the cluster at the same time, or none: waits for those there are."""
-        with _held("alone", fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
-            yield
 
     def kubectl(self, *words: str, send: str | None = None) -> str:
         """Runs kubectl as the administrator and returns its output."""

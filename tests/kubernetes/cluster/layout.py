@@ -49,10 +49,6 @@ def lock(name: str) -> Path:
     return Path("/run/lock" if Path("/run/lock").is_dir() else "/tmp", f"danlu-cluster.{name}")
 
 
-def images() -> Path:
-    return builds.cache() / "images"
-
-
 def keys() -> Path:
     return run() / "keys"
 

@@ -6,11 +6,14 @@ import http.server
 import socket
 import threading
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kubernetes.cluster import fake_nodes, images, layout, processes
+from tests.conftest import cannot_run
+from tests.kubernetes.cluster import builds, fake_nodes, images, layout, processes
+from tests.kubernetes.cluster.api import Refused
 from tests.kubernetes.cluster.processes import ClusterError, wait_until
 from tests.kubernetes.cluster.running import Cluster
 from tests.kubernetes.conftest import POD_TIMEOUT_S, Namespace, job
@@ -123,7 +126,7 @@ def test_an_image_without_python_runs(namespace: Namespace) -> None:
     assert namespace.log(namespace.pods("plain")[0]) == "none\n"
 
 
-def test_an_image_of_a_folder(namespace: Namespace, tmp_path: Any) -> None:
+def test_an_image_of_a_folder(namespace: Namespace, tmp_path: Path) -> None:
     (tmp_path / "hello.py").write_text("print('from the image')")
     image = images.from_folder(f"{images.REGISTRY}/{namespace.name}:1", tmp_path, "/opt/mine")
     namespace.cluster.load(image)
@@ -131,6 +134,21 @@ def test_an_image_of_a_folder(namespace: Namespace, tmp_path: Any) -> None:
     namespace.job_ends("mine", "Complete")
     assert namespace.log(namespace.pods("mine")[0]) == "from the image\n"
     namespace.cluster.unload(image)
+
+
+def test_helm_installs_a_chart(namespace: Namespace, tmp_path: Path) -> None:
+    if builds.missing("helm"):
+        cannot_run("Helm is not built: python3 -m tests.kubernetes.cluster build helm")
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "Chart.yaml").write_text("{apiVersion: v2, name: small, version: 1.0.0}")
+    (tmp_path / "templates" / "map.yaml").write_text(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: '{{ .Release.Name }}-map'}, data: {said: '{{ .Values.said }}'}}"
+    )
+    namespace.cluster.helm("install", "mine", tmp_path, "--namespace", namespace.name, "--set", "said=hello")
+    assert namespace.get("configmaps", "mine-map")["data"] == {"said": "hello"}
+    namespace.cluster.helm("uninstall", "mine", "--namespace", namespace.name)
+    with pytest.raises(Refused, match="404"):
+        namespace.get("configmaps", "mine-map")
 
 
 def test_an_image_that_is_nowhere_is_no_pod(namespace: Namespace) -> None:

@@ -185,6 +185,10 @@ class Cluster:
         """Runs kubectl as the administrator and returns its output."""
         return command(builds.program("kubectl"), f"--kubeconfig={self.kubeconfig}", *words, send=send)
 
+    def helm(self, *words: str | Path) -> str:
+        """Runs Helm as the administrator and returns its output; it is built apart: `builds.missing("helm")`."""
+        return command(builds.program("helm"), f"--kubeconfig={self.kubeconfig}", *words)
+
     def set_resource(self, node: str, resource: str, count: int) -> None:
         """Makes a node offer so many of a resource; 0 takes it away."""
         fake_nodes.set_resource(self.api, node, resource, count)

@@ -87,7 +87,7 @@ class Api:
         """Yields all items of a list, 500 at a time."""
         more = ""
         while True:
-            found = self("GET", path, limit=500, **({"continue": more} if more else {}), **query)
+            found = json.loads(self.text("GET", path, None, **query, limit=500, **({"continue": more} if more else {})))
             yield from found["items"]
             more = found["metadata"].get("continue", "")
             if not more:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,11 @@ def _start() -> None:
             layout.disk(name).mkdir(exist_ok=True)
             node.start(name)
         for name in layout.NODES:
-            processes.wait_until(f"containerd of {name}", NODE_TIMEOUT_S, lambda name=name: _serves(name))
+            processes.wait_until(f"containerd of {name}", NODE_TIMEOUT_S, partial(_serves, name))
         for image in made.result():
             images.load(image)
         settle(api)
-        processes.wait_until("the default service account", NODE_TIMEOUT_S, lambda: _default_account(api))
+        processes.wait_until("the default service account", NODE_TIMEOUT_S, partial(_default_account, api))
 
 
 def _serves(name: str) -> bool:
@@ -107,7 +108,7 @@ def _serves(name: str) -> bool:
 def settle(api: Api) -> None:
     """Waits until the API server answers, both nodes are ready, and it reaches their kubelets."""
     for name in layout.NODES:
-        processes.wait_until(f"the node {name} being ready", NODE_TIMEOUT_S, lambda name=name: _ready(api, name))
+        processes.wait_until(f"the node {name} being ready", NODE_TIMEOUT_S, partial(_ready, api, name))
 
 
 def _ready(api: Api, name: str) -> bool:

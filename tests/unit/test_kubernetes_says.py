@@ -66,7 +66,7 @@ def test_the_clusters_warnings_tell_what_a_status_does_not() -> None:
     events = [
         {
             "reason": "FailedMount",
-            "message": 'persistentvolumeclaim "data" not found',
+            "message": 'claim "data" not found',
             "lastTimestamp": "2023-11-14T22:13:21Z",
         },
         {"reason": "Unrelated", "message": "x", "lastTimestamp": "2023-11-14T22:13:22Z"},

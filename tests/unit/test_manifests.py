@@ -94,7 +94,7 @@ def test_what_the_executor_has_to_know_comes_back() -> None:
         ("worker-0", 0, "a", [20000]), ("worker-1", 1, "b", [20001]),
         ("worker-2", 2, "a", [20002]), ("ps-0", 3, "b", [20003]),
     ]  # fmt: skip
-    assert [task["decides"] for task in known["tasks"]] == [True, True, True, False]
+    assert [task["decides"] for task in known["tasks"]] == [True, False, False, False]
 
 
 @pytest.mark.parametrize("text", ["", "AAAA", "!", base64.b64encode(b"x").decode(), manifests.packed({"tasks": 3})])

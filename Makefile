@@ -6,12 +6,13 @@ PROCESSES ?= $(shell nproc 2>/dev/null || echo 2)
 BIN = .venv/bin
 PYTEST_ARGS ?=
 
-.PHONY: help install demo test check docs lock benchmarks soak clean
+.PHONY: help install demo test cluster cluster-down check docs lock benchmarks soak clean
 
 help:
 	@echo "make install     Danlu in .venv, nothing more"
 	@echo "make demo        the platform at work: two trainings, one of them killed and resumed"
 	@echo "make test        the tests that this machine can run"
+	@echo "make cluster     as root: a Kubernetes cluster of two nodes on this machine, for the tests (make cluster-down)"
 	@echo "make check       style, types, generated documents"
 	@echo "make docs        generate docs/reference again"
 	@echo "make lock        resolve requirements/dev.txt and the environments' locks again"
@@ -34,6 +35,13 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal $(PYTEST_ARGS)
+
+cluster: install
+	$(BIN)/python -m tests.kubernetes.cluster build
+	$(BIN)/python -m tests.kubernetes.cluster up
+
+cluster-down: install
+	$(BIN)/python -m tests.kubernetes.cluster down
 
 check: install
 	$(BIN)/ruff check .

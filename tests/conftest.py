@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -46,8 +47,11 @@ class Cluster:
         # an order of texts that differs from the bytes' own shows what relies on either
         self._run("initdb", "-U", "danlu", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--locale-provider=icu",
                   "--icu-locale=en", "--no-sync", "-D", str(folder / "data"))  # fmt: skip
-        self._run("pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), "-D", str(folder / "data"), "-l",
-                  str(folder / "log"), "-o", f"-c listen_addresses='' -c unix_socket_directories='{folder}' "
+        self.start()
+
+    def start(self) -> None:
+        self._run("pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), "-D", str(self.folder / "data"), "-l",
+                  str(self.folder / "log"), "-o", f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' "
                   "-c fsync=off -c max_connections=60 -c shared_buffers=32MB")  # fmt: skip
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -66,6 +70,12 @@ class Cluster:
         with psycopg.connect(host=str(self.folder), user="danlu", dbname="postgres", autocommit=True) as connection:
             connection.execute(statement)  # type: ignore[arg-type]
 
+    def count(self, name: str, query: str) -> int:
+        """Returns the number that a query finds in a database."""
+        with psycopg.connect(host=str(self.folder), user="danlu", dbname=name, autocommit=True) as connection:
+            row = connection.execute(query.encode()).fetchone()
+        return int(row[0]) if row else 0
+
     def create(self, template: str = "template1") -> str:
         """Makes a database and returns its name."""
         name = f"test_{next(self._numbers)}"
@@ -79,20 +89,34 @@ class Cluster:
         self._run("pg_ctl", "stop", "-m", "immediate", "-D", str(self.folder / "data"))
 
 
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """A PostgreSQL for one test, which may stop it and start it again."""
+    with _running_cluster() as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A running PostgreSQL with a migrated database called ``migrated``."""
+    with _running_cluster() as running:
+        running.execute("CREATE DATABASE migrated")
+        Database.open(running.url("migrated")).close()
+        yield running
+
+
+@contextlib.contextmanager
+def _running_cluster() -> Iterator[Cluster]:
     if not (POSTGRES / "initdb").exists():
         cannot_run(f"PostgreSQL 15 is not in {POSTGRES}")
     folder = Path(tempfile.mkdtemp(prefix="danlu-pg-", dir="/tmp"))  # a socket's path is limited to 108 bytes
     try:
         running = Cluster(folder)
         try:
-            running.execute("CREATE DATABASE migrated")
-            Database.open(running.url("migrated")).close()
             yield running
         finally:
-            running.stop()
+            with contextlib.suppress(RuntimeError):  # a test has stopped it
+                running.stop()
     finally:
         shutil.rmtree(folder)
 

@@ -38,7 +38,7 @@ EACH_SOCKET = pytest.mark.parametrize("operation", SOCKETS, ids=lambda operation
 ALL_PROJECTS = {"platform.get", "nodes.list", "environments.legacy", "members.set"}
 """Of the platform, not of a project: a foreign project's member sees it too."""
 OF_THE_PROJECT = {
-    "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "blobs.received", "blobs.append",
+    "jobs.list", "jobs.submit", "blobs.missing", "blobs.pack", "blobs.put", "blobs.received", "blobs.append", "blobs.prune",
     "environments.list", "environments.build", "environments.prune", "events.list", "events.stream", "top.get",
     "members.list", "projects.get", "projects.change", "secrets.list", "secrets.set", "quotas.list",
     "usage.report", "trace.get",

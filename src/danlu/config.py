@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from danlu.errors import PlatformError
+
 DEFAULT_PORT: Final = 7070
 PORTS_TRIED: Final = 100
 EVENTS_KEPT_DAYS: Final = 400.0
@@ -67,13 +69,19 @@ class Settings:
         insecure_http: serve others without TLS.
         port: None: the one that it last had, at first the first free one from 7070 on.
         gpus: declared GPUs, such as ``8`` or ``2:h100``; None: what the driver shows.
-        database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL`` only: it may hold a password.
+        database_url: None: SQLite in the data folder. Read from ``DANLU_DATABASE_URL``, or the file that
+            ``DANLU_DATABASE_URL_FILE`` names, and never from the command line: it may hold a password.
+        blobs: ``s3://BUCKET/PREFIX``; None: files in the data folder.
+            Read from ``DANLU_BLOBS`` only: all servers need the same.
+        aws: how the bucket is reached: the ``AWS_*`` variables, which hold secrets.
         ready_fd: where to say, in one JSON line, that the server is ready or why it is not.
         new_master: go on though what another master key has sealed is lost.
         user_requests_per_s: how many requests one user may send, over all keys and tokens, on average.
         user_burst_requests: and at once, after a pause.
         events_kept_days: how long an event is kept, a call (who did what) too.
         max_events: how many are kept, however young the others are.
+        environment_images: by an environment's name or lock digest, the image that pods have it by. Read from
+            ``DANLU_ENVIRONMENT_IMAGES``: ``NAME=IMAGE,NAME=IMAGE``.
         backup_every_s: time between two copies of a SQLite database.
         diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
         kubernetes: how jobs run as pods (``DANLU_EXECUTOR=kubernetes``); None: as processes of this machine.
@@ -88,6 +96,8 @@ class Settings:
     port: int | None = None
     gpus: str | None = None
     database_url: str | None = None
+    blobs: str | None = None
+    aws: Mapping[str, str] = field(default_factory=dict, repr=False)
     ready_fd: int | None = None
     new_master: bool = False
     user_requests_per_s: float = 500.0
@@ -95,6 +105,7 @@ class Settings:
     events_kept_days: float = EVENTS_KEPT_DAYS
     max_events: int = MAX_EVENTS
     backup_every_s: float = 86_400.0
+    environment_images: Mapping[str, str] = field(default_factory=dict)
     diagnose: str | None = None
     kubernetes: KubernetesSettings | None = None
 
@@ -119,6 +130,29 @@ def runtime_folder(home: Path, environ: Mapping[str, str], *, uid: int) -> Path:
     if environ.get("XDG_RUNTIME_DIR"):
         return Path(environ["XDG_RUNTIME_DIR"]) / f"danlu-{digest}"
     return Path("/tmp") / f"danlu-{uid}-{digest}"  # noqa: S108 - made 0700 and checked to be ours before it is used
+
+
+def database_url(environ: Mapping[str, str]) -> str | None:
+    """Returns PostgreSQL's address from the environment, or from the file that it names; None: the data folder has SQLite.
+
+    Raises:
+        PlatformError: the file cannot be read.
+    """
+    if environ.get("DANLU_DATABASE_URL"):
+        return environ["DANLU_DATABASE_URL"]
+    if not (name := environ.get("DANLU_DATABASE_URL_FILE")):
+        return None
+    try:
+        found = Path(name).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlatformError(
+            f"the database's address cannot be read from {name} (DANLU_DATABASE_URL_FILE): {error}"
+        ) from error
+    if not found:
+        raise PlatformError(
+            f"{name} (DANLU_DATABASE_URL_FILE) is empty", next_step="write the database's address to it"
+        )
+    return found
 
 
 def _finite(text: str) -> float:
@@ -173,6 +207,21 @@ def _kinds(text: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def environment_images(text: str) -> dict[str, str]:
+    """Returns which environments pods have by which image: ``tensorflow-1=registry.example.com/tf1:2,...``.
+
+    Raises:
+        ValueError: a part of it is not NAME=IMAGE.
+    """
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, image = (word.strip() for word in part.partition("="))
+        if not name or not image:
+            raise ValueError(f"{part[:200]!r} is not NAME=IMAGE")
+        found[name] = image
+    return found
+
+
 def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
     import argparse
@@ -213,6 +262,10 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         pods = kubernetes(environ)
     except ValueError as error:
         parser.error(str(error))
+    try:
+        images = environment_images(environ.get("DANLU_ENVIRONMENT_IMAGES", ""))
+    except ValueError as error:
+        parser.error(f"DANLU_ENVIRONMENT_IMAGES: {error}")
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
         home=home,
@@ -223,12 +276,15 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         insecure_http=found.insecure_http,
         port=found.port,
         gpus=found.gpus,
-        database_url=environ.get("DANLU_DATABASE_URL") or None,
+        database_url=database_url(environ),
+        blobs=environ.get("DANLU_BLOBS") or None,
+        aws={name: value for name, value in environ.items() if name.startswith("AWS_") and value},
         ready_fd=found.ready_fd,
         user_requests_per_s=max(1.0, found.user_requests_per_s),
         user_burst_requests=max(1, round(2 * found.user_requests_per_s)),
         events_kept_days=max(1.0, found.events_kept_days),
         max_events=max(1000, found.max_events),
+        environment_images=images,
         new_master=found.new_master_key,
         diagnose=found.diagnose,
         kubernetes=pods,

@@ -24,7 +24,9 @@
     ├── InternalError 500
     ├── Unavailable 503               try again
     │   ├── ExecutorUnavailable 503
-    │   └── DatabaseUnavailable 503
+    │   ├── DatabaseUnavailable 503
+    │   ├── StorageUnavailable 503    the object store is away, slow, or refuses
+    │   └── LeadershipLost 503        another server leads: what this one wanted to change, that one decides
     ├── StorageFull 507
     ├── LaunchRejected 422            an attempt could not be started; its reason goes to the user
     │   ├── LeasedPortTaken 422       a stranger listens on a port of it: it is tried with other ports
@@ -37,6 +39,7 @@
         ├── PortTaken
         ├── AlreadyRunning
         ├── DatabaseDamaged
+        ├── DatabaseMoved         it lies elsewhere by now
         └── DatabaseTooNew
 
 A class's docstring is its message when none is given. The server answers with ``to_problem`` (RFC 9457), the SDK raises the
@@ -211,6 +214,16 @@ class DatabaseUnavailable(Unavailable):
     """The database cannot be reached at the moment."""
 
 
+class StorageUnavailable(Unavailable):
+    """The object store cannot be used at the moment."""
+
+    step = "try again; danlu doctor tells more"
+
+
+class LeadershipLost(Unavailable):
+    """This server does not lead any more."""
+
+
 class StorageFull(DanluError):
     """The disk of the platform is full; nothing of this request was stored."""
 
@@ -271,6 +284,10 @@ class AlreadyRunning(PlatformError):
 
 class DatabaseDamaged(PlatformError):
     """The database file is damaged; it was not written to."""
+
+
+class DatabaseMoved(PlatformError):
+    """The database of this platform lies elsewhere by now."""
 
 
 class DatabaseTooNew(PlatformError):

@@ -17,7 +17,8 @@ import httpx2
 
 from danlu.api import BY_ID, Operation
 from danlu.blobs.local import LocalBlobs
-from danlu.blobs.streams import StreamKey, Streams
+from danlu.blobs.local_streams import LocalStreams
+from danlu.blobs.streams import StreamKey
 from danlu.client.credentials import Credentials
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import (
@@ -161,7 +162,7 @@ class Api:
     def __post_init__(self) -> None:
         facts = PlatformFacts(home=str(self.folder), started_at=NOW, isolation="one user", host_environment=True)
         self.platform = Platform(
-            database=self.database, blobs=LocalBlobs(self.folder / "blobs"), streams=Streams(self.folder / "blobs"),
+            database=self.database, blobs=LocalBlobs(self.folder / "blobs"), streams=LocalStreams(self.folder / "blobs"),
             clock=SystemClock(), random_bits=secrets.randbits, facts=facts, attempt_key=ATTEMPT_KEY,
             vault=Vault(b"m" * 32, secrets.token_bytes), url="http://danlu",
         )  # fmt: skip
@@ -357,6 +358,7 @@ def bodies(api: Api) -> dict[str, Any]:
             ]
         },
         "blobs.append": FILE,
+        "blobs.prune": {},
         "environments.build": {"env": "python"},
         "environments.prune": {},
         "projects.make": {},
@@ -371,4 +373,10 @@ def bodies(api: Api) -> dict[str, Any]:
         "secrets.set": {"value": "hf_another_one"},
         "prices.set": {"resource": "gpu/h100", "per_hour": "2.50"},
         "attempts.append": piece,
+        "reports.put": {"events": [{"event": "started", "at": 1, "task": "main-0"}]},
+        "results.missing": {"addresses": [api.ids["address"], address_of(b"new")]},
+        "results.pack": b"",
+        "results.append": FILE,
+        "artifacts.report": {"tree": address_of(api.node)},
+        "checkpoints.register": {"task": "main-0", "tree": address_of(api.node), "at": NOW},
     }

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from danlu.blobs.streams import StreamKey, Streams
+from danlu.blobs.local_streams import LocalStreams
+from danlu.blobs.streams import StreamKey
 from danlu.database.engine import Database
 from danlu.services.top import TAILS_BYTES, newest
 from tests.api.edge import Api
@@ -32,7 +33,7 @@ def api(sqlite: Database, tmp_path: Path) -> Api:
 
 @pytest.mark.parametrize("between", [0, 1, 300, 8_000, 100_000])
 def test_the_newest_measurement_is_found_behind_what_a_program_logs(tmp_path: Path, between: int) -> None:
-    streams = Streams(tmp_path)
+    streams = LocalStreams(tmp_path)
     streams.append(KEY, 0, point(4, system_cpu_cores=9) + SAMPLE + LOSS * between + b'{"t":7,"m":{"system/cpu_')
     at, values = newest(streams, KEY)
     assert at == 5
@@ -40,7 +41,7 @@ def test_the_newest_measurement_is_found_behind_what_a_program_logs(tmp_path: Pa
 
 
 def test_no_more_than_the_end_is_read(tmp_path: Path) -> None:
-    class Counting(Streams):
+    class Counting(LocalStreams):
         most = 0
 
         def read(self, key: StreamKey, offset: int, max_bytes: int) -> bytes:
@@ -64,7 +65,7 @@ def test_no_more_than_the_end_is_read(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_none_is_passed_over(tmp_path: Path, line: bytes) -> None:
-    streams = Streams(tmp_path)
+    streams = LocalStreams(tmp_path)
     streams.append(KEY, 0, SAMPLE + line)
     assert newest(streams, KEY)[0] == 5
 

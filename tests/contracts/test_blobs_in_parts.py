@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danlu.blobs import parts, wholeness
+from danlu.blobs import bucket_blobs, parts, wholeness
 from danlu.blobs.base import Blobs
+from danlu.blobs.bucket_blobs import PART_BYTES
 from danlu.blobs.local import LocalBlobs
 from danlu.domain.trees import Entry, address_of, encode
 from danlu.errors import Conflict, DataDamaged, InvalidRequest, StorageFull
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    return LocalBlobs(tmp_path / "blobs")
+from tests.databases import together
+from tests.stores import Place, Store
 
 
 def add(blobs: Blobs, data: bytes, begin: int, end: int, *, address: str | None = None) -> int:
@@ -30,23 +29,38 @@ def add(blobs: Blobs, data: bytes, begin: int, end: int, *, address: str | None 
 
 
 @settings(max_examples=30)  # each blob waits for the disk
-@given(st.binary(min_size=1, max_size=200), st.lists(st.integers(0, 200), max_size=6), st.booleans())
+@given(data=st.binary(min_size=1, max_size=200), cuts=st.lists(st.integers(0, 200), max_size=6), restart=st.booleans())
 def test_pieces_cut_anywhere_become_the_blob(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int], restart: bool
+    new_store: Callable[[], Store], data: bytes, cuts: list[int], restart: bool
 ) -> None:
-    folder = tmp_path_factory.mktemp("blobs")
-    blobs = LocalBlobs(folder)
+    store = new_store()
+    blobs = store.blobs()
     at = 0
     for cut in [*sorted({min(cut, len(data)) for cut in cuts} - {0}), len(data)]:
         if restart:  # whoever stores the next piece knows nothing of the ones before
-            blobs = LocalBlobs(folder)
-            blobs.start()
+            blobs = store.blobs()
         assert blobs.received("p", address_of(data)) == at
         at = add(blobs, data, at, max(cut, at))
     assert blobs.missing("p", [address_of(data)]) == ()
     assert blobs.read("p", address_of(data)) == data
     assert blobs.received("p", address_of(data)) == len(data)
-    assert list((folder / ".unfinished").iterdir()) == []
+    assert len(store.names()) == 1
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("piece", [PART_BYTES // 2, PART_BYTES, PART_BYTES + 1])
+def test_large_pieces_become_the_blob(store: Store, piece: int, restart: bool) -> None:
+    data = random.Random(piece).randbytes(3 * PART_BYTES + 7)
+    blobs, at = store.blobs(), 0
+    while at < len(data):
+        blobs = store.blobs() if restart else blobs
+        at = add(blobs, data, at, min(at + piece, len(data)))
+    with blobs.open("p", address_of(data)) as file:
+        assert file.read() == data
+    assert blobs.stored_bytes("p") == len(data)
+    assert store.blobs().received("p", address_of(data)) == len(data)
+    assert blobs.remove("p", [address_of(data)]) == len(data)
+    assert store.names() == []
 
 
 def test_a_piece_goes_where_the_last_one_ended(blobs: Blobs) -> None:
@@ -140,7 +154,8 @@ def test_two_senders_do_not_mix(blobs: Blobs) -> None:
     assert blobs.read("p", address_of(data)) == data
 
 
-def test_what_was_given_up_is_removed(blobs: Blobs, tmp_path: Path) -> None:
+def test_what_was_given_up_is_removed(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path / "blobs")
     for data in (b"old-one", b"new-one"):
         add(blobs, data, 0, 3)
     (old,) = (tmp_path / "blobs" / ".unfinished").glob(f"*{address_of(b'old-one')[7:]}*")
@@ -182,13 +197,13 @@ def test_of_a_tree_what_is_missing_is_named(blobs: Blobs) -> None:
     assert blobs.absent("q", root, most=10) == (root,)
 
 
-def test_what_was_whole_is_so_no_more_once_something_is_damaged(blobs: Blobs, tmp_path: Path) -> None:
+def test_what_was_whole_is_so_no_more_once_something_is_damaged(store: Store) -> None:
+    blobs = store.blobs()
     node = encode([Entry("a.py", "file", address_of(b"a"), 0o644, 1)])
     blobs.put_many("p", [(address_of(node), node), (address_of(b"a"), b"a")])
     assert blobs.absent("p", address_of(node), most=10) == ()
-    (stored,) = (tmp_path / "blobs" / "p").rglob(address_of(b"a")[9:])
-    stored.chmod(0o600)
-    stored.write_bytes(b"x")
+    (stored,) = (name for name in store.names() if name.endswith(address_of(b"a")[9:]))
+    store.change(stored, lambda _data: b"x")
     with pytest.raises(DataDamaged):
         blobs.read("p", address_of(b"a"))
     assert blobs.absent("p", address_of(node), most=10) == (address_of(b"a"),)
@@ -264,3 +279,61 @@ def test_folders_that_name_each_other_twice_end(blobs: Blobs) -> None:
     blobs.put_many("p", [(address_of(root), root)])
     with pytest.raises(InvalidRequest, match="more than"):
         blobs.absent("p", address_of(root), most=10)
+
+
+# several servers of one bucket
+
+
+def test_what_one_server_remembers_of_pieces_is_not_taken_for_others(place: Place) -> None:
+    one, other = place.blobs(), place.blobs()
+    data, address = b"0123456789", address_of(b"0123456789")
+    add(one, data, 0, 4)
+    with pytest.raises(InvalidRequest):
+        add(other, data[:4] + b"x" * 6, 4, 10, address=address)
+    add(other, b"abcdefghij", 0, 4, address=address)
+    with pytest.raises(InvalidRequest):
+        add(one, data, 4, 10)
+    assert one.missing("p", [address]) == (address,)
+
+
+@pytest.mark.parametrize("size", [1000, 2 * PART_BYTES + 1])
+def test_a_blob_that_several_servers_store_at_once_is_new_for_one(place: Place, size: int) -> None:
+    servers = [place.blobs() for _ in range(4)]
+    data = random.Random(size).randbytes(size)
+    results = together(4, lambda number: servers[number].put("p", address_of(data), io.BytesIO(data)))
+    assert sorted(results) == [(0, 0), (0, 0), (0, 0), (1, size)]
+    with servers[0].open("p", address_of(data)) as file:
+        assert file.read() == data
+    assert servers[0].stored_bytes("p") == size
+    assert sum("/parts/" in name for name in place.names()) == (0 if size == 1000 else 3)
+
+
+def test_each_piece_may_come_to_another_server(place: Place) -> None:
+    data = random.Random(1).randbytes(100_000)
+
+    def send(_: int) -> None:
+        blobs, at = place.blobs(), 0
+        while at < len(data):
+            try:
+                at = add(blobs, data, at, at + 9000)
+            except Conflict as conflict:
+                at = conflict.details["received"]
+
+    assert together(4, send) == [None] * 4
+    assert place.blobs().read("p", address_of(data)) == data
+    assert len(place.names()) == 1
+
+
+def test_of_an_upload_that_was_given_up_nothing_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = place.blobs()
+    add(blobs, b"x" * 10, 0, 3)
+    whole = random.Random(1).randbytes(2 * PART_BYTES)
+    add(blobs, whole, 0, PART_BYTES)
+    add(blobs, whole, PART_BYTES, len(whole))
+    blobs.sweep()
+    assert blobs.received("p", address_of(b"x" * 10)) == 3, "it is too young"
+    monkeypatch.setitem(vars(bucket_blobs), "KEPT_S", -1.0)
+    blobs.sweep()
+    assert blobs.received("p", address_of(b"x" * 10)) == 0
+    with blobs.open("p", address_of(whole)) as file:
+        assert file.read() == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -226,3 +227,49 @@ def test_a_key_of_the_first_user_that_is_called_so_is_left_when_the_file_is_gone
     database.write(lambda tx: KEYS.add(tx, mine))
     settle(database, None)
     assert mine.id in [one.id for one in keys(database)]
+
+
+# servers that share a database
+
+
+def shared(database: Database, *, vault: Vault = VAULT, new_master: bool = False) -> Settled:
+    return first_user.settle(database, vault, None, NOW, new_master=new_master, shared=True)
+
+
+def test_servers_of_one_database_have_one_key(database: Database) -> None:
+    key, _ = shared(database)
+    assert key is not None
+    assert shared(database) == Settled(key)
+    assert settle(database, key) == Settled()
+    assert [one.id for one in keys(database)] == [key[0]]
+
+
+def test_servers_that_start_at_the_same_time_make_one_key(database: Database) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = {one.key for one in pool.map(lambda _: shared(database), range(4))}
+    assert len(found) == 1
+    assert [one.id for one in keys(database)] == [key[0] for key in found if key is not None]
+
+
+def test_a_shared_key_that_has_ended_comes_back_only_where_it_is_asked_for(database: Database) -> None:
+    key, _ = shared(database)
+    assert key is not None
+    change(database, key[0], expires_at=NOW)
+    for _ in range(2):
+        found = shared(database)
+        assert found.key is None
+        assert "first-key" in found.told
+    assert len(keys(database)) == 1
+    fresh, _ = settle(database, None)
+    assert shared(database).key == fresh != key
+
+
+def test_a_server_with_another_master_key_takes_no_part(database: Database) -> None:
+    key, _ = shared(database)
+    with pytest.raises(PlatformError, match="sealed by another one"):
+        shared(database, vault=OTHER)
+    assert [one.id for one in keys(database)] == [key[0]]  # type: ignore[index]
+    fresh, _ = shared(database, vault=OTHER, new_master=True)
+    assert fresh is not None
+    assert fresh != key
+    assert shared(database, vault=OTHER).key == fresh

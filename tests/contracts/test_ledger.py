@@ -16,7 +16,7 @@ from sqlalchemy import Engine, create_engine, event
 
 from danlu.api.bodies import Paging, UsageQuery
 from danlu.blobs.local import LocalBlobs
-from danlu.blobs.streams import Streams
+from danlu.blobs.local_streams import LocalStreams
 from danlu.controllers.decisions import rejected
 from danlu.database import ledger, queries, usage
 from danlu.database.engine import Database, Transaction
@@ -77,7 +77,7 @@ def call(database: Database, tmp_path: Path) -> Call:
     database.write(fill)
     random = Random(0)
     platform = Platform(
-        database=database, blobs=LocalBlobs(tmp_path), streams=Streams(tmp_path), clock=Fixed(),
+        database=database, blobs=LocalBlobs(tmp_path), streams=LocalStreams(tmp_path), clock=Fixed(),
         random_bits=random.getrandbits, facts=PlatformFacts("", NOW, "", host_environment=True), attempt_key=b"",
         vault=Vault(b"m" * 32, random.randbytes),
     )  # fmt: skip

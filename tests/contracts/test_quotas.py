@@ -10,7 +10,7 @@ import pytest
 
 from danlu.api.bodies import Paging, ProjectRequest, QuotaChange
 from danlu.blobs.local import LocalBlobs
-from danlu.blobs.streams import Streams
+from danlu.blobs.local_streams import LocalStreams
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import PROJECTS, QUOTAS
 from danlu.domain.actors import Actor
@@ -39,8 +39,8 @@ def call(database: Database, tmp_path: Path) -> Call:
 
     database.write(fill)
     platform = Platform(
-        database=database, blobs=LocalBlobs(tmp_path / "blobs"), streams=Streams(tmp_path / "blobs"), clock=SystemClock(),
-        random_bits=secrets.randbits, attempt_key=b"k" * 32, vault=Vault(b"m" * 32, secrets.token_bytes),
+        database=database, blobs=LocalBlobs(tmp_path / "blobs"), streams=LocalStreams(tmp_path / "blobs"),
+        clock=SystemClock(), random_bits=secrets.randbits, attempt_key=b"k" * 32, vault=Vault(b"m" * 32, secrets.token_bytes),
         facts=PlatformFacts(home=str(tmp_path), started_at=NOW, isolation="one user", host_environment=True),
     )  # fmt: skip
     return Call(platform, Actor(id="k", name="admin", administrator=True), PLATFORM)

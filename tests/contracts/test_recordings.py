@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from danlu.blobs.streams import StreamKey, Streams
+from danlu.blobs.local_streams import LocalStreams
+from danlu.blobs.streams import StreamKey
 from danlu.controllers.recordings import Recording
 from danlu.errors import StorageFull
 from danlu.scheduler.cycle import Scheduler
@@ -16,7 +17,7 @@ from danlu.services.trace import DECISIONS
 from tests.traces import cluster, random_trace, recorded
 
 
-class Full(Streams):
+class Full(LocalStreams):
     """A disk that is full from some time on."""
 
     room = 10**9
@@ -35,7 +36,7 @@ def decide(recording: Recording, seed: int) -> None:
 
 
 def test_a_start_forgets_what_was_kept_before(tmp_path: Path) -> None:
-    streams = Streams(tmp_path)
+    streams = LocalStreams(tmp_path)
     recording = Recording(streams)
     decide(recording, 1)
     first = recorded(streams)
@@ -48,16 +49,16 @@ def test_a_start_forgets_what_was_kept_before(tmp_path: Path) -> None:
 
 
 def test_another_server_begins_anew_too(tmp_path: Path) -> None:
-    streams = Streams(tmp_path)
+    streams = LocalStreams(tmp_path)
     decide(Recording(streams), 1)
-    again = Recording(Streams(tmp_path))
+    again = Recording(LocalStreams(tmp_path))
     decide(again, 1)
     found = replay(recorded(streams), Scheduler)
     assert (found.difference, found.decisions > 40) == (None, True)
 
 
 def test_it_is_bounded(tmp_path: Path) -> None:
-    streams = Streams(tmp_path)
+    streams = LocalStreams(tmp_path)
     decide(Recording(streams, max_bytes=20_000), 1)
     assert 10_000 < streams.size(DECISIONS) <= 20_000
     assert replay(recorded(streams), Scheduler).difference is None

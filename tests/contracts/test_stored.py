@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from danlu.api.bodies import Paging, PieceQuery, QuotaChange
+from danlu.blobs.base import Blobs
 from danlu.blobs.local import LocalBlobs
-from danlu.blobs.streams import Streams
+from danlu.blobs.local_streams import LocalStreams
 from danlu.controllers.stored import LOOK_S, StoredController
 from danlu.database import stored as counts
 from danlu.database.engine import Database, Transaction
@@ -70,10 +71,10 @@ class Files:
 class World:
     """A platform with two projects below a group, and what looks after what they store."""
 
-    def __init__(self, database: Database, folder: Path, store: LocalBlobs | None = None) -> None:
+    def __init__(self, database: Database, folder: Path, store: Blobs | None = None) -> None:
         self.database, self.blobs, self.clock, self.files = database, store or LocalBlobs(folder), Clock(), Files()
         self.platform = Platform(
-            database=database, blobs=self.blobs, streams=Streams(folder), clock=self.clock, random_bits=secrets.randbits,
+            database=database, blobs=self.blobs, streams=LocalStreams(folder), clock=self.clock, random_bits=secrets.randbits,
             attempt_key=b"k" * 32, vault=Vault(b"m" * 32, secrets.token_bytes),
             facts=PlatformFacts(home=str(folder), started_at=NOW, isolation="one user", host_environment=True),
         )  # fmt: skip

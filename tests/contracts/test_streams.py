@@ -4,35 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from danlu.blobs.streams import SCAN_BYTES, StreamKey, Streams
+from danlu.blobs import bucket_streams
+from danlu.blobs.bucket_streams import BucketStreams
+from danlu.blobs.local_streams import LocalStreams
+from danlu.blobs.streams import SCAN_BYTES, SEGMENT_BYTES, StreamKey, Streams
 from danlu.errors import Conflict, DataDamaged, InvalidRequest, StorageFull
 from tests.databases import together
+from tests.stores import Place, Store
 
 KEY = StreamKey("default", "j0-1", "main-0", "log")
 
 
 @pytest.fixture
-def streams(tmp_path: Path) -> Streams:
-    return Streams(tmp_path, segment_bytes=16)
+def streams(store: Store) -> Streams:
+    return store.streams(segment_bytes=16)
 
 
 def whole(streams: Streams, key: StreamKey = KEY) -> bytes:
     return streams.read(key, 0, 2**30)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(pieces=st.lists(st.tuples(st.integers(0, 30), st.binary(max_size=50)), max_size=12), ends=st.data())
 def test_a_stream_is_the_bytes_that_were_appended(
-    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, bytes]], ends: st.DataObject
+    new_store: Callable[[], Store], pieces: list[tuple[int, bytes]], ends: st.DataObject
 ) -> None:
-    streams, model = Streams(tmp_path_factory.mktemp("streams"), segment_bytes=16), b""
+    store, model = new_store(), b""
+    streams = store.streams(segment_bytes=16)
     for back, data in pieces:
         offset = max(0, len(model) - back)
         sent = model[offset:] + data
@@ -44,18 +48,20 @@ def test_a_stream_is_the_bytes_that_were_appended(
     assert streams.read(KEY, begin, length) == model[begin : begin + length]
     again = ends.draw(st.integers(0, len(model)))
     assert streams.append(KEY, again, model[again : again + length]) == len(model)
-    segments = sorted(path.stat().st_size for path in streams.root.rglob("0*"))
-    assert all(size <= 16 for size in segments)
-    assert len([size for size in segments if size < 16]) <= 1
+    assert whole(store.streams(segment_bytes=16)) == model, "as another server sees it"
 
 
 @pytest.mark.parametrize("size", [15, 16, 17, 32, 33])
-def test_segments_end_at_their_size(streams: Streams, size: int) -> None:
+def test_segments_end_at_their_size(store: Store, streams: Streams, size: int) -> None:
     data = bytes(range(size))
     assert streams.append(KEY, 0, data) == size
     assert streams.append(KEY, size, b"x") == size + 1
     assert whole(streams) == data + b"x"
     assert streams.read(KEY, 14, 4) == (data + b"x")[14:18]
+    sizes = list[int]()
+    for name in store.names():
+        store.change(name, lambda found: [sizes.append(len(found)), found][1])  # type: ignore[func-returns-value, list-item, return-value]
+    assert max(sizes) <= 16
 
 
 def test_a_gap_is_refused(streams: Streams) -> None:
@@ -78,9 +84,9 @@ def test_nothing_is_an_empty_stream(streams: Streams) -> None:
     streams.delete("default", "j0-1")
 
 
-def test_a_lost_segment_is_told(streams: Streams) -> None:
+def test_a_lost_segment_is_told(store: Store, streams: Streams) -> None:
     streams.append(KEY, 0, bytes(40))
-    (streams.root / "default/streams/j0-1/main-0/log" / f"{0:020d}").unlink()
+    store.remove(f"default/streams/j0-1/main-0/log/{0:020d}")
     with pytest.raises(DataDamaged, match="from 0 to 16"):
         streams.read(KEY, 0, 10)
     assert streams.read(KEY, 16, 10) == bytes(10)
@@ -103,13 +109,14 @@ def test_only_names_are_paths(streams: Streams, part: str) -> None:
             streams.append(key, 0, b"x")
 
 
+@settings(max_examples=40)
 @given(
-    st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b" ")), max_size=20),
-    st.integers(0, 25),
-    st.booleans(),
+    lines=st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b" ")), max_size=20),
+    count=st.integers(0, 25),
+    torn=st.booleans(),
 )
-def test_the_last_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], count: int, torn: bool) -> None:
-    streams = Streams(tmp_path_factory.mktemp("streams"), segment_bytes=16)
+def test_the_last_lines(new_store: Callable[[], Store], lines: list[bytes], count: int, torn: bool) -> None:
+    streams = new_store().streams(segment_bytes=16)
     data = b"".join(line + b"\n" for line in lines)
     streams.append(KEY, 0, data + (b"torn" if torn else b""))
     at = streams.tail_offset(KEY, count)
@@ -120,8 +127,8 @@ def test_the_last_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[by
         assert at == streams.size(KEY)
 
 
-def test_the_last_lines_of_a_long_stream(tmp_path: Path) -> None:
-    streams = Streams(tmp_path, segment_bytes=100_000)
+def test_the_last_lines_of_a_long_stream(store: Store) -> None:
+    streams = store.streams(segment_bytes=100_000)
     lines = [b"%d " % number + b"x" * (number % 97) + b"\n" for number in range(30_000)]
     streams.append(KEY, 0, b"".join(lines))
     for count in (1, 9_000, 29_999, 30_000, 40_000):
@@ -129,9 +136,9 @@ def test_the_last_lines_of_a_long_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"\r99999999999 b", b"\x0b", b"99999999999", b"9" * 5000])
-def test_a_time_is_found_among_many_lines(tmp_path: Path, text: bytes) -> None:
+def test_a_time_is_found_among_many_lines(store: Store, text: bytes) -> None:
     """What a program prints is never taken for a time, whatever it is."""
-    streams = Streams(tmp_path, segment_bytes=100_000)
+    streams = store.streams(segment_bytes=100_000)
     lines = [b"%d o. %s\n" % (1000 + number // 3, text) for number in range(4 * SCAN_BYTES // (20 + len(text)))]
     data = b"".join(lines)
     streams.append(KEY, 0, data)
@@ -140,8 +147,8 @@ def test_a_time_is_found_among_many_lines(tmp_path: Path, text: bytes) -> None:
         assert streams.seek_time(KEY, since) == expected
 
 
-def test_a_line_longer_than_a_look_is_found_too(tmp_path: Path) -> None:
-    streams = Streams(tmp_path)
+def test_a_line_longer_than_a_look_is_found_too(store: Store) -> None:
+    streams = store.streams()
     lines = [b"1 o. a\n", b"2 o. " + b"x" * (3 * SCAN_BYTES) + b"\n", b"3 o. c\n"]
     streams.append(KEY, 0, b"".join(lines))
     assert streams.seek_time(KEY, 1) == 0
@@ -161,8 +168,8 @@ def test_many_append_the_same_and_it_is_there_once(streams: Streams) -> None:
     assert whole(streams) == data
 
 
-def test_of_many_who_append_at_the_same_place_one_wins(tmp_path: Path) -> None:
-    streams = Streams(tmp_path)
+def test_of_many_who_append_at_the_same_place_one_wins(store: Store) -> None:
+    streams = store.streams()
     pieces = [bytes([number]) * 200_000 for number in range(6)]
     model = b""
     for _ in range(8):
@@ -179,7 +186,7 @@ def test_a_full_disk_keeps_a_beginning_and_the_rest_can_follow(small_disk: Calla
     disk = small_disk(300_000)
     filler = disk / "filler"
     filler.write_bytes(bytes(150_000))
-    streams = Streams(disk, segment_bytes=50_000)
+    streams = LocalStreams(disk, segment_bytes=50_000)
     data = bytes(range(250)) * 1000
     streams.append(KEY, 0, data[:10_000])
     with pytest.raises(StorageFull):
@@ -190,3 +197,50 @@ def test_a_full_disk_keeps_a_beginning_and_the_rest_can_follow(small_disk: Calla
     filler.unlink()
     assert streams.append(KEY, 10_000, data[10_000:]) == len(data)
     assert whole(streams) == data
+
+
+# several servers of one bucket
+
+
+def test_of_servers_that_append_at_the_same_place_one_wins(place: Place) -> None:
+    servers = [place.streams() for _ in range(4)]
+    model = b""
+    for turn in range(5):
+        pieces, end = [b"%d-%d " % (turn, number) for number in range(4)], len(model)
+        results = together(4, lambda number, end=end, pieces=pieces: servers[number].append(KEY, end, pieces[number]))  # type: ignore[misc]
+        winners = [number for number, found in enumerate(results) if isinstance(found, int)]
+        assert len(winners) == 1
+        assert {type(found) for found in results} == {int, Conflict}
+        model += pieces[winners[0]]
+    assert [whole(server) for server in servers] == [model] * 4
+
+
+@pytest.mark.parametrize("segment_bytes", [40, SEGMENT_BYTES])
+def test_many_small_objects_become_few(place: Place, monkeypatch: pytest.MonkeyPatch, segment_bytes: int) -> None:
+    monkeypatch.setitem(vars(bucket_streams), "COUNT", 4)
+    monkeypatch.setitem(vars(bucket_streams), "END_S", 0.0)
+    model = b""
+    for number in range(90):
+        streams = BucketStreams(place.bucket, segment_bytes=segment_bytes, old_s=-1.0)
+        piece = b"%d\n" % number
+        assert streams.append(KEY, len(model), piece) == len(model) + len(piece)
+        model += piece
+        assert whole(streams) == model
+    assert len(place.names()) < (20 if segment_bytes == SEGMENT_BYTES else 50)
+    assert whole(place.streams()) == model
+    assert place.streams().append(KEY, 0, model + b"end") == len(model) + 3
+
+
+def test_what_comes_too_late_into_a_gap_of_what_was_put_together_is_not_read(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(bucket_streams), "COUNT", 4)
+    monkeypatch.setitem(vars(bucket_streams), "END_S", 0.0)
+    streams = BucketStreams(place.bucket, old_s=-1.0)
+    for number in range(6):
+        streams.append(KEY, number, b"%d" % number)
+    stopped = f"{KEY.folder}/{2:020d}"
+    assert stopped not in place.names(), "it is part of a larger object"
+    place.bucket.put_new(stopped, b"from a server that was stopped for long")
+    assert whole(streams) == b"012345"
+    assert streams.append(KEY, 6, b"6") == 7

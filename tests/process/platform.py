@@ -58,6 +58,7 @@ class Server:
         self.arguments = arguments
         self.environ = {**os.environ, **(environ or {})}
         self.process: subprocess.Popen[bytes] | None = None
+        self.program: tuple[str, ...] = ("-m", "danlu.server")
         self.url = ""
 
     def start(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Server:
         log = self.home.with_name(self.home.name + ".log").open("ab")
         with log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "danlu.server", "--home", str(self.home), "--port", "0", "--ready-fd", str(writer),
+                [sys.executable, *self.program, "--home", str(self.home), "--port", "0", "--ready-fd", str(writer),
                  *self.arguments],
                 pass_fds=(writer,), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environ,
             )  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,6 +16,7 @@ from danlu.controllers.collection import CollectionController
 from danlu.controllers.decisions import Action, Decision, decide, service
 from danlu.controllers.environments import EnvironmentsController
 from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, JOBS, Records
 from danlu.domain.jobs import Attempt, Job, JobState, Reason
 from danlu.domain.ledger import HELD, Account
@@ -25,6 +27,7 @@ from danlu.services import jobs
 from tests.books import rows
 from tests.simulation.world import NODES, SECOND, Broken, Parts, World
 
+T = TypeVar("T")
 SEEDS = int(os.environ.get("DANLU_SEEDS", "100"))
 ACTIONS = 250
 PLANTED_SEEDS = 40
@@ -285,7 +288,15 @@ class SweepsBlindly(EnvironmentsController):
         self.builder.doom(self.builder.folders())
 
 
+class IgnoresEpoch(Fenced):
+    """Writes whatever was decided, however long ago, whoever leads now."""
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        return self._database.write(work)
+
+
 PLANTED: list[Parts] = [
+    Parts(fenced=IgnoresEpoch),
     Parts(executor=FreesEarly),
     Parts(executor=LaunchesTwice),
     Parts(attempts=IgnoresVersions),

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 from danlu.api.bodies import RetryRequest, StopRequest
 from danlu.blobs.local import LocalBlobs
-from danlu.blobs.streams import StreamKey, Streams
+from danlu.blobs.local_streams import LocalStreams
+from danlu.blobs.streams import StreamKey
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.decisions import service
 from danlu.controllers.environments import EnvironmentsController
+from danlu.controllers.leader import LedExecutor
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.preempting import preempt
 from danlu.controllers.recordings import Recording
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.tasks import Tasks
-from danlu.database import queries
+from danlu.database import leadership, queries
 from danlu.database.engine import Database, Transaction
+from danlu.database.leadership import Candidate, Fenced, Term
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.actors import Actor
 from danlu.domain.environments import Environment
@@ -41,79 +46,19 @@ from danlu.services.context import Call, Platform, PlatformFacts
 from danlu.services.vault import Vault
 from tests.books import check_books
 from tests.simulation.builder import SimulatedBuilder
+from tests.simulation.faults import START, Killed, OfTerm, ShakyDatabase, SimulatedClock, Time
 from tests.simulation.wishes import Wishes
 from tests.traces import recorded
 
-T = TypeVar("T")
-START = 1_700_000_000_000_000_000
 SECOND = 1_000_000_000
 GIB = 2**30
+LEASE_S = 5.0
 NEVER_RAN = (Reason.LAUNCH_REJECTED, Reason.STOPPED, Reason.PREEMPTED)
 """With these an attempt may end before it was launched."""
 
 
-class Killed(BaseException):
-    """The server was killed here."""
-
-
 class Broken(AssertionError):
     """A promise of the system does not hold."""
-
-
-@dataclass
-class Time:
-    """What time it really is."""
-
-    at: int = START
-
-    def now(self) -> int:
-        self.at += 1000  # time goes on
-        return self.at
-
-
-@dataclass
-class SimulatedClock:
-    """What the server's machine believes."""
-
-    time: Time
-    wrong_by: int = 0
-
-    def now(self) -> int:
-        return self.time.now() + self.wrong_by
-
-
-@dataclass
-class ShakyDatabase:
-    """The real database; its caller may be killed before or after a commit, and others act between transactions."""
-
-    real: Database
-    random: Random
-    kill: float = 0.0
-    between: Callable[[], None] | None = None
-    busy: bool = False
-
-    @property
-    def dialect(self) -> str:
-        return self.real.dialect
-
-    def _perhaps(self) -> None:
-        if self.random.random() < self.kill:
-            raise Killed
-
-    def write(self, work: Callable[[Transaction], T]) -> T:
-        if self.between is not None and not self.busy:
-            self.busy = True
-            try:
-                self.between()
-            finally:
-                self.busy = False
-        self._perhaps()
-        result = self.real.write(work)
-        self._perhaps()
-        return result
-
-    def read(self, work: Callable[[Transaction], T]) -> T:
-        return self.real.read(work)
 
 
 NODES = (
@@ -133,6 +78,7 @@ class Parts:
     collection: type[CollectionController] = CollectionController
     executor: type[SimulatedExecutor] = SimulatedExecutor
     environments: type[EnvironmentsController] = EnvironmentsController
+    fenced: type[Fenced] = Fenced
 
 
 @dataclass
@@ -150,9 +96,13 @@ class World:
         shutil.copyfile(self.template, path)
         real = Database.open(f"sqlite:///{path}")
         self.real = real
-        self.database: Any = ShakyDatabase(real, self.random)
+        self.database: Any = ShakyDatabase(real, self.random, stands_still=self.stands_still)
+        self.servers = itertools.count(1)
+        self.may_stand_still = self.standing = False
+        self.late: list[str] = []
+        self.broken: Broken | None = None
         store = self.folder / f"{self.seed}"
-        self.streams = Streams(store)
+        self.streams = LocalStreams(store)
         self.blobs = LocalBlobs(store)
         self.executor = self.parts.executor(NODES, self.true_time, self.random)
         self.builder = SimulatedBuilder(self.random)
@@ -187,25 +137,54 @@ class World:
         self.set_back = self.set_back or jump < 0
         self.clock.wrong_by += int(jump * SECOND)
         self.tasks.clear()
+        self.lead()
+
+    def lead(self) -> None:
+        """A server takes the lead: with controllers that know nothing of what was before."""
+        number = next(self.servers)
+        lease = self.real.write(partial(leadership.take, who=Candidate(f"server {number}", ""), lease_s=0))
+        assert lease is not None
+        term = self.term = Term(lease, leadership.FOREVER, lambda: self.true_time.at)
+        database = self.parts.fenced(OfTerm(self.database, lease.epoch, self.late), term)
+        executor = LedExecutor(self.executor, term)
         spawn = self.tasks.append
         together = [Tasks(spawn) for _ in range(3)]
         hub = self.platform.hub
         launches = Launches(self.builder, token=lambda _: "token", url=lambda: "http://localhost")
         self.controllers: dict[str, Any] = {
-            "nodes": NodesController(self.database, self.executor, self.clock, hub),
+            "nodes": NodesController(database, executor, self.clock, hub),
             "scheduling": self.parts.scheduling(
-                self.database, self.clock, hub, "simulated", recording=Recording(self.streams)
+                database, self.clock, hub, "simulated", recording=Recording(self.streams)
             ),
             "attempts": self.parts.attempts(
-                self.database, self.executor, self.clock, hub, launches, together[0], self.true_time.now
+                database, executor, self.clock, hub, launches, together[0], self.true_time.now
             ),
             "collection": self.parts.collection(
-                self.database, self.executor, self.executor, self.blobs, self.streams, self.clock, hub, together[1]
+                database, executor, executor, self.blobs, self.streams, self.clock, hub, together[1]
             ),
             "environments": self.parts.environments(
-                self.database, self.builder, self.streams, self.clock, hub, together[2]
+                database, self.builder, self.streams, self.clock, hub, together[2]
             ),
         }  # fmt: skip
+
+    def stands_still(self) -> None:
+        """The leader's machine stands still in the middle of what it does. Another server leads and works; then it wakes.
+
+        What its threads were about to do they still try, at some later time.
+        """
+        if not self.may_stand_still:
+            return
+        self.log.append("stands still")
+        self.may_stand_still = False
+        old = self.term
+        self.time_passes(LEASE_S)
+        self.lead()
+        try:
+            for _ in range(self.random.choice([1, 5, 20])):
+                self.act()
+        finally:
+            old.end()  # its own clock went on
+        self.log.append("wakes")
 
     # what can happen
 
@@ -214,6 +193,7 @@ class World:
         self.executor.faults = Faults(unavailable=0.05, unheard=0.1, rejected=0.02, lost=0.15)
         self.builder.vanish = 0.05
         self.database.kill = 0.02
+        self.database.pause = 0.03
         self.database.between = lambda: self.user() if self.random.random() < 0.2 else None
 
     def calm(self) -> None:
@@ -221,11 +201,20 @@ class World:
         self.executor.faults = Faults()
         self.builder.vanish = 0.0
         self.database.kill = 0.0
+        self.database.pause = 0.0
         self.database.between = None
         self.executor.nodes = NODES
 
     def act(self) -> None:
-        """Lets one thing happen, then checks every promise."""
+        """Lets one thing happen, then checks every promise. What is broken is told, whoever swallows it on the way."""
+        try:
+            self._act()
+        except Broken as error:
+            self.broken = self.broken or error
+        if self.broken is not None:
+            raise self.broken
+
+    def _act(self) -> None:
         weights = {"user": 2, "controller": 10, "task": 5, "time": 4, "restart": 0.3, "node": 0.2, "preempt": 0.6}
         (what,) = self.random.choices([*weights], weights=[*weights.values()])
         try:
@@ -266,15 +255,27 @@ class World:
     def controller(self, name: str | None = None) -> None:
         name = name or self.random.choice(list(self.controllers))
         self.log.append(name)
-        with contextlib.suppress(DanluError):  # as Loop does: try again later
+        with contextlib.suppress(DanluError), self.perhaps_standing_still():  # as Loop does: try again later
             self.controllers[name].step()
 
     def task(self) -> None:
         if self.tasks:
             task = self.tasks.pop(self.random.randrange(len(self.tasks)))
             self.log.append("task")
-            with contextlib.suppress(DanluError):
+            with contextlib.suppress(DanluError), self.perhaps_standing_still():
                 task()
+
+    @contextlib.contextmanager
+    def perhaps_standing_still(self) -> Iterator[None]:
+        """Of what the leader does here it may stand still in the middle: of two that do so one is enough."""
+        outermost = not self.standing
+        self.standing = True
+        self.may_stand_still = outermost
+        try:
+            yield
+        finally:
+            self.may_stand_still = False
+            self.standing = not outermost
 
     def user(self) -> None:
         what = self.random.random()
@@ -357,6 +358,8 @@ class World:
 
     def check(self) -> None:
         """Raises Broken unless every promise holds now."""
+        if self.late:
+            raise Broken(self.late[0])
         held = self.real.read(queries.holding_attempts)
         self._fits("the database", [(t.node, t.resources, t.devices) for a in held for t in a.tasks])
         ports = [port for a in held for t in a.tasks for port in t.ports]

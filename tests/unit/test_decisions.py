@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from danlu.controllers.decisions import SAVED_PAUSE_NS, Action, Decision, decide, rejected, service, verdict
-from danlu.controllers.preempting import notice_of
 from danlu.domain.jobs import (
     INFRASTRUCTURE_ATTEMPTS,
     LOST,
@@ -21,6 +20,7 @@ from danlu.domain.jobs import (
     Preemption,
     Reason,
 )
+from danlu.domain.notices import notice_of
 from danlu.domain.resources import Resources
 from danlu.executors.base import Observation, Phase
 from tests.factories import NOW, SECOND, make_attempt, make_job, make_task

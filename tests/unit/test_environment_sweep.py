@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from danlu.blobs.streams import Streams
+from danlu.blobs.local_streams import LocalStreams
 from danlu.controllers.environments import KEPT_NS, EnvironmentsController
 from danlu.controllers.tasks import Tasks
 from danlu.database.engine import Database
@@ -47,7 +47,7 @@ class Sweep:
         self.database, self.ids, self.images = database, Ids(), Images()
         self.later: list[Callable[[], None]] = []
         self.controller = EnvironmentsController(
-            database, Endless(), Streams(folder), Frozen(), Hub(), Tasks(lambda task: task()), self.images
+            database, Endless(), LocalStreams(folder), Frozen(), Hub(), Tasks(lambda task: task()), self.images
         )
         database.write(lambda tx: [PROJECTS.add(tx, make_project(f"p{number}", number)) for number in (0, 1)])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from danlu.blobs.streams import Streams
+from danlu.blobs.local_streams import LocalStreams
 from danlu.controllers.environments import AT_ONCE, BUILD_THREADS, OF_A_PROJECT, EnvironmentsController
 from danlu.controllers.tasks import Tasks
 from danlu.database.engine import Database
@@ -46,7 +46,7 @@ class Turns:
     def __init__(self, database: Database, folder: Path) -> None:
         self.database, self.ids, self.begun = database, Ids(), list[Callable[[], None]]()
         self.controller = EnvironmentsController(
-            database, Endless(), Streams(folder), Frozen(), Hub(), Tasks(self.begun.append)
+            database, Endless(), LocalStreams(folder), Frozen(), Hub(), Tasks(self.begun.append)
         )
 
     def want(self, project: str, count: int, **fields: Any) -> None:

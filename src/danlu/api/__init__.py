@@ -18,6 +18,7 @@ from danlu.api.bodies import (
     Addresses,
     AddressesAndTrees,
     AllJobsQuery,
+    AppendQuery,
     DoctorQuery,
     EnvironmentRequest,
     EventsQuery,
@@ -36,6 +37,7 @@ from danlu.api.bodies import (
     PlatformStop,
     ProjectChange,
     ProjectRequest,
+    PruneBlobsRequest,
     PruneRequest,
     QuotaChange,
     Received,
@@ -52,19 +54,23 @@ from danlu.api.bodies import (
     UserChange,
     UserRequest,
     WaitQuery,
+    WishesQuery,
 )
 from danlu.domain.actors import Standing
 from danlu.domain.arrays import ArrayState, JobArray
-from danlu.domain.artifacts import Artifact
+from danlu.domain.artifacts import Artifact, OutputsReport, TaskOutputs
+from danlu.domain.checkpoints import Checkpoint, CheckpointReport
 from danlu.domain.diagnosis import Diagnosis
 from danlu.domain.environments import Environment
 from danlu.domain.events import Event
 from danlu.domain.jobs import Attempt, Job
 from danlu.domain.keys import AccessKey, Revoked, Token
+from danlu.domain.notices import Wishes
 from danlu.domain.prices import Price, PriceRequest
 from danlu.domain.projects import Project
 from danlu.domain.records import Value
-from danlu.domain.secrets import Secret, SecretRequest
+from danlu.domain.reports import TaskReport
+from danlu.domain.secrets import HandedSecrets, Secret, SecretRequest
 from danlu.domain.sessions import SessionEnd, SessionRequest
 from danlu.domain.specs import JobSpec
 from danlu.domain.usage import UsageReport
@@ -81,6 +87,7 @@ from danlu.domain.views import (
     Page,
     PlatformStatus,
     Pruned,
+    PrunedBlobs,
     QuotaUse,
     TextPage,
     Top,
@@ -213,6 +220,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.WRITE),
     O("blobs.append", "PUT", "/v1/blobs/{address}/received", "Add a piece to a blob, which its last one completes", Received,
       body=bytes, query=PieceQuery, permission=Permission.WRITE, audited=False),
+    O("blobs.prune", "POST", "/v1/blobs/prune", "Remove the project's blobs that nothing refers to", PrunedBlobs,
+      body=PruneBlobsRequest, status=202, permission=Permission.MANAGE),
     O("blobs.get", "GET", "/v1/blobs/{address}", "One blob's bytes", bytes, kind=Kind.BYTES),
     O("environments.list", "GET", "/v1/environments", "The catalogue, and what was built from requirements",
       Page[EnvironmentEntry]),
@@ -300,7 +309,40 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
       permission=Permission.ADMINISTER, kind=Kind.TEXT),
     O("attempts.append", "PUT", "/v1/attempts/{attempt}/streams/{task}/{stream}",
       "A runner ships a piece of a log or of metrics; the same piece twice is once", TextPage, body=bytes,
-      query=OffsetQuery, permission=Permission.ATTEMPT, audited=False),
+      query=AppendQuery, permission=Permission.ATTEMPT, audited=False),
+    O("reports.put", "PUT", "/v1/attempts/{attempt}/tasks/{task}",
+      "A runner in a pod says all there is to say of its task, and learns what is wished of it", Wishes, body=TaskReport,
+      permission=Permission.ATTEMPT, audited=False),
+    O("wishes.wait", "GET", "/v1/attempts/{attempt}/wishes",
+      "What is wished of an attempt, as soon as that changes or the time is over", Wishes, query=WishesQuery,
+      permission=Permission.ATTEMPT),
+    O("handing.code", "GET", "/v1/attempts/{attempt}/code", "The attempt's code, as a pack", bytes,
+      permission=Permission.ATTEMPT, kind=Kind.BYTES),
+    O("handing.secrets", "GET", "/v1/attempts/{attempt}/secrets", "The secrets that the attempt begins with", HandedSecrets,
+      permission=Permission.ATTEMPT),
+    O("results.missing", "POST", "/v1/attempts/{attempt}/blobs/missing",
+      "Which of these blobs and trees an attempt's project does not have yet", Addresses, body=AddressesAndTrees,
+      permission=Permission.ATTEMPT, audited=False),
+    O("results.pack", "POST", "/v1/attempts/{attempt}/blobs", "Store many small blobs of what an attempt leaves", Stored,
+      body=bytes, status=201, permission=Permission.ATTEMPT, audited=False),
+    O("results.received", "GET", "/v1/attempts/{attempt}/blobs/{address}/received",
+      "How much of a blob of an attempt has arrived in pieces", Received, permission=Permission.ATTEMPT),
+    O("results.append", "PUT", "/v1/attempts/{attempt}/blobs/{address}",
+      "Add a piece to a blob of what an attempt leaves, which its last one completes", Received, body=bytes,
+      query=PieceQuery, permission=Permission.ATTEMPT, audited=False),
+    O("results.get", "GET", "/v1/attempts/{attempt}/blobs/{address}", "One blob's bytes, from one of them on", bytes,
+      query=OffsetQuery, permission=Permission.ATTEMPT, kind=Kind.BYTES),
+    O("artifacts.report", "PUT", "/v1/attempts/{attempt}/outputs/{task}",
+      "A runner has sent what its task left in its output folder", TaskOutputs, body=OutputsReport,
+      permission=Permission.ATTEMPT, audited=False),
+    O("checkpoints.register", "PUT", "/v1/attempts/{attempt}/checkpoints/{name}",
+      "A runner has sent a checkpoint; the same twice is once", Checkpoint, body=CheckpointReport,
+      permission=Permission.ATTEMPT, audited=False),
+    O("checkpoints.restorable", "GET", "/v1/attempts/{attempt}/checkpoints",
+      "What the attempt goes on from: what those before it have left", Page[Checkpoint], permission=Permission.ATTEMPT),
+    O("attempts.environment", "GET", "/v1/attempts/{attempt}/environment",
+      "The archive of the attempt's environment from a byte on, for a node that has not unpacked it yet", bytes,
+      query=OffsetQuery, permission=Permission.ATTEMPT, kind=Kind.BYTES),
 )  # fmt: skip
 BY_ID: Final = {operation.id: operation for operation in OPERATIONS}
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/healthz"})

@@ -125,6 +125,19 @@ class OffsetQuery(Value):
     offset: int = Field(default=0, ge=0)
 
 
+class AppendQuery(OffsetQuery):
+    """Where a piece of a stream begins, in bytes."""
+
+    durable: bool = Field(default=False, description="answer when all of the stream outlives a power failure")
+
+
+class WishesQuery(Value):
+    """Answer at once where something else is wished than what is known, else when that happens, or the time is over."""
+
+    known: str = Field(default="", max_length=64, description="the tag of the last answer")
+    timeout_s: float = Field(default=25.0, ge=0, le=60)
+
+
 class DoctorQuery(Value):
     """What to look at."""
 
@@ -200,6 +213,15 @@ class PruneRequest(Value):
 
     unused_for: Seconds = Field(default=30 * 86_400.0, description="since a job last asked for it, e.g. 30d")
     dry_run: Flag = Field(default=False, description="only say which")
+
+
+class PruneBlobsRequest(Value):
+    """Which of the project's blobs to remove: those that no job and no artifact refers to, and that are not new."""
+
+    unused_for: Seconds = Field(
+        default=7 * 86_400.0, ge=3600.0, description="since they were stored, e.g. 7d; an hour at least"
+    )
+    dry_run: Flag = Field(default=False, description="only say how many")
 
 
 class ProjectRequest(Value):

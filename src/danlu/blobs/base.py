@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import BinaryIO, Protocol
+
+from danlu.blobs.unused import Condemned, Listed
 
 
 class Blobs(Protocol):
@@ -39,6 +41,7 @@ class Blobs(Protocol):
         Raises:
             InvalidRequest: the bytes are not what the address says; nothing is stored.
             StorageFull: nothing is stored.
+            Unavailable: it is condemned, see ``condemned``; or the store is away.
         """
 
     def put_many(self, project: str, blobs: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
@@ -48,7 +51,25 @@ class Blobs(Protocol):
         """
 
     def stored_bytes(self, project: str) -> int:
-        """Returns how many bytes all whole blobs of a project have: counted one by one, which takes its time."""
+        """Returns how many bytes all whole blobs of a project have, as ``listed`` tells them."""
+
+    def listed(self, project: str) -> Iterator[Listed]:
+        """Yields all whole blobs of a project, looked at one by one, which takes its time."""
+
+    def condemned(self, project: str) -> Condemned:
+        """Returns which blobs are to be removed, see blobs/unused.py: ``missing`` and ``absent`` name them too."""
+
+    def condemning(self) -> tuple[str, ...]:
+        """Returns the projects of which something is condemned, or was."""
+
+    def condemn(self, project: str, addresses: Collection[str], at: int) -> None:
+        """Condemns these blobs, and none else."""
+
+    def remove(self, project: str, addresses: Collection[str]) -> int:
+        """Removes blobs, whole or not at all; returns how many bytes they had. Absent is success."""
+
+    def sweep(self) -> None:
+        """Removes what is left of uploads that nobody has gone on with for long."""
 
     def open(self, project: str, address: str) -> BinaryIO:
         """Opens a blob for reading from its beginning to its end.

@@ -10,20 +10,19 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import BinaryIO, Final
 
+from danlu.blobs.checked import Checked
 from danlu.blobs.parts import SUFFIX, Parts
+from danlu.blobs.unused import CONDEMNED, Condemnation, Condemned, Listed
 from danlu.blobs.wholeness import Wholeness
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.trees import MAX_NODE_BYTES, address_of, require_address
 from danlu.errors import DataDamaged, InvalidRequest, NotFound, TooLarge, storage_full_is_an_error
 from danlu.runner.formats import sync
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 SYNC_ONE_BY_ONE: Final = 16
 CHUNK_BYTES: Final = 2**20
@@ -62,33 +61,6 @@ def _digest(address: str) -> str:
     return require_address(address).removeprefix("sha256:")
 
 
-class _Checked(io.RawIOBase):
-    """A blob's bytes as they are read, the last of them only once all of them are right."""
-
-    def __init__(self, file: io.FileIO, address: str, damaged: Callable[[], DataDamaged]) -> None:
-        self._file, self._address, self._damaged = file, address, damaged
-        self._left = os.fstat(file.fileno()).st_size
-        self._hasher = hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        read = self._file.readinto(buffer)
-        self._hasher.update(memoryview(buffer)[:read])
-        self._left -= read
-        if (read == 0 or self._left <= 0) and "sha256:" + self._hasher.hexdigest() != self._address:
-            raise self._damaged()
-        return read
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
 class LocalBlobs:
     """Blobs in a folder of this machine."""
 
@@ -100,6 +72,7 @@ class LocalBlobs:
         self._received = Parts(self._parts)
         self._wholeness = Wholeness(self)
         self._naming = threading.Lock()
+        self._condemnation = Condemnation(self._load_condemned, self._save_condemned)
 
     def _folder(self, project: str) -> Path:
         if not _NAME.fullmatch(project):
@@ -112,21 +85,22 @@ class LocalBlobs:
 
     def missing(self, project: str, addresses: Iterable[str]) -> tuple[str, ...]:
         """See Blobs."""
-        root = self._folder(project)
+        root, condemned = self._folder(project), self._condemnation.of(project).addresses
         # as texts: making a Path takes longer than asking for the file
         return tuple(
             address
             for address in addresses
-            if not os.path.isfile(f"{root}/{(digest := _digest(address))[:2]}/{digest[2:]}")  # noqa: PTH113
+            if address in condemned or not os.path.isfile(f"{root}/{(digest := _digest(address))[:2]}/{digest[2:]}")  # noqa: PTH113
         )
 
     def absent(self, project: str, *roots: str, most: int) -> tuple[str, ...]:
         """See Blobs."""
-        return self._wholeness.absent(project, *roots, most=most)
+        return self._wholeness.absent(project, *roots, most=most, condemned=self._condemnation.of(project))
 
     def put(self, project: str, address: str, data: BinaryIO) -> tuple[int, int]:
         """See Blobs."""
         path = self._path(project, address)
+        self._condemnation.require_none(project, address)
         if path.is_file():
             return 0, 0
         hasher, size = hashlib.sha256(), 0
@@ -169,6 +143,7 @@ class LocalBlobs:
             with storage_full_is_an_error("an upload"):
                 for address, data in blobs:
                     path = self._path(project, address)
+                    self._condemnation.require_none(project, address)
                     if path in sizes or path.is_file():
                         continue
                     if address_of(data) != address:
@@ -192,11 +167,63 @@ class LocalBlobs:
 
     def stored_bytes(self, project: str) -> int:
         """See Blobs."""
-        total, folder = 0, self._folder(project)
+        return sum(one.size_bytes for one in self.listed(project))
+
+    def listed(self, project: str) -> Iterator[Listed]:
+        """See Blobs."""
+        folder = self._folder(project)
         for part in folder.iterdir() if folder.is_dir() else ():
             with os.scandir(part) as files:
-                total += sum(file.stat(follow_symlinks=False).st_size for file in files if _REST.fullmatch(file.name))
-        return total
+                for file in files:
+                    if _REST.fullmatch(file.name):
+                        status = file.stat(follow_symlinks=False)
+                        yield Listed(f"sha256:{part.name}{file.name}", status.st_size, status.st_mtime_ns)
+
+    def condemned(self, project: str) -> Condemned:
+        """See Blobs."""
+        return self._condemnation.now(project)
+
+    def condemn(self, project: str, addresses: Collection[str], at: int) -> None:
+        """See Blobs."""
+        self._condemnation.set(project, addresses, at)
+
+    def remove(self, project: str, addresses: Collection[str]) -> int:
+        """See Blobs."""
+        size = 0
+        for address in addresses:
+            path = self._path(project, address)
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+                path.unlink()
+        return size
+
+    def sweep(self) -> None:
+        """See Blobs."""
+        self._received.sweep()
+
+    def condemning(self) -> tuple[str, ...]:
+        """See Blobs."""
+        folder = self.root / CONDEMNED
+        return tuple(path.name for path in folder.iterdir()) if folder.is_dir() else ()
+
+    def _condemned(self, project: str) -> Path:
+        return self.root / CONDEMNED / self._folder(project).parent.name
+
+    def _load_condemned(self, project: str) -> bytes | None:
+        try:
+            return self._condemned(project).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _save_condemned(self, project: str, data: bytes) -> None:
+        path = self._condemned(project)
+        _make_folder(path.parent)
+        with storage_full_is_an_error("the list of what is to be removed"):
+            unfinished = self._parts / secrets.token_hex(8)
+            unfinished.write_bytes(data)
+            sync(str(unfinished))
+            unfinished.replace(path)
+            sync(str(path.parent))
 
     def received(self, project: str, address: str) -> int:
         """See Blobs."""
@@ -206,6 +233,7 @@ class LocalBlobs:
     def append(self, project: str, address: str, piece: BinaryIO, *, offset: int, size: int) -> int:
         """See Blobs."""
         path = self._path(project, address)
+        self._condemnation.require_none(project, address)
         if path.is_file():
             return path.stat().st_size
 
@@ -234,7 +262,8 @@ class LocalBlobs:
             file = self._path(project, address).open("rb", buffering=0)
         except FileNotFoundError:
             raise NotFound(f"project {project} has no blob {address}") from None
-        return io.BufferedReader(_Checked(file, address, lambda: self.damaged(project, address)), CHUNK_BYTES)
+        size = os.fstat(file.fileno()).st_size
+        return io.BufferedReader(Checked(file, size, address, lambda: self.damaged(project, address)), CHUNK_BYTES)
 
     def read(self, project: str, address: str) -> bytes:
         """See Blobs."""

@@ -27,13 +27,33 @@ not cost reading all that came before it."""
 CHUNK_BYTES: Final = 2**20
 
 
+class Hashes:
+    """The hash so far of the uploads that were added to last, by name."""
+
+    def __init__(self) -> None:
+        self._hashed: dict[str, tuple[int, _Hash]] = {}
+        self._lock = threading.Lock()
+
+    def remember(self, name: str, end: int, hasher: _Hash) -> None:
+        """Keeps the hash of an upload's first ``end`` bytes."""
+        with self._lock:
+            while len(self._hashed) >= MAX_HASHED:
+                self._hashed.pop(next(iter(self._hashed)))
+            self._hashed[name] = end, hasher
+
+    def taken(self, name: str, offset: int) -> _Hash | None:
+        """Returns the hash of an upload's first ``offset`` bytes, and forgets it; None where it is not known."""
+        with self._lock:
+            at, hasher = self._hashed.pop(name, (0, hashlib.sha256()))
+        return hasher if at == offset else None  # else of an earlier try, or forgotten
+
+
 class Parts:
     """Unfinished blobs in a folder, as ``PROJECT~DIGEST.part``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._hashed: dict[str, tuple[int, _Hash]] = {}
-        self._lock = threading.Lock()
+        self._hashes = Hashes()
 
     def sweep(self) -> None:
         """Removes what was given up."""
@@ -73,11 +93,11 @@ class Parts:
             there = file.seek(0, os.SEEK_END)
             if there != offset:
                 raise Conflict(f"the piece begins at byte {offset}, but {there} bytes have arrived", received=there)
-            hasher = self._remembered(path.name, offset)
+            hasher = self._hashes.taken(path.name, offset)
             end = _added(file, piece, hasher, offset, size)
             if end < size:
                 if hasher is not None:
-                    self._remember(path.name, end, hasher)
+                    self._hashes.remember(path.name, end, hasher)
                 return end
             found = (hasher or _hash_of(file)).hexdigest()
             if found != digest:
@@ -89,17 +109,6 @@ class Parts:
 
     def _path(self, project: str, digest: str) -> Path:
         return self._folder / f"{project}~{digest}{SUFFIX}"
-
-    def _remember(self, name: str, end: int, hasher: _Hash) -> None:
-        with self._lock:
-            while len(self._hashed) >= MAX_HASHED:
-                self._hashed.pop(next(iter(self._hashed)))
-            self._hashed[name] = end, hasher
-
-    def _remembered(self, name: str, offset: int) -> _Hash | None:
-        with self._lock:
-            at, hasher = self._hashed.pop(name, (0, hashlib.sha256()))
-        return hasher if at == offset else None  # else of an earlier try, or forgotten
 
 
 def _hash_of(file: BinaryIO) -> _Hash:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Final, Protocol
 
+from danlu.blobs.unused import NOTHING, Condemned
 from danlu.domain.summaries import Summary, summarize
 from danlu.domain.trees import MAX_DEPTH, MAX_TREE_ENTRIES, Entry, decode, require_address
 from danlu.errors import InvalidRequest, NotFound
@@ -27,18 +28,19 @@ class Store(Protocol):
 
 
 class Wholeness:
-    """Remembers which folders were found whole, with all below them. Blobs never go but by damage: see ``forget``."""
+    """Remembers which folders were found whole, with all below them. Blobs go by damage, see ``forget``, or condemned."""
 
     def __init__(self, blobs: Store) -> None:
         self._blobs = blobs
         self._whole: dict[tuple[str, str], Summary] = {}
+        self._condemned: dict[str, int] = {}
 
     def forget(self, project: str) -> None:
         """A blob of the project is gone: nothing is known any more."""
         for key in [key for key in list(self._whole) if key[0] == project]:
             self._whole.pop(key, None)
 
-    def absent(self, project: str, *roots: str, most: int) -> tuple[str, ...]:
+    def absent(self, project: str, *roots: str, most: int, condemned: Condemned = NOTHING) -> tuple[str, ...]:
         """Returns what of trees the project does not have, at most so many; below a folder that it lacks, nothing is known.
 
         A node is decoded once however often it is named, and all of them together are no more than one tree may be: who
@@ -47,7 +49,10 @@ class Wholeness:
         Raises:
             InvalidRequest: a node is wrong, or it is no tree that could be checked out (see ``trees.walk``).
         """
-        look = _Look(self, project, most)
+        if self._condemned.get(project, 0) != condemned.at:  # what was whole before may not be any more
+            self.forget(project)
+            self._condemned[project] = condemned.at
+        look = _Look(self, project, most, condemned.addresses)
         for root in dict.fromkeys(roots):
             summary = look.folder(require_address(root), 0)
             if summary is not None and (wrong := summary.wrong()):
@@ -58,8 +63,8 @@ class Wholeness:
 class _Look:
     """One look at trees."""
 
-    def __init__(self, whole: Wholeness, project: str, most: int) -> None:
-        self._whole, self._project, self._most = whole, project, most
+    def __init__(self, whole: Wholeness, project: str, most: int, condemned: frozenset[str]) -> None:
+        self._whole, self._project, self._most, self._condemned = whole, project, most, condemned
         self.absent: dict[str, None] = {}
         self._seen: dict[str, Summary | None] = {}
         self._entries = self._bytes = 0
@@ -72,8 +77,10 @@ class _Look:
         if address in self._seen or len(self.absent) >= self._most:
             return self._seen.get(address)
         try:
-            node = self._whole._blobs.read(self._project, address)
+            node = None if address in self._condemned else self._whole._blobs.read(self._project, address)
         except NotFound:
+            node = None
+        if node is None:
             self._add((address,))
             self._seen[address] = None
             return None

@@ -50,6 +50,7 @@ COMMANDS: Final = (
     C("nodes", "nodes:nodes", "Platform", "machines, what they have and what is free", "[FLAGS]"),
     C("env", "environments:app", "Platform", "ready-made environments: ls, show, build, lock, export ...",
       "ls|show|build|test|lock|export|rm|prune [NAME] [FLAGS]"),
+    C("blobs", "blobs:app", "Platform", "stored bytes that nobody uses: prune", "prune [FLAGS]"),
     C("login", "login:login", "Access", "use a platform elsewhere from now on", "URL [FLAGS]"),
     C("logout", "login:logout", "Access", "forget a platform and its key", "[FLAGS]"),
     C("profile", "profiles:app", "Access", "the platforms that you logged in to: ls, use", "ls|use [PROFILE] [FLAGS]"),
@@ -63,12 +64,14 @@ COMMANDS: Final = (
     C("token", "tokens:app", "Access", "tokens for what cannot sign: ls, create, rm", "ls|create|rm [TOKEN] [FLAGS]"),
     C("secret", "secrets:app", "Access", "values that jobs get and nobody reads: ls, set, rm", "ls|set|rm [NAME] [FLAGS]"),
     C("price", "prices:app", "Platform", "what resources cost: ls, set, rm", "ls|set|rm [RESOURCE=AMOUNT] [FLAGS]"),
+    C("db", "db:app", "Platform", "the platform's database: status, migrate, move, backup, restore",
+      "status|migrate|move|backup|restore [FILE] [FLAGS]"),
     C("api", "api:api", "Platform", "send a request of your own", "METHOD PATH [FLAGS]"),
     C("completion", "completion:completion", "Platform", "completion for bash, zsh or fish", "bash|zsh|fish"),
 )  # fmt: skip
 BY_NAME: Final = {command.name: command for command in COMMANDS}
 NESTED: Final = frozenset(
-    {"artifacts", "env", "profile", "project", "quota", "user", "member", "key", "token", "secret", "price"}
+    {"artifacts", "blobs", "env", "profile", "project", "quota", "user", "member", "key", "token", "secret", "price", "db"}
 )
 
 

@@ -165,6 +165,7 @@ def _tell(found: EnvironmentDetails) -> None:
         "id": "" if env is None else env.id,
         "python": found.python,
         "size": "" if env is None or env.size_bytes is None else format_bytes(env.size_bytes),
+        "archive": "" if env is None or env.archive is None else wording.archive(env.archive),
         "built in": "" if env is None or env.build_s is None else wording.duration(env.build_s),
         "where": found.folder,
         "frameworks": ", ".join(found.frameworks),

@@ -289,6 +289,7 @@ def _environment_row(entry: EnvironmentEntry, now: int) -> Row:
         "-" if env is None or env.packages is None else str(env.packages),
         "-" if env is None else env.id,
         "-" if env is None or env.build_s is None else wording.duration(env.build_s),
+        "-" if env is None or env.archive is None else format_bytes(env.archive.size_bytes),
         "-" if env is None else wording.age(env.created_at, now),
     ]
 
@@ -348,7 +349,7 @@ def _kinds() -> Iterator[Kind]:
     )  # fmt: skip
     yield Kind(
         "envs", ("env", "environments", "environment"),
-        ("NAME", "PYTHON", "STATE", "SIZE", "DESCRIPTION"), ("PACKAGES", "ID", "BUILD", "AGE"),
+        ("NAME", "PYTHON", "STATE", "SIZE", "DESCRIPTION"), ("PACKAGES", "ID", "BUILD", "ARCHIVE", "AGE"),
         _environments, _environment_row, lambda entry: f"env/{entry.name}",
     )  # fmt: skip
     yield Kind(

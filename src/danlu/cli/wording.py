@@ -12,7 +12,7 @@ from danlu.domain.resources import format_bytes, format_cpu
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from danlu.domain.environments import Environment
+    from danlu.domain.environments import Archive, Environment
     from danlu.domain.git import GitState
     from danlu.domain.jobs import Attempt, Job, Task
     from danlu.domain.nodes import Node
@@ -184,6 +184,12 @@ def environment(env: Environment) -> str:
     if env.packages is not None:
         facts.append(count(env.packages, "package"))
     return f"{env.name} ({', '.join(facts)})"
+
+
+def archive(made: Archive) -> str:
+    """Returns ``640 MiB for 1.7 GiB in 29,681 files, sha256:0123456789ab``."""
+    sizes = f"{format_bytes(made.size_bytes)} for {format_bytes(made.unpacked_bytes)}"
+    return f"{sizes} in {made.files:,} files, {made.address[:19]}"
 
 
 def gpus(node: Node) -> str:

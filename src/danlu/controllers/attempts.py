@@ -9,14 +9,22 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn, Protocol
 
 from danlu.controllers.decisions import Action, Decision, decide, rejected
-from danlu.controllers.preempting import notice_of
 from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
-from danlu.domain.environments import HOST, Environment, EnvironmentReason, EnvironmentState, Interpreter
+from danlu.domain.environments import (
+    HOST,
+    Environment,
+    EnvironmentReason,
+    EnvironmentState,
+    Interpreter,
+    PodEnvironment,
+)
 from danlu.domain.images import Image
 from danlu.domain.jobs import Attempt, AttemptState, Job, JobState, Reason
+from danlu.domain.notices import notice_of
 from danlu.domain.secrets import HandedSecret
 from danlu.errors import (
     DanluError,
@@ -24,6 +32,7 @@ from danlu.errors import (
     ExecutorUnavailable,
     InvalidRequest,
     LaunchRejected,
+    LeadershipLost,
     LeasedPortTaken,
     NotFound,
     SecretUnavailable,
@@ -47,6 +56,9 @@ class Interpreters(Protocol):
 
     def interpreter(self, environment: Environment) -> Interpreter | None:
         """Returns a ready environment's interpreter; None when its folder is no longer there."""
+
+    def for_pods(self, environment: Environment) -> PodEnvironment | None:
+        """Returns how a pod has a ready environment; None where it is not packed."""
 
     def host(self, executable: str) -> Interpreter:
         """Returns the interpreter of ``env: host``, or raises LaunchRejected."""
@@ -87,7 +99,7 @@ class Sighting:
 class AttemptsController:
     """Decides for each live attempt by what the executor sees of it. Restarting it is the normal path."""
 
-    database: Database
+    database: Fenced
     executor: Executor
     clock: Clock
     hub: Hub
@@ -116,6 +128,8 @@ class AttemptsController:
                 else:
                     attempt = self._seen(attempt, one)
                 self._decide(jobs[attempt.job_id], attempt, one, now)
+            except LeadershipLost:
+                raise
             except (DanluError, ValueError) as error:  # one attempt's trouble is not the others'
                 LOG.error("attempt %s: %s: %s", attempt.id, type(error).__name__, error)
         live = {attempt.id for attempt in attempts}
@@ -184,6 +198,8 @@ class AttemptsController:
         except (LaunchRejected, NotFound, InvalidRequest, DataDamaged) as error:
             reason = next((why for kind, why in REJECTIONS.items() if isinstance(error, kind)), Reason.LAUNCH_REJECTED)
             self._reject(job, attempt, reason, error.message)
+        except LeadershipLost:
+            raise
         except Exception as error:
             failures, wait_s = self._trials.failed(attempt.id, self.clock.now())
             known = isinstance(error, DanluError)
@@ -214,7 +230,13 @@ class AttemptsController:
         )
         interpreter: Interpreter | None = None
         image: Image | None = None
-        if environment is not None and environment.source.image is not None:
+        pods: PodEnvironment | None = None
+        if environment is not None and environment.source.image is None and self.executor.capabilities.archives:
+            pods = self.launches.interpreters.for_pods(environment)
+            if pods is None:
+                self._rebuild(environment)
+            interpreter = pods.interpreter
+        elif environment is not None and environment.source.image is not None:
             if self.launches.images is None:
                 raise LaunchRejected("this platform runs no container images any more")
             image = self.launches.images.find(environment.lock_digest or environment.source.image, project.number)
@@ -229,7 +251,7 @@ class AttemptsController:
         return LaunchOrder(
             job=job, attempt=attempt, interpreter=interpreter, image=image, project_number=project.number,
             url=self.launches.url(), token=self.launches.token(attempt.id), secrets=self.launches.secrets(job),
-            require=project.require,
+            require=project.require, environment=pods,
         )  # fmt: skip
 
     def _rebuild(self, environment: Environment) -> NoReturn:

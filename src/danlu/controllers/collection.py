@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Final
 
 from danlu.blobs.base import Blobs
-from danlu.blobs.folders import Scan, scan
+from danlu.blobs.folders import MAX_SKIPPED, Scan, scan
 from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.tasks import Tasks, Trials
-from danlu.database import queries
-from danlu.database.engine import Database, Transaction
-from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS
-from danlu.domain.artifacts import Artifact
+from danlu.database import queries, reports
+from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
+from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, OUTPUTS
+from danlu.domain.artifacts import Artifact, TaskOutputs
 from danlu.domain.jobs import Attempt, AttemptState, Job, Reason
-from danlu.errors import DanluError
+from danlu.domain.unions import Joined, Part, union
+from danlu.errors import DanluError, InvalidRequest, LeadershipLost, Unavailable
 from danlu.executors.base import Executor, Spools
 from danlu.runner.formats import LOG as LOG_STREAM
 from danlu.runner.formats import METRICS as METRICS_STREAM
-from danlu.services import secrets, stored
+from danlu.services import checkpoints, secrets, stored
 from danlu.services.context import Clock, Hub
 
 LOG: Final = logging.getLogger("danlu.controllers")
@@ -34,7 +36,8 @@ MAX_ATTEMPTS: Final = 10_000
 PIECE_BYTES: Final = 2**20
 PIECES_A_TURN: Final = 16
 MESSAGE_CHARACTERS: Final = 1000
-OUTPUTS: Final = "outputs"
+NAME: Final = "outputs"
+MAX_TASKS: Final = 100_000
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class CollectionController:
     Every step can be repeated: a piece names its offset, a blob its content, an artifact its attempt.
     """
 
-    database: Database
+    database: Fenced
     executor: Executor
     spools: Spools
     blobs: Blobs
@@ -63,6 +66,8 @@ class CollectionController:
             attempt = waiting.popleft()
             try:
                 more = self._copy(attempt)
+            except LeadershipLost:
+                raise
             except (DanluError, OSError, ValueError) as error:
                 self._failed(attempt, error)
                 continue
@@ -108,7 +113,7 @@ class CollectionController:
         """Keeps an ended attempt's outputs, marks it as collected, and lets its executor forget it."""
         try:
             folder = self.spools.outputs(attempt.id)
-            found = None if folder is None else self._found(attempt, folder)
+            found = self._reported(attempt) if folder is None else self._found(attempt, folder)
             for task in attempt.tasks:
                 for stream in (LOG_STREAM, METRICS_STREAM):
                     self.streams.sync(StreamKey(attempt.project, attempt.id, task.name, stream))
@@ -117,6 +122,8 @@ class CollectionController:
             self._tell()  # nobody needs to wait until its folder is removed
             self.executor.forget(attempt.id)
             self._trials.over(attempt.id)
+        except LeadershipLost:
+            raise
         except (DanluError, OSError, ValueError) as error:
             self._failed(attempt, error)
         finally:
@@ -135,6 +142,10 @@ class CollectionController:
             if found is not None and (found.count or found.skipped):
                 ARTIFACTS.add(tx, self._artifact(attempt, found, now))
             ATTEMPTS.put(tx, newest, newest.evolved(now=now, collected=True, kept=""))
+            reports.remove(tx, attempt.id)
+            for told in OUTPUTS.find(tx, attempt_id=attempt.id, limit=MAX_TASKS):
+                OUTPUTS.remove(tx, told)
+            checkpoints.give_up(tx, job)
             stored.checkpoints(tx, job, checkpoint_bytes, now)
             secrets.forget_replaced(tx, attempt.project)
 
@@ -147,11 +158,52 @@ class CollectionController:
             return found  # nothing would refer to it
         sizes = {address: size for address, (_, size) in found.files.items()}
         sizes |= {address: len(node) for address, node in found.nodes.items()}
-        new = sum(sizes[address] for address in self.blobs.missing(attempt.project, sizes))
+        missing = set(self.blobs.missing(attempt.project, sizes))
+        new = sum(sizes[address] for address in missing)
         with stored.results(self.database, self.clock, attempt.project, new) as storing:
             for size in self._keep(attempt, found):
                 storing.new_bytes += size
+        if gone := self.blobs.missing(attempt.project, sizes.keys() - missing):  # in the time that the others took
+            raise Unavailable(f"{len(gone)} blobs that nothing else refers to are being removed")
         return found
+
+    def _reported(self, attempt: Attempt) -> Scan | None:
+        """Returns what the tasks of an attempt in pods have sent, as one tree, which is kept; None where they sent nothing.
+
+        What does not fit into it is left out, and told.
+        """
+        told = self.database.read(lambda tx: OUTPUTS.find(tx, attempt_id=attempt.id, limit=MAX_TASKS))
+        if not told:
+            return None
+        by_task = {one.task: one for one in told}
+        sent = [by_task[task.name] for task in attempt.tasks if task.name in by_task]
+        skipped = [f"{one.task}/{line}" for one in sent for line in one.skipped]
+        skipped += [f"{task.name}: nothing of it came" for task in attempt.tasks if task.name not in by_task]
+        while True:
+            try:
+                joined = self._joined(attempt, sent)
+                break
+            except InvalidRequest as error:
+                if len(sent) == 1:
+                    raise
+                skipped.insert(0, f"{sent.pop().task}: together with the others' it is too large: {error}")
+        return Scan(
+            root=joined.root, count=joined.files, size_bytes=joined.size_bytes, skipped=skipped[:MAX_SKIPPED]
+        )  # fmt: skip
+
+    def _joined(self, attempt: Attempt, sent: list[TaskOutputs]) -> Joined:
+        """Keeps the tree of all that was sent, and counts it.
+
+        Raises:
+            InvalidRequest: it is larger than a tree may be.
+        """
+        blobs, project = self.blobs, attempt.project
+        joined = union([Part(one.task, one.tree) for one in sent], lambda address: blobs.read(project, address))
+        new = sum(len(joined.nodes[address]) for address in blobs.missing(project, joined.nodes))
+        with stored.results(self.database, self.clock, project, new) as storing:
+            storing.new_bytes = blobs.put_many(project, joined.nodes.items())[1]
+        blobs.absent(project, joined.root, most=1)
+        return joined
 
     def _keep(self, attempt: Attempt, found: Scan) -> Iterator[int]:
         """Stores what was found; yields how many bytes were new."""
@@ -168,7 +220,7 @@ class CollectionController:
             project=attempt.project,
             job_id=attempt.job_id,
             attempt_id=attempt.id,
-            name=OUTPUTS,
+            name=NAME,
             tree=found.root,
             partial=attempt.reason is not Reason.COMPLETED or bool(found.skipped),
             files=found.count,

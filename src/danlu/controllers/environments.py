@@ -10,13 +10,15 @@ from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from danlu.blobs.streams import StreamKey, Streams
+from danlu.controllers.packing import Packing
 from danlu.controllers.tasks import Tasks
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import ENVIRONMENTS, PROJECTS
 from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentSource, EnvironmentState
 from danlu.domain.jobs import JobState
-from danlu.errors import DanluError, EnvironmentFailed, VersionConflict
+from danlu.errors import DanluError, EnvironmentFailed, LeadershipLost, VersionConflict
 from danlu.executors.base import StoredImage
 from danlu.services.context import Clock, Hub
 from danlu.services.environments import BUILD_STREAM, BUILD_TASK, give_up, lock_key, unused
@@ -34,7 +36,11 @@ SWEEPS: Final = ("sweep", "sweep-images")
 BUILD_THREADS: Final = 2 * AT_ONCE + len(SWEEPS)
 """What works at the same time at most."""
 MAX_OPEN: Final = 10_000
-STAGES: Final = {"resolve": EnvironmentReason.RESOLUTION_FAILED, "pull": EnvironmentReason.PULL_FAILED}
+STAGES: Final = {
+    "resolve": EnvironmentReason.RESOLUTION_FAILED,
+    "pull": EnvironmentReason.PULL_FAILED,
+    "pack": EnvironmentReason.PACKING_FAILED,
+}
 """Why a build failed, by the stage that it failed in; else it was the installation."""
 MAX_KNOWN: Final = 100_000
 LAUNCHED: Final = (JobState.ADMITTED, JobState.STARTING)
@@ -88,13 +94,15 @@ class Images(Protocol):
 class EnvironmentsController:
     """Builds and pulls what is wanted, and removes what nobody wants. What a killed server left is begun again."""
 
-    database: Database
+    database: Fenced
     builder: Builder
     streams: Streams
     clock: Clock
     hub: Hub
     tasks: Tasks
     images: Images | None = None
+    packing: Packing | None = None
+    """Where attempts run on machines that have no environments."""
     _begun: dict[str, Environment] = field(default_factory=dict)
     _looked_at: int = 0
 
@@ -178,13 +186,15 @@ class EnvironmentsController:
             self.hub.notify("logs")
 
         try:
-            built = self._built(environment, report)
-            facts = {
-                name: getattr(built, name)
-                for name in ("lock_digest", "packages", "python_version", "size_bytes", "build_s")
-            }
-            self._keep_lock(environment, built)
-            self._store(environment, EnvironmentState.READY, EnvironmentReason.BUILT, **facts)
+            image = "" if self.packing is None else self.packing.image_of(environment)
+            if image:
+                words = f"pods have it by the image {image}"
+                facts: dict[str, Any] = {"lock_digest": environment.source_digest, "archive": None}
+            else:
+                words, facts = "", self._facts(environment, report)
+            self._store(environment, EnvironmentState.READY, EnvironmentReason.BUILT, message=words, **facts)
+        except LeadershipLost:
+            raise
         except DanluError as error:
             stage = error.details.get("stage")
             reason = STAGES.get(str(stage), EnvironmentReason.INSTALL_FAILED)
@@ -200,6 +210,18 @@ class EnvironmentsController:
             for topic in ("environments", "jobs", "logs", "events"):
                 self.hub.notify(topic)
         self.builder.bound_caches()  # nobody waits for that
+
+    def _facts(self, environment: Environment, report: Callable[[str], None]) -> dict[str, Any]:
+        """Builds or pulls an environment, and packs it where need be; returns what is noted of it."""
+        built = self._built(environment, report)
+        self._keep_lock(environment, built)
+        facts = {
+            name: getattr(built, name)
+            for name in ("lock_digest", "packages", "python_version", "size_bytes", "build_s")
+        }
+        if self.packing is not None and environment.source.image is None:
+            facts["archive"] = self.packing.pack(self.database, environment, built.lock_digest, report)
+        return facts
 
     def _keep_lock(self, environment: Environment, built: Built) -> None:
         if environment.source.image is None:

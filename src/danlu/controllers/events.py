@@ -6,7 +6,7 @@ import logging
 from typing import Final
 
 from danlu.database import queries
-from danlu.database.engine import Database
+from danlu.database.leadership import Fenced
 from danlu.services.context import Clock
 
 LOG: Final = logging.getLogger("danlu.controllers")
@@ -23,7 +23,7 @@ class EventsController:
         most: how many are kept, however young the others are.
     """
 
-    def __init__(self, database: Database, clock: Clock, *, kept_days: float, most: int) -> None:
+    def __init__(self, database: Fenced, clock: Clock, *, kept_days: float, most: int) -> None:
         self._database, self._clock = database, clock
         self._kept_days, self._most = kept_days, most
         self._told = False

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from danlu.errors import DanluError
+from danlu.errors import DanluError, LeadershipLost
 from danlu.services.context import Hub
 
 LOG: Final = logging.getLogger("danlu.controllers")
@@ -22,7 +22,8 @@ class Loop:
     """Calls ``step`` for ever. ``step`` takes no input and returns after how many seconds it wants to look again.
 
     A hint on one of ``topics`` only shortens the wait. A step that took long is followed by a rest in proportion, so that
-    a long queue never takes the processor from those who ask the server. An error is logged, counted and tried again.
+    a long queue never takes the processor from those who ask the server. An error is logged, counted and tried again; that
+    another server leads ends it.
     """
 
     def __init__(self, name: str, step: Callable[[], float], hub: Hub, topic: str) -> None:
@@ -40,7 +41,8 @@ class Loop:
         """Asks it to end after its present step; returns whether it did within ``timeout_s``."""
         self._ending.set()
         self._hub.notify(self._topic)
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -50,6 +52,9 @@ class Loop:
             began = time.monotonic()
             try:
                 wait_s = self._step()
+            except LeadershipLost as error:
+                LOG.warning("%s ends: %s", self.name, error)
+                return
             except Exception as error:
                 self.errors += 1
                 known = isinstance(error, DanluError)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import NODES
 from danlu.domain.nodes import NODE_PROJECT, Node, NodeCapacity
 from danlu.executors.base import Executor
@@ -18,7 +19,7 @@ PERIOD_S = 60.0
 class NodesController:
     """A machine that appears is added, one that changed is changed; one that is gone stays, with nothing to give away."""
 
-    database: Database
+    database: Fenced
     executor: Executor
     clock: Clock
     hub: Hub

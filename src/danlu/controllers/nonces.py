@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from danlu.database import nonces
-from danlu.database.engine import Database
+from danlu.database.leadership import Fenced
 from danlu.services.context import Clock
 
 SECOND: Final = 1_000_000_000
@@ -16,7 +16,7 @@ NEXT_S: Final = 0.1
 class NoncesController:
     """Sweeps a bounded number in each step."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Fenced, clock: Clock) -> None:
         self._database, self._clock = database, clock
 
     def step(self) -> float:

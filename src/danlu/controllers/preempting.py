@@ -10,10 +10,9 @@ from typing import Final
 
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
-from danlu.domain.jobs import Attempt, AttemptState, Desired, Job, Preemption
-from danlu.executors.base import Notice
+from danlu.domain.jobs import Attempt, AttemptState, Desired, Preemption
+from danlu.domain.notices import SECOND_NS
 
-SECOND_NS: Final = 1_000_000_000
 GIVES_WAY: Final = frozenset({AttemptState.PLACED, AttemptState.LAUNCHING, AttemptState.RUNNING})
 
 
@@ -35,15 +34,6 @@ def preempt(tx: Transaction, attempt: Attempt, preemption: Preemption, now: int)
     asked = attempt.evolved(now=now, preemption=preemption.model_copy(update={"for_name": name}))
     ATTEMPTS.put(tx, attempt, asked)
     return asked
-
-
-def notice_of(job: Job, preemption: Preemption, now: int) -> Notice:
-    """Returns what the tasks are told: never that there is more time than the job has asked for, whatever the clock says."""
-    left_s = (preemption.deadline - now) / SECOND_NS
-    return Notice(
-        signal=job.spec.notice_signal, within_s=min(max(0.0, left_s), job.spec.notice), deadline=preemption.deadline,
-        why=preemption.why, whom=preemption.whom,
-    )  # fmt: skip
 
 
 def asks(preemption: Preemption) -> str:

@@ -11,11 +11,12 @@ from typing import Any, Final, TypeVar
 from danlu.controllers.preempting import preempt
 from danlu.controllers.recordings import Recording
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction, write_anew
+from danlu.database.engine import Transaction, write_anew
+from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
 from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Estimate, Job, JobState, Preemption, Reason, Task
-from danlu.errors import VersionConflict
+from danlu.errors import LeadershipLost, VersionConflict
 from danlu.scheduler.model import SECOND_NS, Placement, Shape
 from danlu.scheduler.model import Preemption as Planned
 from danlu.scheduler.ports import lease
@@ -44,7 +45,7 @@ FIRST: Final = (None, Reason.PENDING_EVALUATION)
 class SchedulingController:
     """Places what fits, asks others to make way, says why the rest waits, ends what was stopped while it waited."""
 
-    database: Database
+    database: Fenced
     clock: Clock
     hub: Hub
     executor: str
@@ -61,6 +62,8 @@ class SchedulingController:
         """Looks once. After an error the scheduler is told everything anew: what it thinks was said may not have been."""
         try:
             return self._step()
+        except LeadershipLost:
+            raise  # what is told anew is another one's affair, and so is the recording
         except Exception:
             self.feed = Feed()
             self.__post_init__()
@@ -78,6 +81,7 @@ class SchedulingController:
             self.hub.notify("attempts")
         asked = sum([self._preempt(preemption) for preemption in plan.preemptions])
         if self.recording is not None:
+            self.database.require()
             self.recording.flush()
         changes = self._changes(changes)
         self._estimate(changes, now)

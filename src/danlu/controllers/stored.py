@@ -1,4 +1,4 @@
-"""Looks at what projects really store, where that is not told: checkpoints, uploads given up, blobs that were miscounted."""
+"""Looks at what projects really store, where that is not told: checkpoints, uploads given up, blobs miscounted or unused."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Final
 
 from danlu.blobs.base import Blobs
 from danlu.database import queries
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import Attempt, Job
 from danlu.executors.base import Spools
-from danlu.services import stored
+from danlu.services import stored, unused
 from danlu.services.context import Clock
 
 SECOND: Final = 1_000_000_000
 LOOK_S: Final = 60.0
 RUNNING_NS: Final = 30 * SECOND
 """Running jobs' checkpoints are counted no more often, however soon there is something else to look at."""
+SWEEP_NS: Final = 3600 * SECOND
 NEXT_S: Final = 0.1
 DAY: Final = 86_400 * SECOND
 MAX_ATTEMPTS: Final = 10_000
@@ -27,10 +29,10 @@ JOBS_AT_ONCE: Final = 500
 class StoredController:
     """Counts running jobs' checkpoints at each step; all checkpoints, and all blobs, at a start and once a day."""
 
-    def __init__(self, database: Database, spools: Spools, blobs: Blobs, clock: Clock) -> None:
+    def __init__(self, database: Fenced, spools: Spools, blobs: Blobs, clock: Clock) -> None:
         self._database, self._spools, self._blobs, self._clock = database, spools, blobs, clock
         self._since = clock.now()
-        self._next_all = self._next_running = 0
+        self._next_all = self._next_running = self._next_sweep = 0
         self._owners: list[str] = []
 
     def step(self) -> float:
@@ -47,8 +49,16 @@ class StoredController:
             self._next_running = now + RUNNING_NS
             for attempt in self._database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS)):
                 self._count(self._database.read(partial(JOBS.require, record_id=attempt.job_id)), attempt)
+        self._unused(now)
         more |= stored.blobs_again(self._database, self._blobs, max(self._since, now - DAY), now)
         return NEXT_S if more or self._owners else LOOK_S
+
+    def _unused(self, now: int) -> None:
+        """Removes what nobody uses any more: blobs that were condemned, uploads that were given up."""
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_NS
+            self._blobs.sweep()
+        unused.collect(self._database, self._blobs, self._clock)
 
     def _count(self, job: Job, running: Attempt | None) -> None:
         known = self._database.read(lambda tx: stored.checkpoints_counted(tx, job))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from danlu.errors import DanluError
+
+LOG: Final = logging.getLogger("danlu.controllers")
 Spawn = Callable[[Callable[[], None]], None]
 """Runs something beside the loop, soon."""
 
@@ -73,3 +78,26 @@ class Tasks:
                     self._running.discard(key)
 
         self._spawn(run)
+
+
+class Workers:
+    """Threads for what takes long, beside one loop. What goes wrong there is logged: the loop tries again."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    def spawn(self, task: Callable[[], None]) -> None:
+        """See Spawn."""
+
+        def run() -> None:
+            try:
+                task()
+            except Exception as error:
+                known = isinstance(error, DanluError)
+                LOG.error("worker: %s: %s", type(error).__name__, error, exc_info=None if known else error)
+
+        self._pool.submit(run)
+
+    def close(self) -> None:
+        """Takes no more work; what runs is abandoned, as after a kill."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

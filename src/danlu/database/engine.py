@@ -19,14 +19,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, insert, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
-from danlu.database import migrations, sqlite_file, tables
+from danlu.database import migrations, postgresql, sqlite_file, tables
 from danlu.errors import DanluError, DatabaseUnavailable, StorageFull, Unavailable, VersionConflict
 
 T = TypeVar("T")
@@ -36,12 +36,19 @@ MAX_BATCH_S: Final = 0.05
 WRITE_TIMEOUT_S: Final = 60.0
 BUSY_TIMEOUT_MS: Final = 10_000
 RETRIES: Final = 8
+WRITE_PAUSE_MS: Final = 4000
+"""So long a transaction that writes may do nothing before PostgreSQL ends it: a server that was stopped in the middle of one,
+or is cut off, must not keep its locks. Less than a leader's lease: see leadership.py."""
 RETRIED_STATES: Final = ("40001", "40P01")
+SETTLE_TIMEOUT_S: Final = 20.0
+"""How long it is asked whether a commit was stored whose answer was lost."""
+SETTLE_PAUSE_S: Final = 0.2
+BUSY: Final = "the database is busy: all of its connections have been in use for long"
 EVENTS_LOCK: Final = 0x6576656E7473
 """Held by who is giving numbers to events; "events" as a number."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Transaction:
     """One open transaction. It must not leave the function that it was given to.
 
@@ -56,6 +63,8 @@ class Transaction:
     events: list[dict[str, Any]] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
     """The kinds of records that were written."""
+    committing: bool = False
+    """Whether nothing but the commit is left: from here on it may be stored."""
 
     def store_events(self) -> None:
         """Stores the events; nothing else may follow but the end of the transaction."""
@@ -64,6 +73,16 @@ class Transaction:
         if self.dialect == "postgresql":
             self.connection.execute(select(func.pg_advisory_xact_lock(EVENTS_LOCK)))
         self.connection.execute(insert(tables.events), self.events)
+
+
+class Store(Protocol):
+    """Who can be asked to write and read: the database, or a view of it."""
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """See Database."""
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """See Database."""
 
 
 class Database:
@@ -78,7 +97,7 @@ class Database:
         self._writer = _Writer(engine) if self.dialect == "sqlite" else None
 
     @classmethod
-    def open(cls, url: str | URL) -> Database:
+    def open(cls, url: str | URL, *, write_pause_ms: int = WRITE_PAUSE_MS) -> Database:
         """Opens the database, brought to this version's schema.
 
         Raises:
@@ -88,15 +107,16 @@ class Database:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
             path = Path(parsed.database or "")
-            sqlite_file.check(path, newest=migrations.head(), known=migrations.revisions())
+            sqlite_file.check(path)
             engine, readers = (_sqlite(url, connections) for connections in (2, 24))
             event.listen(readers, "connect", _only_reads)
             for one, begin in ((engine, "BEGIN IMMEDIATE"), (readers, "BEGIN")):
                 event.listen(one, "begin", partial(_begin_sqlite, begin=begin))
         else:
-            engine = readers = create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
+            engine = readers = postgresql.engine(parsed, pause_ms=write_pause_ms)
         try:
-            migrations.migrate(engine)
+            # of several servers, older ones may still need what a step takes away
+            migrations.migrate(engine, contract=engine.dialect.name == "sqlite")
             return cls(engine, readers)
         except DBAPIError as error:
             engine.dispose()
@@ -124,17 +144,55 @@ class Database:
 
     def _run(self, work: Callable[[Transaction], T]) -> T:
         for trial in range(RETRIES):
+            transaction = None
             try:
-                with self._engine.begin() as connection:
+                with self._engine.connect() as connection:
+                    begun = connection.begin()
                     transaction = Transaction(connection, self.dialect)
                     result = work(transaction)
                     _require_sound(connection)
                     transaction.store_events()
+                    transaction.committing = True
+                    begun.commit()
                 return result
+            except PoolTimeout as error:
+                raise Unavailable(BUSY) from error
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) not in RETRIED_STATES or trial == RETRIES - 1:
+                if transaction is not None and transaction.committing and error.connection_invalidated:
+                    if self._was_stored(transaction, error):
+                        return result
+                elif not _repeatable(error, begun=transaction is not None):
+                    raise _translated(error) from error
+                if trial == RETRIES - 1:
                     raise _translated(error) from error
         raise AssertionError("the last trial returns or raises")
+
+    def _was_stored(self, transaction: Transaction, lost: DBAPIError) -> bool:
+        """Says whether a transaction was stored, of which the answer to its commit was lost.
+
+        Its events are stored with it, and it holds the lock of events to its end: who has the lock after it, sees.
+
+        Raises:
+            DatabaseUnavailable: that cannot be told.
+        """
+        unknown = DatabaseUnavailable(
+            f"the database went away while it stored this: it may be stored or not ({str(lost.orig).strip()})",
+            next_step="look whether it was done before you repeat it",
+        )
+        if not transaction.events:
+            raise unknown from lost
+        last, events = transaction.events[-1], tables.events.c
+        query = select(events.seq).where(events.object_id == last["object_id"], events.body == last["body"]).limit(1)
+        until = time.monotonic() + SETTLE_TIMEOUT_S
+        while True:
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(select(func.pg_advisory_xact_lock(EVENTS_LOCK)))
+                    return connection.execute(query).one_or_none() is not None
+            except (DBAPIError, PoolTimeout) as error:
+                if time.monotonic() >= until:
+                    raise unknown from error
+                time.sleep(SETTLE_PAUSE_S)
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Runs ``work`` on one consistent snapshot; it cannot write.
@@ -150,7 +208,7 @@ class Database:
             except DBAPIError as error:
                 raise _translated(error) from error
             except PoolTimeout as error:
-                raise Unavailable("the database is busy: all of its connections have been in use for long") from error
+                raise Unavailable(BUSY) from error
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -184,7 +242,7 @@ class Database:
         self._engine.dispose()
 
 
-def write_anew(database: Database, work: Callable[[Transaction], T]) -> T:
+def write_anew(database: Store, work: Callable[[Transaction], T]) -> T:
     """Writes, as Database.write, what reads all that it changes itself: where others change that in between it is run anew.
 
     On SQLite nobody can. On PostgreSQL users, controllers and other servers write at the same time.
@@ -196,6 +254,11 @@ def write_anew(database: Database, work: Callable[[Transaction], T]) -> T:
         with contextlib.suppress(VersionConflict):
             return database.write(work)
     return database.write(work)
+
+
+def _repeatable(error: DBAPIError, *, begun: bool) -> bool:
+    """Says whether work of which nothing was stored is run again: others were in its way, or its connection was lost."""
+    return getattr(error.orig, "sqlstate", None) in RETRIED_STATES or (begun and error.connection_invalidated)
 
 
 def _require_sound(connection: Connection) -> None:

@@ -425,7 +425,8 @@ def lock(tx: Transaction, what: str) -> None:
     """Waits until nobody else has this lock, and keeps others from it until the transaction ends.
 
     What is read afterwards is what was stored last. On SQLite there is one writer anyway. There are: ``quotas``, for who
-    changes them or makes a project; ``placing``, for who gives resources away; ``keeping``, for who adds to what is kept.
+    changes them or makes a project; ``placing``, for who gives resources away; ``keeping``, for who adds to what is kept;
+    ``first key``, for servers that start.
     """
     next_number(tx, "", what)
 

@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from danlu.database import ledger, tables
 from danlu.database.engine import Transaction
 from danlu.domain.arrays import JobArray
-from danlu.domain.artifacts import Artifact
+from danlu.domain.artifacts import Artifact, TaskOutputs
+from danlu.domain.checkpoints import Checkpoint
 from danlu.domain.environments import Environment
 from danlu.domain.events import Event
 from danlu.domain.jobs import LIVE_JOB_STATES, Attempt, Job
@@ -290,6 +291,9 @@ SECRETS: Final = Records(Secret, tables.secrets)
 PRICES: Final = Records(Price, tables.prices)
 ENVIRONMENTS: Final = Records(Environment, tables.environments)
 ARTIFACTS: Final = Records(Artifact, tables.artifacts)
+CHECKPOINTS: Final = Records(Checkpoint, tables.checkpoints)
+OUTPUTS: Final = Records(TaskOutputs, tables.outputs)
 ALL: Final = (
     JOBS, ARRAYS, ATTEMPTS, NODES, PROJECTS, QUOTAS, USERS, MEMBERS, KEYS, TOKENS, SECRETS, PRICES, ENVIRONMENTS, ARTIFACTS,
+    CHECKPOINTS, OUTPUTS,
 )  # fmt: skip

@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from danlu.errors import DatabaseDamaged, DatabaseTooNew, DatabaseUnavailable, StorageFull
+from danlu.database import migrations
+from danlu.database.migrations import WRITTEN_BY
+from danlu.errors import DatabaseDamaged, DatabaseUnavailable, StorageFull
 from danlu.runner.formats import sync
 
 HEADER: Final = b"SQLite format 3\x00"
@@ -20,7 +22,7 @@ KEPT_DAYS: Final = 7
 DAY_CHARACTERS: Final = len("danlu-20261124")
 
 
-def check(path: Path, *, newest: str, known: frozenset[str]) -> str | None:
+def check(path: Path) -> str | None:
     """Returns the schema's version, None of a new file; raises unless it is sound and known. Writes nothing.
 
     After a crash a write-ahead log beside the file is normal: it is read as part of the database.
@@ -52,16 +54,22 @@ def check(path: Path, *, newest: str, known: frozenset[str]) -> str | None:
                 if "alembic_version" in names
                 else None
             )
+            written_by = (
+                connection.execute(
+                    "SELECT value FROM counters WHERE project = '' AND name = ?", (WRITTEN_BY,)
+                ).fetchone()
+                if "counters" in names
+                else None
+            )
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
         raise _damaged(path, str(error)) from error
-    if version is not None and version[0] not in known:
-        raise DatabaseTooNew(
-            f"{path} was written by a newer version of Danlu (schema {version[0]}; this one knows up to {newest}); "
-            "it was not written to",
-            next_step="start that version again, or restore a backup made by this one",
-        )
+    if version is not None:
+        migrations.require_known(
+            str(path), version[0], None if written_by is None else int(written_by[0]), known=migrations.revisions(),
+            step="restore a backup made by this version",
+        )  # fmt: skip
     return None if version is None else str(version[0])
 
 
@@ -90,29 +98,60 @@ def backup(path: Path, folder: Path, *, now: int, migration: bool = False) -> Pa
         return None
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stamp = datetime.fromtimestamp(now / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
-    kind = BEFORE_MIGRATION if migration else ""
-    unfinished, finished = folder / f".{stamp}.{os.getpid()}.part", folder / f"danlu-{stamp}{kind}.db"
-    try:
-        with (
-            contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
-            contextlib.closing(sqlite3.connect(unfinished)) as target,
-        ):
-            source.backup(target)
-            if target.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise DatabaseDamaged(f"the copy of {path} does not pass its check")
-        unfinished.chmod(0o600)
-        sync(str(unfinished))
-        unfinished.replace(finished)
-        sync(str(folder))
-    except sqlite3.Error as error:
-        if "full" in str(error):
-            raise StorageFull(f"no room on the disk for a backup of {path}; nothing was changed") from error
-        raise DatabaseUnavailable(f"a backup of {path} could not be made: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    finished = folder / f"danlu-{stamp}{BEFORE_MIGRATION if migration else ''}.db"
+    copy(path, finished)
     copies = sorted(folder.glob(BACKUP_PATTERN))
     by_day = {copy.name[:DAY_CHARACTERS]: copy for copy in copies}
     before_migrations = [copy for copy in copies if copy.stem.endswith(BEFORE_MIGRATION)]
     for old in set(copies) - set([*by_day.values()][-KEPT_DAYS:]) - set(before_migrations[-1:]):
         old.unlink()
     return finished
+
+
+def copy(path: Path, finished: Path) -> None:
+    """Copies a database, which may be in use, to a file that nobody sees before it is checked and complete.
+
+    Raises:
+        StorageFull, DatabaseUnavailable: there is no copy.
+    """
+    unfinished = part_of(finished)
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as source,
+            contextlib.closing(sqlite3.connect(unfinished)) as target,
+        ):
+            source.backup(target)
+        finish(unfinished, finished)
+    except sqlite3.Error as error:
+        raise not_copied(path, error) from error
+    finally:
+        discard(unfinished)
+
+
+def part_of(finished: Path) -> Path:
+    """Returns where a file is made that is to be seen only when it is complete."""
+    return finished.with_name(f".{finished.name}.{os.getpid()}.part")
+
+
+def finish(unfinished: Path, finished: Path) -> None:
+    """Gives a file its name, once it is checked and on the disk."""
+    with contextlib.closing(sqlite3.connect(unfinished)) as target:
+        if target.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise DatabaseDamaged(f"the copy {finished} does not pass its check")
+    unfinished.chmod(0o600)
+    sync(str(unfinished))
+    unfinished.replace(finished)
+    sync(str(finished.parent))
+
+
+def discard(unfinished: Path) -> None:
+    """Removes what was not finished, and what SQLite has put beside it."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        unfinished.with_name(unfinished.name + suffix).unlink(missing_ok=True)
+
+
+def not_copied(what: object, error: sqlite3.Error) -> StorageFull | DatabaseUnavailable:
+    """Returns the error that says why there is no copy."""
+    if "full" in str(error):
+        return StorageFull(f"no room on the disk for a copy of {what}; nothing was changed")
+    return DatabaseUnavailable(f"a copy of {what} could not be made: {error}")

@@ -139,6 +139,31 @@ artifacts: Final = _record(
     UniqueConstraint("attempt_id", "name"),
     Index("ix_artifacts_job_id_id", "job_id", "id"),
 )
+# what has left pods: checkpoints, and outputs until their attempt is collected
+checkpoints: Final = _record(
+    "checkpoints",
+    Column("owner", String(27), nullable=False),
+    Column("attempt_id", String(40), nullable=False),
+    Column("task", String(100), nullable=False),
+    Column("name", String(255), nullable=False),
+    UniqueConstraint("attempt_id", "task", "name"),
+    Index("ix_checkpoints_owner", "owner"),
+)
+outputs: Final = _record(
+    "outputs",
+    Column("attempt_id", String(40), nullable=False),
+    Column("task", String(100), nullable=False),
+    UniqueConstraint("attempt_id", "task"),
+)
+# what runners in pods say of their tasks, newest only; gone when their attempt is collected
+reports: Final = Table(
+    "reports",
+    METADATA,
+    Column("attempt_id", ID, primary_key=True),
+    Column("task", String(80), primary_key=True),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("body", BODY, nullable=False),
+)
 events: Final = Table(
     "events",
     METADATA,
@@ -232,4 +257,15 @@ stored_things: Final = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("until", BigInteger, nullable=False),
     Index("ix_stored_things_until", "until"),
+)
+# one row: who leads. Its key is the epoch, so that a write that holds on to it does not wait for a renewal: see leadership.py
+leadership: Final = Table(
+    "leadership",
+    METADATA,
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("holder", String(80), nullable=False),
+    Column("place", String(400), nullable=False),
+    Column("folder", String(80), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),
 )

@@ -6,7 +6,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from danlu.domain.records import Record, Said
+from danlu.domain.records import Record, Said, Value
+from danlu.domain.trees import ADDRESS_PATTERN
+
+MAX_SKIPPED = 100
+MAX_SAID = 500
 
 
 class Artifact(Record):
@@ -22,3 +26,23 @@ class Artifact(Record):
     files: int = Field(ge=0)
     size_bytes: int = Field(ge=0)
     skipped: tuple[Said, ...] = Field(default=(), description="what could not be kept, with the reason; at most 100")
+
+
+class OutputsReport(Value):
+    """What a runner has sent of a task's output folder."""
+
+    tree: str = Field(pattern=ADDRESS_PATTERN)
+    skipped: tuple[Said, ...] = Field(
+        default=(), max_length=MAX_SKIPPED, description="what could not be kept, with the reason"
+    )
+
+
+class TaskOutputs(Record):
+    """What one task of an attempt left on its own machine, until all of them are an artifact."""
+
+    KIND: ClassVar[str] = "outputs"
+
+    attempt_id: str
+    task: str
+    tree: str
+    skipped: tuple[Said, ...] = ()

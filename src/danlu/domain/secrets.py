@@ -116,6 +116,14 @@ class HandedSecret(Value):
     file: Flag = False
 
 
+class HandedSecrets(Value):
+    """All that an attempt begins with, on its way to a pod."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    secrets: tuple[HandedSecret, ...] = Field(default=(), repr=False)
+
+
 def check_variables(uses: Mapping[str, SecretUse], *others: Collection[str]) -> None:
     """Raises ValueError where a variable of a secret is one of the job's, or a role's, own variables too."""
     for variables in others:

@@ -256,6 +256,14 @@ class Pruned(Value):
     dry_run: bool
 
 
+class PrunedBlobs(Value):
+    """Blobs that are removed in the next minutes, or would be."""
+
+    blobs: int
+    size_bytes: int
+    dry_run: bool
+
+
 class Ran(StrEnum):
     """How a framework of 2018 runs today."""
 
@@ -273,6 +281,18 @@ class FrameworkOf2018(Value):
     how: str = Field(description="what to do, and what to expect")
 
 
+class Leading(Value):
+    """The server whose controllers work; all others of the platform answer too."""
+
+    place: str = Field(description="its machine, process and data folder")
+    epoch: int = Field(description="how often the lead was taken until then")
+    since: int = Field(description="ns UTC, by the database's clock")
+    here: bool = Field(description="it is the server that answers this")
+    left_s: float = Field(
+        description="how long others wait for it, if nothing is heard of it; 0: nobody leads now, one will in a moment"
+    )
+
+
 class PlatformStatus(Value):
     """The platform that answers."""
 
@@ -285,6 +305,7 @@ class PlatformStatus(Value):
     jobs: dict[str, int] = Field(description="how many jobs are in each state")
     nodes: tuple[NodeUse, ...]
     warnings: tuple[str, ...] = ()
+    leader: Leading | None = Field(default=None, description="administrators are told")
 
 
 class Problem(Value):

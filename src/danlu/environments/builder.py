@@ -28,16 +28,16 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import Field
 
-from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
+from danlu.domain.environments import Archive, Environment, EnvironmentSource, Interpreter, PodEnvironment
 from danlu.domain.records import Value
-from danlu.environments import pythons, sharing, sweeping
+from danlu.environments import packing, pythons, sharing, sweeping
 from danlu.environments.build_user import BUILD_UID
 from danlu.environments.catalogue import CATALOGUE, CatalogueEntry
 from danlu.environments.folder_locks import NEW, remove, try_lock, unlock
@@ -81,10 +81,20 @@ class _Work:
 
 
 class Builder:
-    """Makes and finds environments below one folder."""
+    """Makes and finds environments below one folder.
 
-    def __init__(self, root: Path, cache: Path) -> None:
+    Args:
+        root: the folder.
+        cache: uv's.
+        images: by an environment's name or lock digest the container image that pods have it by, and need no archive.
+        portable: whether what is built is to run on other machines too.
+    """
+
+    def __init__(
+        self, root: Path, cache: Path, *, images: Mapping[str, str] | None = None, portable: bool = False
+    ) -> None:
         self._root = root
+        self._images, self._portable = images or {}, portable
         self._locks = root / ".locks"
         self._uv = Uv(cache, root / ".python")
         self._cache = cache
@@ -111,7 +121,8 @@ class Builder:
         try:
             self._prepare()
             with self._claimed(source_digest(source), report, deadline) as (folder, hold):
-                python = pythons.find(source.python, self._uv, folder, report, deadline=deadline)
+                find = pythons.portable if self._portable else pythons.find
+                python = find(source.python, self._uv, folder, report, deadline=deadline)
                 work = _Work(source, python, self._uv_as(folder, python, report), report, deadline)
                 lock = self._lock(work, folder, hold)
             digest = _lock_digest(source, lock, python)
@@ -148,12 +159,57 @@ class Builder:
                 return None
             self._known[digest] = tuple(Path(root) for root in facts["roots"])
         folder = self._root / digest
-        entry = CATALOGUE.get(environment.source.catalogue or "")
         return Interpreter(
             bin=folder / "bin",
             roots=(folder, *self._known[digest]),
-            variables={**({} if entry is None else entry.variables), "VIRTUAL_ENV": str(folder)},
+            variables={**self._variables(environment), "VIRTUAL_ENV": str(folder)},
         )
+
+    @contextlib.contextmanager
+    def packed(self, digest: str, report: Report) -> Iterator[tuple[Path, Archive]]:
+        """Yields the archive of a built environment, in a file that is removed at the end, and what it is.
+
+        Raises:
+            EnvironmentFailed: it cannot be packed, or is not there; ``details["stage"]`` is pack.
+            StorageFull: the disk is full.
+        """
+        venv, deadline = self._root / digest, time.monotonic() + BUILD_TIMEOUT_S
+        self._prepare()
+        with self._claimed(f"archive-{digest}", report, deadline) as (folder, _):
+            try:
+                python = (venv / "bin" / "python").resolve(strict=True)
+                if python.is_relative_to(self._root):  # uv's own, which comes without byte code
+                    library = python.parent.parent / "lib" / python.name
+                    self._uv.compile(python, library, report, deadline=deadline)
+                path = folder / "archive"
+                with path.open("xb") as file:
+                    archive = packing.pack(venv, python, file)
+            except OSError as error:
+                if storage_full(error):
+                    raise StorageFull(
+                        f"the platform's disk is full; the environment was not packed: {error}"
+                    ) from error
+                raise EnvironmentFailed(f"the environment could not be packed: {error}", stage="pack") from error
+            yield path, archive
+
+    def image_of(self, name: str, digest: str | None) -> str:
+        """Returns the image that pods have an environment by; empty: none, they need an archive."""
+        return self._images.get(name) or self._images.get(digest or "") or ""
+
+    def for_pods(self, environment: Environment) -> PodEnvironment | None:
+        """Returns how a pod has a ready environment; None: neither as an image nor as an archive yet."""
+        image = self.image_of(environment.name, environment.lock_digest)
+        if environment.lock_digest is None or not (image or environment.archive):
+            return None
+        return PodEnvironment(
+            name=environment.name, digest=environment.lock_digest, image=image,
+            archive=None if image else environment.archive, variables=self._variables(environment),
+        )  # fmt: skip
+
+    @staticmethod
+    def _variables(environment: Environment) -> dict[str, str]:
+        entry = CATALOGUE.get(environment.source.catalogue or "")
+        return {} if entry is None else dict(entry.variables)
 
     def folders(self) -> frozenset[str]:
         """Returns the digests of the environments that are there, of those that this platform alone uses."""

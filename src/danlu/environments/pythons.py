@@ -84,6 +84,18 @@ def ask(executable: str) -> Python:
     )
 
 
+def portable(wanted: str, uv: Uv, folder: Path, report: Report, *, deadline: float) -> Python:
+    """Returns an interpreter that brings its libraries, so that it runs on other machines: uv's own, fetched if need be.
+
+    Where uv cannot fetch it, one of this machine's, as ``find`` does: then other machines need its libraries.
+    """
+    try:
+        return _managed(wanted, uv) or _fetched(wanted, uv, folder, report, deadline=deadline)
+    except EnvironmentFailed as error:
+        report(f"{error.message[:500]}: this machine's own is packed, and pods need an image with its libraries")
+    return find(wanted, uv, folder, report, deadline=deadline)
+
+
 def find(wanted: str, uv: Uv, folder: Path, report: Report, *, deadline: float) -> Python:
     """Returns an interpreter of a version such as ``3.11``; has uv fetch one where the machine has none.
 
@@ -95,6 +107,10 @@ def find(wanted: str, uv: Uv, folder: Path, report: Report, *, deadline: float) 
         if found is not None:
             return found
     report(f"there is no Python {wanted} on this machine: asking uv to fetch one")
+    return _fetched(wanted, uv, folder, report, deadline=deadline)
+
+
+def _fetched(wanted: str, uv: Uv, folder: Path, report: Report, *, deadline: float) -> Python:
     try:
         uv.run("python", ["python", "install", wanted, "--no-bin"], folder, report, deadline=deadline)
     except EnvironmentFailed as error:
@@ -104,14 +120,19 @@ def find(wanted: str, uv: Uv, folder: Path, report: Report, *, deadline: float) 
             stage="python",
             python=wanted,
         ) from error
-    path = uv.answer(["python", "find", "--managed-python", wanted], timeout_s=FIND_TIMEOUT_S)
-    found = None if path is None else _fitting(path, wanted)
+    found = _managed(wanted, uv)
     if found is None:
         raise EnvironmentFailed(
             f"uv fetched Python {wanted}, but it does not run here", next_step=f"install python{wanted} on the server",
             stage="python", python=wanted,
         )  # fmt: skip
     return found
+
+
+def _managed(wanted: str, uv: Uv) -> Python | None:
+    """Returns the interpreter that uv has fetched before."""
+    path = uv.answer(["python", "find", "--managed-python", "--no-python-downloads", wanted], timeout_s=FIND_TIMEOUT_S)
+    return None if path is None else _fitting(path, wanted)
 
 
 def _candidates(wanted: str, uv: Uv) -> Iterator[str]:

@@ -15,11 +15,12 @@ from typing import NamedTuple, Protocol
 
 from pydantic import Field
 
-from danlu.domain.environments import Interpreter
+from danlu.domain.environments import Interpreter, PodEnvironment
 from danlu.domain.images import Image
 from danlu.domain.isolation import Layer
 from danlu.domain.jobs import Attempt, Job, Reason, Task
 from danlu.domain.nodes import NodeCapacity
+from danlu.domain.notices import Notice as Notice
 from danlu.domain.records import Ns, Said, Value
 from danlu.domain.secrets import HandedSecret
 from danlu.domain.sessions import SessionRequest
@@ -33,10 +34,14 @@ class Capabilities(Value):
     no_layers: dict[str, str] = Field(default_factory=dict, description="why they cannot have the others")
     host_environment: bool = False
     sessions: bool = False
+    shared: bool = Field(default=False, description="several servers can use it: what it holds is no server's own")
     images: str = Field(
         default="", description="the engine that runs container images and its version; empty: none can"
     )
     no_images: str = Field(default="", description="why there is none")
+    archives: bool = Field(
+        default=False, description="attempts run where no environment was built: they need it packed, or an image of it"
+    )
 
 
 class LaunchOrder(Value):
@@ -46,6 +51,9 @@ class LaunchOrder(Value):
     attempt: Attempt
     interpreter: Interpreter | None
     image: Image | None = Field(default=None, description="run in a container of it, instead of with an interpreter")
+    environment: PodEnvironment | None = Field(
+        default=None, description="how the pods have it, where the executor needs archives; see capabilities"
+    )
     project_number: int = Field(ge=0, description="picks the user id where the server is root")
     require: tuple[str, ...] = Field(default=(), description="layers of isolation without which it must not start")
     url: str = Field(description="the platform's address, for the SDK inside the job")
@@ -87,16 +95,6 @@ class Observation(Value):
         default=None, description="why it does not run yet, or how it was lost, where the executor knows better"
     )
     message: Said = ""
-
-
-class Notice(Value):
-    """That an attempt has to make way: what its tasks are told before they are ended, so that they can save."""
-
-    signal: str = Field(description="TERM, USR1 ...: goes to the programs that handle it")
-    within_s: float = Field(ge=0, description="how long they have from now on")
-    deadline: Ns = Field(description="the same as a time; what they are told")
-    why: Said = ""
-    whom: Said = Field(default="", description="for whom")
 
 
 class StoredImage(NamedTuple):

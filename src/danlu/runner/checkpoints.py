@@ -6,6 +6,8 @@ seen unchanged for two seconds while its program ran, or was found sound by its 
 files' sizes and times. What an earlier attempt left without either proof is never sealed for its age alone. What has a known
 format and is not sound is moved to ``.danlu/incomplete/``: never deleted, and no longer in the way of a program that loads
 the newest file it sees.
+
+On one machine what is sealed is kept. In a pod it is once it was delivered (carrying.py), which ``delivered.json`` tells.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def _last_number(name: str) -> int:
     return int(numbers[-1][:18]) if numbers else -1
 
 
-def _stamp(paths: List[str]) -> Stamp:
+def stamp_of(paths: List[str]) -> Stamp:
     """Returns (path, size, mtime) of every regular file of a checkpoint."""
     stamps: Stamp = []
     for path in paths:
@@ -105,7 +107,7 @@ def _files(path: str) -> List[str]:
     return found
 
 
-def _written(stamp: Stamp) -> int:
+def written(stamp: Stamp) -> int:
     """Returns when the last of a checkpoint's files was written, ns UTC."""
     return max(int(str(entry[2])) for entry in stamp)
 
@@ -114,23 +116,42 @@ def _bytes(stamp: Stamp) -> int:
     return sum(int(str(entry[1])) for entry in stamp)
 
 
-class Seals:
-    """The sealed checkpoints of one folder, kept in ``.danlu/sealed.json``."""
+def series(name: str) -> str:
+    """Returns what a name has in common with those that differ from it in numbers alone."""
+    return re.sub(r"\d+", "#", name)
 
-    def __init__(self, folder: str) -> None:
+
+def age(name: str, at: int) -> Tuple[int, int]:
+    """Returns what is larger for the newer one of a series: the number in its name if there is one only, else the time."""
+    numbers = re.findall(r"\d+", _stem(name))
+    return int(numbers[0][:18]) if len(numbers) == 1 else -1, at
+
+
+def load_stamps(path: str) -> Dict[str, Stamp]:
+    """Returns the stamps by name that a file holds; none where there is no such file, or something else in it."""
+    try:
+        with open(path, "rb") as file:
+            found = json.loads(file.read(MAX_JSON_BYTES).decode())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class Seals:
+    """The sealed checkpoints of one folder, kept in ``.danlu/sealed.json``.
+
+    Args:
+        folder: it.
+        delivered: the file that tells which of them have left the machine; empty: it does not matter.
+    """
+
+    def __init__(self, folder: str, delivered: str = "") -> None:
         self.folder = folder
+        self._delivered = delivered
         self._path = os.path.join(folder, ".danlu", "sealed.json")
         self._seen: Dict[str, Tuple[Stamp, int]] = {}
         self._doubtful: Dict[str, FrozenSet[Tuple[object, ...]]] = {}
-        self.sealed: Dict[str, Stamp] = self._load()
-
-    def _load(self) -> Dict[str, Stamp]:
-        try:
-            with open(self._path, "rb") as file:
-                found = json.loads(file.read(MAX_JSON_BYTES).decode())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        self.sealed: Dict[str, Stamp] = load_stamps(self._path)
 
     def watch(self, now: int) -> bool:
         """Seals what has not changed for two seconds; returns whether there was such. Called now and then while the job runs.
@@ -140,7 +161,7 @@ class Seals:
         changed = False
         for name, paths in candidates(self.folder).items():
             try:
-                stamp = _stamp(paths)
+                stamp = stamp_of(paths)
             except OSError:
                 continue
             known = self._seen.get(name)
@@ -163,7 +184,7 @@ class Seals:
         """
         for name, paths in candidates(self.folder).items():
             try:
-                stamp = _stamp(paths)
+                stamp = stamp_of(paths)
             except OSError:
                 stamp = []
             if self.sealed.get(name) != stamp:
@@ -182,7 +203,7 @@ class Seals:
         aside: List[str] = []
         for name, paths in candidates(self.folder).items():
             try:
-                stamp = _stamp(paths)
+                stamp = stamp_of(paths)
                 if self.sealed.get(name) == stamp or not stamp:
                     continue
                 verdicts = [probe(path) for path in paths]
@@ -201,17 +222,27 @@ class Seals:
         self._store()
         return Settled(self.newest(), aside)
 
-    def newest(self) -> Optional[str]:
-        """Returns the newest sealed checkpoint: by the number in the names where they differ in nothing else, or by time."""
-        whole = []
+    def whole(self) -> Dict[str, Stamp]:
+        """Returns the sealed checkpoints that are as they were sealed."""
+        found = {}
         for name, paths in candidates(self.folder).items():
             sealed = self.sealed.get(name)
             try:
-                stamp = _stamp(paths) if sealed else []
+                stamp = stamp_of(paths) if sealed else []
             except OSError:
                 continue
             if stamp and stamp == sealed and _bytes(stamp):
-                whole.append((max(int(str(entry[2])) for entry in stamp), name))
+                found[name] = stamp
+        return found
+
+    def adopt(self) -> None:
+        """Seals all that is there: it was brought from where it was proven. Nothing may be writing."""
+        self.sealed = {name: stamp_of(paths) for name, paths in candidates(self.folder).items()}
+        self._store()
+
+    def newest(self) -> Optional[str]:
+        """Returns the newest sealed checkpoint: by the number in the names where they differ in nothing else, or by time."""
+        whole = [(written(stamp), name) for name, stamp in self.whole().items()]
         if not whole:
             return None
         series = {re.sub(r"\d+", "#", _stem(name)) for _, name in whole}
@@ -231,7 +262,7 @@ class Seals:
             return None
         name = os.path.basename(newest)
         # a file can have any time
-        facts = {"name": hidden(name)[:MAX_NAME], "at": max(0, min(_written(self.sealed[name]), time.time_ns()))}
+        facts = {"name": hidden(name)[:MAX_NAME], "at": max(0, min(written(self.sealed[name]), time.time_ns()))}
         try:
             write_atomically(path, json.dumps(facts).encode())
         except OSError:
@@ -239,18 +270,19 @@ class Seals:
         return facts
 
     def saved_since(self, at: int) -> bool:
-        """Says whether a checkpoint is sealed that was completed after ``at`` (ns UTC), and none is being written now.
+        """Says whether a checkpoint is kept that was completed after ``at`` (ns UTC), and none is being written now.
 
         By files' times: what was complete before, and is sealed only now, does not hold what was done since.
         """
         found = False
+        delivered = load_stamps(self._delivered) if self._delivered else self.sealed
         for name, paths in candidates(self.folder).items():
             try:
-                stamp = _stamp(paths)
+                stamp = stamp_of(paths)
             except OSError:
                 return False
-            if stamp and _written(stamp) > at - CLOCK_NS:
-                if self.sealed.get(name) != stamp:
+            if stamp and written(stamp) > at - CLOCK_NS:
+                if not self.sealed.get(name) == delivered.get(name) == stamp:
                     return False
                 found = True
         return found

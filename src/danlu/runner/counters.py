@@ -24,6 +24,7 @@ class Counters:
         where = where or {}
         self.version = int(where.get("version", 0))
         self.memory, self.cpu = where.get("memory"), where.get("cpu")
+        self.shared = bool(where.get("shared"))
 
     def oom_kills(self) -> int:
         """Returns how many processes were killed for lack of memory."""
@@ -55,8 +56,8 @@ class Counters:
         return limit if limit is not None and limit < 2**60 else None
 
     def processes(self) -> Optional[List[int]]:
-        """Returns the processes in the group; None where there is none."""
-        if not self.memory:
+        """Returns the processes in the group; None where there is none, or they are not the task's alone."""
+        if not self.memory or self.shared:
             return None
         try:
             with open(os.path.join(self.memory, "cgroup.procs")) as file:

@@ -36,9 +36,13 @@ SYSTEM = "system/"
 PROCESSES = "processes.json"
 SAVED = "saved.json"
 """Which checkpoint is the newest proven one, and when it was complete."""
+DELIVERED = "delivered.json"
+"""Which checkpoints have left the pod, as they were then."""
 NOTICES, PREEMPTION = "notice", "preemption.json"
 """The folder, and the file that appears in it, by which an attempt is told that it has to make way."""
 UNFINISHED = ".part"
+WELL, BADLY = "well", "badly"
+"""How a gang has ended whose tasks have a runner each: what the stop file says of it."""
 
 
 class Line(NamedTuple):

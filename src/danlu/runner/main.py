@@ -55,13 +55,15 @@ class Runner:
         self.status = os.open(
             os.path.join(folder, "status"), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
-        self.seals = Seals(self.order["checkpoint_dir"])
+        delivered = os.path.join(folder, formats.DELIVERED) if self.order.get("pod") else ""
+        self.seals = Seals(self.order["checkpoint_dir"], delivered)
         self.tasks = [
             Task(folder, self.order, spec, handed, groups.get(spec["name"], ())) for spec in self.order["tasks"]
         ]
         self.stopping_until: Optional[float] = None
         self.notice: Optional[Notice] = None
         self.stopped = self.timed_out = self.unsure = self.preempted = False
+        self.evicted = self.won = False
         self.lost = ""
         self.resume_from: Optional[str] = None
         self.last_at = 0
@@ -114,8 +116,8 @@ class Runner:
 
     # the life
 
-    def run(self) -> None:
-        """Runs every task to its end."""
+    def run(self, hindrance: str = "") -> None:
+        """Runs every task to its end; starts none where there is a hindrance."""
         processes.become_subreaper()
         self.say(
             "runner", pid=os.getpid(), start_time=formats.start_time(os.getpid()), boot_id=formats.boot_id(),
@@ -144,8 +146,10 @@ class Runner:
         try:
             self.handed.write()
         except OSError as error:
+            hindrance = hindrance or "the files of its secrets cannot be written: %s" % error
+        if hindrance and not self.ending():
             for task in self.tasks:
-                self.never(task, "the files of its secrets cannot be written: %s" % error, None)
+                self.never(task, hindrance, None)
         self.start_waiting()
         self.loop(wake_read, deadline)
         self.finish()
@@ -311,14 +315,16 @@ class Runner:
             descriptor = os.open(os.path.join(self.folder, "stop"), flags)
             with os.fdopen(descriptor, "rb") as file:
                 said = json.loads(file.read(STOP_BYTES).decode())
-            grace_s, notice = float(said["grace_s"]), parse(said)
+            grace_s, notice, outcome = float(said["grace_s"]), parse(said), said.get("outcome")
         except (OSError, ValueError, TypeError, KeyError):
             return
         if notice is not None:
             self.give_way(notice)
             return
         if self.stopping_until is None:
-            self.stopped = True
+            # of a gang in pods, each runner sees its own task alone: what became of the others it is told
+            self.evicted, self.won = bool(said.get("evicted")), outcome == formats.WELL
+            self.stopped = not self.evicted and not outcome
         self.end(grace_s)
 
     def give_way(self, told: Dict[str, Any]) -> None:
@@ -403,7 +409,7 @@ class Runner:
 
     def decided_well(self) -> bool:
         """Says whether all tasks that decide have ended well."""
-        return all(task.done and not task.failed for task in self.tasks if task.member().decides)
+        return self.won or all(task.done and not task.failed for task in self.tasks if task.member().decides)
 
     def finish(self) -> None:
         """Ends what the tasks left behind, spools everything, and says so."""
@@ -432,9 +438,10 @@ class Runner:
             if task.waiting:
                 self.withdraw(task)
         message = "it ran longer than its max_time of %g s" % float(self.order["max_time_s"]) if self.timed_out else ""
+        message = "its pod was told to end: it was deleted or evicted, or its node drained" if self.evicted else message
         self.say(
             "ended", stopped=self.stopped, timed_out=self.timed_out, preempted=self.preempted, lost=bool(self.lost),
-            message=self.lost or message, saved=self.tell_saved(settled.newest),
+            message=self.lost or message, saved=self.tell_saved(settled.newest), evicted=self.evicted,
         )  # fmt: skip
 
     def salvage(self, seen_at: int) -> None:
@@ -456,11 +463,12 @@ class Runner:
 
 
 def run(
-    folder: str, salvage: bool = False, groups: Optional[Dict[str, List[int]]] = None, handed: Optional[Handed] = None
-) -> int:
+    folder: str, salvage: bool = False, groups: Optional[Dict[str, List[int]]] = None, handed: Optional[Handed] = None,
+    hindrance: str = "",
+) -> int:  # fmt: skip
     """Runs (or salvages) the attempt in ``folder``; returns 0, or 3 where that is done or being done already.
 
-    ``groups`` and ``handed``: see Runner.
+    ``groups`` and ``handed``: see Runner. ``hindrance``: why nothing of it can be started.
     """
     lock = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not attempt_folder.locked(lock):
@@ -476,9 +484,11 @@ def run(
     if salvage:
         runner.salvage(seen_at)
     else:
-        runner.run()
+        runner.run(hindrance)
     os.close(lock)
     runner.hint(at_once=True)
+    if runner.hints is not None:
+        runner.hints.close()
     return 0
 
 

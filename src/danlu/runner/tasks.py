@@ -80,7 +80,6 @@ class Task:
     def begin(self, resume_from: Optional[str]) -> Callable[[], processes.Started]:
         """Starts its process; returns what ``processes.begin`` does."""
         spec = self.spec
-        devices = ",".join(str(device) for device in spec.get("devices", []))
         env = {
             **formats.environment(self.order, spec),
             **self.handed.environment(),
@@ -92,9 +91,10 @@ class Task:
             "DANLU_RESTART": str(self.restarts),
             "DANLU_PREEMPTION_FILE": self.notice_file,
             "DANLU_METRICS_FILE": os.path.join(self.folder, "metrics"),
-            "CUDA_VISIBLE_DEVICES": devices,
-            "NVIDIA_VISIBLE_DEVICES": devices or "void",
         }
+        if spec.get("devices", ()) is not None:  # else somebody else gives them away, and says so
+            devices = ",".join(str(device) for device in spec.get("devices", ()))
+            env.update({"CUDA_VISIBLE_DEVICES": devices, "NVIDIA_VISIBLE_DEVICES": devices or "void"})
         if resume_from:
             env["DANLU_RESUME_FROM"] = resume_from
         self.env = env
@@ -104,7 +104,7 @@ class Task:
             self.cgroup_procs, host_name=str(spec.get("host_name", "")),
         )  # fmt: skip
         if spec.get("container"):
-            env.update(contained.devices(len(spec.get("devices", []))))
+            env.update(contained.devices(len(spec.get("devices") or ())))
             return contained.Guard(spec["container"], self.folder, files).begin(spec["argv"], env)
         return processes.begin(spec["argv"], env, files)
 

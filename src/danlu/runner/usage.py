@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, Iterable, NamedTuple, Optional
+from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple
 
 from . import formats, procfs
 from .nvml import Gpus
@@ -48,7 +48,7 @@ class Sampler:
 
     def __init__(self, order: Dict[str, Any]) -> None:
         self._alone = len(order["tasks"]) == 1
-        self._gpus = Gpus(sorted({int(index) for task in order["tasks"] for index in task.get("devices", [])}))
+        self._gpus = Gpus(sorted({index for task in order["tasks"] for index in gpus_of(task)}))
         self._seen: Dict[str, _Seen] = {}
         self._began: Optional[float] = None
         self._due = 0.0
@@ -87,10 +87,18 @@ class Sampler:
         if use.memory_bytes is not None:
             values[formats.SYSTEM + "memory_bytes"] = use.memory_bytes
         for index, gpu in sorted(self._gpus.newest(now).items()):
-            if index in task.spec.get("devices", []):
+            if index in gpus_of(task.spec):
                 values["%sgpu%d_percent" % (formats.SYSTEM, index)] = gpu.percent
                 values["%sgpu%d_memory_bytes" % (formats.SYSTEM, index)] = gpu.memory_bytes
         return values
+
+
+def gpus_of(task: Dict[str, Any]) -> Tuple[int, ...]:
+    """Returns a task's GPUs, by the driver's index. In a pod, where nobody says which they are, it sees no others."""
+    devices = task.get("devices", ())
+    if devices is None:
+        return tuple(range(int(task.get("resources", {}).get("gpus", 0))))
+    return tuple(int(index) for index in devices)
 
 
 def in_trees(roots: Iterable[int], others: Optional[int] = None) -> Dict[int, Use]:

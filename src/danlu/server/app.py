@@ -58,8 +58,9 @@ SPOOL_BYTES: Final = 2**20
 READ_BYTES: Final = 2**20
 MAX_TOLD: Final = 200
 UPLOADS_AT_ONCE: Final = 4
-ELSEWHERE: Final = {"jobs.logs": "logs.read", "jobs.metrics": "metrics.read", "arrays.retry": "repeating.retry"}
-WAITS: Final = frozenset({"jobs.wait", "arrays.wait"})
+ELSEWHERE: Final = {"jobs.logs": "logs.read", "jobs.metrics": "metrics.read", "arrays.retry": "repeating.retry",
+                    "handing.secrets": "handing.secrets_of"}  # fmt: skip
+WAITS: Final = frozenset({"jobs.wait", "arrays.wait", "wishes.wait"})
 WITH_SLASHES: Final = "{environment}"
 """The name in a path that may have slashes: an image's."""
 OF_NO_PROJECT: Final = frozenset({Permission.SELF, Permission.ADMINISTER})
@@ -229,6 +230,9 @@ class Edge:
                 return await self.streams.logs(call, arguments["job"], arguments["query"], last_id)
             if operation.id == "events.stream":
                 return await self.streams.events(call, arguments["query"], last_id)
+            if operation.id == "wishes.wait":
+                wished = await self.streams.wishes.wait(call, arguments["attempt"], arguments["query"])
+                return Response(wished.model_dump_json(), media_type="application/json")
             if operation.id == "arrays.wait":
                 waited: BaseModel = await self.streams.wait_for_array(call, arguments["array"], arguments["query"])
             else:

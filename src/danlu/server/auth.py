@@ -36,6 +36,8 @@ LET_IN: Final = "danlu.let_in"
 MAX_AUTHORITY: Final = 255
 NOTHING: Final = hashlib.sha256().digest()
 BINARY: Final = "application/octet-stream"
+WISHES: Final = "/wishes"
+"""With what the path ends on which runners wait."""
 INERT: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
@@ -81,6 +83,7 @@ class Gate:
         self._app, self._platform, self._ready, self._limits = app, platform, ready, limits
         self._rates = Rates(limits.requests_per_s, limits.burst_requests)
         self._turns = Turns(limits.requests, MAX_REQUESTS, "requests are being answered")
+        self._waits = Turns(limits.waits, 2 * limits.waits, "runners wait")
         self._looks = anyio.CapacityLimiter(LOOKS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +101,11 @@ class Gate:
         async with self._errors_told(scope, receive, send, request_id):
             receive, actor = await self._let_in(scope, receive, request_id)
             let_in = scope["state"].pop(LET_IN, contextlib.nullcontext)
-            with self._turns.one(actor), let_in():  # until the answer is read, be it an error
+            waits = actor.attempt_id is not None and scope["path"].endswith(WISHES)
+            with (
+                (self._waits if waits else self._turns).one(actor),
+                let_in(),
+            ):  # until the answer is read, be it an error
                 async with self._errors_told(scope, receive, send, request_id):
                     await self._pass_on(scope, receive, send, request_id)
 

@@ -11,13 +11,16 @@ import asyncio
 import contextlib
 import ipaddress
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from danlu.server.auth import LET_IN
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
 HANDSHAKE_S: Final = 5.0
@@ -192,3 +195,39 @@ class Handshake(asyncio.Protocol):
         if self._counted:
             self._counted = False
             self._quiet.remove(self._origin, self)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which says when it listens and ends streams before it ends. TLS is our own."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        quiet: Quiet,
+        secured: tuple[socket.socket, ssl.SSLContext] | None,
+        *,
+        ready: Callable[[], None],
+        ending: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._quiet, self._secured, self._ready, self._ending = quiet, secured, ready, ending
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn. This machine's own commands and jobs need no TLS: what they send does not leave it."""
+        await super().startup(sockets)
+        if self._secured is not None:
+            listening, context = self._secured
+            make = partial(Handshake, self._quiet, context, self._protocol)
+            loop = asyncio.get_running_loop()
+            self.servers.append(await loop.create_server(make, sock=listening, backlog=self.config.backlog))
+        self._ready()
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        self._ending()
+        await super().shutdown(sockets)

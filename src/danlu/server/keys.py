@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import secrets
@@ -23,10 +24,14 @@ MASTER_VARIABLE, MASTER_FILE_VARIABLE = "DANLU_MASTER_KEY", "DANLU_MASTER_KEY_FI
 
 
 class Keys(NamedTuple):
-    """What the server keeps secret: the master key of its vault, and the key of attempts' tokens."""
+    """What the server keeps secret: the master key of its vault, and the key of attempts' tokens.
+
+    ``given``: the master key is not this data folder's, so that several servers can have it.
+    """
 
     master: bytes
     attempts: bytes
+    given: bool
 
 
 def make_folder(home: Path) -> Path:
@@ -47,11 +52,13 @@ def make_folder(home: Path) -> Path:
 def load(folder: Path, environ: Mapping[str, str]) -> Keys:
     """Returns the keys; makes what is not there yet.
 
-    The master key may come from elsewhere: ``DANLU_MASTER_KEY``, or the file that ``DANLU_MASTER_KEY_FILE`` names.
+    The master key may come from elsewhere: ``DANLU_MASTER_KEY``, or the file that ``DANLU_MASTER_KEY_FILE`` names. Then the
+    other one follows from it, unless the folder holds one: every server that has the master key knows the same attempts.
 
     Raises:
         PlatformError: a key cannot be read, is damaged, or others may read it.
     """
+    given = True
     if text := environ.get(MASTER_VARIABLE):
         master = _bytes(text, MASTER_VARIABLE)
     elif name := environ.get(MASTER_FILE_VARIABLE):
@@ -63,8 +70,10 @@ def load(folder: Path, environ: Mapping[str, str]) -> Keys:
                 next_step="restore it, or name the right file",
             ) from error
     else:
-        master = _own(folder / MASTER)
-    return Keys(master, _own(folder / ATTEMPTS))
+        master, given = _own(folder / MASTER), False
+    if given and not (folder / ATTEMPTS).exists():
+        return Keys(master, hmac.digest(master, b"danlu: tokens of attempts", "sha256"), given)
+    return Keys(master, _own(folder / ATTEMPTS), given)
 
 
 def read(path: Path) -> str:

@@ -34,6 +34,7 @@ class Limits:
         burst_stored_refusals: at once, after a pause.
         body_silence_s: how long nothing of a body may come, and after which the next limit holds.
         body_bytes_per_s: the slowest that a body may come on average.
+        waits: how many runners in pods wait for a wish at the same time: they take no turn from who asks for something.
         look_s: how often it is looked again, without a hint, at what is answered over time, and whether who is answered may
             still have it.
     """
@@ -42,6 +43,7 @@ class Limits:
     burst_requests: int = 1000
     requests: int = 128
     streams: int = 64
+    waits: int = 4096
     stored_refusals_per_s: float = 0.2
     burst_stored_refusals: int = 20
     body_silence_s: float = 30.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime
 import fcntl
@@ -13,13 +12,11 @@ import resource
 import secrets
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,23 +24,32 @@ from typing import Any, Final, NamedTuple
 import uvicorn
 
 from danlu import __version__
+from danlu.blobs.base import Blobs
+from danlu.blobs.bucket import Bucket, BucketPlace, bucket_checks
+from danlu.blobs.bucket_blobs import BucketBlobs
+from danlu.blobs.bucket_streams import BucketStreams
 from danlu.blobs.code import Code
 from danlu.blobs.local import LocalBlobs
+from danlu.blobs.local_streams import LocalStreams
 from danlu.blobs.streams import Streams
 from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_folder
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.environments import BUILD_THREADS, EnvironmentsController
 from danlu.controllers.events import EventsController
+from danlu.controllers.leader import Leader, LedExecutor, Machine
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.nonces import NoncesController
+from danlu.controllers.packing import Packing
 from danlu.controllers.recordings import Recording
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.stored import StoredController
-from danlu.controllers.tasks import Tasks
-from danlu.database import migrations, sqlite_file
-from danlu.database.engine import Database, Transaction
+from danlu.controllers.tasks import Tasks, Workers
+from danlu.database import migrations, moving, sqlite_file
+from danlu.database.engine import Database, Transaction, write_anew
+from danlu.database.hints import Hints
+from danlu.database.leadership import SECOND, Candidate, Fenced, Term
 from danlu.database.records import PROJECTS
 from danlu.domain.diagnosis import Check
 from danlu.domain.environments import Environment
@@ -53,16 +59,18 @@ from danlu.environments import diagnosis as environments_diagnosis
 from danlu.environments.builder import Builder
 from danlu.environments.uv_command import Uv
 from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken, storage_full_is_an_error
+from danlu.executors.base import Capabilities
 from danlu.executors.local import diagnosis as machine_diagnosis
 from danlu.executors.local.engines import machine as engine_machine
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.local.gpus import declared
+from danlu.executors.local.images import ImageStore
 from danlu.runner import formats
 from danlu.server import app as edge
 from danlu.server import diagnosis, keys, tls
 from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
-from danlu.server.connections import Handshake, Quiet, counted
+from danlu.server.connections import Quiet, Server, counted
 from danlu.server.limits import Limits
 from danlu.server.listening import Listening, last_port, remember_port, resolve
 from danlu.server.listening import listen as sockets
@@ -72,7 +80,7 @@ from danlu.services import first_user
 from danlu.services import platform as platform_service
 from danlu.services import secrets as project_secrets
 from danlu.services.access import attempt_token
-from danlu.services.context import Hub, Platform, PlatformFacts
+from danlu.services.context import Clock, Hub, Platform, PlatformFacts
 from danlu.services.vault import Vault
 
 LOG: Final = logging.getLogger("danlu.server")
@@ -82,29 +90,7 @@ COLLECT_S: Final = 60.0
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 1024
 MAX_DESCRIPTORS: Final = 65_536
-
-
-class Workers:
-    """Threads for what takes long, beside one loop. What goes wrong there is logged: the loop tries again."""
-
-    def __init__(self, name: str, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-
-    def spawn(self, task: Callable[[], None]) -> None:
-        """See Spawn."""
-
-        def run() -> None:
-            try:
-                task()
-            except Exception as error:
-                known = isinstance(error, DanluError)
-                LOG.error("worker: %s: %s", type(error).__name__, error, exc_info=None if known else error)
-
-        self._pool.submit(run)
-
-    def close(self) -> None:
-        """Takes no more work; what runs is abandoned, as after a kill."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+MAX_PLACE: Final = 400
 
 
 @dataclass(slots=True)
@@ -113,20 +99,48 @@ class Composition:
 
     settings: Settings
     platform: Platform
-    executor: LocalExecutor
+    runs: Runs
     workers: tuple[Workers, ...]
-    loops: list[Loop] = field(default_factory=list)
+    leader: Leader
     warnings: tuple[str, ...] = ()
     """What who starts it is to know."""
+    hints: Hints | None = None
 
     def close(self) -> None:
         """Ends the loops, then what they use. Jobs go on."""
-        ended = [loop.stop(LOOPS_END_S) for loop in self.loops]
+        ended = self.leader.stop(LOOPS_END_S)
         for workers in self.workers:
             workers.close()
-        self.executor.close()
-        if all(ended):
+        self.runs.close()
+        if self.hints is not None:
+            self.hints.close()
+        if ended:
             self.platform.database.close()
+
+
+SecretsOf = Callable[[str], tuple[str, ...]]
+"""Returns what must not be printed, of an attempt."""
+
+
+class Runs(NamedTuple):
+    """What runs attempts, the images that it has, and what ends it."""
+
+    executor: Machine
+    images: ImageStore | None
+    close: Callable[[], None]
+
+
+class Beside(NamedTuple):
+    """What works beside the loops: what builds environments, and the tasks of each kind."""
+
+    builder: Builder
+    launching: Tasks
+    keeping: Tasks
+    building: Tasks
+
+
+Make = Callable[[Settings, Code, Callable[[], None], SecretsOf], Runs]
+"""Makes what runs attempts: of the settings, the code that they run, and whom to tell that something has changed."""
 
 
 class Doors(NamedTuple):
@@ -201,72 +215,125 @@ def open_database(settings: Settings, now: int) -> Database:
     if settings.database_url is not None:
         return Database.open(settings.database_url)
     path = settings.home / "danlu.db"
-    newest = migrations.head()
-    if sqlite_file.check(path, newest=newest, known=migrations.revisions()) != newest:
+    moving.require_here(path)
+    if sqlite_file.check(path) != migrations.head():
         sqlite_file.backup(path, settings.home / sqlite_file.BACKUPS, now=now, migration=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     return Database.open(f"sqlite:///{path}")
 
 
-def compose(settings: Settings) -> Composition:
-    """Opens everything in order; nothing serves or runs yet."""
+def open_blobs(settings: Settings) -> tuple[Blobs, Streams]:
+    """Returns where blobs and streams are kept; a bucket was tried."""
+    if settings.blobs is not None:
+        bucket = Bucket(BucketPlace.parsed(settings.blobs, settings.aws))
+        bucket.check()
+        return BucketBlobs(bucket), BucketStreams(bucket)
+    blobs = LocalBlobs(settings.home / "blobs")
+    blobs.start()
+    return blobs, LocalStreams(settings.home / "blobs")
+
+
+def local(settings: Settings, code: Code, hint: Callable[[], None], secrets_of: SecretsOf) -> Runs:
+    """Returns what runs attempts as processes of this machine."""
+    gpus = None if settings.gpus is None else declared(settings.gpus)
+    runtime = runtime_folder(settings.home, os.environ, uid=os.geteuid())
+    config = LocalConfig(settings.home, runtime, gpus, engines=engine_machine(os.environ))
+    executor = LocalExecutor(config, code=code, hint=hint, secrets=secrets_of)
+    executor.start()
+    return Runs(executor, executor.images, executor.close)
+
+
+def compose(settings: Settings, make: Make = local) -> Composition:
+    """Opens everything in order; nothing serves or runs yet.
+
+    Raises:
+        AlreadyRunning: the database is another server's, and what runs attempts here cannot be shared with it.
+    """
     clock, hub = SystemClock(), Hub()
     # each kind of work has threads of its own: large outputs must not hold up a launch
     workers = (Workers("launch", 8), Workers("keep", 2), Workers("build", BUILD_THREADS))
-    launching, keeping, building = (Tasks(some.spawn) for some in workers)
-    gpus = None if settings.gpus is None else declared(settings.gpus)
     kept = keys.load(keys.make_folder(settings.home), os.environ)
     vault = Vault(kept.master, secrets.token_bytes)
+    hints = None if settings.database_url is None else Hints(settings.database_url, hub.notify, hub.notify_all)
+    if hints is not None:
+        hints.start()
+        hub.listen(hints.send)
     database = open_database(settings, clock.now())
     known = keys.read_bootstrap(settings.home / "keys")
-    settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master)
+    shared = kept.given and settings.database_url is not None
+    settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master, shared=shared)
     if settled.key is not None:
         keys.write_bootstrap(settings.home / "keys", settled.key)
-    blobs, streams = LocalBlobs(settings.home / "blobs"), Streams(settings.home / "blobs")
-    blobs.start()
+    blobs, streams = open_blobs(settings)
 
     def hint() -> None:
         hub.notify("attempts")
         hub.notify("output")
 
-    executor = LocalExecutor(
-        LocalConfig(
-            settings.home,
-            runtime_folder(settings.home, os.environ, uid=os.geteuid()),
-            gpus,
-            engines=engine_machine(os.environ),
-        ),
-        code=Code(blobs),
-        hint=hint,
-        secrets=lambda attempt: project_secrets.printable(database, vault, attempt),
-    )
-    executor.start()
-    database.write(lambda tx: _first_project(tx, clock.now()))
-    builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
+    runs = make(settings, Code(blobs), hint, lambda attempt: project_secrets.printable(database, vault, attempt))
+    write_anew(database, lambda tx: _first_project(tx, clock.now()))
+    builder = Builder(
+        settings.home / "environments", settings.home / "cache" / "uv", images=settings.environment_images,
+        portable=runs.executor.capabilities.archives,
+    )  # fmt: skip
     platform = Platform(
         diagnose=lambda built, index: diagnose(settings, builder, built, index=index),
         database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits,
-        facts=_facts(settings, executor, clock.now()),
+        facts=_facts(settings, runs.executor.capabilities, clock.now()),
         attempt_key=kept.attempts, vault=vault, hub=hub,
     )  # fmt: skip
     launches = Launches(
         builder,
         lambda attempt: attempt_token(kept.attempts, attempt),
         lambda: platform.url,
-        executor.images,
+        runs.images,
         lambda job: project_secrets.handed(database, vault, job),
     )
+    # of the server, not of a term: what an earlier term has begun is not begun beside it
+    beside = Beside(builder, *(Tasks(some.spawn) for some in workers))
+    leader = Leader(platform, candidate(settings.home), partial(_begin, settings, platform, runs, launches, beside))
+    led = leader.take(starting=True)
+    if led is not None and not runs.executor.capabilities.shared:
+        raise AlreadyRunning(
+            f"the database belongs to the server {led.place}, which runs jobs as processes of its machine: another server "
+            "would run them on its own",
+            next_step=f"use that one; if it was killed, start this one again in {led.left_ns / SECOND:.0f} s",
+        )
+    warnings = (settled.told,) if settled.told else ()
+    return Composition(settings, platform, runs, workers, leader, warnings, hints)
+
+
+def candidate(home: Path) -> Candidate:
+    """Returns this process as one that may lead; whoever holds the same folder's lock is its only process."""
+    lock = (home / "lock").stat()
+    return Candidate(
+        holder=secrets.token_hex(16),
+        place=f"{socket.gethostname()}, process {os.getpid()}, {home}"[:MAX_PLACE],
+        folder=f"{formats.boot_id()}:{lock.st_dev}:{lock.st_ino}",
+    )
+
+
+def _begin(
+    settings: Settings, platform: Platform, runs: Runs, launches: Launches, beside: Beside, term: Term
+) -> list[Loop]:
+    """Returns the controllers of a term. They know nothing of an earlier one."""
+    database, executor, clock, hub = (
+        Fenced(platform.database, term), LedExecutor(runs.executor, term), platform.clock, platform.hub
+    )  # fmt: skip
+    blobs, streams = platform.blobs, platform.streams
+    builder, launching, keeping, building = beside
     nodes = NodesController(database, executor, clock, hub)
     nodes.step()  # the first submit must know what could ever fit
     steps: list[tuple[str, Callable[[], float], str]] = [
         ("nodes", nodes.step, "nodes"),
         ("scheduling", SchedulingController(
-            database, clock, hub, "local", recording=Recording(streams)).step, "jobs"),
+            database, clock, hub, executor.capabilities.name, recording=Recording(streams)).step, "jobs"),
         ("attempts", AttemptsController(database, executor, clock, hub, launches, launching).step, "attempts"),
         ("collection", CollectionController(
             database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),
         ("environments", EnvironmentsController(
-            database, builder, streams, clock, hub, building, executor.images).step, "environments"),
+            database, builder, streams, clock, hub, building, runs.images,
+            Packing(builder, blobs, clock, hub) if executor.capabilities.archives else None).step, "environments"),
         ("stored", StoredController(database, executor, blobs, clock).step, "stored"),
         ("nonces", NoncesController(database, clock).step, "nonces"),
         ("events", EventsController(
@@ -274,13 +341,11 @@ def compose(settings: Settings) -> Composition:
     ]  # fmt: skip
     if settings.database_url is None:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))
-    loops = [Loop(name, step, hub, topic) for name, step, topic in steps]
-    warnings = (settled.told,) if settled.told else ()
-    return Composition(settings, platform, executor, workers, loops, warnings)
+    return [Loop(name, step, hub, topic) for name, step, topic in steps]
 
 
-def _facts(settings: Settings, executor: LocalExecutor, now: int) -> PlatformFacts:
-    can, root = executor.capabilities, os.geteuid() == 0
+def _facts(settings: Settings, can: Capabilities, now: int) -> PlatformFacts:
+    root = os.geteuid() == 0
     limits = Layer.MEMORY_LIMIT in can.layers
     return PlatformFacts(
         home=str(settings.home), started_at=now, host_environment=can.host_environment,
@@ -298,6 +363,7 @@ def diagnose(settings: Settings, builder: Builder, built: Sequence[Environment],
         *machine_diagnosis.checks(
             None if settings.gpus is None else declared(settings.gpus), settings.home, engine_machine(os.environ)
         ),
+        *bucket_checks(settings.blobs, settings.aws),
         *environments_diagnosis.checks(builder, uv, built, index=index),
     )
 
@@ -307,7 +373,7 @@ def _first_project(tx: Transaction, now: int) -> None:
         PROJECTS.add(tx, Project(id=DEFAULT_PROJECT, project=DEFAULT_PROJECT, number=0, created_at=now, updated_at=now))
 
 
-def _back_up(settings: Settings, clock: SystemClock) -> float:
+def _back_up(settings: Settings, clock: Clock) -> float:
     folder = settings.home / sqlite_file.BACKUPS
     now_s = clock.now() / 1e9
     times = (path.stat().st_mtime for path in folder.glob(sqlite_file.BACKUP_PATTERN))
@@ -319,42 +385,6 @@ def _back_up(settings: Settings, clock: SystemClock) -> float:
     return settings.backup_every_s
 
 
-class Server(uvicorn.Server):
-    """uvicorn, which says when it listens and ends streams before it ends. TLS is our own: see connections.py."""
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        quiet: Quiet,
-        secured: tuple[socket.socket, ssl.SSLContext] | None,
-        *,
-        ready: Callable[[], None],
-        ending: Callable[[], None],
-    ) -> None:
-        super().__init__(config)
-        self._quiet, self._secured, self._ready, self._ending = quiet, secured, ready, ending
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn. This machine's own commands and jobs need no TLS: what they send does not leave it."""
-        await super().startup(sockets)
-        if self._secured is not None:
-            listening, context = self._secured
-            make = partial(Handshake, self._quiet, context, self._protocol)
-            loop = asyncio.get_running_loop()
-            self.servers.append(await loop.create_server(make, sock=listening, backlog=self.config.backlog))
-        self._ready()
-
-    def _protocol(self) -> asyncio.Protocol:
-        make: Any = self.config.http_protocol_class
-        made: asyncio.Protocol = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        return made
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
-        self._ending()
-        await super().shutdown(sockets)
-
-
 def serve(composition: Composition, doors: Doors) -> None:
     """Serves until a signal or ``danlu down`` ends it."""
     settings, platform, certificate = composition.settings, composition.platform, doors.certificate
@@ -363,7 +393,7 @@ def serve(composition: Composition, doors: Doors) -> None:
     uploads = settings.home / "cache" / "uploads"
     uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
     limits = Limits(requests_per_s=settings.user_requests_per_s, burst_requests=settings.user_burst_requests)
-    application, bound = edge.build(platform, uploads, composition.executor, limits)
+    application, bound = edge.build(platform, uploads, composition.runs.executor, limits)
     facts = {
         "url": platform.url, "pid": os.getpid(), "start_time": formats.start_time(os.getpid()),
         "boot_id": formats.boot_id(), "version": __version__, "home": str(settings.home), "public_url": public_url,
@@ -408,8 +438,7 @@ def serve(composition: Composition, doors: Doors) -> None:
     platform.stop_server = stop
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has ended: then they end nothing
         signal.signal(number, lambda *_: None)
-    for loop in composition.loops:
-        loop.start()
+    composition.leader.start()
     try:
         server.run(sockets=plain)
     finally:
@@ -445,9 +474,13 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def main() -> int:
+def main(make: Make = local) -> int:
     """Runs a server; returns its exit code where it could not start, and ends the process where it could."""
-    settings = parse(sys.argv[1:], os.environ)
+    try:
+        settings = parse(sys.argv[1:], os.environ)
+    except PlatformError as error:
+        sys.stderr.write(f"{error.message} {error.next_step}\n")
+        return 1
     if settings.diagnose is not None:
         builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
         found = diagnose(settings, builder, (), index=settings.diagnose == "all")
@@ -465,7 +498,7 @@ def main() -> int:
         for warning in doors.warnings:
             LOG.warning("%s", warning)
         with storage_full_is_an_error("the start of the server"):
-            composition = compose(settings)
+            composition = compose(settings, make)
     except DanluError as error:
         LOG.error("%s %s", error.message, error.next_step)
         say(settings.ready_fd, {"error": error.to_problem()})

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Final, TypeVar
 
@@ -19,6 +18,8 @@ from danlu.domain.jobs import Job, reached
 from danlu.domain.views import LogPage
 from danlu.errors import DanluError
 from danlu.server.limits import MAX_STREAMS, Limits, Turns
+from danlu.server.waiting import Waiter
+from danlu.server.wishes import WishesBoard
 from danlu.services import access, arrays, events, jobs, logs
 from danlu.services.context import Call, Hub
 
@@ -28,39 +29,6 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 MAX_DIGITS: Final = 19
 PAUSE_S: Final = 0.03
 EVENTS_AT_ONCE: Final = 200
-
-
-class Waiter:
-    """Waits in the event loop for a notification on one of some topics."""
-
-    def __init__(self, hub: Hub, topics: frozenset[str]) -> None:
-        self._hub, self._topics = hub, topics
-        self._event = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listens while the block runs; what comes before a wait is not missed."""
-        leave = self._hub.listen(self._heard)
-        try:
-            yield
-        finally:
-            leave()
-
-    def _heard(self, topic: str) -> None:
-        if topic in self._topics and not self._event.is_set():
-            with contextlib.suppress(RuntimeError):  # the event loop has ended
-                self._loop.call_soon_threadsafe(self._event.set)
-
-    def now(self) -> float:
-        """Returns the event loop's time, s."""
-        return self._loop.time()
-
-    async def wait(self, timeout_s: float) -> None:
-        """Returns at a notification since the last call, at the latest after ``timeout_s``."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), timeout_s)
-        self._event.clear()
 
 
 class Watch:
@@ -90,10 +58,12 @@ class Streams:
         self._hub, self._look_s = hub, limits.look_s
         self._turns = Turns(limits.streams, MAX_STREAMS, "streams are open")
         self._ending = False
+        self.wishes = WishesBoard()
 
     def end(self) -> None:
         """Ends every stream; clients go on elsewhere from their cursor."""
         self._ending = True
+        self.wishes.end()
         for topic in ("logs", "events", "jobs"):
             self._hub.notify(topic)
 

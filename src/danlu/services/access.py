@@ -14,7 +14,7 @@ from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS, KEYS, MEMBERS, TOKENS, USERS
 from danlu.domain.actors import Actor, Standing
 from danlu.domain.ids import job_of_attempt
-from danlu.domain.jobs import AttemptState
+from danlu.domain.jobs import Attempt, AttemptState, Job
 from danlu.domain.keys import AccessKey, Token
 from danlu.domain.signing import Claim
 from danlu.domain.users import PLATFORM, Member, User
@@ -149,16 +149,32 @@ def _attempt(platform: Platform, secret: str) -> Actor:
 
 def _of_attempt(platform: Platform, attempt_id: str) -> Actor | None:
     try:
-        job_id, number = job_of_attempt(attempt_id)
+        job_id, _ = job_of_attempt(attempt_id)
     except ValueError:
         return None
     attempt = platform.database.read(lambda tx: ATTEMPTS.get(tx, attempt_id))
     job = platform.database.read(lambda tx: JOBS.get(tx, job_id))
     if attempt is None or job is None:
         return None
-    if job.attempts != number or (attempt.state is AttemptState.ENDED and attempt.collected):
-        raise StaleAttempt(f"attempt {attempt_id} is over; the job's current attempt is {job.attempts}")
+    _require_current(job, attempt)
     return Actor(id=attempt_id, name=attempt_id, project=attempt.project, attempt_id=attempt_id)
+
+
+def _require_current(job: Job, attempt: Attempt) -> None:
+    if job.attempts != attempt.number or (attempt.state is AttemptState.ENDED and attempt.collected):
+        raise StaleAttempt(f"attempt {attempt.id} is over; the job's current attempt is {job.attempts}")
+
+
+def current(tx: Transaction, attempt_id: str) -> tuple[Job, Attempt]:
+    """Returns a job and its attempt, as they are in a transaction that stores something of that attempt.
+
+    Raises:
+        StaleAttempt: it has ended, or another one took its place, since the request was let in.
+    """
+    attempt = ATTEMPTS.require(tx, attempt_id)
+    job = JOBS.require(tx, attempt.job_id)
+    _require_current(job, attempt)
+    return job, attempt
 
 
 def again(platform: Platform, actor: Actor) -> Actor:

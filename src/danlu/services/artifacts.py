@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from danlu.database.records import ARTIFACTS
-from danlu.domain.artifacts import Artifact
-from danlu.errors import NotFound
+from danlu.database.engine import Transaction
+from danlu.database.records import ARTIFACTS, OUTPUTS
+from danlu.domain.artifacts import Artifact, OutputsReport, TaskOutputs
+from danlu.domain.ids import derived_id
+from danlu.errors import InvalidRequest, NotFound
+from danlu.services import access, blobs
 from danlu.services.context import Call
+from danlu.services.reports import require_own
 
 
 def get(call: Call, artifact: str) -> Artifact:
@@ -14,3 +18,33 @@ def get(call: Call, artifact: str) -> Artifact:
     if found is None or found.project != call.project:
         raise NotFound(f"there is no artifact {artifact!r} in project {call.project}")
     return found
+
+
+def report(call: Call, attempt: str, task: str, body: OutputsReport) -> TaskOutputs:
+    """Stores what a task of an attempt in pods left; the same twice is once. With that of the others it becomes an artifact.
+
+    Raises:
+        StaleAttempt: another attempt took its place.
+        InvalidSpec: the bytes are not all there.
+    """
+    require_own(call, attempt)
+    blobs.require_tree(call, body.tree, "output folder")
+
+    def work(tx: Transaction) -> TaskOutputs:
+        job, record = access.current(tx, attempt)
+        if all(known.name != task for known in record.tasks):
+            raise InvalidRequest(f"attempt {attempt} has no task {task}")
+        now = call.platform.clock.now()
+        known = OUTPUTS.find(tx, attempt_id=attempt, task=task, limit=1)
+        if known:
+            new = known[0].evolved(now=now, tree=body.tree, skipped=body.skipped)
+            OUTPUTS.put(tx, known[0], new)
+            return new
+        new = TaskOutputs(
+            id=derived_id(f"o{job.id[1:]}", f"{attempt}/{task}"), project=job.project, attempt_id=attempt, task=task,
+            tree=body.tree, skipped=body.skipped, created_at=now, updated_at=now,
+        )  # fmt: skip
+        OUTPUTS.add(tx, new)
+        return new
+
+    return call.write(work)

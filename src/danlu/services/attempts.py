@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from typing import BinaryIO
 
-from danlu.api.bodies import OffsetQuery
+from danlu.api.bodies import AppendQuery
 from danlu.blobs.streams import StreamKey
-from danlu.database.records import ATTEMPTS
+from danlu.database.engine import Transaction
+from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS
+from danlu.domain.environments import Environment, EnvironmentState
+from danlu.domain.ids import job_of_attempt
 from danlu.domain.secrets import MAX_LINES_OF_AN_ATTEMPT, lines_of
 from danlu.domain.views import TextPage
-from danlu.errors import InvalidRequest, NotAllowed
+from danlu.errors import DataDamaged, InvalidRequest, NotAllowed, NotFound, Unavailable
 from danlu.runner.formats import PIECE
 from danlu.runner.redaction import Redaction
-from danlu.services import secrets
+from danlu.services import environments, secrets
 from danlu.services.context import Call
 from danlu.services.logs import LOG
 from danlu.services.metrics import METRICS
 
 Span = tuple[int, int]
 MAX_PIECE_BYTES = 4 * 2**20
+SKIPPED_BYTES = 2**20
 MAX_HIDDEN_BYTES = 2**18
 """So much is taken at a time where there are secrets to hide, or a line that is longer."""
 MAX_LINE_BYTES = 2**20
@@ -33,12 +38,12 @@ STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 """A text in JSON; where a text does not end, which is no JSON, it looks for ever."""
 
 
-def append(call: Call, attempt: str, task: str, stream: str, query: OffsetQuery, body: bytes) -> TextPage:
+def append(call: Call, attempt: str, task: str, stream: str, query: AppendQuery, body: bytes) -> TextPage:
     """Appends a piece to one of the attempt's streams at ``offset`` and answers where the next piece begins.
 
-    What is there already is skipped, so that repeating is harmless. Only the attempt itself may do so. Where the attempt has
-    secrets they are hidden, as its runner was to do, and of a piece whole lines are taken, not too much of it: the next one
-    brings the rest.
+    What is there already is skipped, so that repeating is harmless; what a runner frees must be ``durable`` first. Only the
+    attempt itself may do so. Where the attempt has secrets they are hidden, as its runner was to do, and of a piece whole
+    lines are taken, not too much of it: the next one brings the rest.
 
     Raises:
         NotAllowed: it is another attempt's stream.
@@ -62,8 +67,50 @@ def append(call: Call, attempt: str, task: str, stream: str, query: OffsetQuery,
             body = _without_secrets(attempt, values, stream, body)
     key = StreamKey(record.project, attempt, task, stream)
     call.platform.streams.append(key, query.offset, body)
+    if query.durable:
+        call.platform.streams.sync(key)
     call.platform.hub.notify("logs")
     return TextPage(text="", offset=call.platform.streams.size(key), done=False)
+
+
+def environment(call: Call, attempt: str, query: OffsetQuery) -> BinaryIO:
+    """Opens the archive of the attempt's environment, read on to a byte; the caller closes it.
+
+    All of it is read from its beginning, so that its end can be checked whatever it is sent from. Where it is lost or damaged
+    it is asked for again: who wants it has to wait.
+
+    Raises:
+        NotAllowed: it is another attempt's.
+        NotFound: its job has no environment that is packed.
+        Unavailable: the archive is being packed again.
+    """
+    if call.actor.attempt_id != attempt:
+        raise NotAllowed(f"{call.actor.name} may only fetch its own environment")
+    job_id, _ = job_of_attempt(attempt)
+
+    def find(tx: Transaction) -> Environment | None:
+        job = JOBS.require(tx, job_id)
+        return None if job.environment_id is None else ENVIRONMENTS.get(tx, job.environment_id)
+
+    found = call.platform.database.read(find)
+    if found is None or (found.archive is None and found.state is EnvironmentState.READY):
+        raise NotFound(f"the job of attempt {attempt} has no environment that is packed for pods")
+    file: BinaryIO | None = None
+    try:
+        if found.archive is None:
+            raise DataDamaged("it is being built again")
+        file = call.platform.blobs.open(found.project, found.archive.address)
+        left = query.offset
+        while left and (data := file.read(min(left, SKIPPED_BYTES))):
+            left -= len(data)
+    except (NotFound, DataDamaged) as error:
+        if file is not None:
+            file.close()
+        environments.lost(call, found, error.message)
+        raise Unavailable(
+            f"the archive of environment {found.name} is being packed again: {error.message}", next_step="try again"
+        ) from error
+    return file
 
 
 def _without_secrets(attempt: str, values: tuple[str, ...], stream: str, body: bytes) -> bytes:

@@ -8,11 +8,22 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 from danlu.api import MAX_PACK_BYTES, MAX_SPLICED_BYTES
-from danlu.api.bodies import MAX_ADDRESSES, Addresses, AddressesAndTrees, PieceQuery, Received, Splices, Stored
+from danlu.api.bodies import (
+    MAX_ADDRESSES,
+    Addresses,
+    AddressesAndTrees,
+    PieceQuery,
+    PruneBlobsRequest,
+    Received,
+    Splices,
+    Stored,
+)
+from danlu.blobs.unused import MAX_CONDEMNED
 from danlu.domain.splices import spliced
 from danlu.domain.trees import unpack
-from danlu.errors import InvalidRequest, InvalidSpec, TooLarge
-from danlu.services import stored
+from danlu.domain.views import PrunedBlobs
+from danlu.errors import Conflict, InvalidRequest, InvalidSpec, TooLarge
+from danlu.services import stored, unused
 from danlu.services.context import Call
 
 MAX_TOLD: Final = 100
@@ -82,12 +93,17 @@ def received(call: Call, address: str) -> Received:
 
 def append(call: Call, address: str, query: PieceQuery, body: bytes) -> Received:
     """Adds a piece to a blob, which is stored with its last one."""
+    return appended(call, address, query, body, limited=True)
+
+
+def appended(call: Call, address: str, query: PieceQuery, body: bytes, *, limited: bool) -> Received:
+    """Does so, within the project's limits or not: see ``stored.piece``."""
     size = query.offset + len(body) if query.size_bytes is None else query.size_bytes
     blobs = call.platform.blobs
     if not blobs.missing(call.project, (address,)):
         call.begin()
         return Received(size_bytes=blobs.received(call.project, address))
-    stored.piece(call, address, size)
+    stored.piece(call, address, size, limited=limited)
     try:
         there = blobs.append(call.project, address, io.BytesIO(body), offset=query.offset, size=size)
     except InvalidRequest:
@@ -99,18 +115,37 @@ def append(call: Call, address: str, query: PieceQuery, body: bytes) -> Received
     return Received(size_bytes=there)
 
 
+def prune(call: Call, body: PruneBlobsRequest) -> PrunedBlobs:
+    """Condemns the project's blobs that nothing refers to and that were stored long enough ago; dry runs only tell."""
+    platform, now = call.platform, call.platform.clock.wall()
+    waiting = platform.blobs.condemned(call.project).addresses
+    if waiting and not body.dry_run:
+        raise Conflict(
+            f"{len(waiting)} blobs of {call.project} are being removed already",
+            next_step="wait some minutes, then repeat",
+        )
+    found = unused.find(platform.database, platform.blobs, call.project, now - int(body.unused_for * 1e9))[
+        :MAX_CONDEMNED
+    ]
+    if found and not body.dry_run:
+        call.begin()
+        platform.blobs.condemn(call.project, [one.address for one in found], now)
+        platform.hub.notify("stored")
+    return PrunedBlobs(blobs=len(found), size_bytes=sum(one.size_bytes for one in found), dry_run=body.dry_run)
+
+
 def get(call: Call, address: str) -> BinaryIO:
     """Opens one blob of the project; the caller closes it."""
     return call.platform.blobs.open(call.project, address)
 
 
-def require_tree(call: Call, root: str) -> None:
+def require_tree(call: Call, root: str, what: str = "code") -> None:
     """Raises InvalidSpec unless it is a tree, and all of it is there."""
     absent = call.platform.blobs.absent(call.project, root, most=MAX_TOLD)
     if absent:
         others = f", nor were {len(absent) - 1} more" if len(absent) < MAX_TOLD else ", nor were others"
         raise InvalidSpec(
-            f"code {root} is not complete: {absent[0]} was not uploaded{others if len(absent) > 1 else ''}",
+            f"{what} {root} is not complete: {absent[0]} was not uploaded{others if len(absent) > 1 else ''}",
             next_step="upload it again",
         )
 

@@ -14,6 +14,7 @@ from danlu.blobs.base import Blobs
 from danlu.blobs.streams import Streams
 from danlu.database import nonces
 from danlu.database.engine import Database, Transaction, write_anew
+from danlu.database.leadership import Term
 from danlu.database.records import add_event
 from danlu.domain.actors import Actor
 from danlu.domain.diagnosis import Check
@@ -55,6 +56,13 @@ class Hub:
             listeners = tuple(self._listeners.values())
         for listener in listeners:
             listener(topic)
+
+    def notify_all(self) -> None:
+        """Wakes all who wait for whatever topic: nobody knows what may have changed."""
+        with self._condition:
+            topics = tuple(self._counts)
+        for topic in topics:
+            self.notify(topic)
 
     def count(self, topic: str) -> int:
         """Returns how often ``topic`` was notified."""
@@ -133,6 +141,8 @@ class Platform:
     url: str = ""
     diagnose: Callable[[Sequence[Environment], bool], tuple[Check, ...]] = lambda _built, _index: ()
     stop_server: Callable[[bool], None] = lambda _jobs_first: None
+    term: Callable[[], Term | None] = lambda: None
+    """This server's newest time of leading."""
 
     def new_id(self, letter: str) -> str:
         """Returns a fresh id."""

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from danlu.database.queries import QueuedJob
 from danlu.domain.dependencies import Condition, Dependency
-from danlu.domain.environments import Environment, EnvironmentState
+from danlu.domain.environments import Environment, EnvironmentReason, EnvironmentState
 from danlu.domain.jobs import Desired, JobState, Reason
 
 SECOND_NS: Final = 1_000_000_000
@@ -101,7 +101,9 @@ def _environment(job: QueuedJob, environments: Mapping[str, Environment]) -> Cha
         name = job.environment_id if environment is None else environment.name
         if environment is not None and environment.source.image is not None:
             return _waits(job, Reason.IMAGE_PULLING, f"image {name} is being pulled")
-        return _waits(job, Reason.ENVIRONMENT_BUILDING, f"environment {name} is being built")
+        packing = environment is not None and environment.reason is EnvironmentReason.PACKING
+        doing = "being packed for the pods" if packing else "being built"
+        return _waits(job, Reason.ENVIRONMENT_BUILDING, f"environment {name} is {doing}")
     if environment.state is EnvironmentState.FAILED:
         message = environment.message
         if environment.source.image is None:

@@ -267,13 +267,28 @@ def remove(call: Call, environment: str) -> Environment:
             )
         if newest.state is EnvironmentState.BUILDING:
             raise Conflict(f"{newest.name} is {newest.state}", next_step="wait until that has ended: danlu env ls")
-        gone = newest.moved(EnvironmentState.REMOVED, now=call.platform.clock.now(), reason=EnvironmentReason.REMOVED)
+        now = call.platform.clock.now()
+        gone = newest.moved(EnvironmentState.REMOVED, now=now, reason=EnvironmentReason.REMOVED, archive=None)
         ENVIRONMENTS.put(tx, newest, gone, actor=call.actor.name)
         return gone
 
     gone = call.write(work)
     call.platform.hub.notify("environments")
     return gone
+
+
+def lost(call: Call, environment: Environment, why: str) -> None:
+    """Asks again for an environment whose archive is not there any more; its folder may be, and then it is only packed."""
+
+    def work(tx: Transaction) -> None:
+        newest = ENVIRONMENTS.require(tx, environment.id)
+        if newest.state is EnvironmentState.READY and newest.archive == environment.archive:
+            now = call.platform.clock.now()
+            wanted = newest.moved(EnvironmentState.WANTED, now=now, reason=EnvironmentReason.REBUILD, message=why)
+            ENVIRONMENTS.put(tx, newest, wanted)
+
+    call.platform.database.write(work)
+    call.platform.hub.notify("environments")
 
 
 def prune(call: Call, body: PruneRequest) -> Pruned:
@@ -306,7 +321,7 @@ def give_up(tx: Transaction, project: str, before: int, *, now: int, actor: str 
     """Gives up what ``unused`` finds: it is removed, and built again should a job ask for it."""
     gone = []
     for env in unused(tx, project, before):
-        gone.append(env.moved(EnvironmentState.REMOVED, now=now, reason=EnvironmentReason.UNUSED))
+        gone.append(env.moved(EnvironmentState.REMOVED, now=now, reason=EnvironmentReason.UNUSED, archive=None))
         ENVIRONMENTS.put(tx, env, gone[-1], actor=actor)
     return tuple(gone)
 

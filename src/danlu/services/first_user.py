@@ -6,6 +6,9 @@ after a backup of one of them was put back, a new one takes its place. A key tha
 Administrators may take its rights from the first user, or remove it, and a restart leaves that as it is. But the owner who
 takes the key's file away, or goes on without the master key, is let in again as an administrator, whatever the database says:
 else a platform whose administrators have all lost their keys could be administered by nobody any more.
+
+Servers that share a database and a master key, and keep nothing of their own, take the key from the database. For them the
+owner asks for another one in so many words, as a file that is missing says nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ KEY_NAME: Final = "bootstrap"
 FILE: Final = f"keys/{KEY_NAME}"
 ALL: Final = 1_000_000
 NEW_KEY: Final = f"danlu down, then remove {FILE} of the data folder, then danlu up"
+NEW_SHARED_KEY: Final = "python -m danlu.server.offline first-key, where a server runs"
 
 
 class Settled(NamedTuple):
@@ -55,7 +59,9 @@ class _State(Enum):
     """It was revoked, or its end was asked for."""
 
 
-def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now: int, *, new_master: bool) -> Settled:
+def settle(
+    database: Database, vault: Vault, known: tuple[str, str] | None, now: int, *, new_master: bool, shared: bool = False
+) -> Settled:
     """Makes the first administrator and its access key, where they are not there.
 
     Args:
@@ -64,6 +70,7 @@ def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now:
         known: the access key that the data folder holds: (id, secret).
         now: ns UTC.
         new_master: go on though what another master key has sealed is lost.
+        shared: other servers have the same database: it is the database's key that is taken, unless it has ended.
 
     Raises:
         PlatformError: the master key is not the one that what is stored was sealed with.
@@ -80,18 +87,40 @@ def settle(database: Database, vault: Vault, known: tuple[str, str] | None, now:
             "danlu up --new-master-key, after which those keys are refused and everybody needs new ones, and each secret "
             "has to be set again",
         )
-    state = database.read(lambda tx: _state(tx, vault, known, now))
-    by_owner = state in (_State.MISSING, _State.UNSTORED) or bool(foreign)
 
     def work(tx: Transaction) -> Settled:
+        queries.lock(tx, "first key")  # servers that start at the same time make one
         if foreign or secrets_too:  # nobody can use them any more, and the next start must not ask again
             _give_up_sealed_by_others(tx, vault, now)
+        state = _state(tx, vault, known, now)
+        if shared and state in (_State.MISSING, _State.UNKNOWN) and USERS.count(tx):
+            found = _shared(tx, vault, now, new_master=new_master)
+            if found is not None:
+                return found
+        by_owner = state in (_State.MISSING, _State.UNSTORED) or bool(foreign)
         return _settled(tx, vault, known, state, now, by_owner=by_owner)
 
-    settled = Settled() if state is _State.GOOD and not (foreign or secrets_too) else database.write(work)
+    good = database.read(lambda tx: _state(tx, vault, known, now)) is _State.GOOD
+    settled = Settled() if good and not (foreign or secrets_too) else database.write(work)
     if settled.told:
         LOG.warning("%s", settled.told)
     return settled
+
+
+def _shared(tx: Transaction, vault: Vault, now: int, *, new_master: bool) -> Settled | None:
+    """Returns the database's own key; None where it was sealed by a master key that is given up."""
+    found = [key for key in KEYS.find(tx, limit=ALL) if key.bootstrap and not over(key.expires_at, now)]
+    key = max(found, key=lambda one: one.created_at, default=None)
+    if key is None or key.sealed is None:
+        return Settled(told=f"the first administrator's access key has ended; for a new one: {NEW_SHARED_KEY}")
+    if key.sealed.master != vault.name:
+        if new_master:
+            return None
+        raise PlatformError(
+            f"the master key is {vault.name}, but the first administrator's access key was sealed by another one",
+            next_step="give all servers of a database the same master key; if it is lost: --new-master-key",
+        )
+    return Settled((key.id, vault.open(key.sealed, key.id).decode()))
 
 
 def _counted(number: int, what: str) -> str:

@@ -6,18 +6,20 @@ from dataclasses import replace
 
 from danlu import __version__
 from danlu.api.bodies import Accepted, DoctorQuery, PlatformStop
-from danlu.database import ledger, queries
+from danlu.database import leadership, ledger, queries
 from danlu.database.engine import Transaction
 from danlu.database.records import ENVIRONMENTS, JOBS
-from danlu.domain.diagnosis import Check, Diagnosis, warn
+from danlu.domain.diagnosis import Check, Diagnosis, ok, warn
 from danlu.domain.environments import EnvironmentState
 from danlu.domain.jobs import LIVE_JOB_STATES, Desired, Job
 from danlu.domain.prices import told_at
-from danlu.domain.views import PlatformStatus
+from danlu.domain.views import Leading, PlatformStatus
 from danlu.services import jobs, nodes
 from danlu.services.context import Call, Platform
 
 MAX_ENVIRONMENTS = 500
+MAX_LEFT_NS = 3600 * 10**9
+"""A lease that does not end by itself has more."""
 AHEAD_NS = 60 * 10**9
 """So far ahead of the machine's clock the ledger's time may be, unless an administrator is to be told."""
 
@@ -35,7 +37,18 @@ def get(call: Call) -> PlatformStatus:
         jobs=platform.database.read(lambda tx: queries.job_counts(tx, project)),
         nodes=nodes.list(call).items,
         warnings=platform.facts.warnings,
+        leader=leader(platform) if project is None else None,
     )
+
+
+def leader(platform: Platform) -> Leading | None:
+    """Returns which server leads, or led last."""
+    led, term = platform.database.read(leadership.newest), platform.term()
+    if led is None:
+        return None
+    here = term is not None and term.leads and term.lease.epoch == led.epoch
+    left_s = min(led.left_ns, MAX_LEFT_NS) / leadership.SECOND
+    return Leading(place=led.place, epoch=led.epoch, since=led.since, here=here, left_s=left_s)
 
 
 def doctor(call: Call, query: DoctorQuery) -> Diagnosis:
@@ -49,7 +62,19 @@ def doctor(call: Call, query: DoctorQuery) -> Diagnosis:
     checks = platform.diagnose(built, query.index)
     if at > platform.clock.wall() + AHEAD_NS:
         checks += (_ahead(at),)
+    checks += (_led(leader(platform)),)
     return Diagnosis(version=__version__, now=platform.clock.now(), checks=checks)
+
+
+def _led(found: Leading | None) -> Check:
+    if found is None or not found.left_s:
+        return warn(
+            "leader", "no server leads: jobs wait, and what runs goes on" if found is None else
+            f"no server leads: {found.place} did, with epoch {found.epoch}; jobs wait, and what runs goes on",
+            "look again in a few seconds; if it stays so, see the servers' logs",
+        )  # fmt: skip
+    who = "this server" if found.here else found.place
+    return ok("leader", f"{who}, since {told_at(found.since)}, epoch {found.epoch}")
 
 
 def _ahead(at: int) -> Check:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from danlu.database import queries, usage
 from danlu.database.engine import Transaction
+from danlu.database.leadership import Term
 from danlu.database.records import NODES
 from danlu.domain.ledger import HELD, SECOND_NS
 from danlu.domain.nodes import Node
@@ -28,7 +29,7 @@ def get(call: Call) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collected(call.platform.database.read(_metrics)))
+    registry.register(_Collected((*call.platform.database.read(_metrics), *_leader(call.platform.term()))))
     return generate_latest(registry)
 
 
@@ -45,6 +46,20 @@ class _Collected:
 
 def _metrics(tx: Transaction) -> tuple[Metric, ...]:
     return _resources(usage.pieces(tx, 0, FOREVER, By.PROJECT)), _capacity(NODES.find(tx, limit=MAX_NODES)), _jobs(tx)
+
+
+def _leader(term: Term | None) -> tuple[Metric, ...]:
+    """Of the server that is asked, not of the platform: the sum over all servers is 1."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    leads = term is not None and term.leads
+    epoch = 0 if term is None else term.lease.epoch
+    return (
+        GaugeMetricFamily("danlu_leader", "1 where this server leads: its controllers work.", value=int(leads)),
+        GaugeMetricFamily(
+            "danlu_leader_epoch", "The epoch in which this server leads, or led last; else 0.", value=epoch
+        ),
+    )
 
 
 def _resources(pieces: Iterator[Piece]) -> Metric:

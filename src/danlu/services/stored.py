@@ -10,7 +10,7 @@ from typing import Final
 
 from danlu.blobs.base import Blobs
 from danlu.database import stored
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Store, Transaction
 from danlu.database.stored import Thing
 from danlu.domain.jobs import Job
 from danlu.domain.quotas import STORAGE
@@ -60,7 +60,7 @@ def upload(call: Call, size_bytes: int) -> Iterator[Storing]:
 
 
 @contextlib.contextmanager
-def results(database: Database, clock: Clock, project: str, size_bytes: int) -> Iterator[Storing]:
+def results(database: Store, clock: Clock, project: str, size_bytes: int) -> Iterator[Storing]:
     """Counts what a job has left, as ``upload`` does. There is always room: what was computed is not lost for a number."""
     size_bytes = min(size_bytes, MAX_BYTES)  # of files with holes that is told, whatever it is
     if size_bytes:
@@ -70,7 +70,7 @@ def results(database: Database, clock: Clock, project: str, size_bytes: int) -> 
 
 
 @contextlib.contextmanager
-def _settled(database: Database, clock: Clock, project: str, counted: int) -> Iterator[Storing]:
+def _settled(database: Store, clock: Clock, project: str, counted: int) -> Iterator[Storing]:
     storing, began = Storing(), clock.now()
     try:
         yield storing
@@ -81,8 +81,10 @@ def _settled(database: Database, clock: Clock, project: str, counted: int) -> It
             database.write(lambda tx: stored.add_blobs(tx, project, more, clock.now(), again=long))
 
 
-def piece(call: Call, address: str, size_bytes: int) -> None:
+def piece(call: Call, address: str, size_bytes: int, *, limited: bool = True) -> None:
     """Keeps the room for a whole blob that comes in pieces, from its first one on; stores the deed.
+
+    Of what a job has left, which is not ``limited``, there is always room: see ``results``.
 
     What a later piece says of its size frees nothing: such a piece may be refused, and what has arrived is still there.
 
@@ -94,7 +96,7 @@ def piece(call: Call, address: str, size_bytes: int) -> None:
     def work(tx: Transaction) -> None:
         known = stored.thing(tx, call.project, address)
         kept = 0 if known is None else known.size_bytes
-        if size_bytes > kept:
+        if limited and size_bytes > kept:
             quotas.require_left(tx, call.project, {STORAGE: size_bytes - kept}, "an upload")
         new = Thing(call.project, address, max(size_bytes, kept), now + UNFINISHED_NS)
         stored.set_thing(tx, new, now, upload=True)
@@ -133,7 +135,7 @@ def checkpoint_owners(tx: Transaction) -> Iterable[str]:
     return [name.removeprefix(CHECKPOINTS) for name in stored.names(tx, CHECKPOINTS)]
 
 
-def unfinished(database: Database, blobs: Blobs, now: int) -> bool:
+def unfinished(database: Store, blobs: Blobs, now: int) -> bool:
     """Looks for some uploads that nobody goes on with: only what has arrived counts then, and what is gone does not.
 
     Returns whether there were any.
@@ -151,7 +153,7 @@ def unfinished(database: Database, blobs: Blobs, now: int) -> bool:
     return bool(found)
 
 
-def blobs_again(database: Database, blobs: Blobs, since: int, now: int) -> bool:
+def blobs_again(database: Store, blobs: Blobs, since: int, now: int) -> bool:
     """Counts some projects' blobs on the disk that were not counted since then and rest; returns whether there were any."""
     found = database.read(lambda tx: stored.uncounted(tx, since=since, quiet_since=now - QUIET_NS))
     for one in found:

@@ -1,0 +1,223 @@
+"""One server leads: its controllers run, those of the others wait. What leads to the lease is database/leadership.py."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from socket import socket
+from typing import Final, NamedTuple, Protocol
+
+from danlu.controllers.loop import Loop
+from danlu.database import leadership
+from danlu.database.leadership import SECOND, Candidate, Lease, Term
+from danlu.domain.nodes import NodeCapacity
+from danlu.domain.sessions import SessionRequest
+from danlu.errors import DanluError
+from danlu.executors.base import Collected, Executor, LaunchOrder, Notice, Observation, Spools
+from danlu.services.context import Platform
+
+LOG: Final = logging.getLogger("danlu.leader")
+LOOK_S: Final = 0.5
+"""How often who does not lead looks whether somebody does."""
+SHORTEST_S: Final = 0.02
+
+
+class Pace(NamedTuple):
+    """How long a lease lasts, how often it is renewed, and how long before its end its holder does nothing more."""
+
+    lease_s: float = 5.0
+    renew_s: float = 1.5
+    margin_s: float = 1.0
+
+
+PACE: Final = Pace()
+
+
+class Leader:
+    """Takes the lead where nobody has it, holds it, and runs what belongs to it.
+
+    A term is over when the lease was not renewed in time by this machine's own clock, whatever keeps the database from
+    answering; then its controllers are forgotten, with all that they had in memory, and others are made in the next one.
+
+    Args:
+        platform: which is told whether its server leads.
+        who: this server.
+        begin: makes the controllers of a term, their loops not yet started.
+    """
+
+    def __init__(
+        self, platform: Platform, who: Candidate, begin: Callable[[Term], Sequence[Loop]], *,
+        pace: Pace = PACE, clock: Callable[[], int] = leadership.monotonic,
+    ) -> None:  # fmt: skip
+        self._database, self._platform, self._who = platform.database, platform, who
+        self._begin, self._pace, self._clock = begin, pace, clock
+        self._term: Term | None = None
+        self._loops: Sequence[Loop] = ()
+        self._running = self._told = self._holds = False
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
+        platform.term = lambda: self._term
+
+    def take(self, *, starting: bool = False) -> Lease | None:
+        """Takes the lead if nobody has it, and makes its controllers. Returns who has it where it is another one.
+
+        Args:
+            starting: see leadership.take.
+        """
+        before = self._clock()
+        lease_s = self._pace.lease_s
+        lease = self._database.write(partial(leadership.take, who=self._who, lease_s=lease_s, starting=starting))
+        if lease is None:
+            return self._database.read(leadership.newest)
+        term = Term(lease, self._until(lease, before), self._clock)
+        LOG.info("%s leads, with epoch %d", self._who.place, lease.epoch)
+        self._loops = self._begin(term)
+        self._term, self._told, self._holds = term, False, True
+        if self._running:
+            self._start_loops()
+        return None
+
+    def start(self) -> None:
+        """Begins: the controllers, if it leads, and the watch."""
+        self._running = True
+        self._start_loops()
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the controllers after their present steps and gives the lead away; says whether they ended in time."""
+        self._ending.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        ended = [loop.stop(timeout_s) for loop in self._loops]
+        term = self._term
+        if term is not None and term.leads and all(ended):
+            try:
+                self._database.write(partial(leadership.release, lease=term.lease))
+            except DanluError as error:
+                LOG.warning("the lead is not given away, it ends in %g s: %s", self._pace.lease_s, error.message)
+        if term is not None:
+            term.end()
+        return all(ended)
+
+    def _start_loops(self) -> None:
+        for loop in self._loops:
+            loop.start()
+
+    def _until(self, lease: Lease, before: int) -> int:
+        """Returns when a lease that was asked for at a time is given up here."""
+        if lease.until == leadership.FOREVER:
+            return leadership.FOREVER
+        return before + int((self._pace.lease_s - self._pace.margin_s) * SECOND)
+
+    def _run(self) -> None:
+        while not self._ending.is_set():
+            try:
+                wait_s = self._step()
+            except Exception as error:
+                known = isinstance(error, DanluError)
+                LOG.error("%s: %s", type(error).__name__, error, exc_info=None if known else error)
+                wait_s = LOOK_S
+            self._ending.wait(wait_s)
+
+    def _step(self) -> float | None:
+        """Looks once; returns after how many seconds to look again, None: never."""
+        term = self._term
+        if term is not None and term.leads:
+            if term.lease.until == leadership.FOREVER:
+                return None
+            before = self._clock()
+            if self._database.write(partial(leadership.renew, lease=term.lease, lease_s=self._pace.lease_s)):
+                term.prolong(self._until(term.lease, before))
+                if term.leads:
+                    return self._pace.renew_s
+        if term is not None and self._holds:
+            self._step_down(term)
+        return self._look()
+
+    def _look(self) -> float:
+        led = self._database.read(leadership.newest)
+        if led is not None and led.left_ns > 0 and led.holder != self._who.holder:
+            self._tell(led)
+            return max(SHORTEST_S, min(LOOK_S, led.left_ns / SECOND))
+        led = self.take()
+        return self._pace.renew_s if led is None else LOOK_S
+
+    def _tell(self, led: Lease) -> None:
+        if not self._told:
+            self._told = True
+            LOG.info("%s leads, with epoch %d; this server answers, and follows", led.place, led.epoch)
+
+    def _step_down(self, term: Term) -> None:
+        term.end()
+        self._holds = False
+        loops, self._loops = self._loops, ()
+        LOG.warning("%s does not lead any more: its term with epoch %d is over", self._who.place, term.lease.epoch)
+        for loop in loops:
+            loop.stop(0.0)  # what they still write is refused
+
+
+class Machine(Executor, Spools, Protocol):
+    """An executor that keeps what attempts write."""
+
+
+class LedExecutor:
+    """An executor as controllers have it: it begins, ends and removes only while its server leads.
+
+    That is judged by the machine's own clock just before. What passes in that moment all the same, because the machine
+    stands still after the look, is harmless by the attempt's id: see docs/decisions/0024-leader.md.
+    """
+
+    def __init__(self, real: Machine, term: Term) -> None:
+        self._real, self._term = real, term
+        self.capabilities = real.capabilities
+
+    def capacity(self) -> tuple[NodeCapacity, ...]:
+        """See Executor."""
+        return self._real.capacity()
+
+    def launch(self, order: LaunchOrder) -> None:
+        """See Executor."""
+        self._term.require()
+        self._real.launch(order)
+
+    def observe(self) -> tuple[Observation, ...]:
+        """See Executor."""
+        return self._real.observe()
+
+    def stop(self, attempt_id: str, *, grace_s: float, notice: Notice | None = None) -> None:
+        """See Executor."""
+        self._term.require()
+        self._real.stop(attempt_id, grace_s=grace_s, notice=notice)
+
+    def forget(self, attempt_id: str) -> None:
+        """See Executor."""
+        self._term.require()
+        self._real.forget(attempt_id)
+
+    def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket:
+        """See Executor."""
+        return self._real.open_session(attempt_id, task, request)
+
+    def pending(self, attempt_id: str, *, max_bytes: int) -> Iterable[Collected]:
+        """See Spools."""
+        return self._real.pending(attempt_id, max_bytes=max_bytes)
+
+    def collected(self, piece: Collected, *, durably: Callable[[], None]) -> None:
+        """See Spools."""
+        self._term.require()
+        self._real.collected(piece, durably=durably)
+
+    def outputs(self, attempt_id: str) -> Path | None:
+        """See Spools."""
+        return self._real.outputs(attempt_id)
+
+    def checkpoint_owners(self) -> Iterable[str]:
+        """See Spools."""
+        return self._real.checkpoint_owners()
+
+    def checkpoint_bytes(self, owner: str) -> int:
+        """See Spools."""
+        return self._real.checkpoint_bytes(owner)

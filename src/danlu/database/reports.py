@@ -1,0 +1,45 @@
+"""What runners in pods report of their tasks: the newest report of each, until its attempt is collected."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from sqlalchemy import delete, insert, select, update
+
+from danlu.database import tables
+from danlu.database.engine import Transaction
+from danlu.domain.reports import TaskReport
+
+AT_ONCE: Final = 500
+Reports = dict[str, dict[str, TaskReport]]
+"""By attempt and task."""
+
+
+def of(tx: Transaction, attempt_ids: Collection[str]) -> Reports:
+    """Returns the reports of some attempts."""
+    reports, found = tables.reports.c, Reports()
+    asked = sorted(attempt_ids)
+    for first in range(0, len(asked), AT_ONCE):
+        query = select(tables.reports).where(reports.attempt_id.in_(asked[first : first + AT_ONCE]))
+        for row in tx.connection.execute(query).mappings():
+            report = TaskReport.model_validate({**row["body"], "seen_at": row["seen_at"]})
+            found.setdefault(row["attempt_id"], {})[row["task"]] = report
+    return found
+
+
+def put(tx: Transaction, attempt_id: str, task: str, report: TaskReport, seen_at: int) -> None:
+    """Keeps a task's report in place of the one before."""
+    reports, body = tables.reports, report.model_dump(mode="json", exclude={"seen_at"})
+    changed = tx.connection.execute(
+        update(reports)
+        .where(reports.c.attempt_id == attempt_id, reports.c.task == task)
+        .values(seen_at=seen_at, body=body)
+    )
+    if not changed.rowcount:
+        tx.connection.execute(insert(reports).values(attempt_id=attempt_id, task=task, seen_at=seen_at, body=body))
+
+
+def remove(tx: Transaction, attempt_id: str) -> None:
+    """Removes an attempt's reports. Absent is success."""
+    tx.connection.execute(delete(tables.reports).where(tables.reports.c.attempt_id == attempt_id))

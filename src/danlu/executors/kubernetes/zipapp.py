@@ -1,0 +1,35 @@
+"""The runner as one file, which every image with Python 3.8 or later can run: the same bytes for the same sources."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+from typing import Final
+
+import danlu
+
+ENTRY: Final = b"import sys\n\nfrom danlu.runner.entry import main\n\nsys.exit(main(sys.argv[1:]))\n"
+TIME: Final = (1980, 1, 1, 0, 0, 0)
+"""The first that a zip file can tell."""
+HASH_DIGITS: Final = 16
+
+
+@functools.cache
+def build() -> bytes:
+    """Returns the file: what jobs may import of Danlu, the runner among it."""
+    package = Path(danlu.__file__).parent
+    files = {"__main__.py": ENTRY, "danlu/__init__.py": (package / "__init__.py").read_bytes()}
+    files |= {f"danlu/runner/{path.name}": path.read_bytes() for path in (package / "runner").glob("*.py")}
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, data in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name, TIME), data, zipfile.ZIP_DEFLATED)
+    return made.getvalue()
+
+
+def name(data: bytes) -> str:
+    """Returns the name of the ConfigMap that holds this file: another one for other sources."""
+    return f"danlu-runner-{hashlib.sha256(data).hexdigest()[:HASH_DIGITS]}"

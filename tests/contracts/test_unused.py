@@ -1,0 +1,129 @@
+"""Blobs that nothing refers to: found, condemned, removed; whatever comes to need them meanwhile keeps them."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+
+import pytest
+
+from danlu.api.bodies import AddressesAndTrees, PruneBlobsRequest
+from danlu.blobs import unused as condemning
+from danlu.blobs.base import Blobs
+from danlu.blobs.bucket_blobs import PART_BYTES
+from danlu.blobs.unused import SETTLE_S
+from danlu.database.engine import Database
+from danlu.database.records import ARTIFACTS
+from danlu.domain.artifacts import Artifact
+from danlu.domain.trees import Entry, address_of
+from danlu.errors import Conflict, Unavailable
+from danlu.services import blobs as service
+from danlu.services.blobs import require_tree
+from danlu.services.unused import collect, find, references
+from tests.contracts.test_stored import World
+from tests.databases import add
+from tests.factories import NOW, Trees, make_job
+from tests.stores import Store
+
+P = "default"
+LATER = 2**62
+
+
+def put(blobs: Blobs, *many: bytes) -> None:
+    blobs.put_many(P, [(address_of(data), data) for data in many])
+
+
+@pytest.fixture
+def bench(sqlite: Database, store: Store, tmp_path: Path) -> World:
+    return World(sqlite, tmp_path, store.blobs())
+
+
+def tree_of(bench: World, **files: bytes) -> tuple[str, set[str]]:
+    """Stores a folder of folders; returns its root and all addresses."""
+    trees = Trees()
+    inner = trees.folder(*(trees.file(name, data) for name, data in files.items()))
+    root = trees.folder(Entry("d", "dir", inner, size=sum(map(len, files.values())), files=len(files)))
+    put(bench.blobs, *trees.values())
+    return root, set(trees)
+
+
+def removed(bench: World) -> None:
+    """Lets the time pass that a condemned blob has."""
+    bench.clock.at += int(SETTLE_S * 1e9) + 1
+    collect(bench.database, bench.blobs, bench.clock)
+
+
+def test_what_jobs_and_artifacts_refer_to_is_used(bench: World) -> None:
+    code, first = tree_of(bench, a=b"1", b=b"2")
+    outputs, second = tree_of(bench, a=b"1", c=b"3")
+    add(bench.database, make_job(spec={"code": code, "git": {"diff": address_of(b"diff")}}))
+    artifact = Artifact(
+        id="a" + "0" * 26, project=P, job_id="j", attempt_id="j-1", tree=outputs, partial=False, files=2, size_bytes=2,
+        created_at=NOW, updated_at=NOW,
+    )  # fmt: skip
+    bench.database.write(lambda tx: ARTIFACTS.add(tx, artifact))
+    put(bench.blobs, b"diff", b"unused")
+    assert references(bench.database, bench.blobs, P) == first | second | {address_of(b"diff")}
+    assert [one.address for one in find(bench.database, bench.blobs, P, LATER)] == [address_of(b"unused")]
+    assert find(bench.database, bench.blobs, P, 0) == [], "they are too young"
+
+
+def test_what_is_unused_goes_and_can_be_sent_again(bench: World, store: Store) -> None:
+    large = random.Random(1).randbytes(PART_BYTES + 1)
+    bench.send(b"kept", b"unused")
+    service.put(bench.call(), address_of(large), io.BytesIO(large))
+    bench.controller.step()
+    gone = [address_of(b"unused"), address_of(large)]
+    bench.blobs.condemn(P, gone, bench.clock.wall())
+    assert set(bench.blobs.missing(P, [*gone, address_of(b"kept")])) == set(gone), "from now on they are not there"
+    for store_it in (lambda: put(bench.blobs, b"unused"), lambda: bench.blobs.put(P, gone[0], io.BytesIO(b"unused")),
+                     lambda: bench.blobs.append(P, gone[0], io.BytesIO(b"unused"), offset=0, size=6)):  # fmt: skip
+        with pytest.raises(Unavailable, match="is being removed"):
+            store_it()
+    collect(bench.database, bench.blobs, bench.clock)
+    assert bench.blobs.read(P, gone[0]) == b"unused", "it is too early"
+    removed(bench)
+    assert bench.blobs.stored_bytes(P) == len(b"kept")
+    assert bench.used() == len(b"kept")
+    assert not any("/parts/" in name for name in store.names())
+    put(bench.blobs, b"unused")
+    assert bench.blobs.missing(P, gone) == (address_of(large),)
+
+
+def test_what_a_job_comes_to_need_meanwhile_is_kept(bench: World) -> None:
+    code, addresses = tree_of(bench, a=b"1")
+    require_tree(bench.call(), code)
+    bench.blobs.condemn(P, addresses, bench.clock.wall())
+    add(bench.database, make_job(spec={"code": code}))  # was told just before that all of it was there
+    removed(bench)
+    require_tree(bench.call(), code)
+    assert bench.blobs.missing(P, addresses) == ()
+
+
+def test_a_tree_that_was_whole_is_not_any_more(bench: World, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _ = tree_of(bench, a=b"1")
+    other = bench.blobs if type(bench.blobs).__name__ == "LocalBlobs" else store.blobs()  # a second server
+    assert other.absent(P, code, most=9) == ()
+    bench.blobs.condemn(P, [address_of(b"1")], bench.clock.wall())
+    monkeypatch.setitem(vars(condemning), "SEEN_S", 0.0)
+    assert other.absent(P, code, most=9) == (address_of(b"1"),)
+    removed(bench)
+    assert other.absent(P, code, most=9) == (address_of(b"1"),)
+    put(other, b"1")
+    assert other.absent(P, code, most=9) == ()
+
+
+def test_who_prunes_is_told_what_goes(bench: World) -> None:
+    bench.send(b"one", b"three")
+    bench.clock.at += 10**18  # the store's own clock tells when they were stored
+    call = bench.call()
+    would = service.prune(call, PruneBlobsRequest(unused_for=3600, dry_run=True))
+    assert (would.blobs, would.size_bytes) == (2, 8)
+    assert service.missing(call, AddressesAndTrees(addresses=(address_of(b"one"),))).addresses == ()
+    assert service.prune(call, PruneBlobsRequest(unused_for=3600)).blobs == 2
+    with pytest.raises(Conflict, match="2 blobs of default are being removed"):
+        service.prune(call, PruneBlobsRequest(unused_for=3600))
+    removed(bench)
+    assert service.prune(call, PruneBlobsRequest(unused_for=3600)).blobs == 0
+    assert bench.blobs.stored_bytes(P) == 0

@@ -46,6 +46,12 @@ PATIENCE_S: Final = 1.0
 """Pods that are not there or not placed by then: the cluster's warnings are looked at."""
 COLLECTIONS: Final = {"jobs": batch, "services": core}
 
+NO_LAYERS: Final = {
+    str(layer): "the cluster's own isolation stands in its place"
+    for layer in Layer
+    if layer not in (*manifests.LAYERS, Layer.MEMORY_LIMIT, Layer.CPU_LIMIT)
+}
+
 Reports = Callable[[], Mapping[str, Mapping[str, TaskReport]]]
 
 
@@ -94,7 +100,9 @@ class KubernetesExecutor(PodSpools):
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         layers = (*(Layer(name) for name in manifests.LAYERS), Layer.MEMORY_LIMIT, Layer.CPU_LIMIT)
-        self.capabilities = Capabilities(name="kubernetes", layers=layers, sessions=False, images="Kubernetes")
+        self.capabilities = Capabilities(
+            name="kubernetes", layers=layers, no_layers=NO_LAYERS, shared=True, images="Kubernetes", archives=True
+        )
 
     def start(self) -> None:
         """Begins to watch; what it finds is looked at when somebody asks."""

@@ -49,6 +49,8 @@ def not_running(pod: Object, events: Iterable[Object] = ()) -> Why | None:
             return Why(Reason.UNSCHEDULABLE, _words("Kubernetes finds no node for", pod, scheduled.get("message")))
         return Why(Reason.POD_NOT_READY, _words("Kubernetes does not place", pod, scheduled.get("message")))
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        if (container.get("state") or {}).get("running"):
+            return Why(Reason.LAUNCHING, f"its environment is being fetched to {_node(pod)}")
         waiting = (container.get("state") or {}).get("waiting") or {}
         code, said = waiting.get("reason"), waiting.get("message")
         if code in PULLING:
@@ -84,6 +86,13 @@ def lost(pod: Object) -> Why | None:
         return Why(Reason.EVICTED, _words("Kubernetes evicted", pod, said or code))
     if code in NODE_ENDS:
         return Why(Reason.NODE_LOST, _words("the node was shut down that ran", pod, said))
+    for container in status.get("initContainerStatuses") or []:
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            words = (
+                f"its environment could not be fetched to {_node(pod)}: {ended.get('message') or ended.get('reason')}"
+            )
+            return Why(Reason.RUNNER_LOST, _cut(words))
     if meta.get("deletionTimestamp"):
         return Why(Reason.POD_DELETED, f"pod {meta['name']} was deleted, and not by Danlu")
     if status.get("phase") == "Failed" and not status.get("containerStatuses") and code:

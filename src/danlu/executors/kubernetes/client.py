@@ -70,6 +70,7 @@ def connect(kubeconfig: Path | None, context: str | None) -> Any:
         from lightkube.core.exceptions import ConfigError
     except ImportError as error:
         raise PlatformError(f"jobs in Kubernetes need the package lightkube: {error}", next_step=INSTALL) from error
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else each request is a line
     try:
         found = KubeConfig.from_env() if kubeconfig is None else KubeConfig.from_file(kubeconfig)
         chosen: Any = found.get(context)

@@ -132,6 +132,7 @@ def content(order: LaunchOrder, settings: PodSettings) -> Object:
     def hosts(role: str, index: int) -> str:
         return host(attempt_id, role, index) if gang else LOCALHOST
 
+    order = order.model_copy(update={"url": settings.url})  # this machine's own address is none for a pod
     found = order_file(order, WHERE, hosts)
     for task, asked in zip(found["tasks"], order.job.spec.tasks, strict=True):
         task["devices"] = None  # the device plugin says which ones it has

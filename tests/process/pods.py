@@ -1,7 +1,7 @@
 """A server whose attempts run as pods do, without Kubernetes: each task's runner is a process with a folder of its own.
 
-Started as a program it is that server: ``python -m tests.process.pods`` with a server's arguments. What plays Kubernetes knows
-nothing of an attempt but what its runners report.
+Started as a program it is that server: ``python -m tests.process.pods`` with a server's arguments. What plays Kubernetes
+knows nothing of an attempt but what its runners report.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from danlu.config import Settings
 from danlu.database.engine import Database
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import ExecutorUnavailable
 from danlu.executors import orders, told
-from danlu.executors.base import Capabilities, Collected, Hint, LaunchOrder, Notice, Observation, Phase
+from danlu.executors.base import Capabilities, Collected, LaunchOrder, Notice, Observation, Phase
 from danlu.executors.kubernetes import zipapp
-from danlu.executors.local.executor import LocalConfig
 from danlu.runner import formats
-from danlu.server import main as server
+from danlu.server.executors import Known, Runs
+from danlu.server.main import main
 from danlu.services import reports
 from tests.process.platform import Server
 
@@ -38,12 +39,9 @@ class Kubernetes:
     """Plays it: see Executor and Spools."""
 
     capabilities = Capabilities(name="pods", host_environment=True)
-    images = None
-    database: Database
 
-    def __init__(self, config: LocalConfig, hint: Hint, **_: object) -> None:
-        self._folder = config.home / "pods"
-        self.hint = hint
+    def __init__(self, folder: Path, database: Database) -> None:
+        self._folder, self.database = folder, database
 
     def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +145,9 @@ def alive(root: Path) -> bool:
 class Pods(Server):
     """Such a server, seen from a test."""
 
-    module = "tests.process.pods"
+    def __init__(self, home: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
+        super().__init__(home, *arguments, environ=environ)
+        self.program = ("-m", "tests.process.pods")
 
     def root(self, attempt_id: str, task: str = "main-0") -> Path:
         """Returns a pod's folder, also of one that is over."""
@@ -175,19 +175,11 @@ class Pods(Server):
         super().close()
 
 
-def main() -> int:
-    """Runs the server."""
-    composed = server.compose
-
-    def compose(settings: Any) -> server.Composition:
-        composition = composed(settings)
-        composition.executor.database = composition.platform.database  # type: ignore[attr-defined]
-        return composition
-
-    server.LocalExecutor = Kubernetes  # type: ignore[misc, assignment]
-    server.compose = compose
-    return server.main()
+def pods(settings: Settings, known: Known) -> Runs:
+    executor = Kubernetes(settings.home / "pods", known.database)
+    executor.start()
+    return Runs(executor, None, executor.close)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(pods))

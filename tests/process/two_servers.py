@@ -17,7 +17,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from danlu.blobs.code import Code
 from danlu.config import Settings
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.views import Leading
@@ -25,7 +24,8 @@ from danlu.errors import DanluError
 from danlu.executors.base import Capabilities, Collected, LaunchOrder, Notice, Observation
 from danlu.executors.simulated import Process, SimulatedExecutor
 from danlu.server.clock import SystemClock
-from danlu.server.main import Runs, SecretsOf, main
+from danlu.server.executors import Known, Make, Runs
+from danlu.server.main import main
 from tests.process.platform import Server, until
 
 NODE = NodeCapacity(name="node-1", cpu_milli=8000, memory_bytes=64 * 2**30)
@@ -89,8 +89,8 @@ class FolderExecutor(SimulatedExecutor):
         self.processes = found
 
 
-def shared(world: Path) -> Callable[[Settings, Code, Callable[[], None], SecretsOf], Runs]:
-    def make(settings: Settings, code: Code, hint: Callable[[], None], secrets_of: SecretsOf) -> Runs:
+def shared(world: Path) -> Make:
+    def make(settings: Settings, known: Known) -> Runs:
         capabilities = Capabilities(name="simulated", host_environment=True, shared=True)
         executor = FolderExecutor((NODE,), SystemClock(), Random(os.getpid()), capabilities=capabilities)
         executor.folder, executor.lock = world, threading.RLock()

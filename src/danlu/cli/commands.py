@@ -71,7 +71,21 @@ COMMANDS: Final = (
 )  # fmt: skip
 BY_NAME: Final = {command.name: command for command in COMMANDS}
 NESTED: Final = frozenset(
-    {"artifacts", "blobs", "env", "profile", "project", "quota", "user", "member", "key", "token", "secret", "price", "db"}
+    {
+        "artifacts",
+        "blobs",
+        "env",
+        "profile",
+        "project",
+        "quota",
+        "user",
+        "member",
+        "key",
+        "token",
+        "secret",
+        "price",
+        "db",
+    }
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from danlu.blobs.base import Blobs
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Store, Transaction
 from danlu.database.records import ENVIRONMENTS
 from danlu.domain.environments import Archive, Environment, EnvironmentReason, EnvironmentState
 from danlu.errors import DanluError
@@ -43,7 +43,7 @@ class Packing:
         return self.packer.image_of(environment.name, None)
 
     def pack(
-        self, database: Database, environment: Environment, digest: str, report: Callable[[str], None]
+        self, database: Store, environment: Environment, digest: str, report: Callable[[str], None]
     ) -> Archive | None:
         """Returns the archive of what was built for an environment; None where pods have it by an image.
 
@@ -70,16 +70,16 @@ class Packing:
         return archive
 
     @staticmethod
-    def _others(database: Database, digest: str) -> list[Environment]:
+    def _others(database: Store, digest: str) -> list[Environment]:
         every = database.read(lambda tx: ENVIRONMENTS.find(tx, state=EnvironmentState.READY, limit=MAX_KNOWN))
         return [one for one in every if one.lock_digest == digest and one.archive is not None]
 
-    def _known(self, database: Database, environment: Environment, digest: str) -> Archive | None:
+    def _known(self, database: Store, environment: Environment, digest: str) -> Archive | None:
         if environment.archive is not None and environment.lock_digest == digest:
             return environment.archive
         return next((one.archive for one in self._others(database, digest)), None)
 
-    def _copied(self, database: Database, project: str, archive: Archive, digest: str) -> bool:
+    def _copied(self, database: Store, project: str, archive: Archive, digest: str) -> bool:
         """Copies an archive from another project that has it whole; returns whether one had."""
         for other in self._others(database, digest):
             if other.project == project or other.archive != archive:
@@ -92,11 +92,11 @@ class Packing:
             return True
         return False
 
-    def _put(self, database: Database, project: str, archive: Archive, file: BinaryIO) -> None:
+    def _put(self, database: Store, project: str, archive: Archive, file: BinaryIO) -> None:
         with stored.results(database, self.clock, project, archive.size_bytes) as storing:
             _, storing.new_bytes = self.blobs.put(project, archive.address, file)
 
-    def _tell(self, database: Database, environment: Environment) -> None:
+    def _tell(self, database: Store, environment: Environment) -> None:
         """Lets waiting jobs say what they wait for now."""
 
         def work(tx: Transaction) -> None:

@@ -28,6 +28,15 @@ def of(tx: Transaction, attempt_ids: Collection[str]) -> Reports:
     return found
 
 
+def every(tx: Transaction) -> Reports:
+    """Returns all of them: those of attempts that were not collected yet."""
+    found = Reports()
+    for row in tx.connection.execute(select(tables.reports)).mappings():
+        report = TaskReport.model_validate({**row["body"], "seen_at": row["seen_at"]})
+        found.setdefault(row["attempt_id"], {})[row["task"]] = report
+    return found
+
+
 def put(tx: Transaction, attempt_id: str, task: str, report: TaskReport, seen_at: int) -> None:
     """Keeps a task's report in place of the one before."""
     reports, body = tables.reports, report.model_dump(mode="json", exclude={"seen_at"})

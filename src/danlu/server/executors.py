@@ -1,25 +1,86 @@
-"""Makes what runs a platform's jobs, as its settings have it."""
+"""Makes what runs a platform's jobs, as its settings have it: processes of this machine, or pods of a cluster."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import yaml
 
-from danlu.config import KubernetesSettings
+from danlu.blobs.code import Code
+from danlu.config import KubernetesSettings, Settings, runtime_folder
+from danlu.controllers.leader import Machine
+from danlu.database.engine import Database
 from danlu.domain.images import Image
 from danlu.errors import PlatformError
 from danlu.executors.base import Hint, StoredImage
+from danlu.executors.kubernetes import zipapp
 from danlu.executors.kubernetes.client import Api, connect
 from danlu.executors.kubernetes.executor import KubernetesConfig, KubernetesExecutor, Reports
 from danlu.executors.kubernetes.manifests import PodSettings
 from danlu.executors.kubernetes.template import Templates, parse
+from danlu.executors.local.engines import machine as engine_machine
+from danlu.executors.local.executor import LocalConfig, LocalExecutor
+from danlu.executors.local.gpus import declared
+from danlu.executors.local.images import ImageStore
+from danlu.services import reports
 
 MAX_FILE_BYTES: Final = 1 << 20
+
+
+class Known(NamedTuple):
+    """What the rest of a server tells what runs attempts.
+
+    Attributes:
+        database: where runners' reports are.
+        code: the code that is run.
+        hint: called when something may have changed.
+        secrets: returns what must not be printed, of an attempt.
+    """
+
+    database: Database
+    code: Code
+    hint: Hint
+    secrets: Callable[[str], tuple[str, ...]]
+
+
+class Runs(NamedTuple):
+    """What runs attempts, the images that it has, and what ends it."""
+
+    executor: Machine
+    images: ImageStore | ClusterImages | None
+    close: Callable[[], None]
+
+
+Make = Callable[[Settings, Known], Runs]
+
+
+def chosen(settings: Settings, known: Known) -> Runs:
+    """Returns what the settings name, at work."""
+    return local(settings, known) if settings.kubernetes is None else pods(settings.kubernetes, known)
+
+
+def local(settings: Settings, known: Known) -> Runs:
+    """Returns what runs attempts as processes of this machine."""
+    gpus = None if settings.gpus is None else declared(settings.gpus)
+    runtime = runtime_folder(settings.home, os.environ, uid=os.geteuid())
+    config = LocalConfig(settings.home, runtime, gpus, engines=engine_machine(os.environ))
+    executor = LocalExecutor(config, code=known.code, hint=known.hint, secrets=known.secrets)
+    executor.start()
+    return Runs(executor, executor.images, executor.close)
+
+
+def pods(settings: KubernetesSettings, known: Known) -> Runs:
+    """Returns what runs attempts as pods."""
+    runner = zipapp.build()
+    executor = kubernetes(
+        settings, runner, zipapp.name(runner), hint=known.hint, reports=lambda: reports.seen(known.database)
+    )
+    return Runs(executor, ClusterImages(), executor.close)
 
 
 def kubernetes(
@@ -108,5 +169,4 @@ class ClusterImages:
 
 
 def _id(reference: str) -> str:
-
     return hashlib.sha256(reference.encode()).hexdigest()

@@ -37,7 +37,7 @@ from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.environments import BUILD_THREADS, EnvironmentsController
 from danlu.controllers.events import EventsController
-from danlu.controllers.leader import Leader, LedExecutor, Machine
+from danlu.controllers.leader import Leader, LedExecutor
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.nonces import NoncesController
@@ -62,15 +62,14 @@ from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken, s
 from danlu.executors.base import Capabilities
 from danlu.executors.local import diagnosis as machine_diagnosis
 from danlu.executors.local.engines import machine as engine_machine
-from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.local.gpus import declared
-from danlu.executors.local.images import ImageStore
 from danlu.runner import formats
 from danlu.server import app as edge
 from danlu.server import diagnosis, keys, tls
 from danlu.server.auth import Gate
 from danlu.server.clock import SystemClock
 from danlu.server.connections import Quiet, Server, counted
+from danlu.server.executors import Known, Make, Runs, chosen
 from danlu.server.limits import Limits
 from danlu.server.listening import Listening, last_port, remember_port, resolve
 from danlu.server.listening import listen as sockets
@@ -118,18 +117,6 @@ class Composition:
             self.platform.database.close()
 
 
-SecretsOf = Callable[[str], tuple[str, ...]]
-"""Returns what must not be printed, of an attempt."""
-
-
-class Runs(NamedTuple):
-    """What runs attempts, the images that it has, and what ends it."""
-
-    executor: Machine
-    images: ImageStore | None
-    close: Callable[[], None]
-
-
 class Beside(NamedTuple):
     """What works beside the loops: what builds environments, and the tasks of each kind."""
 
@@ -137,10 +124,6 @@ class Beside(NamedTuple):
     launching: Tasks
     keeping: Tasks
     building: Tasks
-
-
-Make = Callable[[Settings, Code, Callable[[], None], SecretsOf], Runs]
-"""Makes what runs attempts: of the settings, the code that they run, and whom to tell that something has changed."""
 
 
 class Doors(NamedTuple):
@@ -233,17 +216,7 @@ def open_blobs(settings: Settings) -> tuple[Blobs, Streams]:
     return blobs, LocalStreams(settings.home / "blobs")
 
 
-def local(settings: Settings, code: Code, hint: Callable[[], None], secrets_of: SecretsOf) -> Runs:
-    """Returns what runs attempts as processes of this machine."""
-    gpus = None if settings.gpus is None else declared(settings.gpus)
-    runtime = runtime_folder(settings.home, os.environ, uid=os.geteuid())
-    config = LocalConfig(settings.home, runtime, gpus, engines=engine_machine(os.environ))
-    executor = LocalExecutor(config, code=code, hint=hint, secrets=secrets_of)
-    executor.start()
-    return Runs(executor, executor.images, executor.close)
-
-
-def compose(settings: Settings, make: Make = local) -> Composition:
+def compose(settings: Settings, make: Make = chosen) -> Composition:
     """Opens everything in order; nothing serves or runs yet.
 
     Raises:
@@ -270,7 +243,9 @@ def compose(settings: Settings, make: Make = local) -> Composition:
         hub.notify("attempts")
         hub.notify("output")
 
-    runs = make(settings, Code(blobs), hint, lambda attempt: project_secrets.printable(database, vault, attempt))
+    runs = make(settings, Known(
+        database, Code(blobs), hint, lambda attempt: project_secrets.printable(database, vault, attempt)
+    ))  # fmt: skip
     write_anew(database, lambda tx: _first_project(tx, clock.now()))
     builder = Builder(
         settings.home / "environments", settings.home / "cache" / "uv", images=settings.environment_images,
@@ -474,7 +449,7 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def main(make: Make = local) -> int:
+def main(make: Make = chosen) -> int:
     """Runs a server; returns its exit code where it could not start, and ends the process where it could."""
     try:
         settings = parse(sys.argv[1:], os.environ)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import BinaryIO
 
-from danlu.api.bodies import AppendQuery
+from danlu.api.bodies import AppendQuery, OffsetQuery
 from danlu.blobs.streams import StreamKey
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from danlu.database import queries, reports
+from danlu.database import reports
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import JOBS
 from danlu.domain.jobs import Attempt
@@ -62,11 +62,7 @@ def put(call: Call, attempt: str, task: str, body: TaskReport) -> Wishes:
 
 def seen(database: Database) -> Mapping[str, Mapping[str, TaskReport]]:
     """Returns what runners have said of the attempts that are not collected yet, by attempt and task."""
-
-    def work(tx: Transaction) -> reports.Reports:
-        return reports.of(tx, [one.id for one in queries.uncollected_attempts(tx, queries.MAX_OPEN_ATTEMPTS)])
-
-    return database.read(work)
+    return database.read(reports.every)
 
 
 def require_own(call: Call, attempt: str) -> None:

@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 from danlu.blobs.base import Blobs
 from danlu.blobs.unused import SETTLE_S, Listed
 from danlu.database import stored
-from danlu.database.engine import Database, Transaction
-from danlu.database.records import ARTIFACTS, JOBS, Records
+from danlu.database.engine import Store, Transaction
+from danlu.database.records import ARTIFACTS, CHECKPOINTS, ENVIRONMENTS, JOBS, OUTPUTS, Records
 from danlu.domain.records import Record
 from danlu.domain.trees import decode
 from danlu.errors import DataDamaged, InvalidRequest, NotFound, TooLarge
@@ -24,14 +24,14 @@ R = TypeVar("R", bound=Record)
 PAGE: Final = 1000
 
 
-def find(database: Database, blobs: Blobs, project: str, before: int) -> list[Listed]:
+def find(database: Store, blobs: Blobs, project: str, before: int) -> list[Listed]:
     """Returns the blobs that were stored before a time, ns UTC, and that nothing refers to."""
     old = [one for one in blobs.listed(project) if one.modified_at < before]
     used = references(database, blobs, project) if old else set()
     return [one for one in old if one.address not in used]
 
 
-def collect(database: Database, blobs: Blobs, clock: Clock) -> None:
+def collect(database: Store, blobs: Blobs, clock: Clock) -> None:
     """Removes what has been condemned for long enough and is still unused."""
     for project in blobs.condemning():
         condemned = blobs.condemned(project)
@@ -44,7 +44,7 @@ def collect(database: Database, blobs: Blobs, clock: Clock) -> None:
         blobs.condemn(project, (), clock.wall())
 
 
-def references(database: Database, blobs: Blobs, project: str) -> set[str]:
+def references(database: Store, blobs: Blobs, project: str) -> set[str]:
     """Returns the addresses of all that a project's records refer to, and of all below it."""
     found, waiting = set[str](), list[str]()
     for job in _each(database, JOBS, project):
@@ -52,6 +52,10 @@ def references(database: Database, blobs: Blobs, project: str) -> set[str]:
         found |= {diff} if diff is not None else set()
         waiting += [job.spec.code] if job.spec.code is not None else []
     waiting += [artifact.tree for artifact in _each(database, ARTIFACTS, project)]
+    waiting += [outputs.tree for outputs in _each(database, OUTPUTS, project)]
+    waiting += [checkpoint.tree for checkpoint in _each(database, CHECKPOINTS, project)]
+    archives = (environment.archive for environment in _each(database, ENVIRONMENTS, project))
+    found |= {archive.address for archive in archives if archive is not None}
     while waiting:
         tree = waiting.pop()
         if tree in found:
@@ -66,7 +70,7 @@ def references(database: Database, blobs: Blobs, project: str) -> set[str]:
     return found
 
 
-def _each(database: Database, records: Records[R], project: str) -> Iterator[R]:
+def _each(database: Store, records: Records[R], project: str) -> Iterator[R]:
     """Yields a project's records, newest first: what is stored meanwhile was looked at by who stored it."""
     cursor: str | None = None
     while True:

@@ -127,6 +127,13 @@ def test_an_image_without_python_is_known_by_the_runtimes_words(said: str, witho
     )
 
 
+def test_a_pull_that_waits_says_the_same_as_one_that_failed() -> None:
+    said = 'Back-off pulling image "team/x:1": ErrImagePull: rpc error: not found'
+    waits = reasons.not_running(pod(state={"waiting": {"reason": "ImagePullBackOff", "message": said}}))
+    failed = reasons.not_running(pod(state={"waiting": {"reason": "ErrImagePull", "message": "rpc error: not found"}}))
+    assert waits == failed
+
+
 # nodes
 
 

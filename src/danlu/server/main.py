@@ -58,7 +58,7 @@ from danlu.domain.projects import DEFAULT_PROJECT, Project
 from danlu.environments import diagnosis as environments_diagnosis
 from danlu.environments.builder import Builder
 from danlu.environments.uv_command import Uv
-from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken, storage_full_is_an_error
+from danlu.errors import AlreadyRunning, DanluError, ExecutorUnavailable, PlatformError, PortTaken, storage_full_is_an_error
 from danlu.executors.base import Capabilities
 from danlu.executors.local import diagnosis as machine_diagnosis
 from danlu.executors.local.engines import machine as engine_machine
@@ -298,7 +298,8 @@ def _begin(
     blobs, streams = platform.blobs, platform.streams
     builder, launching, keeping, building = beside
     nodes = NodesController(database, executor, clock, hub)
-    nodes.step()  # the first submit must know what could ever fit
+    with contextlib.suppress(ExecutorUnavailable):  # its loop asks again
+        nodes.step()  # the first submit must know what could ever fit
     steps: list[tuple[str, Callable[[], float], str]] = [
         ("nodes", nodes.step, "nodes"),
         ("scheduling", SchedulingController(
@@ -320,7 +321,7 @@ def _begin(
 
 
 def _facts(settings: Settings, can: Capabilities, now: int) -> PlatformFacts:
-    root = os.geteuid() == 0
+    root = os.geteuid() == 0 or Layer.SEPARATE_USER in can.layers
     limits = Layer.MEMORY_LIMIT in can.layers
     return PlatformFacts(
         home=str(settings.home), started_at=now, host_environment=can.host_environment,

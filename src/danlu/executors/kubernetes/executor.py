@@ -43,7 +43,9 @@ AGAIN_S: Final = 30.0
 LAUNCH_S: Final = 60.0
 """So long after its Secret was made an attempt without its Jobs counts as one whose launch was cut short."""
 PATIENCE_S: Final = 1.0
-"""Pods that are not there or not placed by then: the cluster's warnings are looked at."""
+"""Pods that are not there by then: the cluster's warnings of their Job are looked at."""
+POD_PATIENCE_S: Final = 15.0
+"""And of pods that do not run by then: before, many a warning is over a moment later."""
 COLLECTIONS: Final = {"jobs": batch, "services": core}
 
 NO_LAYERS: Final = {
@@ -313,7 +315,8 @@ class KubernetesExecutor(PodSpools):
         ending = _why(marks.get(ENDING)) or (None if asked is None else asked.why)
         if objects.secret is None and ending is None and STOPPED not in marks and asked is None:
             ending = Why(Reason.POD_DELETED, "its Secret was deleted, and not by Danlu: by hand, or with the namespace")
-        names = [one["metadata"]["name"] for one in (*objects.jobs, *objects.pods)]
+        patient = self._now() - created_at > POD_PATIENCE_S * SECOND_NS  # what passes is no reason yet
+        names = [one["metadata"]["name"] for one in (*objects.jobs, *(objects.pods if patient else ()))]
         waits = len(objects.pods) < len(account["tasks"]) or any(_is_pending(pod) for pod in objects.pods)
         events: dict[str, Any] = {}
         if waits and objects.jobs and self._now() - created_at > PATIENCE_S * SECOND_NS:

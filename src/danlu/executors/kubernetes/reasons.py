@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +35,7 @@ EVICTED: Final = frozenset(
 NODE_ENDS: Final = frozenset({"NodeShutdown", "Terminated", "Shutdown"})
 WARNINGS: Final = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "NetworkNotReady"})
 """Events of a pod that tell why it is not ready; what else keeps it is in its status."""
+BACK_OFF: Final = re.compile(r'^Back-off pulling image "[^"]*"(?:: (?:ErrImagePull|ImagePullBackOff))?:? ?')
 NOT_CREATED: Final = frozenset({"FailedCreate"})
 NO_PYTHON: Final = "python3"
 
@@ -55,7 +57,8 @@ def not_running(pod: Object, events: Iterable[Object] = ()) -> Why | None:
         code, said = waiting.get("reason"), waiting.get("message")
         if code in PULLING:
             image = container.get("image") or "its image"
-            return Why(Reason.IMAGE_PULL_FAILED, _cut(f"{image} cannot be pulled on {_node(pod)}: {said or code}"))
+            cause = BACK_OFF.sub("", str(said or "")) or said or code  # it says so each second time, and means the same
+            return Why(Reason.IMAGE_PULL_FAILED, _cut(f"{image} cannot be pulled on {_node(pod)}: {cause}"))
         if code in NOT_MADE:
             return Why(Reason.POD_NOT_READY, _words(f"{code}: the container cannot be made of", pod, said))
     warning = _newest(event for event in events if event.get("reason") in WARNINGS)

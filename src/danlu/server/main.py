@@ -58,7 +58,7 @@ from danlu.domain.projects import DEFAULT_PROJECT, Project
 from danlu.environments import diagnosis as environments_diagnosis
 from danlu.environments.builder import Builder
 from danlu.environments.uv_command import Uv
-from danlu.errors import AlreadyRunning, DanluError, ExecutorUnavailable, PlatformError, PortTaken, storage_full_is_an_error
+from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken, storage_full_is_an_error
 from danlu.executors.base import Capabilities
 from danlu.executors.local import diagnosis as machine_diagnosis
 from danlu.executors.local.engines import machine as engine_machine
@@ -298,8 +298,7 @@ def _begin(
     blobs, streams = platform.blobs, platform.streams
     builder, launching, keeping, building = beside
     nodes = NodesController(database, executor, clock, hub)
-    with contextlib.suppress(ExecutorUnavailable):  # its loop asks again
-        nodes.step()  # the first submit must know what could ever fit
+    nodes.begin()  # the first submit must know what could ever fit
     steps: list[tuple[str, Callable[[], float], str]] = [
         ("nodes", nodes.step, "nodes"),
         ("scheduling", SchedulingController(

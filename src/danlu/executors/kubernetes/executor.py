@@ -23,7 +23,7 @@ from danlu.domain.reports import TaskReport
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, ExecutorUnavailable, LaunchRejected, NotRunning
 from danlu.executors.base import Capabilities, Hint, LaunchOrder, Notice, Observation, Phase
-from danlu.executors.kubernetes import bare, manifests, reasons
+from danlu.executors.kubernetes import bare, entering, manifests, reasons
 from danlu.executors.kubernetes.client import Api, Refused, batch, core
 from danlu.executors.kubernetes.cluster import Cluster, Objects, unavailable
 from danlu.executors.kubernetes.manifests import ATTEMPT, INDEX, ROLE, TASKS, TO_DELIVER_S, PodSettings
@@ -103,7 +103,13 @@ class KubernetesExecutor(PodSpools):
         self._watcher: threading.Thread | None = None
         layers = (*(Layer(name) for name in manifests.LAYERS), Layer.MEMORY_LIMIT, Layer.CPU_LIMIT)
         self.capabilities = Capabilities(
-            name="kubernetes", layers=layers, no_layers=NO_LAYERS, shared=True, images="Kubernetes", archives=True
+            name="kubernetes",
+            layers=layers,
+            no_layers=NO_LAYERS,
+            shared=True,
+            images="Kubernetes",
+            archives=True,
+            sessions=True,
         )
 
     def start(self) -> None:
@@ -270,7 +276,18 @@ class KubernetesExecutor(PodSpools):
 
     def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
         """See Executor."""
-        raise NotRunning(f"{task} of {attempt_id} runs in a pod: {request.verb} is not possible there yet")
+        role, _, index = task.rpartition("-")
+        objects = self.cluster.look().get(attempt_id, Objects())
+        for pod in objects.pods:
+            marks = pod["metadata"]["labels"]
+            if (marks.get(ROLE), marks.get(INDEX)) != (role, index) or pod["status"].get("phase") != "Running":
+                continue
+            if manifests.BARE in marks:
+                raise NotRunning(
+                    f"the image of {task} has no python3: nobody can go in; kubectl exec {pod['metadata']['name']}"
+                )
+            return entering.enter(self._api, self.config.settings.namespace, pod["metadata"]["name"], task, request)
+        raise NotRunning(f"{task} of {attempt_id} does not run now")
 
     def _make_bare(self, held: Held) -> None:
         """Makes an attempt's Job anew without the runner; whatever of that was done before is gone on with."""

@@ -131,6 +131,8 @@ SERVER: Final[Mapping[str, str]] = {
     "DANLU_POD_TEMPLATES": "a YAML file with what is added to pods, `default` and by project: node selector, tolerations, "
     "priority class, pull secrets, volumes, labels, annotations",
     "DANLU_POD_UID_BASE": "a project's pods run as this plus the project's number; 200000 when left out",
+    "DANLU_POD_ENVIRONMENTS": "where nodes keep unpacked environments: `hostPath:/PATH`, `pvc:NAME` or `emptyDir`; "
+    "`hostPath:/var/lib/danlu/environments` when left out",
     "DANLU_START_TIMEOUT_S": "a job whose pods do not all run by then is withdrawn and waits again; 600 when left out",
     "DANLU_KUBERNETES_NAMESPACE": "where pods are made; `danlu` when left out",
     "DANLU_KUBERNETES_PLATFORM": "which installation it is, where several share a namespace; `danlu` when left out",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ class KubernetesSettings:
         gpu_kinds: the products of each kind: ``h100=NVIDIA-H100-PCIe|NVIDIA-H100-80GB-HBM3,...`` (``DANLU_GPU_KINDS``).
         start_timeout_s: an attempt that does not all run by then is withdrawn and waits again (``DANLU_START_TIMEOUT_S``).
         uid_base: a project's pods run as this plus its number (``DANLU_POD_UID_BASE``).
+        environments: where nodes keep environments: ``hostPath:/PATH``, ``pvc:NAME`` or ``emptyDir``
+            (``DANLU_POD_ENVIRONMENTS``).
     """
 
     pod_url: str
@@ -54,6 +57,7 @@ class KubernetesSettings:
     gpu_kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     start_timeout_s: float = 600.0
     uid_base: int = 200_000
+    environments: str = "hostPath:/var/lib/danlu/environments"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +194,11 @@ def kubernetes(environ: Mapping[str, str]) -> KubernetesSettings | None:
         raise ValueError(f"DANLU_START_TIMEOUT_S and DANLU_POD_UID_BASE are numbers: {error}") from error
     if timeout_s < 1 or not 1 <= base <= 2**31 - 2**20:
         raise ValueError("DANLU_START_TIMEOUT_S is at least 1 s, DANLU_POD_UID_BASE from 1 to 2146435072")
+    kept = environ.get("DANLU_POD_ENVIRONMENTS")
+    if kept and not re.fullmatch(r"hostPath:/[^:]+|pvc:[a-z0-9][-a-z0-9.]*|emptyDir", kept):
+        raise ValueError(f"DANLU_POD_ENVIRONMENTS={kept!r}: it is hostPath:/PATH, pvc:NAME or emptyDir")
+    if kept:
+        found["environments"] = kept
     kinds = _kinds(environ.get("DANLU_GPU_KINDS", ""))
     return KubernetesSettings(url, gpu_kinds=kinds, start_timeout_s=timeout_s, uid_base=base, **found)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from danlu.database.engine import Transaction
 from danlu.database.leadership import Fenced
 from danlu.database.records import NODES
 from danlu.domain.nodes import NODE_PROJECT, Node, NodeCapacity
+from danlu.errors import ExecutorUnavailable
 from danlu.executors.base import Executor
 from danlu.services.context import Clock, Hub
 from danlu.services.nodes import MAX_NODES
@@ -23,6 +25,11 @@ class NodesController:
     executor: Executor
     clock: Clock
     hub: Hub
+
+    def begin(self) -> None:
+        """Looks at once, if the executor can tell now; its loop asks again."""
+        with contextlib.suppress(ExecutorUnavailable):
+            self.step()
 
     def step(self) -> float:
         """Looks once."""

@@ -96,7 +96,7 @@ def kubernetes(
     pods = PodSettings(
         namespace=settings.namespace, platform=settings.platform, url=settings.pod_url, image=settings.image,
         runner=runner_name, authority=authority, gpu_resource=settings.gpu_resource, gpu_label=settings.gpu_label,
-        gpu_kinds=settings.gpu_kinds, uid_base=settings.uid_base,
+        gpu_kinds=settings.gpu_kinds, uid_base=settings.uid_base, environments=settings.environments,
     )  # fmt: skip
     way = partial(connect, settings.kubeconfig, settings.context)
     way().close()  # what is not configured is told at the start

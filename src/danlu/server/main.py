@@ -298,7 +298,7 @@ def _begin(
     blobs, streams = platform.blobs, platform.streams
     builder, launching, keeping, building = beside
     nodes = NodesController(database, executor, clock, hub)
-    nodes.step()  # the first submit must know what could ever fit
+    nodes.begin()  # the first submit must know what could ever fit
     steps: list[tuple[str, Callable[[], float], str]] = [
         ("nodes", nodes.step, "nodes"),
         ("scheduling", SchedulingController(
@@ -320,7 +320,7 @@ def _begin(
 
 
 def _facts(settings: Settings, can: Capabilities, now: int) -> PlatformFacts:
-    root = os.geteuid() == 0
+    root = os.geteuid() == 0 or Layer.SEPARATE_USER in can.layers
     limits = Layer.MEMORY_LIMIT in can.layers
     return PlatformFacts(
         home=str(settings.home), started_at=now, host_environment=can.host_environment,

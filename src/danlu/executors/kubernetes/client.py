@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -70,6 +70,7 @@ def connect(kubeconfig: Path | None, context: str | None) -> Any:
         from lightkube.core.exceptions import ConfigError
     except ImportError as error:
         raise PlatformError(f"jobs in Kubernetes need the package lightkube: {error}", next_step=INSTALL) from error
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else each request is a line
     try:
         found = KubeConfig.from_env() if kubeconfig is None else KubeConfig.from_file(kubeconfig)
         chosen: Any = found.get(context)
@@ -174,6 +175,10 @@ class Api:
         """Returns what is no JSON: a container's log."""
         content: bytes = self._answer("GET", path, params=params).content
         return content
+
+    def socket(self, path: str, params: Sequence[tuple[str, str]], protocols: Sequence[str]) -> Any:
+        """Returns a context manager with a web socket: ``receive_bytes``, ``send_bytes``, ``subprotocol``."""
+        return self._client().websocket(path, params=list(params), subprotocols=list(protocols), timeout=TIMEOUT_S)
 
     def close(self) -> None:
         """Closes the connections; what runs over them fails."""

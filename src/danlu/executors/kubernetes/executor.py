@@ -23,7 +23,7 @@ from danlu.domain.reports import TaskReport
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, ExecutorUnavailable, LaunchRejected, NotRunning
 from danlu.executors.base import Capabilities, Hint, LaunchOrder, Notice, Observation, Phase
-from danlu.executors.kubernetes import bare, manifests, reasons
+from danlu.executors.kubernetes import bare, entering, manifests, reasons
 from danlu.executors.kubernetes.client import Api, Refused, batch, core
 from danlu.executors.kubernetes.cluster import Cluster, Objects, unavailable
 from danlu.executors.kubernetes.manifests import ATTEMPT, INDEX, ROLE, TASKS, TO_DELIVER_S, PodSettings
@@ -43,8 +43,16 @@ AGAIN_S: Final = 30.0
 LAUNCH_S: Final = 60.0
 """So long after its Secret was made an attempt without its Jobs counts as one whose launch was cut short."""
 PATIENCE_S: Final = 1.0
-"""Pods that are not there or not placed by then: the cluster's warnings are looked at."""
+"""Pods that are not there by then: the cluster's warnings of their Job are looked at."""
+POD_PATIENCE_S: Final = 15.0
+"""And of pods that do not run by then: before, many a warning is over a moment later."""
 COLLECTIONS: Final = {"jobs": batch, "services": core}
+
+NO_LAYERS: Final = {
+    str(layer): "the cluster's own isolation stands in its place"
+    for layer in Layer
+    if layer not in (*manifests.LAYERS, Layer.MEMORY_LIMIT, Layer.CPU_LIMIT)
+}
 
 Reports = Callable[[], Mapping[str, Mapping[str, TaskReport]]]
 
@@ -94,7 +102,15 @@ class KubernetesExecutor(PodSpools):
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         layers = (*(Layer(name) for name in manifests.LAYERS), Layer.MEMORY_LIMIT, Layer.CPU_LIMIT)
-        self.capabilities = Capabilities(name="kubernetes", layers=layers, sessions=False, images="Kubernetes")
+        self.capabilities = Capabilities(
+            name="kubernetes",
+            layers=layers,
+            no_layers=NO_LAYERS,
+            shared=True,
+            images="Kubernetes",
+            archives=True,
+            sessions=True,
+        )
 
     def start(self) -> None:
         """Begins to watch; what it finds is looked at when somebody asks."""
@@ -260,7 +276,18 @@ class KubernetesExecutor(PodSpools):
 
     def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
         """See Executor."""
-        raise NotRunning(f"{task} of {attempt_id} runs in a pod: {request.verb} is not possible there yet")
+        role, _, index = task.rpartition("-")
+        objects = self.cluster.look().get(attempt_id, Objects())
+        for pod in objects.pods:
+            marks = pod["metadata"]["labels"]
+            if (marks.get(ROLE), marks.get(INDEX)) != (role, index) or pod["status"].get("phase") != "Running":
+                continue
+            if manifests.BARE in marks:
+                raise NotRunning(
+                    f"the image of {task} has no python3: nobody can go in; kubectl exec {pod['metadata']['name']}"
+                )
+            return entering.enter(self._api, self.config.settings.namespace, pod["metadata"]["name"], task, request)
+        raise NotRunning(f"{task} of {attempt_id} does not run now")
 
     def _make_bare(self, held: Held) -> None:
         """Makes an attempt's Job anew without the runner; whatever of that was done before is gone on with."""
@@ -305,7 +332,8 @@ class KubernetesExecutor(PodSpools):
         ending = _why(marks.get(ENDING)) or (None if asked is None else asked.why)
         if objects.secret is None and ending is None and STOPPED not in marks and asked is None:
             ending = Why(Reason.POD_DELETED, "its Secret was deleted, and not by Danlu: by hand, or with the namespace")
-        names = [one["metadata"]["name"] for one in (*objects.jobs, *objects.pods)]
+        patient = self._now() - created_at > POD_PATIENCE_S * SECOND_NS  # what passes is no reason yet
+        names = [one["metadata"]["name"] for one in (*objects.jobs, *(objects.pods if patient else ()))]
         waits = len(objects.pods) < len(account["tasks"]) or any(_is_pending(pod) for pod in objects.pods)
         events: dict[str, Any] = {}
         if waits and objects.jobs and self._now() - created_at > PATIENCE_S * SECOND_NS:

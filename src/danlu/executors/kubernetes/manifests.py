@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from danlu.domain.environments import MOUNTED, PodEnvironment
 from danlu.domain.jobs import Task
 from danlu.domain.resources import format_bytes
 from danlu.domain.specs import TaskSpec
@@ -39,6 +40,10 @@ WHERE: Final = Folders(
     Path("/danlu/attempt"), Path("/danlu/checkpoints"), Path("/danlu/runner/runner.pyz"), Path("/danlu/secrets")
 )
 RUNNER: Final = ("python3", "-I", "-S", "/danlu/runner/runner.pyz", "pod")
+ENVIRONMENT, ENVIRONMENTS = "environment", "danlu-environments"
+HOST_PATH: Final = "hostPath:"
+FETCHING_BYTES: Final = 256 << 20
+"""The memory that fetching an environment may take."""
 LOCALHOST: Final = "127.0.0.1"
 LAYERS: Final = (
     "separate-user", "no-new-privileges", "mount-namespace", "ipc-namespace", "private-tmp", "hidden-processes", "seccomp",
@@ -63,6 +68,7 @@ class PodSettings:
         gpu_label: the nodes' label that tells a GPU's product.
         gpu_kinds: Danlu's name of a kind -> the products that are meant.
         uid_base: a project's pods run as this plus the project's number.
+        environments: the volume that nodes keep environments in: ``hostPath:/PATH``, ``pvc:NAME`` or ``emptyDir``.
     """
 
     namespace: str
@@ -75,6 +81,7 @@ class PodSettings:
     gpu_label: str = "nvidia.com/gpu.product"
     gpu_kinds: Mapping[str, Sequence[str]] = field(default_factory=dict)
     uid_base: int = 200_000
+    environments: str = "hostPath:/var/lib/danlu/environments"
 
 
 def labels(order: LaunchOrder, settings: PodSettings, role: str = "") -> dict[str, str]:
@@ -125,15 +132,26 @@ def content(order: LaunchOrder, settings: PodSettings) -> Object:
     def hosts(role: str, index: int) -> str:
         return host(attempt_id, role, index) if gang else LOCALHOST
 
+    order = order.model_copy(update={"url": settings.url})  # this machine's own address is none for a pod
     found = order_file(order, WHERE, hosts)
-    for task in found["tasks"]:
+    for task, asked in zip(found["tasks"], order.job.spec.tasks, strict=True):
         task["devices"] = None  # the device plugin says which ones it has
         task["host_name"] = ""
+        if order.interpreter is None and "PATH" not in asked.variables:
+            del task["env"]["PATH"]  # the image's own holds
+    packed_one = _archived(order)
     found["pod"] = {
-        "url": settings.url, "attempt_id": attempt_id, "code": order.job.spec.code, "environment": None,
+        "url": settings.url, "attempt_id": attempt_id, "code": order.job.spec.code,
+        "environment": None if packed_one is None else packed_one.order(),
         "heartbeat_s": HEARTBEAT_S, "files": framework_files(order, WHERE, hosts),
     }  # fmt: skip
     return found
+
+
+def _archived(order: LaunchOrder) -> PodEnvironment | None:
+    """Returns the environment that its pods have unpacked, if they need one."""
+    found = order.environment
+    return None if found is None or found.archive is None else found
 
 
 def tasks(order: LaunchOrder) -> Object:
@@ -243,6 +261,12 @@ def _job(
         "containers": [_container(order, settings, asked)],
         "volumes": _volumes(order, settings, task),
     }
+    environment = _archived(order)
+    if environment is not None:
+        mount = {"name": ENVIRONMENTS, "mountPath": MOUNTED}
+        spec["initContainers"] = [_fetches(settings, mount, spec["containers"][0]["resources"])]
+        spec["containers"][0]["volumeMounts"].append({**mount, "readOnly": True})
+        spec["volumes"].append(_environments(settings))
     if len(order.attempt.tasks) > 1:
         spec["subdomain"] = order.attempt.id
     affinity = _affinity(order, settings, [one for one, _ in some])
@@ -282,13 +306,47 @@ def _container(order: LaunchOrder, settings: PodSettings, asked: TaskSpec) -> Ob
         {"name": "danlu-order", "mountPath": "/danlu/order", "readOnly": True},
     ]
     return {
-        "name": "task", "image": order.job.spec.image or settings.image,
+        "name": "task", "image": _image(order, settings),
         "command": list(RUNNER),
         "env": [{"name": "DANLU_POD_ROLE", "value": asked.role}],
         "resources": _resources(settings, asked),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": mounts,
     }  # fmt: skip
+
+
+def _image(order: LaunchOrder, settings: PodSettings) -> str:
+    own = "" if order.environment is None else order.environment.image
+    return own or order.job.spec.image or settings.image
+
+
+def _fetches(settings: PodSettings, mount: Object, needs: Object) -> Object:
+    """Returns what fetches the environment first. Its image is never the job's: what it writes, other jobs run."""
+    on_node = settings.environments.startswith(HOST_PATH)
+    as_root = {"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False} if on_node else {}  # the kubelet makes it root's
+    memory = max(int(needs["requests"].get("memory", 0)), FETCHING_BYTES)
+    return {
+        "name": ENVIRONMENT, "image": settings.image, "command": [*RUNNER[:-1], ENVIRONMENT],
+        "resources": {"requests": needs["requests"], "limits": {**needs["requests"], "memory": str(memory)}},
+        "securityContext": {
+            **as_root, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": [
+            mount,
+            {"name": "danlu-attempt", "mountPath": "/danlu/attempt"},
+            {"name": "danlu-runner", "mountPath": "/danlu/runner", "readOnly": True},
+            {"name": "danlu-order", "mountPath": "/danlu/order", "readOnly": True},
+        ],
+    }  # fmt: skip
+
+
+def _environments(settings: PodSettings) -> Object:
+    kind, _, where = settings.environments.partition(":")
+    if kind == "hostPath":
+        return {"name": ENVIRONMENTS, "hostPath": {"path": where, "type": "DirectoryOrCreate"}}
+    if kind == "pvc":
+        return {"name": ENVIRONMENTS, "persistentVolumeClaim": {"claimName": where}}
+    return {"name": ENVIRONMENTS, "emptyDir": {}}
 
 
 def _resources(settings: PodSettings, asked: TaskSpec) -> Object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +35,7 @@ EVICTED: Final = frozenset(
 NODE_ENDS: Final = frozenset({"NodeShutdown", "Terminated", "Shutdown"})
 WARNINGS: Final = frozenset({"FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "NetworkNotReady"})
 """Events of a pod that tell why it is not ready; what else keeps it is in its status."""
+BACK_OFF: Final = re.compile(r'^Back-off pulling image "[^"]*"(?:: (?:ErrImagePull|ImagePullBackOff))?:? ?')
 NOT_CREATED: Final = frozenset({"FailedCreate"})
 NO_PYTHON: Final = "python3"
 
@@ -49,11 +51,14 @@ def not_running(pod: Object, events: Iterable[Object] = ()) -> Why | None:
             return Why(Reason.UNSCHEDULABLE, _words("Kubernetes finds no node for", pod, scheduled.get("message")))
         return Why(Reason.POD_NOT_READY, _words("Kubernetes does not place", pod, scheduled.get("message")))
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        if (container.get("state") or {}).get("running"):
+            return Why(Reason.LAUNCHING, f"its environment is being fetched to {_node(pod)}")
         waiting = (container.get("state") or {}).get("waiting") or {}
         code, said = waiting.get("reason"), waiting.get("message")
         if code in PULLING:
             image = container.get("image") or "its image"
-            return Why(Reason.IMAGE_PULL_FAILED, _cut(f"{image} cannot be pulled on {_node(pod)}: {said or code}"))
+            cause = BACK_OFF.sub("", str(said or "")) or said or code  # it says so each second time, and means the same
+            return Why(Reason.IMAGE_PULL_FAILED, _cut(f"{image} cannot be pulled on {_node(pod)}: {cause}"))
         if code in NOT_MADE:
             return Why(Reason.POD_NOT_READY, _words(f"{code}: the container cannot be made of", pod, said))
     warning = _newest(event for event in events if event.get("reason") in WARNINGS)
@@ -84,6 +89,13 @@ def lost(pod: Object) -> Why | None:
         return Why(Reason.EVICTED, _words("Kubernetes evicted", pod, said or code))
     if code in NODE_ENDS:
         return Why(Reason.NODE_LOST, _words("the node was shut down that ran", pod, said))
+    for container in status.get("initContainerStatuses") or []:
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            words = (
+                f"its environment could not be fetched to {_node(pod)}: {ended.get('message') or ended.get('reason')}"
+            )
+            return Why(Reason.RUNNER_LOST, _cut(words))
     if meta.get("deletionTimestamp"):
         return Why(Reason.POD_DELETED, f"pod {meta['name']} was deleted, and not by Danlu")
     if status.get("phase") == "Failed" and not status.get("containerStatuses") and code:

@@ -51,6 +51,7 @@ PASSED_ON: Final = (
 _URL: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[A-Za-z0-9._/-]{0,200})?")
 _CODE: Final = re.compile(r"<Code>([^<]{1,80})</Code>")
 _MESSAGE: Final = re.compile(r"<Message>([^<]{1,200})</Message>")
+_WHERE: Final = re.compile(r"Generic S3 error: | https?://\S+|Error performing list request: ")
 _KIND: Final = re.compile(r"\bkind: (Connect|Timeout|Interrupted|Request|Decode)\b")
 _FULL: Final = ("InsufficientStorage", "XMinioStorageFull", "StorageFull", "QuotaExceeded", "507 ")
 _PERMISSION: Final = (
@@ -309,7 +310,8 @@ def _reason(text: str) -> str:
         return f"{code[1]}{': ' + message[1] if message else ''}"
     first, _, debugging = text.partition("\n\n")
     kind = _KIND.search(debugging)
-    return re.sub(r"\s+", " ", first).strip()[-MAX_REASON:] + (f" ({kind[1]})" if kind else "")
+    first = re.sub(r"\s+", " ", _WHERE.sub("", first)).strip()
+    return first[:MAX_REASON] + (f" ({kind[1]})" if kind else "")
 
 
 def _open(place: BucketPlace, retry_s: float, timeout_s: float) -> S3Store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -200,6 +201,20 @@ def test_a_right_place_is_well(place: Place) -> None:
 def test_only_a_bucket_is_one(url: str) -> None:
     with pytest.raises(PlatformError, match="does not name a bucket"):
         BucketPlace.parsed(url, {})
+
+
+def test_what_is_not_installed_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.exceptions", None)
+    with pytest.raises(PlatformError, match="s3://danlu/") as caught:
+        Bucket(place.place)
+    assert caught.value.next_step == "pip install 'danlu[s3]'"
+
+
+@pytest.mark.parametrize("change", [{"AWS_CA_BUNDLE": "/absent"}, {"AWS_ENDPOINT_URL": "not a url"}])
+def test_wrong_variables_are_refused(place: Place, change: dict[str, str]) -> None:
+    with pytest.raises(PlatformError, match="cannot be used") as caught:
+        Bucket(BucketPlace("danlu", "", {**place.place.environ, **change}), retry_s=RETRY_S).check()
+    assert caught.value.next_step
 
 
 def test_a_prefix_is_a_place_of_its_own(s3_server: S3Server) -> None:

@@ -84,12 +84,11 @@ def expired(proxy: FaultyProxy) -> None:
 def test_what_a_job_leaves_while_the_store_is_away_is_kept_once_it_is_back(
     server: Server, proxy: FaultyProxy, tmp_path: Path, fault: Callable[[FaultyProxy], object]
 ) -> None:
-    waits = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.02)\n"
-    tmp_path.chmod(0o755)
+    waits = "import os, time\nwhile not os.path.exists(os.environ['DANLU_OUTPUT_DIR'] + '/go'): time.sleep(0.02)\n"
     job = sent(server, program(tmp_path / "code", waits + PROGRAM))
     until(lambda: server.job(job.id).state is JobState.RUNNING, 60, "it runs")
     proxy.fail(fault)
-    (tmp_path / "go").touch()
+    (server.home / "attempts" / f"{job.id}-1" / "outputs" / "go").touch()
     until(lambda: not server.job(job.id).live, 60, "it ends though nothing can be stored")
     with server.client() as client, pytest.raises(StorageUnavailable, match="s3://danlu/"):
         code.send(client, program(tmp_path / "more", "print(1)"), cache=tmp_path / "cache")

@@ -316,15 +316,26 @@ def _reason(text: str) -> str:
 
 def _open(place: BucketPlace, retry_s: float, timeout_s: float) -> S3Store:
     try:
-        from obstore.store import S3Store
+        from obstore.exceptions import BaseError
     except ImportError as error:
         raise PlatformError(f"{place} needs a package that is not installed", next_step=INSTALL) from error
+    try:
+        return _configured(place, retry_s, timeout_s)
+    except (BaseError, OSError, ValueError) as error:
+        raise PlatformError(f"{place} cannot be used: {_reason(str(error))}", next_step=_STEP) from error
+
+
+def _configured(place: BucketPlace, retry_s: float, timeout_s: float) -> S3Store:
+    from obstore.store import S3Store
+
     environ, endpoint = place.environ, place.endpoint
     config = {name.lower(): environ[name] for name in PASSED_ON if environ.get(name)}
     if "aws_region" not in config and "aws_default_region" not in config:
         config["aws_region"] = "us-east-1"
     if endpoint:
         url = urlsplit(endpoint)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"the endpoint {endpoint[:200]!r} (AWS_ENDPOINT_URL) is not http://HOST or https://HOST")
         if environ.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("1", "true"):
             endpoint = url._replace(netloc=f"{place.bucket}.{url.netloc}").geturl()
         config["aws_endpoint_url"] = config["aws_endpoint_url_s3"] = endpoint

@@ -156,10 +156,11 @@ def figures() -> list[Figure]:
             f"{least_possible}: {text(times[f'{key} {limit}'], amount, unit)}",
         )  # fmt: skip
 
+    large, small = f"{mib:,.0f} MiB", f"{SMALL_COUNT:,} blobs of 4 KiB"
     return [
-        row("1 GiB stored in a bucket", "put", mib, "MiB", "boto3", "obstore"),
-        row("1 GiB read from it, checked", "get", mib, "MiB", "boto3"),
-        row("10,000 blobs of 4 KiB stored in it", "small", SMALL_COUNT, "blob", "boto3"),
-        row("10,000 blobs of 4 KiB read from it, checked", "read", SMALL_COUNT, "blob", "boto3"),
-        Figure("10,000 blobs looked for in it", text(times["missing"], SMALL_COUNT, "blob"), "", True, "", ""),
+        row(f"{large} stored in a bucket", "put", mib, "MiB", "boto3", "obstore"),
+        row(f"{large} read from it, checked", "get", mib, "MiB", "boto3"),
+        row(f"{small} stored in it", "small", SMALL_COUNT, "blob", "boto3"),
+        row(f"{small} read from it, checked", "read", SMALL_COUNT, "blob", "boto3"),
+        Figure(f"{SMALL_COUNT:,} blobs looked for in it", text(times["missing"], SMALL_COUNT, "blob"), "", True, "", ""),
     ]

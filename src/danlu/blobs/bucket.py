@@ -282,13 +282,19 @@ class Bucket:
             ) from error
 
 
+def open_bucket(url: str, environ: Mapping[str, str]) -> Bucket:
+    """Returns the bucket that a URL names, tried. Raises PlatformError as ``Bucket.check`` does."""
+    bucket = Bucket(BucketPlace.parsed(url, environ))
+    bucket.check()
+    return bucket
+
+
 def bucket_checks(url: str | None, environ: Mapping[str, str]) -> Iterator[Check]:
     """Yields whether the bucket can be used, for ``danlu doctor``; nothing where there is none."""
     if url is None:
         return
     try:
-        bucket = Bucket(BucketPlace.parsed(url, environ))
-        bucket.check()
+        bucket = open_bucket(url, environ)
     except PlatformError as error:
         yield fail("blobs", error.message, error.next_step)
         return

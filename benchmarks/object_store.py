@@ -162,5 +162,7 @@ def figures() -> list[Figure]:
         row(f"{large} read from it, checked", "get", mib, "MiB", "boto3"),
         row(f"{small} stored in it", "small", SMALL_COUNT, "blob", "boto3"),
         row(f"{small} read from it, checked", "read", SMALL_COUNT, "blob", "boto3"),
-        Figure(f"{SMALL_COUNT:,} blobs looked for in it", text(times["missing"], SMALL_COUNT, "blob"), "", True, "", ""),
+        Figure(
+            f"{SMALL_COUNT:,} blobs looked for in it", text(times["missing"], SMALL_COUNT, "blob"), "", True, "", ""
+        ),
     ]

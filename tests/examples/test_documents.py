@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import cannot_run
 from tests.examples.documents import execute, matches, steps
 from tests.examples.platform import ROOT, Platform
+from tests.s3_server import S3Server
 
 DOCUMENT_TIMEOUT_S = 200.0
 NEEDS = {"docs/how-to/container-images.md": ("podman", "busybox")}
@@ -23,9 +24,17 @@ DOCUMENTS = [
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)")
 
 
+OBJECT_STORAGE = "docs/how-to/object-storage.md"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_document_is_true(name: str, fresh: Platform, examples: Path, index: None) -> None:
+def test_a_document_is_true(
+    name: str, fresh: Platform, examples: Path, index: None, request: pytest.FixtureRequest
+) -> None:
+    if name == OBJECT_STORAGE:
+        server: S3Server = request.getfixturevalue("s3_server")
+        fresh.environ |= server.environment()
     lacking = [program for program in NEEDS.get(name, ()) if shutil.which(program) is None]
     if lacking:
         cannot_run(f"{', '.join(lacking)} is not installed")

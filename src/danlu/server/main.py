@@ -25,7 +25,7 @@ import uvicorn
 
 from danlu import __version__
 from danlu.blobs.base import Blobs
-from danlu.blobs.bucket import Bucket, BucketPlace, bucket_checks
+from danlu.blobs.bucket import bucket_checks, open_bucket
 from danlu.blobs.bucket_blobs import BucketBlobs
 from danlu.blobs.bucket_streams import BucketStreams
 from danlu.blobs.code import Code
@@ -208,8 +208,7 @@ def open_database(settings: Settings, now: int) -> Database:
 def open_blobs(settings: Settings) -> tuple[Blobs, Streams]:
     """Returns where blobs and streams are kept; a bucket was tried."""
     if settings.blobs is not None:
-        bucket = Bucket(BucketPlace.parsed(settings.blobs, settings.aws))
-        bucket.check()
+        bucket = open_bucket(settings.blobs, settings.aws)
         return BucketBlobs(bucket), BucketStreams(bucket)
     blobs = LocalBlobs(settings.home / "blobs")
     blobs.start()

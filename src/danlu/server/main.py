@@ -233,10 +233,6 @@ def compose(settings: Settings) -> Composition:
     blobs, streams = LocalBlobs(settings.home / "blobs"), Streams(settings.home / "blobs")
     blobs.start()
 
-    def hint() -> None:
-        hub.notify("attempts")
-        hub.notify("output")
-
     executor = LocalExecutor(
         LocalConfig(
             settings.home,
@@ -245,7 +241,7 @@ def compose(settings: Settings) -> Composition:
             engines=engine_machine(os.environ),
         ),
         code=Code(blobs),
-        hint=hint,
+        hint=partial(_look_at_attempts, hub),
         secrets=lambda attempt: project_secrets.printable(database, vault, attempt),
     )
     executor.start()
@@ -285,6 +281,11 @@ def compose(settings: Settings) -> Composition:
     loops = [Loop(name, step, hub, topic) for name, step, topic in steps]
     warnings = (settled.told,) if settled.told else ()
     return Composition(settings, platform, executor, workers, loops, warnings, hints)
+
+
+def _look_at_attempts(hub: Hub) -> None:
+    hub.notify("attempts")
+    hub.notify("output")
 
 
 def _facts(settings: Settings, executor: LocalExecutor, now: int) -> PlatformFacts:

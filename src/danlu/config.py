@@ -13,6 +13,9 @@ DEFAULT_PORT: Final = 7070
 PORTS_TRIED: Final = 100
 EVENTS_KEPT_DAYS: Final = 400.0
 MAX_EVENTS: Final = 10_000_000
+LEASE_S: Final = 5.0
+"""Not less: it is longer than PostgreSQL lets a write stand still (database/engine.py)."""
+MAX_LEASE_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Settings:
         events_kept_days: how long an event is kept, a call (who did what) too.
         max_events: how many are kept, however young the others are.
         backup_every_s: time between two copies of a SQLite database.
+        lease_s: how long after its last sign of life another server takes the lead, with PostgreSQL.
         diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
     """
 
@@ -55,6 +59,7 @@ class Settings:
     events_kept_days: float = EVENTS_KEPT_DAYS
     max_events: int = MAX_EVENTS
     backup_every_s: float = 86_400.0
+    lease_s: float = LEASE_S
     diagnose: str | None = None
 
 
@@ -122,6 +127,12 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         default=MAX_EVENTS,
         help="how many events are kept, however young the others are",
     )
+    parser.add_argument(
+        "--lease-s",
+        type=_finite,
+        default=LEASE_S,
+        help="how long after its last sign of life another server takes the lead, with PostgreSQL; 5 to 300",
+    )
     found = parser.parse_args(list(arguments))
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
@@ -139,6 +150,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         user_burst_requests=max(1, round(2 * found.user_requests_per_s)),
         events_kept_days=max(1.0, found.events_kept_days),
         max_events=max(1000, found.max_events),
+        lease_s=min(max(LEASE_S, found.lease_s), MAX_LEASE_S),
         new_master=found.new_master_key,
         diagnose=found.diagnose,
     )

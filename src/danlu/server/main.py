@@ -32,7 +32,7 @@ from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.environments import BUILD_THREADS, EnvironmentsController
 from danlu.controllers.events import EventsController
-from danlu.controllers.leader import Leader, LedExecutor, Machine
+from danlu.controllers.leader import Leader, LedExecutor, Machine, Pace
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.nonces import NoncesController
@@ -265,7 +265,8 @@ def compose(settings: Settings, make: Make = local) -> Composition:
     )
     # of the server, not of a term: what an earlier term has begun is not begun beside it
     beside = Beside(builder, *(Tasks(some.spawn) for some in workers))
-    leader = Leader(platform, candidate(settings.home), partial(_begin, settings, platform, runs, launches, beside))
+    begin = partial(_begin, settings, platform, runs, launches, beside)
+    leader = Leader(platform, candidate(settings.home), begin, pace=Pace.of(settings.lease_s))
     led = leader.take(starting=True)
     if led is not None and not runs.executor.capabilities.shared:
         raise AlreadyRunning(

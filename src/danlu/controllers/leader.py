@@ -89,7 +89,10 @@ class Leader:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Ends the controllers after their present steps and gives the lead away; says whether they ended in time."""
+        """Ends the controllers after their present steps and gives the lead away; says whether they ended in time.
+
+        Idempotent, also beside itself.
+        """
         self._ending.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)

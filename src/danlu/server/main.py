@@ -384,6 +384,11 @@ def serve(composition: Composition, doors: Doors) -> None:
         say(settings.ready_fd, {"ready": True, "url": platform.url})
         LOG.info("danlu %s serves %s at %s %s", __version__, settings.home, platform.url, public_url)
 
+    def ending() -> None:
+        bound.streams.end()
+        # another server need not wait for the last answers of this one
+        threading.Thread(target=composition.leader.stop, args=(LOOPS_END_S,), name="giving away", daemon=True).start()
+
     quiet, listening = Quiet(), doors.listening
     config = uvicorn.Config(
         Gate(application, platform, lambda: server.started, limits), log_config=None, access_log=False, lifespan="off",
@@ -395,7 +400,7 @@ def serve(composition: Composition, doors: Doors) -> None:
     )  # fmt: skip
     secured = None if certificate is None else (listening.outer, tls.context(certificate))
     plain = [one for one in (listening.inner, None if secured else listening.outer) if one is not None]
-    server = Server(config, quiet, secured, ready=ready, ending=bound.streams.end)
+    server = Server(config, quiet, secured, ready=ready, ending=ending)
 
     def stop(jobs_first: bool) -> None:
         def wait_and_end() -> None:

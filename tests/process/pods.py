@@ -1,7 +1,7 @@
 """A server whose attempts run as pods do, without Kubernetes: each task's runner is a process with a folder of its own.
 
-Started as a program it is that server: ``python -m tests.process.pods`` with a server's arguments. What plays Kubernetes knows
-nothing of an attempt but what its runners report.
+Started as a program it is that server: ``python -m tests.process.pods`` with a server's arguments. What plays Kubernetes
+knows nothing of an attempt but what its runners report.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from danlu.api.bodies import LogsQuery
 from danlu.database.engine import Database
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.sessions import SessionRequest
@@ -68,7 +69,7 @@ class Kubernetes:
                 spec["devices"] = None
             content["pod"] = {
                 "url": os.environ.get(URL, order.url), "attempt_id": order.attempt.id, "code": order.job.spec.code,
-                "heartbeat_s": 1,
+                "heartbeat_s": 1, "timeout_s": 5,
             }  # fmt: skip
             (root / "order" / "order.json").write_text(orders.order_text(content))
             (root / "order" / "token").write_text(order.token)
@@ -79,6 +80,8 @@ class Kubernetes:
         return tuple(self._observation(path, seen.get(path.name, {})) for path in sorted(self._folder.glob("j*")))
 
     def _observation(self, folder: Path, said: Any) -> Observation:
+        if any((root / "lost").exists() for root in folder.iterdir()):
+            return Observation(attempt_id=folder.name, phase=Phase.LOST, message="its node is gone")
         specs = [json.loads((path / "order" / "order.json").read_text())["tasks"] for path in sorted(folder.iterdir())]
         if not specs:
             raise ExecutorUnavailable(f"{folder.name} is being made")
@@ -99,7 +102,7 @@ class Kubernetes:
 
     def forget(self, attempt_id: str) -> None:
         folder = self._folder / attempt_id
-        if folder.exists() and not any(alive(root) for root in folder.iterdir()):
+        if folder.exists():
             folder.rename(folder.with_name(f"over-{attempt_id}"))
 
     def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
@@ -168,6 +171,12 @@ class Pods(Server):
         for path in (self.home / "pods").glob("*/*/pid"):
             if alive(path.parent):
                 yield int(path.read_text().split()[0])
+
+    def lines_so_far(self, job_id: str, attempt: int) -> list[str]:
+        """Returns what an attempt has printed as far as the server has it."""
+        with self.client() as client:
+            page = client.call("jobs.logs", {"job": job_id}, query=LogsQuery(attempt=attempt))
+        return [line.text for chunk in page.chunks for line in formats.parse_lines(chunk.data)]
 
     def close(self) -> None:
         for pid in self.runners():

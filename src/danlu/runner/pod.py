@@ -25,7 +25,7 @@ import zipfile
 from typing import Any, Callable, Dict, List, Optional
 
 from . import carrying, fetching, formats, preparing
-from .channel import Channel, ChannelError, GaveUp, Over, Refused, Torn, Way
+from .channel import TIMEOUT_S, Channel, ChannelError, GaveUp, Over, Refused, Torn, Way
 
 HEARTBEAT_S, WISHES_S = 15.0, 25.0
 EVICTED_DELIVER_S = 25.0
@@ -64,6 +64,7 @@ class Pod:
         self.way = Way(
             self.settings["url"], self.attempt_id, self.token, authority if os.path.exists(authority) else "", self.log
         )
+        self.way.timeout_s = float(self.settings.get("timeout_s", TIMEOUT_S))
         self.child = self._go = -1
         self._stop: Optional[bytes] = None
         self._lock = threading.Lock()

@@ -116,12 +116,9 @@ def test_what_can_be_no_report_is_refused(api: Api, events: list[Any], why: str)
 
 def test_what_no_database_takes_is_replaced(api: Api) -> None:
     deep: Any = [[[[[["x"]]]]]]
-    assert (
-        report(api, {**STARTED, "error": "a\0b\ud800", "large": 2**70, "deep": deep, "ok": [1, 2.5, None]}).status
-        == 200
-    )
+    assert report(api, {**STARTED, "error": "a\0b", "large": 2**70, "deep": deep, "ok": [1, 2.5, None]}).status == 200
     (event,) = reports_service.seen(api.database)[api.ids["attempt"]]["main-0"].events
-    assert (event["error"], event["large"], event["ok"]) == ("a\ufffdb?", None, [1, 2.5, None])
+    assert (event["error"], event["large"], event["ok"]) == ("a\ufffdb", None, [1, 2.5, None])
     assert "x" not in json.dumps(event["deep"])
 
 

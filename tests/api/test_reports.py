@@ -184,7 +184,8 @@ def test_what_was_given_up_has_no_time_left(api: Api) -> None:
 @pytest.mark.parametrize(
     ("ps", "first", "second", "outcome"),
     [
-        (False, FAILED, None, "badly"), (False, None, FAILED, "badly"), (False, ENDED_WELL, None, None),
+        (False, FAILED, None, "badly"), (False, None, FAILED, "badly"), (False, ENDED_WELL, None, "well"),
+        (False, None, ENDED_WELL, None),
         (False, ENDED_WELL, ENDED_WELL, None), (True, ENDED_WELL, None, "well"), (True, None, FAILED, "badly"),
         (True, None, ENDED_WELL, None), (True, FAILED, None, "badly"),
         (False, {**ENDED_WELL, "exit_code": None}, None, "badly"),

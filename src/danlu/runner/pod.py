@@ -287,20 +287,20 @@ def image_environment() -> Dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
 
 
-def counters() -> Optional[Dict[str, Any]]:
+def counters(groups: str = CGROUPS) -> Optional[Dict[str, Any]]:
     """Returns where the kernel counts for the pod's container; None where that cannot be seen.
 
     The group holds this process too, and all tasks' processes without telling them apart.
     """
-    if os.path.exists(os.path.join(CGROUPS, "memory.current")):
-        return {"version": 2, "memory": CGROUPS, "cpu": CGROUPS, "shared": True}
-    memory = os.path.join(CGROUPS, "memory")
+    if os.path.exists(os.path.join(groups, "memory.current")):
+        return {"version": 2, "memory": groups, "cpu": groups, "shared": True}
+    memory = os.path.join(groups, "memory")
     # the root of a hierarchy is the machine's: it alone names who is told of what is left behind
     if os.path.exists(os.path.join(memory, "memory.oom_control")) and not os.path.exists(
         os.path.join(memory, "release_agent")
     ):
-        cpu = next((os.path.join(CGROUPS, name) for name in ("cpuacct", "cpu,cpuacct")
-                    if os.path.exists(os.path.join(CGROUPS, name, "cpuacct.usage"))), None)  # fmt: skip
+        cpu = next((os.path.join(groups, name) for name in ("cpuacct", "cpu,cpuacct")
+                    if os.path.exists(os.path.join(groups, name, "cpuacct.usage"))), None)  # fmt: skip
         return {"version": 1, "memory": memory, "cpu": cpu, "shared": True}
     return None
 

@@ -202,7 +202,9 @@ class Reporter:
         events = formats.read_status(os.path.join(self._folder, "status"))
         if not ended:
             events = [event for event in events if event["event"] != "ended"]
-        return json.dumps({"events": trimmed(events), "saved": self._saved()}).encode()
+        # half characters, as a file's name may have, are no JSON for others
+        text = json.dumps({"events": trimmed(events), "saved": self._saved()}, ensure_ascii=False)
+        return text.encode(errors="replace")
 
     def _stamp(self) -> List[Any]:
         """Returns what is another once there is more to report."""

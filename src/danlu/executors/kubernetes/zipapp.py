@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import danlu
+from danlu.runner.pod import NAMES
 
 ENTRY: Final = b"import sys\n\nfrom danlu.runner.entry import main\n\nsys.exit(main(sys.argv[1:]))\n"
 TIME: Final = (1980, 1, 1, 0, 0, 0)
@@ -23,6 +24,7 @@ def build() -> bytes:
     package = Path(danlu.__file__).parent
     files = {"__main__.py": ENTRY, "danlu/__init__.py": (package / "__init__.py").read_bytes()}
     files |= {f"danlu/runner/{path.name}": path.read_bytes() for path in (package / "runner").glob("*.py")}
+    files[NAMES] = "\n".join(sorted(name for name in files if name.startswith("danlu/"))).encode()
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, data in sorted(files.items()):

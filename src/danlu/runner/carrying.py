@@ -97,13 +97,13 @@ class Carrier:
             if found is None:
                 return
             name, stamp = found
-            self._sent_at[name] = time.monotonic()
             try:
                 self._send(name, stamp)
                 delivered.add({name: stamp})
             except (TreeError, OSError, Refused) as error:
                 self._unfit[name] = stamp
                 self._pod.log("checkpoint %s is not kept yet: %s" % (ascii(name), error))
+            self._sent_at[name] = time.monotonic()
 
     def _next(self, delivered: Dict[str, Stamp], ended: bool) -> Optional[Tuple[str, Stamp]]:
         """Returns what is to be sent now: of the series that has waited longest; of those that were never sent the newest."""

@@ -80,7 +80,9 @@ def test_a_gang_that_has_become_smaller_goes_on() -> None:
 def test_parts_of_two_attempts_are_not_put_together() -> None:
     before = [one("step-1", f"worker-{task}", at=1) for task in (0, 1)]
     again = one("step-1", "worker-0", attempt=2, at=2)
-    assert {(c.name, c.attempt_id) for c in to_restore([*before, again], {"j-1": ("worker-0", "worker-1"), "j-2": ("worker-0", "worker-1")})} == {("step-1", "j-1")}  # fmt: skip
+    every = ("worker-0", "worker-1")
+    found = to_restore([*before, again], {"j-1": every, "j-2": every})
+    assert {(checkpoint.name, checkpoint.attempt_id) for checkpoint in found} == {("step-1", "j-1")}
 
 
 def test_names_that_each_task_has_of_its_own_all_come_back() -> None:

@@ -371,6 +371,7 @@ def bodies(api: Api) -> dict[str, Any]:
         "secrets.set": {"value": "hf_another_one"},
         "prices.set": {"resource": "gpu/h100", "per_hour": "2.50"},
         "attempts.append": piece,
+        "reports.put": {"events": [{"event": "started", "at": 1, "task": "main-0"}]},
         "results.missing": {"addresses": [api.ids["address"], address_of(b"new")]},
         "results.pack": b"",
         "results.append": FILE,

@@ -15,7 +15,7 @@ from danlu.database.records import ATTEMPTS, CHECKPOINTS, JOBS
 from danlu.domain.checkpoints import Checkpoint
 from danlu.domain.jobs import AttemptState, JobState, Reason
 from danlu.runner.carrying import Carrier, restore
-from danlu.runner.channel import BINARY, JSON, Answer, Over, Refused, Torn
+from danlu.runner.channel import BINARY, JSON, Answer, Channel, Over, Refused, Torn
 from danlu.runner.checkpoints import SETTLED_NS, Seals
 from danlu.services.access import attempt_token
 from tests.api.edge import ATTEMPT_KEY, Api
@@ -57,7 +57,9 @@ class Wire:
 
     def json(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
         data = b"" if body is None else json.dumps(body).encode()
-        return json.loads(self.call(method, path, data, content=JSON, **more).body)
+        return self.json_of(self.call(method, path, data, content=JSON, **more))
+
+    json_of = staticmethod(Channel.json_of)
 
     def download(self, path: str) -> Iterator[bytes]:
         body = io.BytesIO(self.call("GET", path).body)

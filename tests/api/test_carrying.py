@@ -17,7 +17,6 @@ from danlu.database.records import QUOTAS
 from danlu.runner import sending
 from danlu.runner.channel import GaveUp, Over
 from danlu.runner.checkpoints import Seals
-from danlu.runner.formats import DELIVERED
 from danlu.runner.trees import TreeError
 from tests.api.edge import Api
 from tests.api.pods import Attempts, Pod
@@ -114,7 +113,7 @@ def test_a_name_that_is_written_again_is_sent_again_later_or_when_time_is_short(
 def test_in_a_pod_a_checkpoint_is_kept_once_it_was_delivered(attempts: Attempts) -> None:
     pod = attempts.pod("main-0")
     saved(pod, "step-1", b"1")
-    seals = Seals(str(pod.checkpoints), str(Path(pod.folder, DELIVERED)))
+    seals = Seals(str(pod.checkpoints), pod.folder)
     assert Seals(str(pod.checkpoints)).saved_since(0)
     assert not seals.saved_since(0), "it would be over before it has left the pod"
     pod.carrier.step()

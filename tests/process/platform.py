@@ -53,6 +53,8 @@ def processes_with(mark: str) -> set[int]:
 class Server:
     """One data folder's server."""
 
+    module = "danlu.server"
+
     def __init__(self, home: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
         self.home = home
         self.arguments = arguments
@@ -66,7 +68,7 @@ class Server:
         log = self.home.with_name(self.home.name + ".log").open("ab")
         with log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "danlu.server", "--home", str(self.home), "--port", "0", "--ready-fd", str(writer),
+                [sys.executable, "-m", self.module, "--home", str(self.home), "--port", "0", "--ready-fd", str(writer),
                  *self.arguments],
                 pass_fds=(writer,), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environ,
             )  # fmt: skip

@@ -90,6 +90,7 @@ class Way:
         self.secured, self.host, self.port = parts.scheme == "https", parts.hostname, parts.port
         self.prefix = "%s/v1/attempts/%s" % (parts.path.rstrip("/"), quote(attempt_id))
         self.url, self.token, self.log = url, token, log
+        self.timeout_s = TIMEOUT_S
         self.until: Optional[float] = None
         self.over = threading.Event()
         self._authority = authority
@@ -158,7 +159,7 @@ class Channel:
 
     def call(
         self, method: str, path: str, body: Body = b"", *, query: Optional[Mapping[str, Any]] = None,
-        size: Optional[int] = None, content: str = BINARY, timeout_s: float = TIMEOUT_S,
+        size: Optional[int] = None, content: str = BINARY, timeout_s: Optional[float] = None,
     ) -> Answer:  # fmt: skip
         """Returns the answer, once there is one.
 
@@ -169,7 +170,7 @@ class Channel:
             query: what follows the path.
             size: of the file's part that is sent.
             content: the body's type.
-            timeout_s: after so long of silence it is sent again.
+            timeout_s: after so long of silence it is sent again; left out, the way's.
 
         Raises:
             Over, GaveUp, Refused: there is none.
@@ -194,7 +195,7 @@ class Channel:
         except (ValueError, RecursionError) as error:
             raise Refused(answer.status, "InvalidAnswer", "the server's answer is no JSON: %s" % error) from error
 
-    def download(self, path: str, *, timeout_s: float = TIMEOUT_S) -> Iterator[bytes]:
+    def download(self, path: str, *, timeout_s: Optional[float] = None) -> Iterator[bytes]:
         """Yields what an answer consists of, piece by piece. The beginning is asked for until it comes.
 
         Raises:
@@ -248,7 +249,7 @@ class Channel:
         raise Over(why)
 
     def _once(
-        self, method: str, path: str, body: Body, query: Any, size: Any, content: str, timeout_s: float
+        self, method: str, path: str, body: Body, query: Any, size: Any, content: str, timeout_s: Optional[float]
     ) -> Answer:
         response = self._opened(method, path, body, query, size, content, timeout_s)
         try:
@@ -260,9 +261,10 @@ class Channel:
         return Answer(response.status, data, dict(response.headers.items()))
 
     def _opened(
-        self, method: str, path: str, body: Body, query: Any, size: Any, content: str, timeout_s: float
+        self, method: str, path: str, body: Body, query: Any, size: Any, content: str, timeout_s: Optional[float]
     ) -> http.client.HTTPResponse:
         """Returns an answer of success, to be read."""
+        timeout_s = timeout_s or self.way.timeout_s
         target = self.way.prefix + path + ("?" + urlencode(query) if query else "")
         headers = {"Authorization": "Bearer " + self.way.token, "Accept": "*/*"}
         at = 0

@@ -55,8 +55,7 @@ class Runner:
         self.status = os.open(
             os.path.join(folder, "status"), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
-        delivered = os.path.join(folder, formats.DELIVERED) if self.order.get("pod") else ""
-        self.seals = Seals(self.order["checkpoint_dir"], delivered)
+        self.seals = Seals(self.order["checkpoint_dir"], folder if self.order.get("pod") else "")
         self.tasks = [
             Task(folder, self.order, spec, handed, groups.get(spec["name"], ())) for spec in self.order["tasks"]
         ]
@@ -438,8 +437,7 @@ class Runner:
             if task.waiting:
                 self.withdraw(task)
         message = "it ran longer than its max_time of %g s" % float(self.order["max_time_s"]) if self.timed_out else ""
-        if self.evicted:
-            message = "its pod was told to end: it was deleted or evicted, or its node drained"
+        message = "its pod was told to end: it was deleted or evicted, or its node drained" if self.evicted else message
         self.say(
             "ended", stopped=self.stopped, timed_out=self.timed_out, preempted=self.preempted, lost=bool(self.lost),
             message=self.lost or message, saved=self.tell_saved(settled.newest), evicted=self.evicted,
@@ -488,6 +486,8 @@ def run(
         runner.run(hindrance)
     os.close(lock)
     runner.hint(at_once=True)
+    if runner.hints is not None:
+        runner.hints.close()
     return 0
 
 

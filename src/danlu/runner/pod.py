@@ -25,11 +25,12 @@ import zipfile
 from typing import Any, Callable, Dict, List, Optional
 
 from . import carrying, fetching, formats, preparing
-from .channel import Channel, ChannelError, GaveUp, Over, Refused, Torn, Way
+from .channel import TIMEOUT_S, Channel, ChannelError, GaveUp, Over, Refused, Torn, Way
 
 HEARTBEAT_S, WISHES_S = 15.0, 25.0
 EVICTED_DELIVER_S = 25.0
 SALVAGE_S = 60.0
+OWN_VARIABLES = ("DANLU_POD_ROLE", "DANLU_POD_ROOT", "JOB_COMPLETION_INDEX", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_")
 MAX_GO_BYTES = 64 << 20
 CGROUPS = "/sys/fs/cgroup"
 FAILED = 1
@@ -63,6 +64,7 @@ class Pod:
         self.way = Way(
             self.settings["url"], self.attempt_id, self.token, authority if os.path.exists(authority) else "", self.log
         )
+        self.way.timeout_s = float(self.settings.get("timeout_s", TIMEOUT_S))
         self.child = self._go = -1
         self._stop: Optional[bytes] = None
         self._lock = threading.Lock()
@@ -161,10 +163,14 @@ class Pod:
                 thread.join(0.05)
         if errors:
             raise errors[0]
-        if variables:
-            task = self.order["tasks"][0]
-            task["env"] = {**formats.environment({**self.order, "env": {}}, task), **variables}
-            self._write("order.json", json.dumps(self.order).encode())
+        task = self.order["tasks"][0]
+        given = image_environment()
+        asked = {**formats.environment(self.order, task), **variables}
+        if given.get("PYTHONPATH") and "PYTHONPATH" in asked:
+            asked["PYTHONPATH"] = os.pathsep.join([given["PYTHONPATH"], asked["PYTHONPATH"]])
+        task["env"] = {**given, **asked}
+        self.order.update(env={}, env_begins={})
+        self._write("order.json", json.dumps(self.order).encode())
         hindrance = "; ".join(self._failed_to_fetch)
         if hindrance:
             self.log("the task cannot be started: %s" % hindrance)
@@ -178,8 +184,9 @@ class Pod:
         return self._stop is not None or self.way.over.is_set()
 
     def _fetch_secrets(self) -> None:
-        if self.settings.get("secrets", True):
-            self._handed = list(self.channel().json("GET", "/secrets")["secrets"])
+        channel = self.channel()
+        self._handed = list(channel.json("GET", "/secrets")["secrets"])
+        channel.close()
 
     def _fetch_code(self) -> None:
         tree = self.settings.get("code")
@@ -189,6 +196,7 @@ class Pod:
         while True:
             try:
                 fetching.Unpacking(tree, work).run(channel.download("/code"))
+                channel.close()
                 return
             except Torn as error:
                 self.way.failed(str(error))
@@ -296,6 +304,11 @@ class Pod:
         return bool(exited) and exited[-1].get("exit_code") == 0
 
 
+def image_environment() -> Dict[str, str]:
+    """Returns the variables that the image, and what gives away GPUs, have set for the container."""
+    return {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+
+
 def counters() -> Optional[Dict[str, Any]]:
     """Returns where the kernel counts for the pod's container; None where that cannot be seen.
 
@@ -304,7 +317,10 @@ def counters() -> Optional[Dict[str, Any]]:
     if os.path.exists(os.path.join(CGROUPS, "memory.current")):
         return {"version": 2, "memory": CGROUPS, "cpu": CGROUPS, "shared": True}
     memory = os.path.join(CGROUPS, "memory")
-    if os.path.exists(os.path.join(memory, "memory.oom_control")):
+    # the root of a hierarchy is the machine's: it alone names who is told of what is left behind
+    if os.path.exists(os.path.join(memory, "memory.oom_control")) and not os.path.exists(
+        os.path.join(memory, "release_agent")
+    ):
         cpu = next((os.path.join(CGROUPS, name) for name in ("cpuacct", "cpu,cpuacct")
                     if os.path.exists(os.path.join(CGROUPS, name, "cpuacct.usage"))), None)  # fmt: skip
         return {"version": 1, "memory": memory, "cpu": cpu, "shared": True}

@@ -17,7 +17,7 @@ from danlu.runner.formats import DELIVERED, parse_status
 from tests.process.between import Between
 from tests.process.platform import until
 from tests.process.pods import Pods
-from tests.process.test_pods import HERE, TIMEOUT_S, attempts, between, pods, python
+from tests.process.test_pods import HERE, TIMEOUT_S, attempts, begun, between, pods, python
 from tests.process.test_preemption import preempt
 
 __all__ = ["between", "pods", "python"]
@@ -128,18 +128,19 @@ def test_a_notice_is_over_only_when_the_checkpoint_has_left_the_pod(pods: Pods, 
         "time.sleep(1000)\n"
     )
     job = pods.submit(sys.executable, "-S", "-c", program, notice=60)
-    root = pods.root(f"{job.id}-1")
-    until(lambda: pods.lines_so_far(job.id, 1) == ["from None"], TIMEOUT_S, "it begins")
+    root = begun(pods, job, "from None")
     preempt(pods, job)
     until(lambda: "saved" in pods.lines_so_far(job.id, 1), TIMEOUT_S, "it has saved")
     between.held.set()
     sealed = root / "checkpoints" / ".danlu" / "sealed.json"
     until(sealed.exists, TIMEOUT_S, "it is proven")
     until(lambda: (root / "checkpoints" / ".danlu" / "sending").exists(), TIMEOUT_S, "it is being sent")
-    events = parse_status((root / "attempt" / "status").read_bytes())
-    assert "exited" not in [event["event"] for event in events]
     between.held.clear()
     second(pods, job)
+    root = pods.root(f"{job.id}-1")
+    events = parse_status((root / "attempt" / "status").read_bytes())
+    (exited,) = [event for event in events if event["event"] == "exited"]
+    assert (root / "attempt" / DELIVERED).stat().st_mtime_ns <= exited["at"]
     first = attempts(pods, job)[0]
     assert (first.reason, first.saved_as) == (Reason.PREEMPTED, "last")
     assert pods.lines_so_far(job.id, 2)[0].endswith("/last")
@@ -153,7 +154,7 @@ def test_what_a_gang_leaves_is_one_artifact(pods: Pods, tmp_path: Path, code: in
         "ps": "echo ps > model; mkdir logs; echo 1 > logs/a; sleep 1000",
     }
     roles = {role: {"command": ["/bin/sh", "-c", f"cd $DANLU_OUTPUT_DIR; {line}"]} for role, line in lines.items()}
-    job = pods.submit(framework="tensorflow", roles=roles)
+    job = pods.submit("/bin/true", framework="tensorflow", roles=roles)
     ended = pods.wait(job.id)
     assert ended.state is (JobState.FAILED if code else JobState.SUCCEEDED), ended.message
     until(lambda: attempts(pods, job)[0].collected, TIMEOUT_S, "all of it is kept")
@@ -165,5 +166,5 @@ def test_what_a_gang_leaves_is_one_artifact(pods: Pods, tmp_path: Path, code: in
         for path in (tmp_path / "out").rglob("*")
         if path.is_file()
     }
-    assert found == {"model": "chief\n", "model.worker-0": "worker\n", "logs/a": "1\n"}
+    assert found == {"model": "chief\n", "model.ps-0": "ps\n", "logs/a": "1\n"}
     assert artifact.partial is bool(code)

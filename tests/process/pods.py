@@ -103,7 +103,7 @@ class Kubernetes:
 
     def forget(self, attempt_id: str) -> None:
         folder = self._folder / attempt_id
-        if folder.exists():
+        if folder.exists() and not any(alive(root) for root in folder.iterdir()):
             folder.rename(folder.with_name(f"over-{attempt_id}"))
 
     def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:

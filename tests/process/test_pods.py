@@ -147,7 +147,7 @@ def test_a_job_that_ends_while_no_server_is_there(pods: Pods, between: Between) 
     begin(pods, between)
     assert pods.wait(job.id).state is JobState.SUCCEEDED
     assert pods.lines(job.id, 1) == numbers(50)
-    until(lambda: not alive(root), TIMEOUT_S, "its pod ends")
+    until(lambda: not alive(pods.root(f"{job.id}-1")), TIMEOUT_S, "its pod ends")
 
 
 def test_connections_that_are_cut_anywhere(pods: Pods, between: Between, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_user_stops_it(pods: Pods) -> None:
         "import signal, sys, time\n"
         "def told(*_):\n"
         "    print('told', flush=True)\n"
-        "    sys.exit(0)\n"
+        "    sys.exit(1)\n"
         "signal.signal(signal.SIGTERM, told)\n"
         "print(0, flush=True)\n"
         "time.sleep(1000)\n"
@@ -255,7 +255,7 @@ def test_an_attempt_whose_place_was_taken_ends_at_once(pods: Pods, between: Betw
     assert alive(root)
     pid = pods.pid(f"{job.id}-1")
     between.held.clear()
-    until(lambda: not alive(root), TIMEOUT_S, "its pod ends")
+    until(lambda: not alive(pods.root(f"{job.id}-1")), TIMEOUT_S, "its pod ends")
     begun(pods, job, attempt=2)
     own = {found for found in processes_with(mark) if f"{job.id}-1" in Path(f"/proc/{found}/environ").read_text()}
     assert not own, f"pod {pid} has left {own}"
@@ -328,7 +328,7 @@ def test_secrets_go_through_memory_and_are_hidden(pods: Pods) -> None:
 def test_a_gang_of_pods_ends_as_one(pods: Pods, chief: str, state: JobState) -> None:
     lines = {"chief": f"sleep 1; exit {chief}", "ps": "sleep 1000"}
     roles = {role: {"command": ["/bin/sh", "-c", line]} for role, line in lines.items()}
-    job = pods.submit(framework="tensorflow", roles=roles)
+    job = pods.submit("/bin/true", framework="tensorflow", roles=roles)
     ended = pods.wait(job.id)
     assert ended.state is state, ended.message
     told = {task.role: task for task in attempts(pods, job)[0].tasks}

@@ -191,12 +191,12 @@ class Carrier:
             try:
                 tree, skipped = self._outputs(folder, sending)
                 sending.flush()
-                break
-            except Changed:
+                said = {"tree": tree, "skipped": skipped}
+                self._channel.json("PUT", "/outputs/%s" % quote(self._pod.task, safe=""), said)
+                return
+            except (Changed, Refused):  # what was there when it was asked for may have been removed as unused since
                 if trial == TRIALS - 1:
                     raise
-        said = {"tree": tree, "skipped": skipped}
-        self._channel.json("PUT", "/outputs/%s" % quote(self._pod.task, safe=""), said)
 
     @staticmethod
     def _outputs(folder: str, sending: Sending) -> Tuple[str, List[str]]:

@@ -90,7 +90,8 @@ class Kubernetes:
         elif any(event.get("evicted") for event in ended):
             events.append({**ended[0], "lost": True, "stopped": False})
         events.sort(key=lambda event: (event["event"] == "ended", event["at"]))
-        found = told.observation(folder.name, specs[0], told.Status(events), None, ())
+        saved = max((report.saved for report in said.values() if report.saved), key=lambda one: one.at, default=None)
+        found = told.observation(folder.name, specs[0], told.Status(events), saved and saved.model_dump(), ())
         if found.phase in (Phase.ENDED, Phase.LOST) and any(alive(root) for root in folder.iterdir()):
             return found.model_copy(update={"phase": Phase.RUNNING})
         return found

@@ -209,7 +209,7 @@ class Reporter:
     def _stamp(self) -> List[Any]:
         """Returns what is another once there is more to report."""
         found = []
-        for name in ("status", formats.SAVED):
+        for name in ("status", formats.KEPT):
             try:
                 status = os.stat(os.path.join(self._folder, name))
                 found.append((status.st_size, status.st_mtime_ns))
@@ -219,7 +219,7 @@ class Reporter:
 
     def _saved(self) -> Optional[Dict[str, Any]]:
         try:
-            with open(os.path.join(self._folder, formats.SAVED), "rb") as file:
+            with open(os.path.join(self._folder, formats.KEPT), "rb") as file:
                 said = json.loads(file.read(MAX_REPORT_BYTES).decode())
             return {"name": str(said["name"])[:255], "at": int(said["at"])}
         except (OSError, ValueError, TypeError, KeyError):

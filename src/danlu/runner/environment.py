@@ -16,7 +16,8 @@ import time
 import urllib.parse
 from typing import Any, Callable, Dict, List, Optional
 
-from .environments_cache import Full, Gone, ensure, hold, make_room
+from . import environments_cache
+from .environments_cache import Full, Gone, ensure, make_room
 from .unpacking import Bounds, Damaged, unpack
 
 ORDER, ATTEMPT = "/danlu/order", "/danlu/attempt"
@@ -161,6 +162,15 @@ def fill(asked: Dict[str, Any], download: Download, say: Callable[[str], None]) 
         )
     finally:
         download.close()
+
+
+def hold(asked: Dict[str, Any]) -> int:
+    """Returns a descriptor; while it is open the order's environment stays on the node. For the task's container.
+
+    Raises:
+        Gone: it is not there any more.
+    """
+    return environments_cache.hold(os.path.dirname(asked["path"]), asked["digest"])
 
 
 def main(arguments: List[str], order_folder: str = ORDER, attempt_folder: str = ATTEMPT) -> int:

@@ -294,7 +294,9 @@ def last(server: Server, job_id: str) -> Any:
 
 
 def test_gpus_are_given_out_by_plan(gpus: Server) -> None:
-    line = "echo gpu $CUDA_VISIBLE_DEVICES; touch $DANLU_ROLE; until [ -e ps ]; do sleep 0.05; done"  # workers end the ps
+    line = (
+        "echo gpu $CUDA_VISIBLE_DEVICES; touch $DANLU_ROLE; until [ -e ps ]; do sleep 0.05; done"  # workers end the ps
+    )
     job = gpus.submit("sh", "-c", line, roles={"worker": {"replicas": 3}, "ps": {}}, gpu=1)
     ended = gpus.wait(job.id)
     assert ended.state is JobState.SUCCEEDED, (ended.reason, ended.message)

@@ -7,6 +7,7 @@ words say which. It tells on standard output how it goes, and leaves in the atte
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -106,15 +107,17 @@ class Download:
         answer = self._connection.getresponse()
         if answer.status == 200:
             return answer
-        words = "%d %s" % (answer.status, answer.read(MAX_WORDS).decode(errors="replace"))
+        with contextlib.closing(answer):
+            words = "%d %s" % (answer.status, answer.read(MAX_WORDS).decode(errors="replace"))
         if answer.status in ENDS:
             raise Over("the server answers for attempt's environment: " + words)
         raise http.client.HTTPException("the server answers " + words)
 
     def close(self) -> None:
         """Lets the connection go."""
-        if self._connection is not None:
-            self._connection.close()
+        for one in (self._answer, self._connection):
+            if one is not None:
+                one.close()
         self._connection = self._answer = None
 
 

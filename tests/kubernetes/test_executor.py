@@ -116,7 +116,8 @@ def test_an_attempt_runs_as_nobody_and_leaves_nothing(bench: RealBench) -> None:
 
 
 def test_the_tasks_of_a_gang_find_each_other_by_name(bench: RealBench) -> None:
-    look = "import json,os,socket,sys,time\n" + (
+    look = (
+        "import json,os,socket,sys,time\n"
         "host = json.load(open('/danlu/order/order.json'))['tasks'][0]['host']\n"
         "for _ in range(600):\n"
         "    try: print(socket.gethostbyname(host)); break\n"

@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from danlu.errors import PlatformError
+
+if TYPE_CHECKING:  # the command line reads this module too, and parses by other means
+    import argparse
 
 DEFAULT_PORT: Final = 7070
 PORTS_TRIED: Final = 100
@@ -236,8 +239,7 @@ def environment_images(text: str) -> dict[str, str]:
     return found
 
 
-def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
+def _parser() -> argparse.ArgumentParser:
     import argparse
 
     parser = argparse.ArgumentParser(prog="danlu.server", description="The Danlu server; usually started by: danlu up")
@@ -277,6 +279,12 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         default=LEASE_S,
         help="how long after its last sign of life another server takes the lead, with PostgreSQL; 5 to 300",
     )
+    return parser
+
+
+def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
+    parser = _parser()
     found = parser.parse_args(list(arguments))
     try:
         pods = kubernetes(environ)

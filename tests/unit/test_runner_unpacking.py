@@ -6,14 +6,17 @@ import gzip
 import io
 import os
 import stat
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import danlu
 from danlu.domain.trees import address_of
 from danlu.runner.unpacking import Bounds, Damaged, unpack
+from tests.unit.test_sdk import python38
 
 MTIME = 1_600_000_000
 Member = tuple[str, bytes, bytes | str]
@@ -112,6 +115,27 @@ def test_another_whole_archive_is_refused(tmp_path: Path) -> None:
 def test_more_than_was_said_is_refused(tmp_path: Path, bounds: dict[str, int]) -> None:
     with pytest.raises(Damaged, match="more files or bytes"):
         unpacked(archive(*GOOD), tmp_path, **bounds)
+
+
+UNPACK = """
+import sys
+from danlu.runner.unpacking import Bounds, unpack
+with open(sys.argv[1], "rb") as file:
+    unpack(file.read, sys.argv[2], sys.argv[3], Bounds(100, 1000))
+"""
+
+
+def test_the_oldest_python_of_an_image_unpacks_the_same(tmp_path: Path) -> None:
+    long = "a-folder-of-a-long-name-" * 8  # its tarfile names those in another way
+    data = archive(*GOOD, (long, tarfile.DIRTYPE, ""), (f"{long}/file", tarfile.REGTYPE, b"x"))
+    (tmp_path / "archive").write_bytes(data)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = str(Path(danlu.__file__).parent.parent)
+    command = [python38(), "-c", UNPACK, tmp_path / "archive", address_of(data), folder]
+    subprocess.run(command, env={"PYTHONPATH": path}, check=True, timeout=120)
+    assert (folder / long / "file").read_bytes() == b"x"
+    assert (folder / "bin" / "python").readlink() == Path("../lib/a.py")
 
 
 def test_what_the_source_raises_is_raised(tmp_path: Path) -> None:

@@ -333,14 +333,18 @@ def test_a_session_goes_through_the_pods_door(pods: Pods, python: str) -> None:
     """What Kubernetes executes in the pod carries a session's frames between its standard files and the runner."""
     job = count(pods, 100_000, 0.05)
     root = begun(pods, job)
-    request = {"command": ["/bin/sh", "-c", "read line; echo heard $line; exit 5"], "task": "main-0"}
-    said = frames.encode_json(frames.REQUEST, request) + frames.encode(frames.STDIN, b"me\n")
-    done = subprocess.run(
-        [python, "-I", "-S", str(pods.home / "pods" / "runner.pyz"), "enter", "main-0"],
-        env={"DANLU_POD_ROOT": str(root)}, input=said, capture_output=True, timeout=TIMEOUT_S, check=True,
-    )  # fmt: skip
-    assert b"heard me" in done.stdout
-    assert done.stderr == b""
+    request = {"command": ["/bin/sh", "-c", "echo heard $DANLU_TASK; exit 5"], "task": "main-0"}
+    command = [python, "-I", "-S", str(pods.home / "pods" / "runner.pyz"), "enter", "main-0"]
+    environ = {"DANLU_POD_ROOT": str(root)}
+    with subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+        assert session.stdin is not None
+        assert session.stdout is not None
+        session.stdin.write(frames.encode_json(frames.REQUEST, request))
+        session.stdin.flush()  # and it stays open: who closes it is gone
+        said = session.stdout.read()
+        assert session.wait(TIMEOUT_S) == 0
+    assert b"heard main-0" in said
+    assert b'"exit_code": 5' in said
 
 
 @HERE

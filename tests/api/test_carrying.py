@@ -14,10 +14,18 @@ import pytest
 
 from danlu.database.engine import Transaction
 from danlu.database.records import QUOTAS
+from danlu.domain.actors import Actor
+from danlu.domain.artifacts import OutputsReport
+from danlu.domain.checkpoints import CheckpointReport
+from danlu.domain.trees import address_of
+from danlu.errors import StaleAttempt
 from danlu.runner import sending
 from danlu.runner.channel import GaveUp, Over
 from danlu.runner.checkpoints import Seals
 from danlu.runner.trees import TreeError
+from danlu.services import artifacts
+from danlu.services import checkpoints as services
+from danlu.services.context import Call
 from tests.api.edge import Api
 from tests.api.pods import Attempts, Pod
 from tests.factories import SECOND
@@ -304,6 +312,19 @@ def test_a_stale_attempt_keeps_nothing(attempts: Attempts) -> None:
     for work in (pod.carrier.step, pod.carrier.finish, pod.restore):
         with pytest.raises(Over, match="is over"):
             work()
+    assert attempts.kept() == []
+
+
+def test_an_attempt_whose_place_is_taken_while_it_asks_keeps_nothing(attempts: Attempts) -> None:
+    """It was let in while it was the job's, and is not any more when it comes to be stored."""
+    api, old = attempts.api, attempts.attempt_id
+    call = Call(api.platform, Actor(id=old, name=old, project="default", attempt_id=old), "default")
+    tree = address_of(api.node)
+    attempts.next()
+    with pytest.raises(StaleAttempt):
+        services.register(call, old, "step-1", CheckpointReport(task="main-0", tree=tree, at=1))
+    with pytest.raises(StaleAttempt):
+        artifacts.report(call, old, "main-0", OutputsReport(tree=tree))
     assert attempts.kept() == []
 
 

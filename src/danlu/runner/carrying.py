@@ -37,9 +37,11 @@ def restore(pod: Any) -> None:
     """
     found = Restoring(pod.channel(), pod.order["checkpoint_dir"], pod.task).run()
     if found:
-        _Delivered(pod.folder).add(found)  # first: what is sealed, and not among these, is sent
+        _Delivered(pod.folder).add(
+            found, pod.order["checkpoint_dir"]
+        )  # first: what is sealed, and not among these, is sent
         Seals(pod.order["checkpoint_dir"]).adopt()
-        pod.log("it goes on from what was saved: %s" % ", ".join(sorted(found)[:10]))
+        pod.log("%d saved things were brought, to go on from" % len(found))  # they may have been named by anything
 
 
 class _Delivered:
@@ -49,8 +51,10 @@ class _Delivered:
         self._path = os.path.join(folder, DELIVERED)
         self.stamps: Dict[str, Stamp] = load_stamps(self._path)
 
-    def add(self, stamps: Dict[str, Stamp]) -> None:
-        self.stamps.update(stamps)
+    def add(self, stamps: Dict[str, Stamp], folder: str) -> None:
+        """Notes what was sent, and forgets what is not in the folder any more."""
+        there = {STATE_FILE, *candidates(folder)}
+        self.stamps = {name: stamp for name, stamp in {**self.stamps, **stamps}.items() if name in there}
         write_atomically(self._path, json.dumps(self.stamps).encode())
 
 
@@ -102,10 +106,10 @@ class Carrier:
             name, stamp = found
             try:
                 self._send(name, stamp)
-                delivered.add({name: stamp})
+                delivered.add({name: stamp}, self._folder)
             except (TreeError, OSError, Refused) as error:
                 self._unfit[name] = stamp
-                self._pod.log("checkpoint %s is not kept yet: %s" % (ascii(name), error))
+                self._pod.log("a checkpoint is not kept yet: %s" % str(error).replace(name, "..."))
             self._sent_at[name] = time.monotonic()
 
     def _next(self, delivered: Dict[str, Stamp], ended: bool) -> Optional[Tuple[str, Stamp]]:

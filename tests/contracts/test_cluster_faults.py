@@ -10,7 +10,7 @@ from danlu.domain.jobs import Reason
 from danlu.errors import ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import Observation, Phase
 from danlu.executors.kubernetes.manifests import ROLE
-from tests.cluster import Answer
+from tests.cluster import Answer, Container
 from tests.factories import SECOND
 from tests.pod_bench import PodBench
 
@@ -296,6 +296,51 @@ def test_an_eviction_is_told(bench: PodBench) -> None:
     found = bench.end(attempt_id)
     assert (found.phase, found.reason) == (Phase.LOST, Reason.EVICTED)
     assert "The node was low on resource: memory." in found.message
+
+
+def test_pods_that_are_nobodys_are_ended_and_not_at_once(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    secret = bench.cluster.all("secrets")[0]
+    del bench.cluster.objects["secrets", "jobs", attempt_id]
+    bench.again()
+    bench.wait(20)
+    assert not nothing_runs(bench, attempt_id)  # the Secret may have been made between two lists
+    bench.wait(20)
+    bench.until(lambda: nothing_runs(bench, attempt_id))
+    assert secret["metadata"]["name"] == attempt_id
+
+
+def test_what_is_launched_while_everything_is_listed_is_not_lost(bench: PodBench) -> None:
+    order = bench.order(*bench.program(lines=("once",)))
+    bench.executor._has_runner = True
+    handle = bench.cluster.handle
+
+    def launches(method: str, url: str, body: object) -> object:
+        found = handle(method, url, body)
+        if method == "GET" and "/secrets" in url and not bench.cluster.all("secrets"):
+            bench.cluster.handle = handle  # type: ignore[method-assign]
+            bench.executor.launch(order)
+            bench.cluster.tick()
+        return found
+
+    bench.cluster.handle = launches  # type: ignore[method-assign, assignment]
+    bench.clock.at += 20 * SECOND
+    assert [one.phase for one in bench.executor.observe()] == [Phase.STARTING]
+    assert bench.end(order.attempt.id).phase is Phase.ENDED
+
+
+def test_an_image_without_python_is_run_without_the_runner_whatever_the_lists_have(bench: PodBench) -> None:
+    attempt_id = bench.launch(*bench.program(code=3))
+    said = 'exec: "python3": executable file not found in $PATH: unknown'
+
+    def container(pod: dict[str, object]) -> Container:
+        is_bare = "danlu.io/bare" in pod["metadata"]["labels"]  # type: ignore[index]
+        return Container(3, "Error") if is_bare else Container(128, "StartError", said)
+
+    bench.cluster.containers = container
+    found = bench.end(attempt_id)
+    assert [task.exit_code for task in found.tasks] == [3]
+    assert [job["metadata"]["name"] for job in bench.cluster.all("jobs")] == [f"{attempt_id}-main-b"]
 
 
 def test_another_platform_of_the_namespace_is_left_alone(bench: PodBench) -> None:

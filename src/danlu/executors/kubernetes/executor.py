@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from danlu.domain.isolation import Layer
 from danlu.domain.jobs import Reason
@@ -44,6 +44,8 @@ LAUNCH_S: Final = 60.0
 """So long after its Secret was made an attempt without its Jobs counts as one whose launch was cut short."""
 PATIENCE_S: Final = 1.0
 """Pods that are not there by then: the cluster's warnings of their Job are looked at."""
+ORPHAN_S: Final = 30.0
+"""Pods whose Secret is not there for so long are nobody's: they are ended."""
 POD_PATIENCE_S: Final = 15.0
 """And of pods that do not run by then: before, many a warning is over a moment later."""
 COLLECTIONS: Final = {"jobs": batch, "services": core}
@@ -65,6 +67,14 @@ class KubernetesConfig:
     runner: bytes = b""
     templates: Templates = field(default_factory=Templates)
     start_timeout_s: float = START_TIMEOUT_S
+
+
+class Known(NamedTuple):
+    """What an attempt's Secret says: when it was made (ns UTC), its account (see manifests.tasks), and that as its text."""
+
+    created_at: int
+    account: Mapping[str, Any]
+    text: str
 
 
 @dataclass(slots=True)
@@ -92,7 +102,9 @@ class KubernetesExecutor(PodSpools):
         self._lock = threading.Lock()
         self._launching: set[str] = set()
         self._whole: set[str] = set()
-        self._known: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        self._anew: set[str] = set()
+        self._orphans: dict[str, float] = {}
+        self._known: dict[str, Known] = {}
         self._asked: dict[str, Asked] = {}
         self._launched: dict[str, float] = {}
         self._forgotten: dict[str, float] = {}
@@ -194,7 +206,7 @@ class KubernetesExecutor(PodSpools):
         looks: dict[str, Look] = {}
         for attempt_id in sorted(found.keys() | self._known.keys()):
             objects = found.get(attempt_id, Objects())
-            if attempt_id in forgotten or (attempt_id in launched and attempt_id not in found):
+            if attempt_id in forgotten or attempt_id in launched:  # of what was done meanwhile a list may have a part
                 continue
             held = self._held(attempt_id, objects)
             told = reports.get(attempt_id, {})
@@ -204,14 +216,14 @@ class KubernetesExecutor(PodSpools):
             looks[attempt_id] = seen
             if held.known.get("bare"):
                 self._bare[attempt_id] = _by_task(objects.pods)
-            if seen.no_python:
+            if seen.no_python and attempt_id not in self._anew:
                 self._make_bare(held)
             if seen.end is not None:
                 self._end(attempt_id, seen.end, float(held.known.get("grace_s", 0)))
             elif held.ending is not None and seen.observation.phase not in (Phase.ENDED, Phase.LOST):
                 self._end(attempt_id, held.ending, float(held.known.get("grace_s", 0)))
         self._seen = looks
-        new = sorted(launched - looks.keys() - launching)
+        new = sorted(launched - launching - forgotten)
         return (
             *(one.observation for one in looks.values()),
             *(Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in new),
@@ -272,6 +284,7 @@ class KubernetesExecutor(PodSpools):
         for kept in (self._known, self._asked, self._seen, self._launched):
             kept.pop(attempt_id, None)
         self._whole.discard(attempt_id)
+        self._anew.discard(attempt_id)
         self._forget_output(attempt_id)
 
     def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
@@ -298,10 +311,10 @@ class KubernetesExecutor(PodSpools):
             secret = self._api.get(core(namespace, "secrets", attempt_id))
             order = json.loads(base64.b64decode(secret["data"]["order.json"]))
             self._create("jobs", bare.job(self._api.get(batch(namespace, "jobs", name)), order))
-            known = {**held.known, "bare": True}
-            self._mark(attempt_id, {TASKS: manifests.packed(known)})
-            self._known[attempt_id] = held.created_at, known
+            # what is listed after this has the new Job: it is read from the Secret that the old one no longer counts
+            self._mark(attempt_id, {TASKS: manifests.packed({**held.known, "bare": True})})
             self._api.delete(batch(namespace, "jobs", name))
+            self._anew.add(attempt_id)
         except (Refused, DanluError, ValueError, KeyError) as error:
             LOG.warning("%s cannot be made anew without its runner now: %s", attempt_id, error)
         self.cluster.changed()
@@ -314,20 +327,21 @@ class KubernetesExecutor(PodSpools):
         if objects.secret is not None:
             meta = objects.secret["metadata"]
             marks = meta.get("annotations") or {}
-            if attempt_id not in self._known:
+            text = str(marks.get(TASKS, ""))
+            if attempt_id not in self._known or self._known[attempt_id].text != text:
                 try:
-                    known = manifests.unpacked(str(marks.get(TASKS, "")))
+                    known = manifests.unpacked(text)
                 except ValueError as error:
                     LOG.warning("secret %s: %s", attempt_id, error)
                     return None
-                self._known[attempt_id] = ns(meta.get("creationTimestamp")) or self._now(), known
+                self._known[attempt_id] = Known(ns(meta.get("creationTimestamp")) or self._now(), known, text)
             if TASKS in marks and {job["metadata"]["labels"].get(ROLE) for job in objects.jobs} >= _roles(
-                self._known[attempt_id][1]
+                self._known[attempt_id].account
             ):
                 self._whole.add(attempt_id)
         if attempt_id not in self._known:
             return self._orphan(attempt_id, objects)
-        created_at, account = self._known[attempt_id]
+        created_at, account, _ = self._known[attempt_id]
         asked = self._asked.get(attempt_id)
         ending = _why(marks.get(ENDING)) or (None if asked is None else asked.why)
         if objects.secret is None and ending is None and STOPPED not in marks and asked is None:
@@ -348,7 +362,10 @@ class KubernetesExecutor(PodSpools):
         """Returns what is left of an attempt of which nobody knows more than that its pods run."""
         running = [pod for pod in objects.pods if not _is_over(pod) and reasons.terminated(pod) is None]
         if not running:
+            self._orphans.pop(attempt_id, None)
             return None
+        if self._monotonic() - self._orphans.setdefault(attempt_id, self._monotonic()) < ORPHAN_S:
+            return None  # lists are made one after the other: its Secret may have been made between them
         tasks: list[Mapping[str, Any]] = [
             {
                 "name": f"{pod['metadata']['labels'].get(ROLE)}-{pod['metadata']['labels'].get(INDEX, 0)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import zipfile
@@ -47,3 +48,13 @@ def test_it_runs_by_itself(tmp_path: Path, python: str) -> None:
     done = subprocess.run([*command, "pod"], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "danlu: the pod cannot begin: FileNotFoundError" in done.stderr
+
+
+def test_an_older_python_says_so() -> None:
+    program = "import sys; sys.version_info = (3, 7, 4); exec(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, zipapp.ENTRY.decode()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == zipapp.TOO_OLD
+    assert done.stderr == "danlu: the python3 of this image is 3.7, and the runner needs 3.8 or later\n"
+    ast.parse(zipapp.ENTRY, feature_version=(3, 4))  # it is read before it can say so

@@ -45,7 +45,7 @@ class Life:
         streams = [
             delivering.Stream(task, pod.task, name, pod.channel(), pod.log) for name in (formats.LOG, formats.METRICS)
         ]
-        self._deliverer = delivering.Deliverer(streams)
+        self._deliverer = delivering.Deliverer(streams, pod.log)
         heartbeat_s = float(pod.settings.get("heartbeat_s", HEARTBEAT_S))
         self._reporter = delivering.Reporter(pod.folder, pod.task, pod.channel(), heartbeat_s, pod.heard, pod.log)
         self._carrier = carrying.Carrier(pod)
@@ -107,7 +107,12 @@ class Life:
     def _carrying(self) -> None:
         while not self._carry_ended.is_set():
             self._carry.clear()
-            self._carrier.step()
+            try:
+                self._carrier.step()
+            except ChannelError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the next step may do better, and the end is tried in any case
+                self._pod.log("what it leaves cannot be kept now: %s: %s" % (type(error).__name__, error))
             self._carry.wait(CARRY_S)
         self._carrier.finish()
 

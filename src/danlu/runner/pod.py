@@ -23,7 +23,7 @@ import time
 import zipimport
 from typing import Any, Callable, Dict, List, Optional
 
-from . import carrying, fetching, formats, preparing
+from . import carrying, fetching, formats
 from .channel import TIMEOUT_S, Channel, ChannelError, GaveUp, Over, Refused, Torn, Way
 
 HEARTBEAT_S, WISHES_S = 15.0, 25.0
@@ -36,7 +36,7 @@ CGROUPS = "/sys/fs/cgroup"
 
 
 class Pod:
-    """One task's pod. What hooks (carrying.py, preparing.py) may use has no underscore.
+    """One task's pod. What carrying.py may use has no underscore.
 
     Attributes:
         order: the attempt's, with this pod's task alone.
@@ -69,6 +69,7 @@ class Pod:
         self._lock = threading.Lock()
         self._tag: Optional[str] = None
         self._handed: List[Dict[str, Any]] = []
+        self._held = -1
         self._failed_to_fetch: List[str] = []
 
     def log(self, text: str) -> None:
@@ -109,7 +110,6 @@ class Pod:
         Raises:
             Over, GaveUp: it cannot be had.
         """
-        variables: Dict[str, str] = {}
         errors: List[ChannelError] = []
 
         def guarded(work: Callable[[], None]) -> Callable[[], None]:
@@ -123,14 +123,11 @@ class Pod:
 
             return run
 
-        def prepare() -> None:
-            variables.update(preparing.prepare(self))
-
         wanted = [
             self._fetch_secrets,
             self._fetch_code,
             lambda: carrying.restore(self),
-            prepare,
+            self._hold_environment,
             lambda: install_sdk(os.path.join(self.folder, "sdk")),
         ]
         threads = [threading.Thread(target=guarded(work), daemon=True) for work in wanted]
@@ -143,7 +140,7 @@ class Pod:
             raise errors[0]
         task = self.order["tasks"][0]
         given = image_environment()
-        asked = {**formats.environment(self.order, task), **variables}
+        asked = formats.environment(self.order, task)
         if given.get("PYTHONPATH") and "PYTHONPATH" in asked:
             asked["PYTHONPATH"] = os.pathsep.join([given["PYTHONPATH"], asked["PYTHONPATH"]])
         task["env"] = {**given, **asked}
@@ -160,6 +157,13 @@ class Pod:
     def _stopping_at_once(self) -> bool:
         """Says whether the attempt is to end before it has begun: what is fetched is not needed then."""
         return self._stop is not None or self.way.over.is_set()
+
+    def _hold_environment(self) -> None:
+        """Keeps the task's environment on the node for as long as the pod lives: the first container has brought it."""
+        if self.settings.get("environment"):
+            from . import environment
+
+            self._held = environment.hold(self.settings["environment"])
 
     def _fetch_secrets(self) -> None:
         channel = self.channel()

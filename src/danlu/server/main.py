@@ -243,13 +243,7 @@ def compose(settings: Settings) -> Composition:
     )
     executor.start()
     database.write(lambda tx: _first_project(tx, clock.now()))
-    packs = executor.capabilities.archives
-    builder = Builder(
-        settings.home / "environments",
-        settings.home / "cache" / "uv",
-        images=settings.environment_images,
-        portable=packs,
-    )
+    builder = _builder(settings, portable=executor.capabilities.archives)
     platform = Platform(
         diagnose=lambda built, index: diagnose(settings, builder, built, index=index),
         database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits,
@@ -274,7 +268,7 @@ def compose(settings: Settings) -> Composition:
             database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),
         ("environments", EnvironmentsController(
             database, builder, streams, clock, hub, building, executor.images,
-            Packing(builder, blobs, clock, hub) if packs else None).step, "environments"),
+            Packing(builder, blobs, clock, hub) if executor.capabilities.archives else None).step, "environments"),
         ("stored", StoredController(database, executor, blobs, clock).step, "stored"),
         ("nonces", NoncesController(database, clock).step, "nonces"),
         ("events", EventsController(
@@ -285,6 +279,11 @@ def compose(settings: Settings) -> Composition:
     loops = [Loop(name, step, hub, topic) for name, step, topic in steps]
     warnings = (settled.told,) if settled.told else ()
     return Composition(settings, platform, executor, workers, loops, warnings)
+
+
+def _builder(settings: Settings, *, portable: bool = False) -> Builder:
+    root, cache = settings.home / "environments", settings.home / "cache" / "uv"
+    return Builder(root, cache, images=settings.environment_images, portable=portable)
 
 
 def _facts(settings: Settings, executor: LocalExecutor, now: int) -> PlatformFacts:
@@ -457,7 +456,7 @@ def main() -> int:
     """Runs a server; returns its exit code where it could not start, and ends the process where it could."""
     settings = parse(sys.argv[1:], os.environ)
     if settings.diagnose is not None:
-        builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
+        builder = _builder(settings)
         found = diagnose(settings, builder, (), index=settings.diagnose == "all")
         sys.stdout.write(json.dumps([check.model_dump(mode="json") for check in found]) + "\n")
         return 0

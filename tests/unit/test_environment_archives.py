@@ -132,6 +132,7 @@ def test_what_cannot_be_packed_says_so(platform: Platform) -> None:
 def test_where_an_image_of_that_name_serves_nothing_is_built(platform: Platform) -> None:
     platform.builds.images["tensorflow-1"] = IMAGE
     made = platform.made()
+    assert made.packages is None, "it has no folder to be shown"
     assert (made.state, made.archive) == (EnvironmentState.READY, None)
     assert IMAGE in made.message
     assert platform.builds.did == []

@@ -42,6 +42,8 @@ STAGES: Final = {
     "pack": EnvironmentReason.PACKING_FAILED,
 }
 """Why a build failed, by the stage that it failed in; else it was the installation."""
+NOTED: Final = ("lock_digest", "packages", "python_version", "size_bytes", "build_s", "archive")
+"""What an environment's record has of what was built."""
 MAX_KNOWN: Final = 100_000
 LAUNCHED: Final = (JobState.ADMITTED, JobState.STARTING)
 """The states of jobs that may be launched at this moment, with what their environment was just before."""
@@ -189,7 +191,7 @@ class EnvironmentsController:
             image = "" if self.packing is None else self.packing.image_of(environment)
             if image:
                 words = f"pods have it by the image {image}"
-                facts: dict[str, Any] = {"lock_digest": environment.source_digest, "archive": None}
+                facts: dict[str, Any] = {**dict.fromkeys(NOTED), "lock_digest": environment.source_digest}
             else:
                 words, facts = "", self._facts(environment, report)
             self._store(environment, EnvironmentState.READY, EnvironmentReason.BUILT, message=words, **facts)
@@ -215,10 +217,7 @@ class EnvironmentsController:
         """Builds or pulls an environment, and packs it where need be; returns what is noted of it."""
         built = self._built(environment, report)
         self._keep_lock(environment, built)
-        facts = {
-            name: getattr(built, name)
-            for name in ("lock_digest", "packages", "python_version", "size_bytes", "build_s")
-        }
+        facts = {name: getattr(built, name) for name in NOTED if name != "archive"}
         if self.packing is not None and environment.source.image is None:
             facts["archive"] = self.packing.pack(self.database, environment, built.lock_digest, report)
         return facts

@@ -84,7 +84,7 @@ ENVIRONMENT_REASONS: Final[Mapping[EnvironmentReason, str]] = {
     EnvironmentReason.PACKING: "it is built, and being packed for the pods that run in it",
     EnvironmentReason.PACKING_FAILED: "it was built, but cannot be packed for pods",
     EnvironmentReason.INTERRUPTED: "the server ended in the middle of the build: it is built again",
-    EnvironmentReason.REBUILD: "its folder is gone: it is built again",
+    EnvironmentReason.REBUILD: "its folder or its archive is gone: it is made again",
     EnvironmentReason.REMOVED: "somebody removed it",
     EnvironmentReason.UNUSED: "nobody had asked for it in a while, and somebody pruned",
 }

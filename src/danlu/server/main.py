@@ -246,10 +246,7 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
         database, Code(blobs), hint, lambda attempt: project_secrets.printable(database, vault, attempt)
     ))  # fmt: skip
     write_anew(database, lambda tx: _first_project(tx, clock.now()))
-    builder = Builder(
-        settings.home / "environments", settings.home / "cache" / "uv", images=settings.environment_images,
-        portable=runs.executor.capabilities.archives,
-    )  # fmt: skip
+    builder = _builder(settings, portable=runs.executor.capabilities.archives)
     platform = Platform(
         diagnose=lambda built, index: diagnose(settings, builder, built, index=index),
         database=database, blobs=blobs, streams=streams, clock=clock, random_bits=secrets.randbits,
@@ -317,6 +314,11 @@ def _begin(
     if settings.database_url is None:
         steps.append(("backups", lambda: _back_up(settings, clock), "backups"))
     return [Loop(name, step, hub, topic) for name, step, topic in steps]
+
+
+def _builder(settings: Settings, *, portable: bool = False) -> Builder:
+    root, cache = settings.home / "environments", settings.home / "cache" / "uv"
+    return Builder(root, cache, images=settings.environment_images, portable=portable)
 
 
 def _facts(settings: Settings, can: Capabilities, now: int) -> PlatformFacts:
@@ -462,7 +464,7 @@ def main(make: Make = chosen) -> int:
         sys.stderr.write(f"{error.message} {error.next_step}\n")
         return 1
     if settings.diagnose is not None:
-        builder = Builder(settings.home / "environments", settings.home / "cache" / "uv")
+        builder = _builder(settings)
         found = diagnose(settings, builder, (), index=settings.diagnose == "all")
         sys.stdout.write(json.dumps([check.model_dump(mode="json") for check in found]) + "\n")
         return 0

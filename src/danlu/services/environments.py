@@ -211,7 +211,8 @@ def show(call: Call, environment: str) -> EnvironmentDetails:
     what = named(call, environment)
     env, entry = what.environment, what.entry
     locked = _lock_of(call, what)
-    in_folder = env is not None and env.state is EnvironmentState.READY and env.source.image is None
+    built = env is not None and env.source.image is None and env.packages is not None  # else pods have it by an image
+    in_folder = built and env is not None and env.state is EnvironmentState.READY
 
     def read(tx: Transaction) -> tuple[tuple[str, ...], int | None]:
         if env is None:

@@ -121,6 +121,11 @@ SERVER: Final[Mapping[str, str]] = {
     "DANLU_HOME": "the data folder, as above",
     "DANLU_DATABASE_URL": "a PostgreSQL database, instead of SQLite in the data folder; it may hold a password, so there is "
     "no flag for it",
+    "DANLU_DATABASE_URL_FILE": "a file that holds it, where DANLU_DATABASE_URL is not set",
+    "PGPASSWORD, PGHOST, PGUSER ...": "what the address leaves out, as for every program of PostgreSQL; the "
+    "password may lie in `~/.pgpass` too",
+    "DANLU_BLOBS": "`s3://BUCKET/PREFIX`: code, logs and outputs there, instead of in the data folder",
+    "AWS_*": "how that bucket is reached, see [object storage](../how-to/object-storage.md)",
     "DANLU_MASTER_KEY": "the key that seals access keys' secrets, 64 hexadecimal digits, instead of `keys/master` of the "
     "data folder",
     "DANLU_MASTER_KEY_FILE": "a file of mode 0600 that holds it, where DANLU_MASTER_KEY is not set",

@@ -11,12 +11,16 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
 from danlu.database.engine import Database
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 POSTGRES = Path("/usr/lib/postgresql/15/bin")
 START_TIMEOUT_S = 60
@@ -169,6 +173,16 @@ def postgresql(cluster: Cluster) -> Iterator[Database]:
     yield opened
     opened.close()
     cluster.drop(name)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A running S3 server with a bucket called ``danlu``."""
+    from tests.s3_server import S3Server
+
+    with S3Server() as running:
+        running.make_bucket("danlu")
+        yield running
 
 
 @pytest.fixture

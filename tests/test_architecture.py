@@ -221,9 +221,13 @@ DIALECT_SAID = {
 
 def code_of(path: Path) -> str:
     """Returns a file's code without its documentation and messages: names, and texts of one word."""
+    nodes = list(ast.walk(tree(path)))
     names = [
-        ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Name | ast.Attribute | ast.keyword)
+        node.id if isinstance(node, ast.Name) else node.attr
+        for node in nodes
+        if isinstance(node, ast.Name | ast.Attribute)
     ]
+    names += [node.arg or "" for node in nodes if isinstance(node, ast.keyword)]
     texts = [
         node.value
         for node in ast.walk(tree(path))

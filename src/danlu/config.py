@@ -8,14 +8,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from danlu.errors import PlatformError
+
+if TYPE_CHECKING:  # the command line reads this module too, and parses by other means
+    import argparse
 
 DEFAULT_PORT: Final = 7070
 PORTS_TRIED: Final = 100
 EVENTS_KEPT_DAYS: Final = 400.0
 MAX_EVENTS: Final = 10_000_000
+LEASE_S: Final = 5.0
+"""Not less: it is longer than PostgreSQL lets a write stand still (database/engine.py)."""
+MAX_LEASE_S: Final = 300.0
 
 
 LOCAL, KUBERNETES = "local", "kubernetes"
@@ -87,6 +93,7 @@ class Settings:
         environment_images: by an environment's name or lock digest, the image that pods have it by. Read from
             ``DANLU_ENVIRONMENT_IMAGES``: ``NAME=IMAGE,NAME=IMAGE``.
         backup_every_s: time between two copies of a SQLite database.
+        lease_s: how long after its last sign of life another server takes the lead, with PostgreSQL.
         diagnose: print what is not well, as JSON, instead of serving: ``all``, or ``local`` without the package index.
         kubernetes: how jobs run as pods (``DANLU_EXECUTOR=kubernetes``); None: as processes of this machine.
     """
@@ -110,6 +117,7 @@ class Settings:
     max_events: int = MAX_EVENTS
     backup_every_s: float = 86_400.0
     environment_images: Mapping[str, str] = field(default_factory=dict)
+    lease_s: float = LEASE_S
     diagnose: str | None = None
     kubernetes: KubernetesSettings | None = None
 
@@ -231,8 +239,7 @@ def environment_images(text: str) -> dict[str, str]:
     return found
 
 
-def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
+def _parser() -> argparse.ArgumentParser:
     import argparse
 
     parser = argparse.ArgumentParser(prog="danlu.server", description="The Danlu server; usually started by: danlu up")
@@ -266,6 +273,18 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         default=MAX_EVENTS,
         help="how many events are kept, however young the others are",
     )
+    parser.add_argument(
+        "--lease-s",
+        type=_finite,
+        default=LEASE_S,
+        help="how long after its last sign of life another server takes the lead, with PostgreSQL; 5 to 300",
+    )
+    return parser
+
+
+def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
+    parser = _parser()
     found = parser.parse_args(list(arguments))
     try:
         pods = kubernetes(environ)
@@ -294,6 +313,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         events_kept_days=max(1.0, found.events_kept_days),
         max_events=max(1000, found.max_events),
         environment_images=images,
+        lease_s=min(max(LEASE_S, found.lease_s), MAX_LEASE_S),
         new_master=found.new_master_key,
         diagnose=found.diagnose,
         kubernetes=pods,

@@ -38,6 +38,7 @@ from danlu.database.records import (
     USERS,
 )
 from danlu.domain.actors import Role
+from danlu.domain.environments import Archive, EnvironmentReason, EnvironmentSource, EnvironmentState
 from danlu.domain.ids import make_id
 from danlu.domain.jobs import AttemptState, Job, JobState, Reason
 from danlu.domain.sessions import SessionRequest
@@ -211,7 +212,13 @@ class Api:
         SECRETS.add(tx, make_secret(secret, name="HF_TOKEN", sealed=self.platform.vault.seal(b"hf_0123456789", secret)))
         price = make_price(self.new_id("p"), resource="memory")
         PRICES.add(tx, price)
-        job = make_job(self.new_id("j"), name="train")
+        packed = make_environment(
+            self.new_id("e"), name="requirements-11111111", source=EnvironmentSource(requirements="six\n", python="3.11"),
+            source_digest="1" * 64, lock_digest="2" * 64, state=EnvironmentState.READY, reason=EnvironmentReason.BUILT,
+            archive=Archive(address=address_of(FILE), size_bytes=len(FILE), unpacked_bytes=1, files=1),
+        )  # fmt: skip
+        ENVIRONMENTS.add(tx, packed)
+        job = make_job(self.new_id("j"), name="train", environment_id=packed.id)
         JOBS.add(tx, job)
         admitted = job.moved(JobState.ADMITTED, now=NOW, reason=Reason.PLACED)
         starting = admitted.moved(JobState.STARTING, now=NOW, reason=Reason.LAUNCHING, attempts=1)
@@ -237,7 +244,7 @@ class Api:
             "job": job.id, "ended": ended.id, "attempt": attempt.id, "artifact": artifact.id, "token": token.id,
             "key": key.id, "user": "member", "name": "default", "environment": environment.id,
             "address": address_of(FILE), "task": "main-0", "stream": "log", "secret": "HF_TOKEN", "array": array.id,
-            "quota": "default", "price": price.id,
+            "quota": "default", "price": price.id, "packed": packed.id,
         }  # fmt: skip
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,14 +10,6 @@ import pytest
 from danlu.blobs.base import Blobs
 from tests.s3_server import S3Server
 from tests.stores import Folder, Place, Store
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    """A running S3 server with a bucket called ``danlu``."""
-    with S3Server() as running:
-        running.make_bucket("danlu")
-        yield running
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -284,15 +284,17 @@ def test_folders_that_name_each_other_twice_end(blobs: Blobs) -> None:
 # several servers of one bucket
 
 
-def test_what_one_server_remembers_of_pieces_is_not_taken_for_others(place: Place) -> None:
+@pytest.mark.parametrize("size", [4, PART_BYTES])
+def test_what_one_server_remembers_of_pieces_is_not_taken_for_others(place: Place, size: int) -> None:
     one, other = place.blobs(), place.blobs()
-    data, address = b"0123456789", address_of(b"0123456789")
-    add(one, data, 0, 4)
+    data = random.Random(size).randbytes(2 * size)
+    address = address_of(data)
+    add(one, data, 0, size)
     with pytest.raises(InvalidRequest):
-        add(other, data[:4] + b"x" * 6, 4, 10, address=address)
-    add(other, b"abcdefghij", 0, 4, address=address)
+        add(other, data[:size] + bytes(size), size, 2 * size, address=address)
+    add(other, bytes(2 * size), 0, size, address=address)
     with pytest.raises(InvalidRequest):
-        add(one, data, 4, 10)
+        add(one, data, size, 2 * size)
     assert one.missing("p", [address]) == (address,)
 
 

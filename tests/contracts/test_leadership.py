@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 import danlu.controllers
+from danlu.controllers.leader import LedExecutor
 from danlu.database import leadership
 from danlu.database.engine import Database, Transaction
 from danlu.database.leadership import FOREVER, SECOND, Candidate, Fenced, Lease, Term
 from danlu.database.records import PROJECTS
 from danlu.errors import DatabaseUnavailable, LeadershipLost
+from danlu.executors.base import Capabilities, Executor, Spools
 from tests.databases import WAIT_S, together
 from tests.factories import make_project
 
@@ -197,6 +199,69 @@ def test_who_stands_still_in_a_write_keeps_nobody(cluster: Any) -> None:
         for one in (database, other):
             one.close()
         cluster.drop(name)
+
+
+def test_a_term_is_over_before_others_can_lead_if_it_is_not_renewed(database: Database) -> None:
+    clock = Stepped()
+    lease = take(database, A, lease_s=5.0)
+    assert lease is not None
+    term = Term(lease, 4 * SECOND, clock)
+    fenced = Fenced(database, term)
+    clock.at = 3 * SECOND
+    fenced.write(partial(add, "before"))
+    term.prolong(6 * SECOND)
+    clock.at = 5 * SECOND
+    fenced.write(partial(add, "prolonged"))
+    clock.at = 6 * SECOND
+    assert not term.leads
+    term.prolong(100 * SECOND)  # its machine stood still, and now the database answers
+    with pytest.raises(LeadershipLost):
+        fenced.write(partial(add, "late"))
+    with pytest.raises(LeadershipLost):
+        fenced.require()
+    assert [exists(database, name) for name in ("before", "prolonged", "late")] == [True, True, False]
+
+
+EFFECTS = {"launch", "stop", "forget", "collected"}
+HARMLESS = {"capacity", "observe", "open_session", "pending", "outputs", "checkpoint_owners", "checkpoint_bytes"}
+
+
+@pytest.mark.parametrize("name", sorted(EFFECTS | HARMLESS))
+def test_an_executor_hears_nothing_from_who_does_not_lead(name: str, sqlite: Database) -> None:
+    heard: list[str] = []
+
+    class Hears:
+        capabilities = Capabilities(name="hears")
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: heard.append(name)
+
+    term = led(sqlite, A)
+    executor: Any = LedExecutor(Hears(), term)  # type: ignore[arg-type]
+    call = partial(getattr(executor, name), **dict.fromkeys(inspect.signature(getattr(executor, name)).parameters))
+    call()
+    assert heard == [name]
+    term.end()
+    if name in EFFECTS:
+        with pytest.raises(LeadershipLost):
+            call()
+    else:
+        call()
+    assert len(heard) == (1 if name in EFFECTS else 2)
+
+
+def test_each_call_of_an_executor_is_an_effect_or_harmless() -> None:
+    calls = {name for one in (Executor, Spools) for name, _ in inspect.getmembers(one, inspect.isfunction)}
+    assert {name for name in calls if not name.startswith("_")} == EFFECTS | HARMLESS
+
+
+class Stepped:
+    """A clock that is set by hand."""
+
+    at = 0
+
+    def __call__(self) -> int:
+        return self.at
 
 
 def _until_somebody_waits(database: Database) -> None:

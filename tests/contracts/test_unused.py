@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,16 +15,19 @@ from danlu.api.bodies import AddressesAndTrees, PruneBlobsRequest
 from danlu.blobs import unused as condemning
 from danlu.blobs.base import Blobs
 from danlu.blobs.bucket_blobs import PART_BYTES
+from danlu.blobs.local import LocalBlobs
 from danlu.blobs.unused import SETTLE_S
+from danlu.controllers.collection import CollectionController
 from danlu.database.engine import Database
 from danlu.database.records import ARTIFACTS
 from danlu.domain.artifacts import Artifact
-from danlu.domain.trees import Entry, address_of
+from danlu.domain.trees import Entry, address_of, encode
 from danlu.errors import Conflict, Unavailable
 from danlu.services import blobs as service
 from danlu.services.blobs import require_tree
+from danlu.services.context import Hub
 from danlu.services.unused import collect, find, references
-from tests.contracts.test_stored import World
+from tests.contracts.test_stored import Clock, World
 from tests.databases import add
 from tests.factories import NOW, Trees, make_job
 from tests.stores import Store
@@ -99,6 +105,30 @@ def test_what_a_job_comes_to_need_meanwhile_is_kept(bench: World) -> None:
     removed(bench)
     require_tree(bench.call(), code)
     assert bench.blobs.missing(P, addresses) == ()
+
+
+class Condemning(LocalBlobs):
+    """Blobs of which some are condemned while others are stored, which may take long."""
+
+    gone: tuple[str, ...] = ()
+
+    def put_many(self, project: str, blobs: Iterable[tuple[str, bytes]]) -> tuple[int, int]:
+        self.condemn(project, self.gone, NOW)
+        return super().put_many(project, blobs)
+
+
+def test_outputs_that_were_there_already_are_looked_for_again_once_the_others_are_stored(tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "old").write_bytes(b"old")
+    blobs, nothing = Condemning(tmp_path / "blobs"), SimpleNamespace()
+    node = encode([Entry("old", "file", address_of(b"old"), 0o644, 3)])
+    put(blobs, b"old", node)
+    controller = CollectionController(*[nothing] * 3, blobs, nothing, Clock(), Hub(), nothing)  # type: ignore[arg-type]
+    attempt: Any = SimpleNamespace(project=P)
+    assert controller._found(attempt, tmp_path / "outputs").root == address_of(node)
+    blobs.gone = (address_of(b"old"),)
+    with pytest.raises(Unavailable, match="1 blobs that nothing else refers to"):
+        controller._found(attempt, tmp_path / "outputs")
 
 
 def test_a_tree_that_was_whole_is_not_any_more(bench: World, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import cannot_run
+from tests.conftest import Cluster, cannot_run
 from tests.examples.documents import execute, matches, steps
 from tests.examples.platform import ROOT, Platform
+from tests.s3_server import S3Server
 
 DOCUMENT_TIMEOUT_S = 200.0
 NEEDS = {"docs/how-to/container-images.md": ("podman", "busybox")}
 """Programs that a document's commands need, beside danlu."""
+ON_POSTGRESQL = {"docs/how-to/postgresql.md"}
+"""Whose commands find one by PostgreSQL's own variables."""
 DOCUMENTS = [
     str(path.relative_to(ROOT))
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("[th]*/*.md")))
@@ -23,13 +26,25 @@ DOCUMENTS = [
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)")
 
 
+OBJECT_STORAGE = "docs/how-to/object-storage.md"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_document_is_true(name: str, fresh: Platform, examples: Path, index: None) -> None:
+def test_a_document_is_true(
+    name: str, fresh: Platform, examples: Path, index: None, request: pytest.FixtureRequest
+) -> None:
+    environ = dict(fresh.environ)
+    if name == OBJECT_STORAGE:
+        store: S3Server = request.getfixturevalue("s3_server")
+        environ |= store.environment()
+    if name in ON_POSTGRESQL:
+        running: Cluster = request.getfixturevalue("own_cluster")
+        environ |= {"PGHOST": str(running.folder), "PGUSER": "danlu"}
     lacking = [program for program in NEEDS.get(name, ()) if shutil.which(program) is None]
     if lacking:
         cannot_run(f"{', '.join(lacking)} is not installed")
-    wrong = list(execute((ROOT / name).read_text(), examples.parent, fresh.environ, DOCUMENT_TIMEOUT_S))
+    wrong = list(execute((ROOT / name).read_text(), examples.parent, environ, DOCUMENT_TIMEOUT_S))
     assert not wrong, f"{name}\n" + "\n\n".join(wrong)
 
 

@@ -27,22 +27,25 @@ def found() -> Cluster:
 @pytest.fixture(scope="session")
 def kubernetes() -> Iterator[Cluster]:
     """The running cluster, which is not taken down meanwhile."""
-    cluster = found()
-    with cluster.used(), cluster.api:
-        yield cluster
+    with running.used():
+        with running.shared():  # not while a test has a part of it killed
+            cluster = found()
+        with cluster.api:
+            yield cluster
 
 
 @pytest.fixture
 def alone(kubernetes: Cluster) -> Iterator[Cluster]:
     """The cluster with no other test in it: for what changes nodes, or kills or pauses what all need."""
-    with kubernetes.shared(alone=True):
+    with running.shared(alone=True):
         yield kubernetes
+        kubernetes.settle()
 
 
 @pytest.fixture
 def shared(kubernetes: Cluster) -> Iterator[Cluster]:
     """The cluster beside other tests."""
-    with kubernetes.shared():
+    with running.shared():
         yield kubernetes
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kubernetes.cluster import fake_nodes, images
+from tests.conftest import cannot_run
+from tests.kubernetes.cluster import builds, fake_nodes, images, layout, processes
+from tests.kubernetes.cluster.api import Refused
 from tests.kubernetes.cluster.processes import ClusterError, wait_until
 from tests.kubernetes.cluster.running import Cluster
 from tests.kubernetes.conftest import POD_TIMEOUT_S, Namespace, job
 
 FAKE_NODES = 1000
 FAKE_PODS = 200
+KUBELET_PORT = 10250
 
 MEET = """
 import http.server, os, socket, threading, time, urllib.request
@@ -83,11 +88,10 @@ def test_a_pod_reaches_this_machine_and_this_machine_a_pod(namespace: Namespace)
         namespace.apply(job("web", "sh", "-c", f"curl -sSf {url} && exec python3 -m http.server 8000"))
         assert asked.wait(POD_TIMEOUT_S)
         server.shutdown()
-    address = namespace.pods("web")[0]["status"]["podIP"]
 
     def answers() -> bool:
         try:
-            with urllib.request.urlopen(f"http://{address}:8000/", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{namespace.pods('web')[0]['status'].get('podIP')}:8000/") as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -122,7 +126,7 @@ def test_an_image_without_python_runs(namespace: Namespace) -> None:
     assert namespace.log(namespace.pods("plain")[0]) == "none\n"
 
 
-def test_an_image_of_a_folder(namespace: Namespace, tmp_path: Any) -> None:
+def test_an_image_of_a_folder(namespace: Namespace, tmp_path: Path) -> None:
     (tmp_path / "hello.py").write_text("print('from the image')")
     image = images.from_folder(f"{images.REGISTRY}/{namespace.name}:1", tmp_path, "/opt/mine")
     namespace.cluster.load(image)
@@ -130,6 +134,21 @@ def test_an_image_of_a_folder(namespace: Namespace, tmp_path: Any) -> None:
     namespace.job_ends("mine", "Complete")
     assert namespace.log(namespace.pods("mine")[0]) == "from the image\n"
     namespace.cluster.unload(image)
+
+
+def test_helm_installs_a_chart(namespace: Namespace, tmp_path: Path) -> None:
+    if builds.missing("helm"):
+        cannot_run("Helm is not built: python3 -m tests.kubernetes.cluster build helm")
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "Chart.yaml").write_text("{apiVersion: v2, name: small, version: 1.0.0}")
+    (tmp_path / "templates" / "map.yaml").write_text(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: '{{ .Release.Name }}-map'}, data: {said: '{{ .Values.said }}'}}"
+    )
+    namespace.cluster.helm("install", "mine", tmp_path, "--namespace", namespace.name, "--set", "said=hello")
+    assert namespace.get("configmaps", "mine-map")["data"] == {"said": "hello"}
+    namespace.cluster.helm("uninstall", "mine", "--namespace", namespace.name)
+    with pytest.raises(Refused, match="404"):
+        namespace.get("configmaps", "mine-map")
 
 
 def test_an_image_that_is_nowhere_is_no_pod(namespace: Namespace) -> None:
@@ -180,6 +199,24 @@ def test_a_node_that_lost_its_power_comes_back(alone: Cluster, namespace: Namesp
     namespace.job_ends("there", "Failed")  # its process is gone, and the kubelet that came back says so
     namespace.apply(job("again", "true", nodeSelector={"kubernetes.io/hostname": "node-2"}))
     namespace.job_ends("again", "Complete")
+
+
+def test_a_node_is_cut_off_and_mended(alone: Cluster) -> None:
+    def reached() -> bool:
+        try:
+            socket.create_connection((layout.address("node-2"), KUBELET_PORT), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    assert reached()
+    alone.cut("node-2")
+    try:
+        assert not reached()
+        assert processes.find("node-2") is not None  # it goes on, unseen
+    finally:
+        alone.mend("node-2")
+    wait_until("node-2 being reached again", POD_TIMEOUT_S, reached)
 
 
 def node_heartbeat(cluster: Cluster, name: str) -> str:

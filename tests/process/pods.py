@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from danlu.api.bodies import LogsQuery
 from danlu.config import Settings
 from danlu.database.engine import Database
 from danlu.domain.nodes import NodeCapacity
@@ -66,7 +67,7 @@ class Kubernetes:
                 spec["devices"] = None
             content["pod"] = {
                 "url": os.environ.get(URL, order.url), "attempt_id": order.attempt.id, "code": order.job.spec.code,
-                "heartbeat_s": 1,
+                "heartbeat_s": 1, "timeout_s": 5,
             }  # fmt: skip
             (root / "order" / "order.json").write_text(orders.order_text(content))
             (root / "order" / "token").write_text(order.token)
@@ -77,6 +78,8 @@ class Kubernetes:
         return tuple(self._observation(path, seen.get(path.name, {})) for path in sorted(self._folder.glob("j*")))
 
     def _observation(self, folder: Path, said: Any) -> Observation:
+        if any((root / "lost").exists() for root in folder.iterdir()):
+            return Observation(attempt_id=folder.name, phase=Phase.LOST, message="its node is gone")
         specs = [json.loads((path / "order" / "order.json").read_text())["tasks"] for path in sorted(folder.iterdir())]
         if not specs:
             raise ExecutorUnavailable(f"{folder.name} is being made")
@@ -87,7 +90,8 @@ class Kubernetes:
         elif any(event.get("evicted") for event in ended):
             events.append({**ended[0], "lost": True, "stopped": False})
         events.sort(key=lambda event: (event["event"] == "ended", event["at"]))
-        found = told.observation(folder.name, specs[0], told.Status(events), None, ())
+        saved = max((report.saved for report in said.values() if report.saved), key=lambda one: one.at, default=None)
+        found = told.observation(folder.name, specs[0], told.Status(events), saved and saved.model_dump(), ())
         if found.phase in (Phase.ENDED, Phase.LOST) and any(alive(root) for root in folder.iterdir()):
             return found.model_copy(update={"phase": Phase.RUNNING})
         return found
@@ -168,6 +172,12 @@ class Pods(Server):
         for path in (self.home / "pods").glob("*/*/pid"):
             if alive(path.parent):
                 yield int(path.read_text().split()[0])
+
+    def lines_so_far(self, job_id: str, attempt: int) -> list[str]:
+        """Returns what an attempt has printed as far as the server has it."""
+        with self.client() as client:
+            page = client.call("jobs.logs", {"job": job_id}, query=LogsQuery(attempt=attempt))
+        return [line.text for chunk in page.chunks for line in formats.parse_lines(chunk.data)]
 
     def close(self) -> None:
         for pid in self.runners():

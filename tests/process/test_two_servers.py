@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from danlu.domain.jobs import Job, JobState
 from tests.process.platform import Server, until
 from tests.process.two_servers import Pair
 
@@ -39,31 +38,18 @@ def metrics(server: Server) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines}
 
 
-def everything_is_done_once(pair: Pair, server: Server) -> None:
-    """Each accepted job has run to its end, once; nothing else has run."""
-    assert len(pair.accepted) > 10
-    for job_id in pair.accepted:
-        job: Job = server.wait(job_id, DURING_S)
-        assert (job.state, job.attempts) == (JobState.SUCCEEDED, 1), (job, job.message)
-        assert server.lines(job_id, 1) == ["hello"]
-    launches = pair.launches()
-    assert len(launches) == len(set(launches))
-    assert {name.rpartition("-")[0] for name in launches} == set(pair.accepted)
-
-
 def log(server: Server) -> str:
     return server.home.with_name(server.home.name + ".log").read_text()
 
 
 def test_the_leader_is_killed(pair: Pair) -> None:
     pair.submit()
-    until(lambda: len(pair.accepted) > 5, DURING_S, "jobs are accepted")
+    pair.wait_for_more(5)
     took_s = pair.takeover_s(pair.a.kill)
-    more = len(pair.accepted)
-    until(lambda: len(pair.accepted) > more + 5, DURING_S, "jobs are accepted")
+    pair.wait_for_more(5)
     pair.enough()
     assert took_s < TAKEOVER_S
-    everything_is_done_once(pair, pair.b)
+    assert pair.wrong(pair.b) == []
     assert pair.leader(pair.b).epoch == 2
 
 
@@ -72,15 +58,13 @@ def test_the_leader_stands_still_and_wakes(pair: Pair) -> None:
     assert metrics(pair.b) == {"danlu_leader": 0, "danlu_leader_epoch": 0}
     assert pair.a.process is not None
     pair.submit()
-    until(lambda: len(pair.accepted) > 5, DURING_S, "jobs are accepted")
+    pair.wait_for_more(5)
     took_s = pair.takeover_s(lambda: pair.a.process and pair.a.process.send_signal(signal.SIGSTOP))
-    more = len(pair.accepted)
-    until(lambda: len(pair.accepted) > more + 5, DURING_S, "jobs are accepted")
+    pair.wait_for_more(5)
     pair.a.process.send_signal(signal.SIGCONT)
     until(lambda: "does not lead any more: its term with epoch 1 is over" in log(pair.a), DURING_S, "it says so")
     until(lambda: "leads, with epoch 2; this server answers, and follows" in log(pair.a), DURING_S, "and who does")
-    more = len(pair.accepted)
-    until(lambda: len(pair.accepted) > more + 5, DURING_S, "jobs are accepted")
+    pair.wait_for_more(5)
     pair.enough()
     assert took_s < TAKEOVER_S
     assert metrics(pair.a) == {"danlu_leader": 0, "danlu_leader_epoch": 1}
@@ -88,7 +72,7 @@ def test_the_leader_stands_still_and_wakes(pair: Pair) -> None:
     told, itself = pair.leader(pair.a), pair.leader(pair.b)
     assert (told.place, told.epoch, told.since) == (itself.place, itself.epoch, itself.since)
     assert (told.here, itself.here) == (False, True)
-    everything_is_done_once(pair, pair.a)
+    assert pair.wrong(pair.a) == []
 
 
 def test_a_leader_that_is_ended_gives_the_lead_away(pair: Pair) -> None:

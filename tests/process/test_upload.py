@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -20,6 +21,7 @@ from danlu.client.credentials import bootstrap
 from danlu.client.transport import PIECE_BYTES
 from danlu.domain.jobs import JobState
 from tests.process.platform import Server
+from tests.s3_server import S3Server
 
 MIB = 2**20
 DANLU = str(Path(sys.executable).with_name("danlu"))
@@ -52,6 +54,19 @@ def folder(tmp_path: Path) -> Path:
     for number in range(SMALL_FILES):
         (made / "small" / f"{number:02}.bin").write_bytes(random.randbytes(MIB))
     return made
+
+
+@pytest.fixture(params=["local", "s3"])
+def server(request: pytest.FixtureRequest, home: Path) -> Iterator[Server]:
+    """A running server on each kind of store."""
+    made = Server(home)
+    if request.param == "s3":
+        found: S3Server = request.getfixturevalue("s3_server")
+        made.environ |= {**found.environment(), "DANLU_BLOBS": f"s3://danlu/{home.parent.name}"}
+    said = made.start()
+    assert said.get("ready"), said
+    yield made
+    made.close()
 
 
 # in the middle of the large file, and in the middle of the small ones

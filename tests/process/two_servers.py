@@ -18,6 +18,7 @@ from random import Random
 from typing import Any
 
 from danlu.config import Settings
+from danlu.domain.jobs import JobState
 from danlu.domain.nodes import NodeCapacity
 from danlu.domain.views import Leading
 from danlu.errors import DanluError
@@ -163,6 +164,22 @@ class Pair:
         what()
         until(lambda: self.leader(self.b).here, 60, "the other server leads")
         return time.monotonic() - began
+
+    def wait_for_more(self, count: int) -> None:
+        """Waits until so many more jobs were accepted."""
+        enough = len(self.accepted) + count
+        until(lambda: len(self.accepted) >= enough, 60, "jobs are accepted")
+
+    def wrong(self, server: Server) -> list[str]:
+        """Waits for all accepted jobs, and returns what was lost of them, or done twice, or done for nobody."""
+        found = []
+        for job_id in self.accepted:
+            job = server.wait(job_id, 120)
+            if (job.state, job.attempts) != (JobState.SUCCEEDED, 1) or server.lines(job_id, 1) != ["hello"]:
+                found.append(f"{job_id} is {job.state} ({job.message}) after {job.attempts} attempts")
+        launches = self.launches()
+        found += [f"{name} was launched twice" for name in set(launches) if launches.count(name) > 1]
+        return found + sorted({name.rpartition("-")[0] for name in launches} ^ set(self.accepted))
 
     def launches(self) -> list[str]:
         """Returns the attempts that were ever started."""

@@ -51,6 +51,7 @@ PASSED_ON: Final = (
 _URL: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[A-Za-z0-9._/-]{0,200})?")
 _CODE: Final = re.compile(r"<Code>([^<]{1,80})</Code>")
 _MESSAGE: Final = re.compile(r"<Message>([^<]{1,200})</Message>")
+_WHERE: Final = re.compile(r"Generic S3 error: | https?://\S+|Error performing list request: ")
 _KIND: Final = re.compile(r"\bkind: (Connect|Timeout|Interrupted|Request|Decode)\b")
 _FULL: Final = ("InsufficientStorage", "XMinioStorageFull", "StorageFull", "QuotaExceeded", "507 ")
 _PERMISSION: Final = (
@@ -281,13 +282,19 @@ class Bucket:
             ) from error
 
 
+def open_bucket(url: str, environ: Mapping[str, str]) -> Bucket:
+    """Returns the bucket that a URL names, tried. Raises PlatformError as ``Bucket.check`` does."""
+    bucket = Bucket(BucketPlace.parsed(url, environ))
+    bucket.check()
+    return bucket
+
+
 def bucket_checks(url: str | None, environ: Mapping[str, str]) -> Iterator[Check]:
     """Yields whether the bucket can be used, for ``danlu doctor``; nothing where there is none."""
     if url is None:
         return
     try:
-        bucket = Bucket(BucketPlace.parsed(url, environ))
-        bucket.check()
+        bucket = open_bucket(url, environ)
     except PlatformError as error:
         yield fail("blobs", error.message, error.next_step)
         return
@@ -309,20 +316,32 @@ def _reason(text: str) -> str:
         return f"{code[1]}{': ' + message[1] if message else ''}"
     first, _, debugging = text.partition("\n\n")
     kind = _KIND.search(debugging)
-    return re.sub(r"\s+", " ", first).strip()[-MAX_REASON:] + (f" ({kind[1]})" if kind else "")
+    first = re.sub(r"\s+", " ", _WHERE.sub("", first)).strip()
+    return first[:MAX_REASON] + (f" ({kind[1]})" if kind else "")
 
 
 def _open(place: BucketPlace, retry_s: float, timeout_s: float) -> S3Store:
     try:
-        from obstore.store import S3Store
+        from obstore.exceptions import BaseError
     except ImportError as error:
         raise PlatformError(f"{place} needs a package that is not installed", next_step=INSTALL) from error
+    try:
+        return _configured(place, retry_s, timeout_s)
+    except (BaseError, OSError, ValueError) as error:
+        raise PlatformError(f"{place} cannot be used: {_reason(str(error))}", next_step=_STEP) from error
+
+
+def _configured(place: BucketPlace, retry_s: float, timeout_s: float) -> S3Store:
+    from obstore.store import S3Store
+
     environ, endpoint = place.environ, place.endpoint
     config = {name.lower(): environ[name] for name in PASSED_ON if environ.get(name)}
     if "aws_region" not in config and "aws_default_region" not in config:
         config["aws_region"] = "us-east-1"
     if endpoint:
         url = urlsplit(endpoint)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"the endpoint {endpoint[:200]!r} (AWS_ENDPOINT_URL) is not http://HOST or https://HOST")
         if environ.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "").lower() in ("1", "true"):
             endpoint = url._replace(netloc=f"{place.bucket}.{url.netloc}").geturl()
         config["aws_endpoint_url"] = config["aws_endpoint_url_s3"] = endpoint

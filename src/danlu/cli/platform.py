@@ -242,7 +242,7 @@ def _table(found: PlatformStatus, connection: Connection, took_ms: float) -> Non
         *(("node", _node(use)) for use in found.nodes),
         *(("warning", warning) for warning in found.warnings),
     ]
-    if found.leader is not None and found.database != "sqlite":  # whose one server always leads
+    if found.leader is not None:
         rows.insert(1, ("leader", "this server" if found.leader.here else found.leader.place))
     here = None if connection.home is None else running(connection.home)
     if here is not None and here.public_url:

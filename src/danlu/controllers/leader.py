@@ -28,12 +28,14 @@ SHORTEST_S: Final = 0.02
 class Pace(NamedTuple):
     """How long a lease lasts, how often it is renewed, and how long before its end its holder does nothing more."""
 
-    lease_s: float = 5.0
-    renew_s: float = 1.5
-    margin_s: float = 1.0
+    lease_s: float
+    renew_s: float
+    margin_s: float
 
-
-PACE: Final = Pace()
+    @classmethod
+    def of(cls, lease_s: float) -> Pace:
+        """Returns the pace of a lease of this length: one renewal can fail, and the next come late."""
+        return cls(lease_s, 0.3 * lease_s, 0.2 * lease_s)
 
 
 class Leader:
@@ -50,7 +52,7 @@ class Leader:
 
     def __init__(
         self, platform: Platform, who: Candidate, begin: Callable[[Term], Sequence[Loop]], *,
-        pace: Pace = PACE, clock: Callable[[], int] = leadership.monotonic,
+        pace: Pace, clock: Callable[[], int] = leadership.monotonic,
     ) -> None:  # fmt: skip
         self._database, self._platform, self._who = platform.database, platform, who
         self._begin, self._pace, self._clock = begin, pace, clock
@@ -87,7 +89,10 @@ class Leader:
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Ends the controllers after their present steps and gives the lead away; says whether they ended in time."""
+        """Ends the controllers after their present steps and gives the lead away; says whether they ended in time.
+
+        Idempotent, also beside itself.
+        """
         self._ending.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)

@@ -162,7 +162,7 @@ class Term:
 class Fenced:
     """The database as controllers have it: what they write is stored only while their server leads.
 
-    There is no other way to it for them: tests/test_leadership.py.
+    There is no other way to it for them: tests/contracts/test_leadership.py.
     """
 
     def __init__(self, database: Store, term: Term) -> None:

@@ -163,7 +163,7 @@ def restore_file(file: Path, path: Path, progress: Progress) -> Copied | None:
         DatabaseDamaged, DatabaseTooNew: the copy cannot be used.
     """
     require_here(path)
-    for one in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+    for one in (path, path.with_name(path.name + "-wal")):
         if one.exists() and one.stat().st_size:
             raise Conflict(
                 f"{one} is there already, and is not overwritten",
@@ -172,7 +172,7 @@ def restore_file(file: Path, path: Path, progress: Progress) -> Copied | None:
     found = sqlite_file.check(file)
     if found is None:
         raise NotFound(f"{file} is empty: it is no copy of a database", next_step="choose another copy")
-    path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    path.with_name(path.name + "-shm").unlink(missing_ok=True)  # of a log that is not there
     sqlite_file.copy(file, path)
     if found != migrations.head():
         return None
@@ -274,7 +274,7 @@ def _transaction(url: str | URL, *, reading: bool = False) -> Iterator[tuple[Con
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[SqliteSide]:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    connection = sqlite3.connect(sqlite_file.to_read(path), uri=True, isolation_level=None)
     with contextlib.closing(connection):
         connection.execute("BEGIN")
         yield SqliteSide(connection)

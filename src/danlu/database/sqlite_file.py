@@ -39,11 +39,8 @@ def check(path: Path) -> str | None:
     with path.open("rb") as file:
         if file.read(16) != HEADER:
             raise _damaged(path, "it does not begin as a SQLite file does")
-    # without a log nothing may be created beside the file; with one, SQLite must read it to see the newest state
-    waiting = path.with_name(path.name + "-wal")
-    immutable = "" if waiting.exists() and waiting.stat().st_size else "&immutable=1"
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{immutable}", uri=True)
+        connection = sqlite3.connect(to_read(path), uri=True)
         try:
             found = [row[0] for row in connection.execute("PRAGMA quick_check(5)")]
             if found != ["ok"]:
@@ -71,6 +68,14 @@ def check(path: Path) -> str | None:
             step="restore a backup made by this version",
         )  # fmt: skip
     return None if version is None else str(version[0])
+
+
+def to_read(path: Path) -> str:
+    """Returns the address of a file that nobody writes to, for reading alone."""
+    # without a log nothing may be created beside the file; with one, SQLite must read it to see the newest state
+    waiting = path.with_name(path.name + "-wal")
+    immutable = "" if waiting.exists() and waiting.stat().st_size else "&immutable=1"
+    return f"{path.absolute().as_uri()}?mode=ro{immutable}"
 
 
 def _damaged(path: Path, finding: str) -> DatabaseDamaged:

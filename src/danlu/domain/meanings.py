@@ -81,6 +81,8 @@ ENVIRONMENT_REASONS: Final[Mapping[EnvironmentReason, str]] = {
     EnvironmentReason.RESOLUTION_FAILED: "no set of versions satisfies the requirements",
     EnvironmentReason.INSTALL_FAILED: "a package could not be fetched or installed",
     EnvironmentReason.PULL_FAILED: "the container image does not exist, or could not be fetched",
+    EnvironmentReason.PACKING: "it is built, and being packed for the pods that run in it",
+    EnvironmentReason.PACKING_FAILED: "it was built, but cannot be packed for pods",
     EnvironmentReason.INTERRUPTED: "the server ended in the middle of the build: it is built again",
     EnvironmentReason.REBUILD: "its folder is gone: it is built again",
     EnvironmentReason.REMOVED: "somebody removed it",
@@ -120,6 +122,7 @@ ADVICE: Final[Mapping[str, str]] = {
     Reason.PREEMPTED: "nothing: it goes on from its newest checkpoint; one written at the notice loses nothing",
     Reason.PORT_TAKEN: "nothing: it is repeated; a program that listens on ports from 20000 to 32767 causes it",
     EnvironmentReason.RESOLUTION_FAILED: "read uv's words in the message; loosen a version, or choose another --python",
+    EnvironmentReason.PACKING_FAILED: "what is wrong is in its log: danlu env show NAME; or give the pods an image of it",
     EnvironmentReason.PULL_FAILED: "look at the name and tag; build or load it on the server as localhost/NAME:TAG",
     EnvironmentReason.INSTALL_FAILED: "is the package index reachable? danlu doctor; then ask for it again",
 }

@@ -305,7 +305,9 @@ class PlatformStatus(Value):
     jobs: dict[str, int] = Field(description="how many jobs are in each state")
     nodes: tuple[NodeUse, ...]
     warnings: tuple[str, ...] = ()
-    leader: Leading | None = Field(default=None, description="administrators are told")
+    leader: Leading | None = Field(
+        default=None, description="administrators are told, where several servers can have the database"
+    )
 
 
 class Problem(Value):

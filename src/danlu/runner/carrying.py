@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from .channel import Refused
 from .checkpoints import STATE_FILE, Seals, Stamp, age, candidates, load_stamps, series, stamp_of, written
-from .formats import DELIVERED, NOTICES, PREEMPTION, write_atomically
+from .formats import DELIVERED, KEPT, NOTICES, PREEMPTION, SAVED, write_atomically
 from .restoring import Restoring, state_stamp, wall
 from .sending import Sending
 from .trees import Blob, Changed, Reading, TreeError, address_of, encode
@@ -25,6 +25,7 @@ from .trees import Blob, Changed, Reading, TreeError, address_of, encode
 AGAIN_S = 30.0
 """What is written again under the same name is sent no more often, unless time is short."""
 TRIALS = 3
+MAX_SAID_BYTES = 65_536
 
 
 def restore(pod: Any) -> None:
@@ -36,9 +37,11 @@ def restore(pod: Any) -> None:
     """
     found = Restoring(pod.channel(), pod.order["checkpoint_dir"], pod.task).run()
     if found:
-        _Delivered(pod.folder).add(found)  # first: what is sealed, and not among these, is sent
+        _Delivered(pod.folder).add(
+            found, pod.order["checkpoint_dir"]
+        )  # first: what is sealed, and not among these, is sent
         Seals(pod.order["checkpoint_dir"]).adopt()
-        pod.log("it goes on from what was saved: %s" % ", ".join(sorted(found)[:10]))
+        pod.log("%d saved things were brought, to go on from" % len(found))  # they may have been named by anything
 
 
 class _Delivered:
@@ -48,8 +51,10 @@ class _Delivered:
         self._path = os.path.join(folder, DELIVERED)
         self.stamps: Dict[str, Stamp] = load_stamps(self._path)
 
-    def add(self, stamps: Dict[str, Stamp]) -> None:
-        self.stamps.update(stamps)
+    def add(self, stamps: Dict[str, Stamp], folder: str) -> None:
+        """Notes what was sent, and forgets what is not in the folder any more."""
+        there = {STATE_FILE, *candidates(folder)}
+        self.stamps = {name: stamp for name, stamp in {**self.stamps, **stamps}.items() if name in there}
         write_atomically(self._path, json.dumps(self.stamps).encode())
 
 
@@ -67,6 +72,7 @@ class Carrier:
         self._sent_at: Dict[str, float] = {}
         self._unfit: Dict[str, Stamp] = {}
         self._channel: Any = None
+        self._told = b""
 
     def step(self) -> None:
         """Sends what is proven and the server does not have, one after the other.
@@ -94,16 +100,17 @@ class Carrier:
         delivered = _Delivered(self._pod.folder)  # again: what was restored meanwhile is among them
         while True:
             found = self._next(delivered.stamps, ended)
+            self._tell(delivered.stamps)
             if found is None:
                 return
             name, stamp = found
-            self._sent_at[name] = time.monotonic()
             try:
                 self._send(name, stamp)
-                delivered.add({name: stamp})
+                delivered.add({name: stamp}, self._folder)
             except (TreeError, OSError, Refused) as error:
                 self._unfit[name] = stamp
-                self._pod.log("checkpoint %s is not kept yet: %s" % (ascii(name), error))
+                self._pod.log("a checkpoint is not kept yet: %s" % str(error).replace(name, "..."))
+            self._sent_at[name] = time.monotonic()
 
     def _next(self, delivered: Dict[str, Stamp], ended: bool) -> Optional[Tuple[str, Stamp]]:
         """Returns what is to be sent now: of the series that has waited longest; of those that were never sent the newest."""
@@ -121,6 +128,21 @@ class Carrier:
                 waits_since = max([at for other, at in self._sent_at.items() if series(other) == alike], default=0.0)
                 due.append((waits_since, -written(stamp), name, stamp))
         return min(due)[2:] if due else None
+
+    def _tell(self, delivered: Dict[str, Stamp]) -> None:
+        """Passes on what the runner says is saved, once that is delivered: until then it is lost with the pod."""
+        try:
+            with open(os.path.join(self._pod.folder, SAVED), "rb") as file:
+                said = file.read(MAX_SAID_BYTES)
+            if said == self._told:
+                return
+            newest = Seals(self._folder).newest()
+            stamp = delivered.get(os.path.basename(newest or ""))
+            if stamp and wall(written(stamp)) == json.loads(said.decode())["at"]:
+                write_atomically(os.path.join(self._pod.folder, KEPT), said)
+                self._told = said
+        except (OSError, ValueError, TypeError, KeyError):
+            return  # there is none yet, or the disk is full: the end tells it all the same
 
     def _pressed(self) -> bool:
         """Says whether the attempt has to make way: its time is short."""
@@ -173,12 +195,12 @@ class Carrier:
             try:
                 tree, skipped = self._outputs(folder, sending)
                 sending.flush()
-                break
-            except Changed:
+                said = {"tree": tree, "skipped": skipped}
+                self._channel.json("PUT", "/outputs/%s" % quote(self._pod.task, safe=""), said)
+                return
+            except (Changed, Refused):  # what was there when it was asked for may have been removed as unused since
                 if trial == TRIALS - 1:
                     raise
-        said = {"tree": tree, "skipped": skipped}
-        self._channel.json("PUT", "/outputs/%s" % quote(self._pod.task, safe=""), said)
 
     @staticmethod
     def _outputs(folder: str, sending: Sending) -> Tuple[str, List[str]]:

@@ -64,6 +64,28 @@ class _Passing(Exception):
         self.after_s, self.code = after_s, code
 
 
+class Request(NamedTuple):
+    """What is asked.
+
+    Attributes:
+        method: GET, PUT ...
+        path: below the attempt's.
+        body: bytes, or an open file, which is sent from where it is.
+        query: what follows the path.
+        size: of the file's part that is sent; left out, all the rest.
+        content: the body's type.
+        timeout_s: after so long of silence it is sent again; left out, the way's.
+    """
+
+    method: str
+    path: str
+    body: Body = b""
+    query: Optional[Mapping[str, Any]] = None
+    size: Optional[int] = None
+    content: str = BINARY
+    timeout_s: Optional[float] = None
+
+
 class Answer(NamedTuple):
     """What the server said."""
 
@@ -90,6 +112,7 @@ class Way:
         self.secured, self.host, self.port = parts.scheme == "https", parts.hostname, parts.port
         self.prefix = "%s/v1/attempts/%s" % (parts.path.rstrip("/"), quote(attempt_id))
         self.url, self.token, self.log = url, token, log
+        self.timeout_s = TIMEOUT_S
         self.until: Optional[float] = None
         self.over = threading.Event()
         self._authority = authority
@@ -156,25 +179,14 @@ class Channel:
         self._connection: Optional[http.client.HTTPConnection] = None
         self._unknown = 0
 
-    def call(
-        self, method: str, path: str, body: Body = b"", *, query: Optional[Mapping[str, Any]] = None,
-        size: Optional[int] = None, content: str = BINARY, timeout_s: float = TIMEOUT_S,
-    ) -> Answer:  # fmt: skip
-        """Returns the answer, once there is one.
-
-        Args:
-            method: GET, PUT ...; may be sent more than once.
-            path: below the attempt's.
-            body: bytes, or an open file, which is sent from where it is.
-            query: what follows the path.
-            size: of the file's part that is sent.
-            content: the body's type.
-            timeout_s: after so long of silence it is sent again.
+    def call(self, method: str, path: str, body: Body = b"", **more: Any) -> Answer:
+        """Returns the answer, once there is one; what is sent may be sent more than once. See Request.
 
         Raises:
             Over, GaveUp, Refused: there is none.
         """
-        answer: Answer = self._repeated(lambda: self._once(method, path, body, query, size, content, timeout_s))
+        request = Request(method, path, body, **more)
+        answer: Answer = self._repeated(lambda: self._once(request))
         return answer
 
     def json(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
@@ -194,14 +206,14 @@ class Channel:
         except (ValueError, RecursionError) as error:
             raise Refused(answer.status, "InvalidAnswer", "the server's answer is no JSON: %s" % error) from error
 
-    def download(self, path: str, *, timeout_s: float = TIMEOUT_S) -> Iterator[bytes]:
+    def download(self, path: str, **more: Any) -> Iterator[bytes]:
         """Yields what an answer consists of, piece by piece. The beginning is asked for until it comes.
 
         Raises:
             Over, GaveUp, Refused: it does not come.
             Torn: it broke off: what has come is to be forgotten.
         """
-        response = self._repeated(lambda: self._opened("GET", path, b"", None, None, "", timeout_s))
+        response = self._repeated(lambda: self._opened(Request("GET", path, **more)))
         try:
             while True:
                 try:
@@ -247,57 +259,55 @@ class Channel:
         self.way.over.set()
         raise Over(why)
 
-    def _once(
-        self, method: str, path: str, body: Body, query: Any, size: Any, content: str, timeout_s: float
-    ) -> Answer:
-        response = self._opened(method, path, body, query, size, content, timeout_s)
+    def _once(self, request: Request) -> Answer:
+        response = self._opened(request)
         try:
             data = response.read(MAX_ANSWER_BYTES + 1)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _Passing("the answer to %s broke off: %s" % (path, error or type(error).__name__)) from error
+            raise _Passing("the answer to %s broke off: %s" % (request.path, error or type(error).__name__)) from error
         if len(data) > MAX_ANSWER_BYTES or response.length:
-            raise _Passing("the answer to %s was cut or is too long" % path)
+            raise _Passing("the answer to %s was cut or is too long" % request.path)
         return Answer(response.status, data, dict(response.headers.items()))
 
-    def _opened(
-        self, method: str, path: str, body: Body, query: Any, size: Any, content: str, timeout_s: float
-    ) -> http.client.HTTPResponse:
+    def _opened(self, request: Request) -> http.client.HTTPResponse:
         """Returns an answer of success, to be read."""
-        target = self.way.prefix + path + ("?" + urlencode(query) if query else "")
-        headers = {"Authorization": "Bearer " + self.way.token, "Accept": "*/*"}
-        at = 0
-        if not isinstance(body, bytes):
-            at = body.tell()
-            size = os.fstat(body.fileno()).st_size - at if size is None else size
-        elif method in ("PUT", "POST"):
-            size = len(body)
-        if size is not None:
-            headers.update({"Content-Length": str(size), "Content-Type": content})
+        at, size = 0, request.size
+        if not isinstance(request.body, bytes):
+            at = request.body.tell()
+            size = os.fstat(request.body.fileno()).st_size - at if size is None else size
+        elif request.method in ("PUT", "POST"):
+            size = len(request.body)
         while True:
             used = self._connection is not None
             try:
-                return self._answered(self._asked(method, target, body, headers, at, size, timeout_s), path)
+                return self._answered(self._asked(request, at, size), request.path)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self.close()
                 # a connection that was not used for a while is closed by the other side as soon as it likes
                 if used and not isinstance(error, socket.timeout):
                     continue
                 raise _Passing(str(error) or type(error).__name__) from error
+            finally:
+                if not isinstance(request.body, bytes):
+                    request.body.seek(at)
 
-    def _asked(
-        self, method: str, target: str, body: Body, headers: Dict[str, str], at: int, size: Any, timeout_s: float
-    ) -> http.client.HTTPResponse:
+    def _asked(self, request: Request, at: int, size: Optional[int]) -> http.client.HTTPResponse:
+        timeout_s = request.timeout_s or self.way.timeout_s
+        headers = {"Authorization": "Bearer " + self.way.token, "Accept": "*/*"}
+        if size is not None:
+            headers.update({"Content-Length": str(size), "Content-Type": request.content})
         if self._connection is None:
             self._connection = self.way.connection(timeout_s)
         connection = self._connection
         connection.timeout = timeout_s
         if connection.sock is not None:
             connection.sock.settimeout(timeout_s)
-        sent: Any = body
-        if not isinstance(body, bytes):
-            body.seek(at)
-            sent = _part(body, int(size))
-        connection.request(method, target, body=sent or None, headers=headers)
+        sent: Any = request.body
+        if not isinstance(request.body, bytes):
+            request.body.seek(at)
+            sent = _part(request.body, size or 0)
+        target = self.way.prefix + request.path + ("?" + urlencode(request.query) if request.query else "")
+        connection.request(request.method, target, body=sent or None, headers=headers)
         return connection.getresponse()
 
     def _answered(self, response: http.client.HTTPResponse, path: str) -> http.client.HTTPResponse:

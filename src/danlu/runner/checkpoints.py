@@ -23,7 +23,7 @@ import zipfile
 import zlib
 from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
-from .formats import write_atomically
+from .formats import DELIVERED, write_atomically
 
 UNFINISHED = (".tmp", ".temp", ".part", ".incomplete", ".tempstate")
 SETTLED_NS = 2_000_000_000
@@ -142,12 +142,12 @@ class Seals:
 
     Args:
         folder: it.
-        delivered: the file that tells which of them have left the machine; empty: it does not matter.
+        pod: the folder of an attempt in a pod, where it is told which of them have left it; empty: it does not matter.
     """
 
-    def __init__(self, folder: str, delivered: str = "") -> None:
+    def __init__(self, folder: str, pod: str = "") -> None:
         self.folder = folder
-        self._delivered = delivered
+        self._delivered = os.path.join(pod, DELIVERED) if pod else ""
         self._path = os.path.join(folder, ".danlu", "sealed.json")
         self._seen: Dict[str, Tuple[Stamp, int]] = {}
         self._doubtful: Dict[str, FrozenSet[Tuple[object, ...]]] = {}

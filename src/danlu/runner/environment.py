@@ -7,6 +7,7 @@ words say which. It tells on standard output how it goes, and leaves in the atte
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -16,7 +17,8 @@ import time
 import urllib.parse
 from typing import Any, Callable, Dict, List, Optional
 
-from .environments_cache import Full, Gone, ensure, hold, make_room
+from . import environments_cache
+from .environments_cache import Full, Gone, ensure, make_room
 from .unpacking import Bounds, Damaged, unpack
 
 ORDER, ATTEMPT = "/danlu/order", "/danlu/attempt"
@@ -105,15 +107,17 @@ class Download:
         answer = self._connection.getresponse()
         if answer.status == 200:
             return answer
-        words = "%d %s" % (answer.status, answer.read(MAX_WORDS).decode(errors="replace"))
+        with contextlib.closing(answer):
+            words = "%d %s" % (answer.status, answer.read(MAX_WORDS).decode(errors="replace"))
         if answer.status in ENDS:
             raise Over("the server answers for attempt's environment: " + words)
         raise http.client.HTTPException("the server answers " + words)
 
     def close(self) -> None:
         """Lets the connection go."""
-        if self._connection is not None:
-            self._connection.close()
+        for one in (self._answer, self._connection):
+            if one is not None:
+                one.close()
         self._connection = self._answer = None
 
 
@@ -161,6 +165,15 @@ def fill(asked: Dict[str, Any], download: Download, say: Callable[[str], None]) 
         )
     finally:
         download.close()
+
+
+def hold(asked: Dict[str, Any]) -> int:
+    """Returns a descriptor; while it is open the order's environment stays on the node. For the task's container.
+
+    Raises:
+        Gone: it is not there any more.
+    """
+    return environments_cache.hold(os.path.dirname(asked["path"]), asked["digest"])
 
 
 def main(arguments: List[str], order_folder: str = ORDER, attempt_folder: str = ATTEMPT) -> int:

@@ -55,8 +55,7 @@ class Runner:
         self.status = os.open(
             os.path.join(folder, "status"), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
-        delivered = os.path.join(folder, formats.DELIVERED) if self.order.get("pod") else ""
-        self.seals = Seals(self.order["checkpoint_dir"], delivered)
+        self.seals = Seals(self.order["checkpoint_dir"], folder if self.order.get("pod") else "")
         self.tasks = [
             Task(folder, self.order, spec, handed, groups.get(spec["name"], ())) for spec in self.order["tasks"]
         ]

@@ -6,12 +6,11 @@ more is held in memory than a pack.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from typing import Any, Dict, List, Optional
+from typing import Dict, List, Optional
 
-from .channel import Answer, Channel, Refused
+from .channel import Channel, Refused
 from .trees import READ, Blob, Changed, address_of
 
 SMALL_BYTES, PACK_BYTES, PIECE_BYTES = 1 << 20, 8 << 20, 8 << 20
@@ -99,7 +98,7 @@ class Sending:
                 os.close(file)
 
     def _received(self, blob: Blob) -> int:
-        return int(_said(self._channel.call("GET", "/blobs/%s/received" % blob.address))["size_bytes"])
+        return int(self._channel.json("GET", "/blobs/%s/received" % blob.address)["size_bytes"])
 
     def _append(self, blob: Blob, piece: bytes, offset: int) -> int:
         """Sends a piece, an empty one where all has arrived but was not put together; returns how much has arrived."""
@@ -113,11 +112,7 @@ class Sending:
             if error.code == WRONG:
                 raise Changed("%s is not what it was when it was read" % (blob.path or blob.address)) from error
             raise
-        return int(_said(answer)["size_bytes"])
-
-
-def _said(answer: Answer) -> Dict[str, Any]:
-    return dict(json.loads(answer.body.decode()))
+        return int(self._channel.json_of(answer)["size_bytes"])
 
 
 def _open(blob: Blob) -> int:

@@ -158,7 +158,9 @@ def unpack(read: Callable[[int], bytes], address: str, folder: str, bounds: Boun
 
 
 def _make(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: str, folders: Set[str], bounds: Bounds) -> None:
-    name = member.name
+    name = (
+        member.name[:-1] if member.isdir() and member.name.endswith("/") else member.name
+    )  # as Python 3.8 has long ones
     parts = name.split("/")
     if not name or len(parts) > MAX_DEPTH or any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise Damaged("the archive has the name %.200r" % name)

@@ -25,7 +25,7 @@ import uvicorn
 
 from danlu import __version__
 from danlu.blobs.base import Blobs
-from danlu.blobs.bucket import Bucket, BucketPlace, bucket_checks
+from danlu.blobs.bucket import bucket_checks, open_bucket
 from danlu.blobs.bucket_blobs import BucketBlobs
 from danlu.blobs.bucket_streams import BucketStreams
 from danlu.blobs.code import Code
@@ -37,7 +37,7 @@ from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.environments import BUILD_THREADS, EnvironmentsController
 from danlu.controllers.events import EventsController
-from danlu.controllers.leader import Leader, LedExecutor
+from danlu.controllers.leader import Leader, LedExecutor, Pace
 from danlu.controllers.loop import Loop
 from danlu.controllers.nodes import NodesController
 from danlu.controllers.nonces import NoncesController
@@ -208,8 +208,7 @@ def open_database(settings: Settings, now: int) -> Database:
 def open_blobs(settings: Settings) -> tuple[Blobs, Streams]:
     """Returns where blobs and streams are kept; a bucket was tried."""
     if settings.blobs is not None:
-        bucket = Bucket(BucketPlace.parsed(settings.blobs, settings.aws))
-        bucket.check()
+        bucket = open_bucket(settings.blobs, settings.aws)
         return BucketBlobs(bucket), BucketStreams(bucket)
     blobs = LocalBlobs(settings.home / "blobs")
     blobs.start()
@@ -266,7 +265,8 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
     )
     # of the server, not of a term: what an earlier term has begun is not begun beside it
     beside = Beside(builder, *(Tasks(some.spawn) for some in workers))
-    leader = Leader(platform, candidate(settings.home), partial(_begin, settings, platform, runs, launches, beside))
+    begin = partial(_begin, settings, platform, runs, launches, beside)
+    leader = Leader(platform, candidate(settings.home), begin, pace=Pace.of(settings.lease_s))
     led = leader.take(starting=True)
     if led is not None and not runs.executor.capabilities.shared:
         raise AlreadyRunning(
@@ -386,6 +386,11 @@ def serve(composition: Composition, doors: Doors) -> None:
         say(settings.ready_fd, {"ready": True, "url": platform.url})
         LOG.info("danlu %s serves %s at %s %s", __version__, settings.home, platform.url, public_url)
 
+    def ending() -> None:
+        bound.streams.end()
+        # another server need not wait for the last answers of this one
+        threading.Thread(target=composition.leader.stop, args=(LOOPS_END_S,), name="giving away", daemon=True).start()
+
     quiet, listening = Quiet(), doors.listening
     config = uvicorn.Config(
         Gate(application, platform, lambda: server.started, limits), log_config=None, access_log=False, lifespan="off",
@@ -397,7 +402,7 @@ def serve(composition: Composition, doors: Doors) -> None:
     )  # fmt: skip
     secured = None if certificate is None else (listening.outer, tls.context(certificate))
     plain = [one for one in (listening.inner, None if secured else listening.outer) if one is not None]
-    server = Server(config, quiet, secured, ready=ready, ending=bound.streams.end)
+    server = Server(config, quiet, secured, ready=ready, ending=ending)
 
     def stop(jobs_first: bool) -> None:
         def wait_and_end() -> None:

@@ -21,16 +21,16 @@ HASH_BYTES: Final = 32
 
 
 def code(call: Call, attempt: str) -> BinaryIO:
-    """Returns the job's code as a pack: every folder's description and every file once, a folder before what is in it.
+    """Returns the job's code, if it has any, as a pack: see ``packed``.
 
     Raises:
         NotAllowed: it is another attempt's.
-        NotFound: the job has no code, or it is not there any more.
+        NotFound: it is not there any more.
     """
     require_own(call, attempt)
     job = _job(call, attempt)
     if job.spec.code is None:
-        raise NotFound(f"job {job.name} has no code")
+        return io.BytesIO()
     return packed(call.platform, job.project, job.spec.code)
 
 
@@ -48,6 +48,8 @@ def secrets_of(call: Call, attempt: str) -> HandedSecrets:
 
 def packed(platform: Platform, project: str, tree: str) -> BinaryIO:
     """Returns a tree as a pack, to be read from its beginning to its end and closed.
+
+    Every folder's description and every file is in it once, a folder before what is in it.
 
     Raises:
         NotFound: the project has no such tree.

@@ -37,7 +37,7 @@ def get(call: Call) -> PlatformStatus:
         jobs=platform.database.read(lambda tx: queries.job_counts(tx, project)),
         nodes=nodes.list(call).items,
         warnings=platform.facts.warnings,
-        leader=leader(platform) if project is None else None,
+        leader=leader(platform) if project is None and platform.database.dialect != "sqlite" else None,
     )
 
 

@@ -22,6 +22,7 @@ from danlu.services.context import Clock
 
 R = TypeVar("R", bound=Record)
 PAGE: Final = 1000
+AT_ONCE: Final = 1000
 
 
 def find(database: Store, blobs: Blobs, project: str, before: int) -> list[Listed]:
@@ -37,11 +38,15 @@ def collect(database: Store, blobs: Blobs, clock: Clock) -> None:
         condemned = blobs.condemned(project)
         if not condemned.addresses or clock.wall() - condemned.at < SETTLE_S * 1e9:
             continue
-        gone = condemned.addresses - references(database, blobs, project)
-        size = blobs.remove(project, sorted(gone))
+        gone, size = sorted(condemned.addresses - references(database, blobs, project)), 0
+        for at in range(0, len(gone), AT_ONCE):
+            if blobs.condemned(project) != condemned:
+                break  # another server has removed them, and what is there now was sent again
+            size += blobs.remove(project, gone[at : at + AT_ONCE])
+        else:
+            blobs.condemn(project, (), clock.wall())
         if size:
             database.write(partial(stored.add_blobs, project=project, size_bytes=-size, now=clock.now()))
-        blobs.condemn(project, (), clock.wall())
 
 
 def references(database: Store, blobs: Blobs, project: str) -> set[str]:

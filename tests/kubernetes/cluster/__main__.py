@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.kubernetes.cluster import builds, fake_nodes, images, layout, machine, processes, running
+from tests.kubernetes.cluster import builds, control, fake_nodes, images, layout, machine, processes, running
 from tests.kubernetes.cluster.api import Api
 from tests.kubernetes.cluster.builds import CannotBuild
 from tests.kubernetes.cluster.processes import ClusterError
@@ -48,8 +48,8 @@ def arguments() -> argparse.ArgumentParser:
     one.add_argument("--at", default="/", help="where the folder's files are in the image")
     one.add_argument("--on", default=images.PYTHON, choices=(images.PYTHON, images.BUSYBOX, ""), help="the image below")
     for name, text in (("kill", "end a process or a node at once"), ("start", "start what was killed")):
-        one = command(name, act, f"{text}: {', '.join((*running.control.RUNS, *layout.NODES))}")
-        one.add_argument("name", choices=(*running.control.RUNS, *layout.NODES))
+        one = command(name, act, f"{text}: {', '.join((*control.RUNS, *layout.NODES))}")
+        one.add_argument("name", choices=(*control.RUNS, *layout.NODES))
         one.set_defaults(act=name)
     return parser
 
@@ -77,7 +77,7 @@ def down(asked: argparse.Namespace) -> None:
 
 
 def status(_asked: argparse.Namespace) -> None:
-    pids = {name: processes.find(name) for name in (*running.control.RUNS, *layout.NODES, "kwok")}
+    pids = {name: processes.find(name) for name in (*control.RUNS, *layout.NODES, "kwok")}
     for name, pid in pids.items():
         print(f"{name:20} {'not running' if pid is None else f'pid {pid}'}")
     if not running.is_up():

@@ -37,6 +37,19 @@ class Api:
         """Sends one request; returns the answer's text. Raises `Refused`, or OSError where nobody answers."""
         target = f"{path}?{urlencode(query)}" if query else path
         sent = None if body is None else json.dumps(body)
+        kept = self._connection is not None
+        try:
+            status, content = self._exchange(method, target, sent, type)
+        except OSError:
+            if not kept:
+                raise
+            # the API server was killed since the last request, and with it the connection
+            status, content = self._exchange(method, target, sent, type)
+        if status >= 300:
+            raise Refused(status, f"{method} {target}", content)
+        return content.decode(errors="replace")
+
+    def _exchange(self, method: str, target: str, sent: str | None, type: str) -> tuple[int, bytes]:
         try:
             if self._connection is None:
                 self._connection = http.client.HTTPSConnection(
@@ -44,15 +57,12 @@ class Api:
                 )
             self._connection.request(method, target, sent, {"Content-Type": type})
             answer = self._connection.getresponse()
-            content = answer.read()
+            return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
             self.close()
             if isinstance(error, OSError):
                 raise
             raise ConnectionError(f"{method} {target}: {error!r}") from error
-        if answer.status >= 300:
-            raise Refused(answer.status, f"{method} {target}", content)
-        return content.decode(errors="replace")
 
     def __call__(
         self, method: str, path: str, body: object = None, type: str = "application/json", **query: object
@@ -77,7 +87,7 @@ class Api:
         """Yields all items of a list, 500 at a time."""
         more = ""
         while True:
-            found = self("GET", path, limit=500, **({"continue": more} if more else {}), **query)
+            found = json.loads(self.text("GET", path, None, **query, limit=500, **({"continue": more} if more else {})))
             yield from found["items"]
             more = found["metadata"].get("continue", "")
             if not more:

@@ -24,9 +24,8 @@ BUSYBOX = f"{REGISTRY}/busybox:1"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ROOT_FOLDERS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 EMPTY_FOLDERS = ("proc", "sys", "dev", "run", "tmp", "root", "home", "etc", "var/tmp", "var/lib", "var/log")
-PACKAGES = ("python3", "python3-distutils", "python3-venv", "bash", "dash", "coreutils", "procps", "iproute2", "curl",
-            "ca-certificates", "sed", "grep", "findutils", "util-linux", "libc-bin", "libstdc++6", "tar", "gzip",
-            "netbase", "hostname")  # fmt: skip
+PACKAGES = ("python3", "bash", "dash", "coreutils", "procps", "iproute2", "curl", "ca-certificates", "sed", "grep",
+            "findutils", "util-linux", "libc-bin", "libstdc++6", "tar", "gzip", "hostname")  # fmt: skip
 """Debian packages of the image with Python; what they depend on comes with them."""
 IMPORT_TIMEOUT_S = 600.0
 Layer = Callable[[tarfile.TarFile], None]
@@ -45,6 +44,13 @@ class Image:
         return self.archive.with_suffix(".digest").read_text()
 
 
+def folder() -> Path:
+    """Returns the cache's folder for images that are made by this file as it is."""
+    path = builds.cache() / "images" / hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def base() -> list[Image]:
     """Returns the images that each node has from the start, made where they are not in the cache."""
     pause = ["/bin/busybox", "sleep", "2147483647"]
@@ -55,7 +61,7 @@ def base() -> list[Image]:
     ]
 
 
-def from_folder(name: str, folder: Path, at: str = "/", on: str = PYTHON, command: Sequence[str] = ()) -> Image:
+def from_folder(name: str, content: Path, at: str = "/", on: str = PYTHON, command: Sequence[str] = ()) -> Image:
     """Makes an image of a folder's files at a path, over another image's; returns it, to be brought to nodes.
 
     Owners are kept as they are. An image of that name is made again.
@@ -63,7 +69,7 @@ def from_folder(name: str, folder: Path, at: str = "/", on: str = PYTHON, comman
     below = {PYTHON: _debian, BUSYBOX: _busybox, "": None}[on]
 
     def layer(tar: tarfile.TarFile) -> None:
-        tar.add(folder, at.strip("/") or ".")
+        tar.add(content, at.strip("/") or ".")
 
     return _made(name, [*([below] if below else []), layer], command, again=True)
 
@@ -92,20 +98,27 @@ def unload(image: Image, nodes: Iterable[str] = layout.NODES) -> None:
 def _made(name: str, layers: Sequence[Layer], command: Sequence[str] = (), *, again: bool = False) -> Image:
     """Returns an image, written as the archive that `docker save` writes and containerd imports."""
     file = name.removeprefix(f"{REGISTRY}/").replace("/", "_").replace(":", "_")
-    image = Image(name if "/" in name else f"{REGISTRY}/{name}", layout.images() / f"{file}.tar")
-    with builds.locked(layout.images() / f"{file}.lock"):
+    image = Image(name if "/" in name else f"{REGISTRY}/{name}", folder() / f"{file}.tar")
+    with builds.locked(folder() / f"{file}.lock"):
         if again or not image.archive.with_suffix(".digest").exists():
-            with tempfile.TemporaryDirectory(dir=layout.images()) as folder:
-                _write(image, layers, command, Path(folder))
+            with tempfile.TemporaryDirectory(dir=folder()) as place:
+                _write(image, [_layer(layer, Path(place, str(number))) for number, layer in enumerate(layers)], command)
     return image
 
 
-def _write(image: Image, layers: Sequence[Layer], command: Sequence[str], folder: Path) -> None:
+def _layer(layer: Layer, fresh: Path) -> Path:
+    """Returns a layer's file, written anew unless it is of those that images are made upon."""
+    kept = folder() / f"{layer.__name__}.layer" if layer in (_busybox, _debian) else fresh
+    if kept.exists():
+        return kept
+    with tarfile.open(fresh, "w", format=tarfile.PAX_FORMAT) as tar:
+        layer(tar)
+    return fresh.replace(kept)
+
+
+def _write(image: Image, layers: Sequence[Path], command: Sequence[str]) -> None:
     digests = []
-    for number, layer in enumerate(layers):
-        path = folder / f"layer-{number}.tar"
-        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-            layer(tar)
+    for path in layers:
         with path.open("rb") as file:
             digests.append(f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}")
     config = json.dumps({
@@ -118,13 +131,13 @@ def _write(image: Image, layers: Sequence[Layer], command: Sequence[str], folder
     digest = hashlib.sha256(config).hexdigest()
     names = [f"layer-{number}.tar" for number in range(len(layers))]
     manifest = json.dumps([{"Config": f"{digest}.json", "RepoTags": [image.name], "Layers": names}]).encode()
-    whole = folder / "image.tar"
-    with tarfile.open(whole, "w") as tar:
+    fresh = image.archive.with_suffix(".new")
+    with tarfile.open(fresh, "w") as tar:
         _add_bytes(tar, "manifest.json", manifest)
         _add_bytes(tar, f"{digest}.json", config)
-        for name in names:
-            tar.add(folder / name, name)
-    whole.replace(image.archive)
+        for path, name in zip(layers, names, strict=True):
+            tar.add(path, name)
+    fresh.replace(image.archive)
     image.archive.with_suffix(".digest").write_text(digest)
 
 
@@ -196,7 +209,7 @@ def _merged(name: str) -> str:
     return f"{ROOT_FOLDERS[first]}/{rest}" if first in ROOT_FOLDERS and rest else name
 
 
-def _closure(wanted: Iterable[str]) -> list[str]:
+def _closure(wanted: Sequence[str]) -> list[str]:
     """Returns the packages of this machine that are wanted, with all that they depend on."""
     depends: dict[str, list[str]] = {}
     provided: dict[str, str] = {}
@@ -208,6 +221,11 @@ def _closure(wanted: Iterable[str]) -> list[str]:
                 one.split()[0].split(":")[0] for part in asked.split(",") for one in part.split("|") if one.strip()
             ]
             provided.update({one.split()[0]: package for one in provides.split(",") if one.strip()})
+    lacking = sorted(set(wanted) - set(depends))
+    if lacking:
+        raise ClusterError(
+            f"packages for the image with Python are not on this machine: apt install {' '.join(lacking)}"
+        )
     found: set[str] = set()
     queue = list(wanted)
     while queue:

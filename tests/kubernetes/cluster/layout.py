@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from tests.kubernetes.cluster import builds
@@ -42,12 +41,12 @@ def link(node: str) -> str:
 
 def run() -> Path:
     """Returns the folder of what a running cluster needs; below it are logs, keys and the nodes' disks."""
-    chosen = os.environ.get("DANLU_CLUSTER_RUN")
-    return Path(chosen) if chosen else builds.cache() / "run"
+    return builds.cache() / "run"
 
 
-def images() -> Path:
-    return builds.cache() / "images"
+def lock(name: str) -> Path:
+    """Returns a file to lock: the bridge and the addresses are the machine's, whoever's cache the cluster lives in."""
+    return Path("/run/lock" if Path("/run/lock").is_dir() else "/tmp", f"danlu-cluster.{name}")
 
 
 def keys() -> Path:

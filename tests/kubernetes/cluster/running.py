@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +51,35 @@ def up() -> None:
     reason = cannot()
     if reason:
         raise ClusterError(reason)
-    with builds.locked(_lock("lock")):
+    with builds.locked(layout.lock("change")):
+        _refuse_another_owner()
         noted = layout.run() / "version"
         if noted.exists() and noted.read_text() != version():
             with _held("users", fcntl.LOCK_EX | fcntl.LOCK_NB):
                 _down()
         if is_up():
             return
-        if not any(processes.find(name) for name in (*control.RUNS, *layout.NODES)):
+        fresh = not any(processes.find(name) for name in (*control.RUNS, *layout.NODES))
+        if fresh:
             _down()  # what a machine that lost its power, or a run that was killed, left
             for path in (one for name in FRESH for one in layout.run().glob(name)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         layout.run().mkdir(parents=True, exist_ok=True)
         noted.write_text(version())
+        layout.lock("owner").write_text(str(layout.run()))
         try:
             _start()
         except BaseException:
-            _down()
+            if fresh:  # what runs in part may serve somebody
+                _down()
             raise
+
+
+def _refuse_another_owner() -> None:
+    """Refuses to touch a cluster that lives in another folder than ours."""
+    owner = layout.lock("owner")
+    if owner.exists() and owner.read_text() != str(layout.run()) and processes.members(layout.GROUP):
+        raise ClusterError(f"another cluster runs on this machine, from {owner.read_text()}: take that one down first")
 
 
 def _start() -> None:
@@ -80,12 +92,11 @@ def _start() -> None:
             layout.disk(name).mkdir(exist_ok=True)
             node.start(name)
         for name in layout.NODES:
-            processes.wait_until(f"containerd of {name}", NODE_TIMEOUT_S, lambda name=name: _serves(name))
+            processes.wait_until(f"containerd of {name}", NODE_TIMEOUT_S, partial(_serves, name))
         for image in made.result():
             images.load(image)
-        for name in layout.NODES:
-            processes.wait_until(f"the node {name} being ready", NODE_TIMEOUT_S, lambda name=name: _ready(api, name))
-        processes.wait_until("the default service account", NODE_TIMEOUT_S, lambda: _default_account(api))
+        settle(api)
+        processes.wait_until("the default service account", NODE_TIMEOUT_S, partial(_default_account, api))
 
 
 def _serves(name: str) -> bool:
@@ -94,10 +105,19 @@ def _serves(name: str) -> bool:
     return False
 
 
+def settle(api: Api) -> None:
+    """Waits until the API server answers, both nodes are ready, and it reaches their kubelets."""
+    for name in layout.NODES:
+        processes.wait_until(f"the node {name} being ready", NODE_TIMEOUT_S, partial(_ready, api, name))
+
+
 def _ready(api: Api, name: str) -> bool:
     try:
-        return fake_nodes.is_ready(api("GET", f"/api/v1/nodes/{name}"))
-    except Refused:
+        # asked through the API server, which forgets its connections to a kubelet that is gone by that
+        return fake_nodes.is_ready(api("GET", f"/api/v1/nodes/{name}")) and (
+            api.text("GET", f"/api/v1/nodes/{name}/proxy/healthz") == "ok"
+        )
+    except (Refused, OSError):
         return False
 
 
@@ -110,7 +130,8 @@ def _default_account(api: Api) -> bool:
 
 def down(*, purge: bool = False, force: bool = False) -> None:
     """Ends the cluster and leaves nothing but files; `purge` removes those too, the builds and images excepted."""
-    with builds.locked(_lock("lock")):
+    with builds.locked(layout.lock("change")):
+        _refuse_another_owner()
         with nullcontext() if force else _held("users", fcntl.LOCK_EX | fcntl.LOCK_NB):
             _down()
         if purge:
@@ -128,9 +149,7 @@ def _down() -> None:
 @contextmanager
 def _held(name: str, how: int) -> Iterator[None]:
     """Holds a lock on the cluster: `users` while anybody uses it, `alone` while one test wants no other in it."""
-    path = _lock(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with layout.lock(name).open("a") as file:
         try:
             fcntl.flock(file, how)
         except BlockingIOError as error:
@@ -138,8 +157,18 @@ def _held(name: str, how: int) -> Iterator[None]:
         yield
 
 
-def _lock(name: str) -> Path:
-    return layout.run().with_name(f"{layout.run().name}.{name}")
+@contextmanager
+def used() -> Iterator[None]:
+    """Keeps the cluster from being taken down meanwhile."""
+    with _held("users", fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def shared(*, alone: bool = False) -> Iterator[None]:
+    """Lets others use the cluster at the same time, or none: waits for those there are."""
+    with _held("alone", fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+        yield
 
 
 class Cluster:
@@ -153,21 +182,13 @@ class Cluster:
         self.api = Api()
         self.kubeconfig = layout.kubeconfig()
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Keeps the cluster from being taken down meanwhile."""
-        with _held("users", fcntl.LOCK_SH):
-            yield
-
-    @contextmanager
-    def shared(self, *, alone: bool = False) -> Iterator[None]:
-        """Lets others use the cluster at the same time, or none: waits for those there are."""
-        with _held("alone", fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
-            yield
-
     def kubectl(self, *words: str, send: str | None = None) -> str:
         """Runs kubectl as the administrator and returns its output."""
         return command(builds.program("kubectl"), f"--kubeconfig={self.kubeconfig}", *words, send=send)
+
+    def helm(self, *words: str | Path) -> str:
+        """Runs Helm as the administrator and returns its output; it is built apart: `builds.missing("helm")`."""
+        return command(builds.program("helm"), f"--kubeconfig={self.kubeconfig}", *words)
 
     def set_resource(self, node: str, resource: str, count: int) -> None:
         """Makes a node offer so many of a resource; 0 takes it away."""
@@ -202,6 +223,10 @@ class Cluster:
             node.start(name)
         else:
             control.start(name)
+
+    def settle(self) -> None:
+        """Waits until all is as before a fault."""
+        settle(self.api)
 
     def cut(self, node: str) -> None:
         """Pulls a node's cable: it goes on by itself, unseen."""

@@ -1,0 +1,56 @@
+"""Where a database is: its password never stands on a command line or in what is shown; a file may hold the address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from danlu.client.databases import require_no_password
+from danlu.config import database_url
+from danlu.database.postgresql import address, shown
+from danlu.errors import InvalidRequest, PlatformError
+
+HIDDEN = (
+    "postgresql://a:hunter2@h/d",
+    "postgresql://a@h/d?password=hunter2",
+    "postgresql://a:hunter2@h:5432/d?sslmode=require",
+)
+
+
+@pytest.mark.parametrize("url", HIDDEN)
+def test_a_password_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="read by everybody") as caught:
+        require_no_password(url)
+    assert "PGPASSWORD" in caught.value.next_step
+    assert "hunter2" not in str(caught.value.to_problem()) + shown(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://a@h/d", "postgresql:///d", "postgresql://a@/d?host=/tmp&sslmode=require"]
+)
+def test_an_address_without_one_is_taken(url: str) -> None:
+    require_no_password(url)
+    assert address(url).drivername == "postgresql+psycopg"
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://a:hunter2@h/d", "hunter2", "postgresql://h", "sqlite:///hunter2", "", "postgresql://h:hunter2/d"]
+)
+def test_what_is_no_address_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        address(url)
+    assert "hunter2" not in str(caught.value.to_problem())
+    assert "postgresql://" in caught.value.next_step
+
+
+def test_a_file_may_hold_the_address(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("postgresql://a:b@h/d\n")
+    assert database_url({}) is None
+    assert database_url({"DANLU_DATABASE_URL": "", "DANLU_DATABASE_URL_FILE": str(file)}) == "postgresql://a:b@h/d"
+    assert database_url({"DANLU_DATABASE_URL": "x", "DANLU_DATABASE_URL_FILE": str(file)}) == "x"
+    file.write_text("\n")
+    for name in (file, tmp_path / "none", tmp_path):
+        with pytest.raises(PlatformError, match="DANLU_DATABASE_URL_FILE"):
+            database_url({"DANLU_DATABASE_URL_FILE": str(name)})

@@ -1,0 +1,171 @@
+"""A node's environments: one fills at a time, what is there is whole, and what is used is never taken away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import danlu
+from danlu.runner import environments_cache as cache
+from danlu.runner.environments_cache import Full, Gone
+
+ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
+DAY_S = 86_400.0
+
+
+def make(folder: str) -> dict[str, Any]:
+    Path(folder, "file").write_text("whole")
+    return {"unpacked_bytes": 100}
+
+
+def never(_folder: str) -> dict[str, Any]:
+    raise AssertionError("it is there")
+
+
+def nobody() -> None:
+    raise AssertionError("nobody else is at work")
+
+
+def fill(folder: Path, digest: str, *, unused_s: float = 0.0) -> None:
+    """Has an environment there that was last asked for a while ago."""
+    assert not cache.ensure(str(folder), digest, make, nobody)
+    lock = folder / cache.LOCKS / digest
+    os.utime(lock, (at := lock.stat().st_mtime - unused_s, at))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {cache.LOCKS}
+
+
+def room(folder: Path, *, wanted_bytes: int = 0, max_bytes: int = 1000, unused_s: float = 30 * DAY_S) -> list[str]:
+    return cache.make_room(str(folder), wanted_bytes, max_bytes, unused_s)
+
+
+def test_it_is_made_once_and_found_again(tmp_path: Path) -> None:
+    fill(tmp_path, ONE)
+    assert cache.ensure(str(tmp_path), ONE, never, nobody)
+    assert (tmp_path / ONE / "file").read_text() == "whole"
+    assert names(tmp_path) == {ONE}
+
+
+def test_of_two_at_a_time_one_makes_it(tmp_path: Path) -> None:
+    begun, waits, may_end = threading.Event(), threading.Event(), threading.Event()
+    found: list[bool] = []
+
+    def slow(folder: str) -> dict[str, Any]:
+        begun.set()
+        assert may_end.wait(30)
+        return make(folder)
+
+    first = threading.Thread(target=lambda: found.append(cache.ensure(str(tmp_path), ONE, slow, nobody)))
+    first.start()
+    assert begun.wait(30)
+    second = threading.Thread(target=lambda: found.append(cache.ensure(str(tmp_path), ONE, never, waits.set)))
+    second.start()
+    assert waits.wait(30)
+    may_end.set()
+    first.join()
+    second.join()
+    assert sorted(found) == [False, True]
+
+
+def test_who_runs_with_it_does_not_keep_others_waiting(tmp_path: Path) -> None:
+    fill(tmp_path, ONE)
+    descriptor = cache.hold(str(tmp_path), ONE)
+    assert cache.ensure(str(tmp_path), ONE, never, nobody)
+    os.close(descriptor)
+
+
+KILLED = """
+import os, signal, sys
+from danlu.runner import environments_cache
+def make(folder):
+    open(folder + "/half", "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+environments_cache.ensure(sys.argv[1], sys.argv[2], make, None)
+"""
+
+
+def test_what_a_killed_one_left_is_made_anew(tmp_path: Path) -> None:
+    path = str(Path(danlu.__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, ONE], env={"PYTHONPATH": path}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert names(tmp_path) == {f"{cache.NEW}{ONE}"}
+    assert not cache.ensure(str(tmp_path), ONE, make, nobody)
+    assert names(tmp_path) == {ONE}
+    assert not (tmp_path / ONE / "half").exists()
+
+
+def test_what_a_killed_one_left_goes_with_another_environment(tmp_path: Path) -> None:
+    (tmp_path / f"{cache.NEW}{ONE}").mkdir()
+    fill(tmp_path, TWO)
+    assert room(tmp_path) == []
+    assert names(tmp_path) == {TWO}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("damaged")])
+def test_a_failure_leaves_nothing(tmp_path: Path, error: Exception) -> None:
+    def fails(folder: str) -> dict[str, Any]:
+        make(folder)
+        raise error
+
+    with pytest.raises(type(error)):
+        cache.ensure(str(tmp_path), ONE, fails, nobody)
+    assert names(tmp_path) == set()
+    with pytest.raises(Gone):
+        cache.hold(str(tmp_path), ONE)
+    assert not cache.ensure(str(tmp_path), ONE, make, nobody)
+
+
+def test_what_nobody_asks_for_goes(tmp_path: Path) -> None:
+    fill(tmp_path, ONE, unused_s=31 * DAY_S)
+    fill(tmp_path, TWO, unused_s=29 * DAY_S)
+    assert room(tmp_path) == [ONE]
+    assert names(tmp_path) == {TWO}
+    assert {path.name for path in (tmp_path / cache.LOCKS).iterdir()} == {TWO}
+    with pytest.raises(Gone):
+        cache.hold(str(tmp_path), ONE)
+
+
+def test_where_there_are_too_many_the_oldest_go_but_the_young(tmp_path: Path) -> None:
+    fill(tmp_path, TWO, unused_s=2 * DAY_S)
+    fill(tmp_path, ONE, unused_s=3 * DAY_S)
+    fill(tmp_path, THREE, unused_s=cache.YOUNG_S / 2)
+    assert room(tmp_path, wanted_bytes=100, max_bytes=350) == [ONE]
+    assert room(tmp_path, wanted_bytes=100, max_bytes=100) == [TWO]
+    assert names(tmp_path) == {THREE}, "its pod may have been about to hold it"
+
+
+def test_what_is_used_stays(tmp_path: Path) -> None:
+    fill(tmp_path, ONE, unused_s=99 * DAY_S)
+    descriptor = cache.hold(str(tmp_path), ONE)
+    assert room(tmp_path, wanted_bytes=100, max_bytes=0) == []
+    assert names(tmp_path) == {ONE}
+    os.close(descriptor)
+    assert room(tmp_path, max_bytes=0) == [ONE]
+
+
+def test_a_full_disk_is_made_room_on_or_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = namedtuple("disk", "f_bavail f_frsize")
+    monkeypatch.setattr(os, "statvfs", lambda _path: disk(1, cache.SPARE_BYTES))
+    fill(tmp_path, ONE, unused_s=DAY_S)
+    with pytest.raises(Full, match=r"needs 257 MB, and the disk of .* has 256 MB"):
+        room(tmp_path, wanted_bytes=2**20)
+    assert names(tmp_path) == set(), "what was not used made room first"
+
+
+def test_only_digests_are_names(tmp_path: Path) -> None:
+    for name in ("../x", "", ONE[1:], f"{ONE}/.."):
+        with pytest.raises(ValueError, match="no environment's digest"):
+            cache.ensure(str(tmp_path), name, never, nobody)
+        with pytest.raises(ValueError, match="no environment's digest"):
+            cache.hold(str(tmp_path), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -172,6 +173,31 @@ def test_what_was_stopped_is_not_launched_again(bench: PodBench) -> None:
     bench.wait(5)
     assert nothing_runs(bench, order.attempt.id)
     assert seen(bench, order.attempt.id).stopped
+
+
+# the watch
+
+
+CUTS = [None, Answer(410, "Expired", "too old resource version"), Answer(500, "InternalError", "x")]
+
+
+@pytest.mark.parametrize("fault", CUTS)
+def test_a_watch_that_is_cut_is_begun_again_and_only_says_when_to_look(bench: PodBench, fault: Answer | None) -> None:
+    stopping = threading.Event()
+    bench.executor.observe()
+    attempt_id = bench.launch(*bench.program())
+    bench.cluster.faults = [] if fault is None else [fault]
+    thread = threading.Thread(target=bench.executor.cluster.watch, args=(stopping, stopping.set))
+    thread.start()
+    for _ in range(200):
+        bench.clock.at += SECOND // 10
+        bench.cluster.tick()
+        if stopping.wait(0.1):
+            break
+    thread.join(20)
+    assert stopping.is_set()
+    assert not thread.is_alive()
+    assert bench.end(attempt_id).phase is Phase.ENDED
 
 
 # why it does not run yet

@@ -10,6 +10,7 @@ from typing import Any, Final
 from danlu.controllers.preempting import asks, told
 from danlu.domain.jobs import (
     INFRASTRUCTURE_ATTEMPTS,
+    KEEPS_PODS,
     LOST,
     NEVER_RETRIED,
     Attempt,
@@ -95,7 +96,7 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
         attempts.append(attempt.moved(AttemptState.RUNNING, now=now, reason=Reason.STARTED, **changes))
         if job.state is JobState.STARTING:
             jobs.append(job.moved(JobState.RUNNING, now=now, reason=Reason.STARTED, started_at=seen.started_at))
-    elif seen.phase is Phase.STARTING and job.state is JobState.STARTING and _tells_why(job, seen):
+    elif not stopping and _tells_why(job, attempt, seen):
         jobs.append(job.evolved(now=now, reason=seen.reason or Reason.LAUNCHING, message=seen.message[:4096]))
     elif _is_news(attempt, seen, now):
         attempts.append(attempt.evolved(now=now, tasks=_tasks(attempt, seen), **_saved(attempt, seen)))
@@ -115,10 +116,14 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
     return Decision(Action.STOP, tuple(jobs), tuple(attempts))
 
 
-def _tells_why(job: Job, seen: Observation) -> bool:
-    """Whether what keeps an attempt from running is another thing than the job says."""
-    told = seen.reason is not None or job.reason is not Reason.LAUNCHING
-    return told and (job.reason, job.message) != (seen.reason or Reason.LAUNCHING, seen.message[:4096])
+def _tells_why(job: Job, attempt: Attempt, seen: Observation) -> bool:
+    """Whether what keeps an attempt from running is another thing than the job says, or nothing any more."""
+    starting = (job.state, attempt.state, seen.phase) == (JobState.STARTING, AttemptState.LAUNCHING, Phase.STARTING)
+    if not starting or attempt.preemption is not None:
+        return False
+    if seen.reason is None:
+        return job.reason in KEEPS_PODS
+    return (job.reason, job.message) != (seen.reason, seen.message[:4096])
 
 
 def _is_news(attempt: Attempt, seen: Observation, now: int) -> bool:

@@ -100,6 +100,11 @@ LOST: Final = frozenset(
 )  # fmt: skip
 """An attempt that ended so is repeated outside the user's retry budget; all but the preempted ones count as losses."""
 
+KEEPS_PODS: Final = frozenset(
+    {Reason.IMAGE_PULL_FAILED, Reason.UNSCHEDULABLE, Reason.POD_REFUSED, Reason.POD_NOT_READY}
+)
+"""What keeps an attempt that was launched from running, for as long as it does."""
+
 NEVER_RETRIED: Final = frozenset(
     {
         Reason.COMMAND_NOT_FOUND, Reason.MAX_TIME_EXCEEDED, Reason.LAUNCH_REJECTED, Reason.SECRET_UNAVAILABLE,

@@ -45,7 +45,8 @@ CHECKS: Final = [
 
 HARD: Final = frozenset({
     "sessions.open", "jobs.submit", "jobs.retry", "arrays.retry", "members.set", "members.remove",
-    "keys.expire", "keys.revoke", "tokens.revoke", "attempts.append", "users.change", "users.remove",
+    "keys.expire", "keys.revoke", "tokens.revoke", "attempts.append", "attempts.environment", "users.change",
+    "users.remove",
 })  # fmt: skip
 """These need more than what is allowed: things that belong together, and were not removed by another operation before."""
 

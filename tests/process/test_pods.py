@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from danlu.api.bodies import MetricsQuery, StopRequest
 from danlu.client.code import send
 from danlu.domain.jobs import Attempt, Job, JobState, Reason
 from danlu.domain.secrets import SecretRequest
+from danlu.runner import frames
 from danlu.runner.living import OVER
 from tests.process.between import BUSY, INGRESS, Between
 from tests.process.platform import processes_with, until
@@ -121,6 +125,8 @@ def test_a_job_from_beginning_to_end(pods: Pods, tmp_path: Path) -> None:
     assert losses(pods, job) == [float(n) for n in range(500)]
     assert pods.container_log(f"{job.id}-1") == ""
     assert not alive(pods.root(f"{job.id}-1"))
+    with closing(sqlite3.connect(pods.home / "danlu.db", timeout=20)) as database:
+        assert database.execute("SELECT count(*) FROM reports").fetchone() == (0,)  # nothing is left of them
 
 
 @HERE
@@ -321,6 +327,24 @@ def test_secrets_go_through_memory_and_are_hidden(pods: Pods) -> None:
     files = [path for path in root.rglob("*") if path.is_file() and path.name != "stdout"]
     assert files
     assert not [path for path in files if value.encode() in path.read_bytes()]
+
+
+def test_a_session_goes_through_the_pods_door(pods: Pods, python: str) -> None:
+    """What Kubernetes executes in the pod carries a session's frames between its standard files and the runner."""
+    job = count(pods, 100_000, 0.05)
+    root = begun(pods, job)
+    request = {"command": ["/bin/sh", "-c", "echo heard $DANLU_TASK; exit 5"], "task": "main-0"}
+    command = [python, "-I", "-S", str(pods.home / "pods" / "runner.pyz"), "enter", "main-0"]
+    environ = {"DANLU_POD_ROOT": str(root)}
+    with subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+        assert session.stdin is not None
+        assert session.stdout is not None
+        session.stdin.write(frames.encode_json(frames.REQUEST, request))
+        session.stdin.flush()  # and it stays open: who closes it is gone
+        said = session.stdout.read()
+        assert session.wait(TIMEOUT_S) == 0
+    assert b"heard main-0" in said
+    assert b'"exit_code": 5' in said
 
 
 @HERE

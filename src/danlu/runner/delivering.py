@@ -21,6 +21,7 @@ SHORT_WHY = 100
 FIRST_PAUSE_S, LONGEST_PAUSE_S, CALM_S = 0.02, 0.5, 1.0
 """A line that comes alone is sent at once; where many come, they are sent twice a second."""
 LOOK_S, QUIET_LOOK_S = 0.25, 1.0
+MAX_FAILURES, FAILURE_PAUSE_S = 20, 0.5
 
 
 class Stream:
@@ -116,8 +117,9 @@ class Stream:
 class Deliverer:
     """Sends streams, until it is told that nothing more comes. For a thread of its own."""
 
-    def __init__(self, streams: List[Stream]) -> None:
-        self._streams = streams
+    def __init__(self, streams: List[Stream], log: Callable[[str], None]) -> None:
+        self._streams, self._log = streams, log
+        self._failures = 0
         self.hinted, self.ended = threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -129,7 +131,7 @@ class Deliverer:
         pause_s, sent_at = FIRST_PAUSE_S, time.monotonic()
         while not self.ended.is_set():
             self.hinted.clear()
-            if sum(stream.step() for stream in self._streams):
+            if sum(map(self._step, self._streams)):
                 now = time.monotonic()
                 pause_s = FIRST_PAUSE_S if now - sent_at > CALM_S else min(LONGEST_PAUSE_S, pause_s * 2)
                 sent_at = now
@@ -137,7 +139,23 @@ class Deliverer:
             else:
                 self.hinted.wait(LOOK_S if time.monotonic() - sent_at < CALM_S else QUIET_LOOK_S)
         for stream in self._streams:
+            while self._step(stream):
+                pass
             stream.finish()
+
+    def _step(self, stream: Stream) -> bool:
+        """Sends a piece, if there is one. What the disk cannot give now it may give later, and the others go on."""
+        try:
+            sent = stream.step()
+            self._failures = 0
+            return sent
+        except (OSError, ValueError) as error:
+            self._failures += 1
+            if self._failures > MAX_FAILURES:
+                raise
+            self._log("what the task writes cannot be read: %s" % error)
+            time.sleep(FAILURE_PAUSE_S)
+            return True
 
     def end(self) -> None:
         """Lets it send what is left, and return."""
@@ -202,7 +220,9 @@ class Reporter:
         events = formats.read_status(os.path.join(self._folder, "status"))
         if not ended:
             events = [event for event in events if event["event"] != "ended"]
-        return json.dumps({"events": trimmed(events), "saved": self._saved()}).encode()
+        # half characters, as a file's name may have, are no JSON for others
+        text = json.dumps({"events": trimmed(events), "saved": self._saved()}, ensure_ascii=False)
+        return text.encode(errors="replace")
 
     def _stamp(self) -> List[Any]:
         """Returns what is another once there is more to report."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
@@ -10,9 +9,9 @@ import socket
 import threading
 from typing import Callable, List
 
-from . import carrying, delivering, formats
+from . import carrying, delivering, formats, processes
 from .channel import ChannelError, Over
-from .pod import HEARTBEAT_S, PR_SET_CHILD_SUBREAPER, Pod
+from .pod import HEARTBEAT_S, Pod
 
 ROOT, ROOT_VARIABLE = "/danlu", "DANLU_POD_ROOT"
 ROLE, INDEX = "DANLU_POD_ROLE", "JOB_COMPLETION_INDEX"
@@ -46,7 +45,7 @@ class Life:
         streams = [
             delivering.Stream(task, pod.task, name, pod.channel(), pod.log) for name in (formats.LOG, formats.METRICS)
         ]
-        self._deliverer = delivering.Deliverer(streams)
+        self._deliverer = delivering.Deliverer(streams, pod.log)
         heartbeat_s = float(pod.settings.get("heartbeat_s", HEARTBEAT_S))
         self._reporter = delivering.Reporter(pod.folder, pod.task, pod.channel(), heartbeat_s, pod.heard, pod.log)
         self._carrier = carrying.Carrier(pod)
@@ -108,7 +107,12 @@ class Life:
     def _carrying(self) -> None:
         while not self._carry_ended.is_set():
             self._carry.clear()
-            self._carrier.step()
+            try:
+                self._carrier.step()
+            except ChannelError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the next step may do better, and the end is tried in any case
+                self._pod.log("what it leaves cannot be kept now: %s: %s" % (type(error).__name__, error))
             self._carry.wait(CARRY_S)
         self._carrier.finish()
 
@@ -151,15 +155,16 @@ class Life:
             self._carry.set()
 
 
-def main() -> int:
-    """Lives a pod's life; returns its exit code."""
-    told: List[int] = []
-    signal.signal(
-        signal.SIGTERM, lambda number, _: told.append(number)
-    )  # the first process of a container hears no other
-    os.umask(0o077)
+def main(child: int, go: int, told: List[int]) -> int:
+    """Lives a pod's life; returns its exit code.
+
+    Args:
+        child: the process that becomes the runner.
+        go: where it waits for what it needs.
+        told: has the signals that came.
+    """
+    processes.become_subreaper()
     root = os.environ.get(ROOT_VARIABLE, ROOT)
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         pod = Pod(root, "%s-%s" % (os.environ.get(ROLE, "main"), os.environ.get(INDEX, "0")))
         begun = bool(formats.read_status(os.path.join(pod.folder, "status")))
@@ -168,6 +173,8 @@ def main() -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         os.write(2, ("danlu: the pod cannot begin: %s: %s\n" % (type(error).__name__, error)).encode())
         return WRONG
-    if not begun:
-        pod.fork()
+    if begun:
+        os.close(go)
+    else:
+        pod.child, pod.go = child, go
     return Life(pod, told).run(begun=begun)

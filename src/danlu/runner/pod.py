@@ -1,6 +1,6 @@
 """The runner in a pod: fetches what its task needs, runs it as on one machine, and brings what comes of it to the server.
 
-The runner itself is a child that is forked before there is any thread, and waits until everything is there. This process
+The runner itself is a child that was forked before anything else (entry.py), and waits until everything is there. This one
 delivers meanwhile, hears what the server wishes, and ends last: that the attempt has ended is told when all else is kept.
 
 ::
@@ -13,7 +13,6 @@ delivers meanwhile, hears what the server wishes, and ends last: that the attemp
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
+import zipimport
 from typing import Any, Callable, Dict, List, Optional
 
 from . import carrying, fetching, formats, preparing
@@ -30,11 +29,10 @@ from .channel import TIMEOUT_S, Channel, ChannelError, GaveUp, Over, Refused, To
 HEARTBEAT_S, WISHES_S = 15.0, 25.0
 EVICTED_DELIVER_S = 25.0
 SALVAGE_S = 60.0
+NAMES = "names"
+"""In the zip file: the names of what jobs may import of it."""
 OWN_VARIABLES = ("DANLU_POD_ROLE", "DANLU_POD_ROOT", "JOB_COMPLETION_INDEX", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_")
-MAX_GO_BYTES = 64 << 20
 CGROUPS = "/sys/fs/cgroup"
-FAILED = 1
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Pod:
@@ -45,6 +43,7 @@ class Pod:
         settings: what of it is for pods.
         task: the task's name.
         folder: the attempt's.
+        child: the process that becomes the runner, once it reads from ``go`` that all is there.
     """
 
     def __init__(self, root: str, task: str) -> None:
@@ -65,7 +64,7 @@ class Pod:
             self.settings["url"], self.attempt_id, self.token, authority if os.path.exists(authority) else "", self.log
         )
         self.way.timeout_s = float(self.settings.get("timeout_s", TIMEOUT_S))
-        self.child = self._go = -1
+        self.child = self.go = -1
         self._stop: Optional[bytes] = None
         self._lock = threading.Lock()
         self._tag: Optional[str] = None
@@ -100,36 +99,9 @@ class Pod:
                 raise ValueError("the file %s would lie outside the attempt's folder" % name)
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             formats.write_atomically(path, text.encode(), mode)
-        install_sdk(os.path.join(self.folder, "sdk"))
 
     def _write(self, name: str, data: bytes) -> None:
         formats.write_atomically(os.path.join(self.folder, name), data)
-
-    def fork(self) -> None:
-        """Forks the runner, which waits until it is told to go. There must be no other thread yet."""
-        read, self._go = os.pipe()
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the runner listens
-        self.child = os.fork()
-        if self.child:
-            os.close(read)
-            return
-        code = FAILED
-        try:
-            os.close(self._go)
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            from . import main  # meanwhile the other process fetches
-            from .handed import Handed
-
-            said = json.loads(_all_of(read) or b"null")
-            os.close(read)
-            if said is not None:
-                handed = Handed(said["secrets"], said["folder"])
-                code = main.run(self.folder, handed=handed, hindrance=said["hindrance"])
-        except BaseException as error:
-            self.log("the runner failed: %s: %s" % (type(error).__name__, error))
-            raise
-        finally:
-            os._exit(code)
 
     def fetch(self) -> None:
         """Fetches everything side by side, and lets the runner go.
@@ -154,7 +126,13 @@ class Pod:
         def prepare() -> None:
             variables.update(preparing.prepare(self))
 
-        wanted = [self._fetch_secrets, self._fetch_code, lambda: carrying.restore(self), prepare]
+        wanted = [
+            self._fetch_secrets,
+            self._fetch_code,
+            lambda: carrying.restore(self),
+            prepare,
+            lambda: install_sdk(os.path.join(self.folder, "sdk")),
+        ]
         threads = [threading.Thread(target=guarded(work), daemon=True) for work in wanted]
         for thread in threads:
             thread.start()
@@ -174,10 +152,10 @@ class Pod:
         hindrance = "; ".join(self._failed_to_fetch)
         if hindrance:
             self.log("the task cannot be started: %s" % hindrance)
-        go = {"secrets": self._handed, "folder": os.path.join(self.root, "secrets"), "hindrance": hindrance}
-        _write_all(self._go, json.dumps(go).encode())
-        os.close(self._go)
-        self._go = -1
+        go = {"attempt": self.folder, "secrets": self._handed, "memory": os.path.join(self.root, "secrets"),
+              "hindrance": hindrance}  # fmt: skip
+        _write_all(self.go, json.dumps(go).encode())
+        os.close(self.go)
 
     def _stopping_at_once(self) -> bool:
         """Says whether the attempt is to end before it has begun: what is fetched is not needed then."""
@@ -309,20 +287,20 @@ def image_environment() -> Dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
 
 
-def counters() -> Optional[Dict[str, Any]]:
+def counters(groups: str = CGROUPS) -> Optional[Dict[str, Any]]:
     """Returns where the kernel counts for the pod's container; None where that cannot be seen.
 
     The group holds this process too, and all tasks' processes without telling them apart.
     """
-    if os.path.exists(os.path.join(CGROUPS, "memory.current")):
-        return {"version": 2, "memory": CGROUPS, "cpu": CGROUPS, "shared": True}
-    memory = os.path.join(CGROUPS, "memory")
+    if os.path.exists(os.path.join(groups, "memory.current")):
+        return {"version": 2, "memory": groups, "cpu": groups, "shared": True}
+    memory = os.path.join(groups, "memory")
     # the root of a hierarchy is the machine's: it alone names who is told of what is left behind
     if os.path.exists(os.path.join(memory, "memory.oom_control")) and not os.path.exists(
         os.path.join(memory, "release_agent")
     ):
-        cpu = next((os.path.join(CGROUPS, name) for name in ("cpuacct", "cpu,cpuacct")
-                    if os.path.exists(os.path.join(CGROUPS, name, "cpuacct.usage"))), None)  # fmt: skip
+        cpu = next((os.path.join(groups, name) for name in ("cpuacct", "cpu,cpuacct")
+                    if os.path.exists(os.path.join(groups, name, "cpuacct.usage"))), None)  # fmt: skip
         return {"version": 1, "memory": memory, "cpu": cpu, "shared": True}
     return None
 
@@ -334,24 +312,12 @@ def program() -> str:
 
 def install_sdk(folder: str) -> None:
     """Lays out what jobs may import of Danlu, and what launchers of gangs are started from."""
-    if zipfile.is_zipfile(program()):
-        with zipfile.ZipFile(program()) as archive:
-            for name in archive.namelist():
-                if name.startswith("danlu/") and not name.endswith("/") and ".." not in name:
-                    path = os.path.join(folder, name)
-                    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-                    with open(path, "wb") as file:
-                        file.write(archive.read(name))
-
-
-def _all_of(descriptor: int) -> bytes:
-    found = b""
-    while len(found) <= MAX_GO_BYTES:
-        piece = os.read(descriptor, 1 << 20)
-        if not piece:
-            return found
-        found += piece
-    raise ValueError("more than %d bytes" % MAX_GO_BYTES)
+    archive = zipimport.zipimporter(program())  # as it is open already, which zipfile would take its time for
+    for name in archive.get_data(NAMES).decode().split():
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(archive.get_data(name))
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

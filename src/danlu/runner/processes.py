@@ -62,6 +62,11 @@ def become_subreaper() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
+def die_with_parent() -> None:
+    """Lets the kernel kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def start(argv: List[str], env: Dict[str, str], files: Files) -> Started:
     """Starts a process in its own session, its output appended to two files.
 

@@ -61,6 +61,8 @@ UPLOADS_AT_ONCE: Final = 4
 ELSEWHERE: Final = {"jobs.logs": "logs.read", "jobs.metrics": "metrics.read", "arrays.retry": "repeating.retry",
                     "handing.secrets": "handing.secrets_of"}  # fmt: skip
 WAITS: Final = frozenset({"jobs.wait", "arrays.wait", "wishes.wait"})
+SECRET: Final = frozenset({"handing.secrets", "keys.make", "tokens.make"})
+"""What these answer nobody on the way may keep."""
 WITH_SLASHES: Final = "{environment}"
 """The name in a path that may have slashes: an image's."""
 OF_NO_PROJECT: Final = frozenset({Permission.SELF, Permission.ADMINISTER})
@@ -219,7 +221,8 @@ class Edge:
                 return StreamingResponse(
                     _pieces(result), headers={"Content-Disposition": "attachment"}, media_type=BINARY
                 )
-            return Response(result, operation.status, media_type="application/json")
+            secret = {"Cache-Control": "no-store"} if operation.id in SECRET else None
+            return Response(result, operation.status, secret, media_type="application/json")
 
         return respond
 

@@ -10,8 +10,20 @@ from pathlib import Path
 from typing import Final
 
 import danlu
+from danlu.runner.pod import NAMES
 
-ENTRY: Final = b"import sys\n\nfrom danlu.runner.entry import main\n\nsys.exit(main(sys.argv[1:]))\n"
+TOO_OLD: Final = 4
+"""With what it ends where the image's Python is older than 3.8."""
+ENTRY: Final = f"""import sys
+
+if sys.version_info < (3, 8):
+    sys.stderr.write("danlu: the python3 of this image is %d.%d, and the runner needs 3.8 or later\\n" % sys.version_info[:2])
+    sys.exit({TOO_OLD})
+
+from danlu.runner.entry import main
+
+sys.exit(main(sys.argv[1:]))
+""".encode()
 TIME: Final = (1980, 1, 1, 0, 0, 0)
 """The first that a zip file can tell."""
 HASH_DIGITS: Final = 16
@@ -23,6 +35,7 @@ def build() -> bytes:
     package = Path(danlu.__file__).parent
     files = {"__main__.py": ENTRY, "danlu/__init__.py": (package / "__init__.py").read_bytes()}
     files |= {f"danlu/runner/{path.name}": path.read_bytes() for path in (package / "runner").glob("*.py")}
+    files[NAMES] = "\n".join(sorted(name for name in files if name.startswith("danlu/"))).encode()
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, data in sorted(files.items()):

@@ -33,7 +33,7 @@ def company(namespace: Namespace, cluster: PostgreSQL, s3_server: S3Server) -> I
 
 
 def submit(server: Server, *command: str, **spec: Any) -> Job:
-    return server.submit(*command, image=PYTHON, **spec)
+    return server.submit(*command, image=PYTHON, cpu=0.5, **spec)
 
 
 def printed(server: Server, job: str, task: str, pattern: str) -> re.Match[str] | None:

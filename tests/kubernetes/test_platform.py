@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from danlu.domain.jobs import Job, JobState, Reason
+from danlu.runner import formats
 from tests.conftest import Cluster as PostgreSQL
 from tests.examples.platform import ROOT
 from tests.kubernetes import platform
@@ -40,8 +41,8 @@ def printed(server: Server, job: str, task: str, pattern: str) -> re.Match[str] 
     """Returns what is found in what a task's newest attempt has printed."""
     with server.client() as client:
         page = client.call("jobs.logs", {"job": job})
-    text = "\n".join(chunk.data for chunk in page.chunks if chunk.task == task)
-    return re.search(pattern, text)
+    data = "".join(chunk.data for chunk in page.chunks if chunk.task == task)
+    return re.search(pattern, "\n".join(line.text for line in formats.parse_lines(data)))
 
 
 def test_a_job_of_an_image_leaves_its_output_and_its_results(company: Company) -> None:
@@ -87,7 +88,7 @@ def test_the_demos_distributed_training_outlives_a_killed_worker_and_a_killed_se
     name = done.stdout.strip().rpartition("/")[2]
     with other.client() as client:
         job: Job = client.call("jobs.get", {"job": name})
-    until(lambda: printed(other, job.id, "worker-0", r"\nstep +1\d\d\d ") is not None, TIMEOUT_S, "it trains")
+    until(lambda: printed(other, job.id, "worker-0", r"\bstep +1\d\d\d ") is not None, TIMEOUT_S, "it trains")
     leading.kill()
     with other.client() as client:
         until(lambda: client.call("platform.get").leader.here, TIMEOUT_S, "the other server leads")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from danlu.domain.jobs import Reason
+from danlu.domain.reports import TaskReport
 from danlu.errors import ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import Observation, Phase
 from danlu.executors.kubernetes.manifests import ROLE
@@ -311,6 +313,19 @@ def test_a_pod_that_its_node_kills_for_memory_says_so(bench: PodBench) -> None:
     bench.cluster._set(pod, "Failed", {"terminated": ended})
     found = bench.end(attempt_id)
     assert (found.phase, found.tasks[0].oom, found.tasks[0].signal) == (Phase.ENDED, True, 9)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [{"exit_code": "none"}, {"exit_code": 256}, {"signal": []}, {"port_taken": -1}, {"cpu_ns": {}}, {"peak_memory_bytes": -1}],
+)
+def test_a_report_that_was_made_up_harms_its_own_attempt_alone(bench: PodBench, forged: dict[str, Any]) -> None:
+    liar, other = running(bench, cpu=0.25), running(bench, cpu=0.25)
+    said = TaskReport(events=({"event": "exited", "task": "main-0", "at": 1, **forged},))
+    bench.executor._reports = lambda: {**bench.reports(), liar: {"main-0": said}}
+    bench.wait(1)
+    assert seen(bench, other).phase is Phase.RUNNING
+    assert not is_over(bench.see(liar))  # its pod runs
 
 
 def test_an_eviction_is_told(bench: PodBench) -> None:

@@ -127,9 +127,8 @@ def _members(held: Held, reports: Mapping[str, TaskReport], world: World) -> lis
     found = []
     for spec in held.known["tasks"]:
         report = reports.get(str(spec["name"]), NO_REPORT)
-        status = told.Status(event for event in report.events if isinstance(event.get("event"), str))
+        status, task = _told(spec, report)
         pod = pods.get((str(spec["role"]), int(spec["index"])))
-        task = told.task(spec, status.of(str(spec["name"])))
         node = Health() if pod is None else _health(pod, world)
         runs = pod is not None and not node.lost and _phase(pod) not in OVER and reasons.terminated(pod) is None
         member = Member(
@@ -141,6 +140,15 @@ def _members(held: Held, reports: Mapping[str, TaskReport], world: World) -> lis
             member.lost = _lost(member, node, gone=finished.get(str(spec["role"]), True))
         found.append(member)
     return found
+
+
+def _told(spec: Mapping[str, Any], report: TaskReport) -> tuple[told.Status, Task]:
+    """Returns what is reported of a task; nothing where it cannot be so: its job has made that up, and harms nobody else."""
+    status = told.Status(event for event in report.events if isinstance(event.get("event"), str))
+    try:
+        return status, told.task(spec, status.of(str(spec["name"])))
+    except (ValueError, TypeError):
+        return told.Status(), told.task(spec, told.Told())
 
 
 def _health(pod: Object, world: World) -> Health:

@@ -88,6 +88,15 @@ def test_a_report_is_kept_and_told(api: Api) -> None:
     assert [after - before for before, after in itertools.pairwise(counts)] == [1, 0, 1]
 
 
+def test_a_report_that_comes_after_the_last_one_changes_nothing(api: Api) -> None:
+    """A server that stood still while its runner asked another one goes on with what it had."""
+    ended = {"event": "ended", "at": NOW + 1}
+    assert report(api, STARTED, ENDED_WELL, ended).status == 200
+    assert report(api, STARTED).status == 200
+    kept = reports_service.seen(api.database)[api.ids["attempt"]]["main-0"]
+    assert kept.events == (STARTED, ENDED_WELL, ended)
+
+
 def test_a_sign_of_life_is_stored_now_and_then(api: Api) -> None:
     report(api, STARTED)
     old = NOW

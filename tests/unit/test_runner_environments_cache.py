@@ -135,6 +135,25 @@ def test_what_nobody_asks_for_goes(tmp_path: Path) -> None:
         cache.hold(str(tmp_path), ONE)
 
 
+def test_a_lock_that_was_removed_though_it_is_mounted_is_not_waited_for(tmp_path: Path) -> None:
+    fill(tmp_path, ONE)
+    lock = tmp_path / cache.LOCKS / ONE
+    with lock.open() as mounted:
+        lock.unlink()
+        opened = os.open
+        with pytest.MonkeyPatch.context() as patch:  # as a container has it to which the file itself was mounted
+            patch.setattr(cache.os, "open", lambda *_: opened(f"/proc/self/fd/{mounted.fileno()}", os.O_RDONLY))
+            with pytest.raises(Gone):
+                cache.hold(str(tmp_path), ONE)
+
+
+def test_a_folder_in_the_place_of_a_lock_is_removed(tmp_path: Path) -> None:
+    (tmp_path / cache.LOCKS / ONE).mkdir(parents=True)
+    (tmp_path / ONE).mkdir()
+    assert not cache.ensure(str(tmp_path), ONE, make, nobody)
+    os.close(cache.hold(str(tmp_path), ONE))
+
+
 def test_where_there_are_too_many_the_oldest_go_but_the_young(tmp_path: Path) -> None:
     fill(tmp_path, TWO, unused_s=2 * DAY_S)
     fill(tmp_path, ONE, unused_s=3 * DAY_S)

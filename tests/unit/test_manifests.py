@@ -186,7 +186,9 @@ def test_a_job_sees_no_environment_but_its_own() -> None:
     (job,) = objects(order().model_copy(update={"environment": own, "interpreter": own.interpreter}))
     spec = job["spec"]["template"]["spec"]
     (first,), (task,) = spec["initContainers"], spec["containers"]
-    mounts = [[mount for mount in one["volumeMounts"] if mount["name"] == manifests.ENVIRONMENTS] for one in (first, task)]
+    mounts = [
+        [mount for mount in one["volumeMounts"] if mount["name"] == manifests.ENVIRONMENTS] for one in (first, task)
+    ]
     assert mounts[0] == [{"name": manifests.ENVIRONMENTS, "mountPath": MOUNTED}]
     assert [(mount["mountPath"], mount["subPath"], mount["readOnly"]) for mount in mounts[1]] == [
         (f"{MOUNTED}/{own.digest}", own.digest, True), (f"{MOUNTED}/.locks/{own.digest}", f".locks/{own.digest}", True),

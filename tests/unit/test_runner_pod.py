@@ -90,7 +90,9 @@ def test_the_containers_group_is_found_and_the_machines_is_none(
 
 def test_code_that_does_not_fit_leaves_room_to_tell_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = b"small", b"x" * 10_000
-    root = encode([Entry("a", "file", address_of(small), 0o644, 5), Entry("b", "file", address_of(large), 0o644, 10_000)])
+    root = encode(
+        [Entry("a", "file", address_of(small), 0o644, 5), Entry("b", "file", address_of(large), 0o644, 10_000)]
+    )
     order = {"attempt_id": "j-1", "tasks": [{"name": "main-0"}], "pod": {"url": "http://x", "code": address_of(root)}}
     write_files(tmp_path, {"order/order.json": json.dumps(order), "order/token": "t"})
     (tmp_path / "attempt" / "work").mkdir(parents=True)

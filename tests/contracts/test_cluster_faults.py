@@ -244,6 +244,20 @@ def test_what_does_not_all_run_in_time_is_withdrawn(bench: PodBench) -> None:
     assert nothing_runs(bench, attempt_id)
 
 
+def test_a_runner_that_is_never_heard_is_withdrawn(bench: PodBench) -> None:
+    bench.settings = {"start_timeout_s": 60.0}
+    bench.again()
+    attempt_id = bench.launch(*bench.program(hold=True))
+    bench.executor._reports = dict  # its pod does not reach the platform
+    bench.wait(110)
+    assert seen(bench, attempt_id).phase is Phase.STARTING
+    bench.wait(15)
+    found = bench.end(attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.START_TIMEOUT)
+    assert "the runner of main-0 was never heard" in found.message
+    assert nothing_runs(bench, attempt_id)
+
+
 # what is lost
 
 

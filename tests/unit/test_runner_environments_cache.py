@@ -135,16 +135,27 @@ def test_what_nobody_asks_for_goes(tmp_path: Path) -> None:
         cache.hold(str(tmp_path), ONE)
 
 
+MOUNTED = """
+import os, sys
+from danlu.runner import environments_cache as cache
+opened = os.open
+lock = opened(os.path.join(sys.argv[1], cache.LOCKS, sys.argv[2]), os.O_RDONLY)
+os.unlink(os.path.join(sys.argv[1], cache.LOCKS, sys.argv[2]))
+os.open = lambda *_: opened("/proc/self/fd/%d" % lock, os.O_RDONLY)
+try:
+    cache.hold(sys.argv[1], sys.argv[2])
+except cache.Gone:
+    print("gone")
+"""
+"""As a container has a lock that was mounted to it by itself, and was removed since."""
+
+
 def test_a_lock_that_was_removed_though_it_is_mounted_is_not_waited_for(tmp_path: Path) -> None:
     fill(tmp_path, ONE)
-    lock = tmp_path / cache.LOCKS / ONE
-    with lock.open() as mounted:
-        lock.unlink()
-        opened = os.open
-        with pytest.MonkeyPatch.context() as patch:  # as a container has it to which the file itself was mounted
-            patch.setattr(cache.os, "open", lambda *_: opened(f"/proc/self/fd/{mounted.fileno()}", os.O_RDONLY))
-            with pytest.raises(Gone):
-                cache.hold(str(tmp_path), ONE)
+    path = str(Path(danlu.__file__).parent.parent)
+    words = [sys.executable, "-c", MOUNTED, tmp_path, ONE]
+    done = subprocess.run(words, env={"PYTHONPATH": path}, check=False, capture_output=True, timeout=30)
+    assert done.stdout == b"gone\n", done.stderr
 
 
 def test_a_folder_in_the_place_of_a_lock_is_removed(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_containers_group_is_found_and_the_machines_is_none(
         assert Counters(found).cpu_ns() == 1
 
 
-def test_code_that_does_not_fit_leaves_room_to_tell_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_does_not_fit_leaves_room_to_tell_so(tmp_path: Path) -> None:
     small, large = b"small", b"x" * 10_000
     root = encode(
         [Entry("a", "file", address_of(small), 0o644, 5), Entry("b", "file", address_of(large), 0o644, 10_000)]
@@ -96,13 +96,16 @@ def test_code_that_does_not_fit_leaves_room_to_tell_so(tmp_path: Path, monkeypat
     order = {"attempt_id": "j-1", "tasks": [{"name": "main-0"}], "pod": {"url": "http://x", "code": address_of(root)}}
     write_files(tmp_path, {"order/order.json": json.dumps(order), "order/token": "t"})
     (tmp_path / "attempt" / "work").mkdir(parents=True)
-    made = pod.Pod(str(tmp_path), "main-0")
 
     def download(_path: str) -> Iterator[bytes]:
         yield b"".join(frames([root, small, large]))[:-1]
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(made, "channel", lambda: SimpleNamespace(download=download))
+    class Full(pod.Pod):
+        def channel(self) -> Any:
+            return SimpleNamespace(download=download)
+
+    made = Full(str(tmp_path), "main-0")
     with pytest.raises(OSError, match="No space left"):
         made._fetch_code()
     assert list((tmp_path / "attempt" / "work").iterdir()) == []

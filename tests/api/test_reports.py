@@ -8,8 +8,12 @@ import threading
 import time
 from typing import Any
 
+import anyio
+import anyio.lowlevel
+import httpx2
 import pytest
 
+from danlu.api import BY_ID
 from danlu.database import reports
 from danlu.database.engine import Transaction
 from danlu.database.records import ATTEMPTS, JOBS
@@ -86,6 +90,15 @@ def test_a_report_is_kept_and_told(api: Api) -> None:
     counts.append(api.platform.hub.count("attempts"))
     assert reports_service.seen(api.database)[api.ids["attempt"]]["main-0"].events == (STARTED, ENDED_WELL)
     assert [after - before for before, after in itertools.pairwise(counts)] == [1, 0, 1]
+
+
+def test_a_report_that_comes_after_the_last_one_changes_nothing(api: Api) -> None:
+    """A server that stood still while its runner asked another one goes on with what it had."""
+    ended = {"event": "ended", "at": NOW + 1}
+    assert report(api, STARTED, ENDED_WELL, ended).status == 200
+    assert report(api, STARTED).status == 200
+    kept = reports_service.seen(api.database)[api.ids["attempt"]]["main-0"]
+    assert kept.events == (STARTED, ENDED_WELL, ended)
 
 
 def test_a_sign_of_life_is_stored_now_and_then(api: Api) -> None:
@@ -217,16 +230,29 @@ def test_who_waits_hears_that_it_is_over(api: Api) -> None:
 
 def test_runners_that_wait_take_nobodys_turn(api: Api) -> None:
     api.limit(requests=2, waits=5)
-    before = wished(api)
-    waiting = [threading.Thread(target=wished, args=(api, before.tag, 3)) for _ in range(5)]
-    for thread in waiting:
-        thread.start()
-    until = time.monotonic() + 30
-    while api.edge.streams.wishes._waiting.total() < 5:
-        assert time.monotonic() < until
-    assert report(api, STARTED).status == 200
-    for thread in waiting:
-        thread.join()
+    token = {"Authorization": f"Bearer {api.tokens['attempt']}"}
+    path = api.path(BY_ID["wishes.wait"]) + f"?known={wished(api).tag}&timeout_s=3"
+    body = {"events": [STARTED], "saved": None}
+    answers: list[int] = []
+
+    async def go() -> None:  # in one event loop, as a server has it
+        transport = httpx2.ASGITransport(app=api.gate)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://danlu", headers=token) as client:
+
+            async def wait() -> None:
+                answers.append((await client.get(path, timeout=30)).status_code)
+
+            with anyio.fail_after(30):
+                async with anyio.create_task_group() as group:
+                    for _ in range(5):
+                        group.start_soon(wait)
+                    while api.edge.streams.wishes._waiting.total() < 5:
+                        await anyio.lowlevel.checkpoint()
+                    told = await client.put(api.path(BY_ID["reports.put"], task="main-0"), json=body)
+                    assert told.status_code == 200
+
+    anyio.run(go)
+    assert answers == [200] * 5
 
 
 def test_many_are_looked_at_together(api: Api) -> None:

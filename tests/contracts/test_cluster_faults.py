@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from danlu.domain.jobs import Reason
+from danlu.domain.reports import TaskReport
 from danlu.errors import ExecutorUnavailable, LaunchRejected
 from danlu.executors.base import Observation, Phase
 from danlu.executors.kubernetes.manifests import ROLE
@@ -115,7 +117,7 @@ def test_a_list_that_has_grown_too_old_is_read_again(bench: PodBench) -> None:
 @pytest.mark.parametrize("status", [403, 422])
 def test_what_the_api_refuses_is_told_in_its_words_and_nothing_is_left(bench: PodBench, status: int) -> None:
     order = bench.order(*bench.program())
-    bench.executor._has_runner = True
+    bench.executor._runner_at = bench.executor._monotonic()
     bench.cluster.faults = [Answer(status, "Invalid", "spec.template: no such runtime class")]
     with pytest.raises(LaunchRejected, match="no such runtime class"):
         bench.executor.launch(order)
@@ -125,7 +127,7 @@ def test_what_the_api_refuses_is_told_in_its_words_and_nothing_is_left(bench: Po
 
 def test_a_quota_of_objects_may_have_room_later(bench: PodBench) -> None:
     order = bench.order(*bench.program())
-    bench.executor._has_runner = True
+    bench.executor._runner_at = bench.executor._monotonic()
     bench.cluster.faults = [
         Answer(403, "Forbidden", "exceeded quota: objects, requested: secrets=1, used: 5, limited: 5")
     ]
@@ -141,7 +143,7 @@ def test_a_launch_that_was_cut_short_is_gone_on_with(bench: PodBench, after: int
     order = bench.order(
         "unused", roles={"a": {"command": program}, "b": {"command": program}}, framework="none", cpu=0.25
     )
-    bench.executor._has_runner = True
+    bench.executor._runner_at = bench.executor._monotonic()
     handle, calls = bench.cluster.handle, 0
 
     def cut(method: str, url: str, body: object) -> object:
@@ -242,6 +244,20 @@ def test_what_does_not_all_run_in_time_is_withdrawn(bench: PodBench) -> None:
     assert nothing_runs(bench, attempt_id)
 
 
+def test_a_runner_that_is_never_heard_is_withdrawn(bench: PodBench) -> None:
+    bench.settings = {"start_timeout_s": 60.0}
+    bench.again()
+    attempt_id = bench.launch(*bench.program(hold=True))
+    bench.executor._reports = dict  # its pod does not reach the platform
+    bench.wait(110)
+    assert seen(bench, attempt_id).phase is Phase.STARTING
+    bench.wait(15)
+    found = bench.end(attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.START_TIMEOUT)
+    assert "the runner of main-0 was never heard" in found.message
+    assert nothing_runs(bench, attempt_id)
+
+
 # what is lost
 
 
@@ -279,6 +295,17 @@ def test_a_deleted_namespace_does_and_goes_on_once_it_is_there_again(bench: PodB
     assert bench.end(bench.launch(*bench.program())).phase is Phase.ENDED
 
 
+def test_the_runner_is_there_again_after_its_namespace_was_made_anew(bench: PodBench) -> None:
+    bench.end(bench.launch(*bench.program()))
+    bench.cluster.delete_namespace("jobs")
+    bench.cluster.put("namespaces", {"metadata": {"name": "jobs"}})
+    assert bench.cluster.all("configmaps") == []
+    bench.clock.at += 60 * SECOND
+    bench.launch(*bench.program())
+    (made,) = bench.cluster.all("configmaps")
+    assert made["metadata"]["name"] == "danlu-runner-0"
+
+
 def test_a_lost_node_is_told_after_a_while_and_not_before(bench: PodBench) -> None:
     attempt_id = running(bench)
     bench.cluster.lose_node("node-1")
@@ -313,6 +340,26 @@ def test_a_pod_that_its_node_kills_for_memory_says_so(bench: PodBench) -> None:
     assert (found.phase, found.tasks[0].oom, found.tasks[0].signal) == (Phase.ENDED, True, 9)
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"exit_code": "none"},
+        {"exit_code": 256},
+        {"signal": []},
+        {"port_taken": -1},
+        {"cpu_ns": {}},
+        {"peak_memory_bytes": -1},
+    ],
+)
+def test_a_report_that_was_made_up_harms_its_own_attempt_alone(bench: PodBench, forged: dict[str, Any]) -> None:
+    liar, other = running(bench, cpu=0.25), running(bench, cpu=0.25)
+    said = TaskReport(events=({"event": "exited", "task": "main-0", "at": 1, **forged},))
+    bench.executor._reports = lambda: {**bench.reports(), liar: {"main-0": said}}
+    bench.wait(1)
+    assert seen(bench, other).phase is Phase.RUNNING
+    assert not is_over(bench.see(liar))  # its pod runs
+
+
 def test_an_eviction_is_told(bench: PodBench) -> None:
     attempt_id = running(bench)
     (pod,) = bench.cluster.pods(attempt_id)
@@ -338,7 +385,7 @@ def test_pods_that_are_nobodys_are_ended_and_not_at_once(bench: PodBench) -> Non
 
 def test_what_is_launched_while_everything_is_listed_is_not_lost(bench: PodBench) -> None:
     order = bench.order(*bench.program(lines=("once",)))
-    bench.executor._has_runner = True
+    bench.executor._runner_at = bench.executor._monotonic()
     handle = bench.cluster.handle
 
     def launches(method: str, url: str, body: object) -> object:

@@ -278,6 +278,18 @@ def test_a_pod_that_is_told_to_end_before_it_has_begun(pods: Pods, between: Betw
 
 
 @HERE
+def test_a_runner_whose_order_cannot_be_written_is_not_waited_for(pods: Pods, between: Between) -> None:
+    between.says = BUSY
+    job = pods.submit(sys.executable, "-c", "print('never')")
+    order = pods.root(f"{job.id}-1") / "attempt" / "order.json"
+    until(order.exists, TIMEOUT_S, "its pod begins")
+    order.unlink()
+    order.mkdir()  # as nothing can be written on a full disk
+    between.says = b""
+    until(lambda: not alive(pods.root(f"{job.id}-1")), TIMEOUT_S, "its pod ends")
+
+
+@HERE
 def test_a_notice_is_heard(pods: Pods) -> None:
     program = (
         "import danlu, sys, time\n"

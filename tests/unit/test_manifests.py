@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from danlu.domain.environments import MOUNTED, Archive, PodEnvironment
 from danlu.domain.jobs import Task
 from danlu.domain.secrets import HandedSecret
+from danlu.domain.trees import address_of
 from danlu.errors import InvalidRequest, LaunchRejected
 from danlu.executors.base import LaunchOrder
 from danlu.executors.kubernetes import bare, manifests, template
@@ -176,3 +178,18 @@ def test_a_projects_own_template_stands_in_the_place_of_the_default() -> None:
     found = template.parse({"default": {"priority_class": "low"}, "projects": {"a": {"scheduler": "own"}}}, "x.yaml")
     assert (found.of("b").priority_class, found.of("a").priority_class, found.of("a").scheduler) == ("low", "", "own")
     assert template.parse(None, "x.yaml").of("a") == PodTemplate()
+
+
+def test_a_job_sees_no_environment_but_its_own() -> None:
+    archive = Archive(address=address_of(b"x"), size_bytes=1, unpacked_bytes=2, files=3)
+    own = PodEnvironment(name="pytorch", digest="d" * 64, archive=archive)
+    (job,) = objects(order().model_copy(update={"environment": own, "interpreter": own.interpreter}))
+    spec = job["spec"]["template"]["spec"]
+    (first,), (task,) = spec["initContainers"], spec["containers"]
+    mounts = [
+        [mount for mount in one["volumeMounts"] if mount["name"] == manifests.ENVIRONMENTS] for one in (first, task)
+    ]
+    assert mounts[0] == [{"name": manifests.ENVIRONMENTS, "mountPath": MOUNTED}]
+    assert [(mount["mountPath"], mount["subPath"], mount["readOnly"]) for mount in mounts[1]] == [
+        (f"{MOUNTED}/{own.digest}", own.digest, True), (f"{MOUNTED}/.locks/{own.digest}", f".locks/{own.digest}", True),
+    ]  # fmt: skip

@@ -135,6 +135,36 @@ def test_what_nobody_asks_for_goes(tmp_path: Path) -> None:
         cache.hold(str(tmp_path), ONE)
 
 
+MOUNTED = """
+import os, sys
+from danlu.runner import environments_cache as cache
+opened = os.open
+lock = opened(os.path.join(sys.argv[1], cache.LOCKS, sys.argv[2]), os.O_RDONLY)
+os.unlink(os.path.join(sys.argv[1], cache.LOCKS, sys.argv[2]))
+os.open = lambda *_: opened("/proc/self/fd/%d" % lock, os.O_RDONLY)
+try:
+    cache.hold(sys.argv[1], sys.argv[2])
+except cache.Gone:
+    print("gone")
+"""
+"""As a container has a lock that was mounted to it by itself, and was removed since."""
+
+
+def test_a_lock_that_was_removed_though_it_is_mounted_is_not_waited_for(tmp_path: Path) -> None:
+    fill(tmp_path, ONE)
+    path = str(Path(danlu.__file__).parent.parent)
+    words = [sys.executable, "-c", MOUNTED, tmp_path, ONE]
+    done = subprocess.run(words, env={"PYTHONPATH": path}, check=False, capture_output=True, timeout=30)
+    assert done.stdout == b"gone\n", done.stderr
+
+
+def test_a_folder_in_the_place_of_a_lock_is_removed(tmp_path: Path) -> None:
+    (tmp_path / cache.LOCKS / ONE).mkdir(parents=True)
+    (tmp_path / ONE).mkdir()
+    assert not cache.ensure(str(tmp_path), ONE, make, nobody)
+    os.close(cache.hold(str(tmp_path), ONE))
+
+
 def test_where_there_are_too_many_the_oldest_go_but_the_young(tmp_path: Path) -> None:
     fill(tmp_path, TWO, unused_s=2 * DAY_S)
     fill(tmp_path, ONE, unused_s=3 * DAY_S)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from danlu.domain.trees import Entry, address_of, encode, frames
 from danlu.runner import formats, pod
 from danlu.runner.counters import Counters
 from danlu.runner.usage import gpus_of
@@ -82,3 +86,26 @@ def test_the_containers_group_is_found_and_the_machines_is_none(
     assert (None if found is None else found["version"]) == version
     if found is not None and version == 1:
         assert Counters(found).cpu_ns() == 1
+
+
+def test_code_that_does_not_fit_leaves_room_to_tell_so(tmp_path: Path) -> None:
+    small, large = b"small", b"x" * 10_000
+    root = encode(
+        [Entry("a", "file", address_of(small), 0o644, 5), Entry("b", "file", address_of(large), 0o644, 10_000)]
+    )
+    order = {"attempt_id": "j-1", "tasks": [{"name": "main-0"}], "pod": {"url": "http://x", "code": address_of(root)}}
+    write_files(tmp_path, {"order/order.json": json.dumps(order), "order/token": "t"})
+    (tmp_path / "attempt" / "work").mkdir(parents=True)
+
+    def download(_path: str) -> Iterator[bytes]:
+        yield b"".join(frames([root, small, large]))[:-1]
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Full(pod.Pod):
+        def channel(self) -> Any:
+            return SimpleNamespace(download=download)
+
+    made = Full(str(tmp_path), "main-0")
+    with pytest.raises(OSError, match="No space left"):
+        made._fetch_code()
+    assert list((tmp_path / "attempt" / "work").iterdir()) == []

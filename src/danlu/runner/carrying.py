@@ -35,7 +35,11 @@ def restore(pod: Any) -> None:
         TreeError: they cannot be brought.
         Over, GaveUp, Refused: the server does not give them.
     """
-    found = Restoring(pod.channel(), pod.order["checkpoint_dir"], pod.task).run()
+    channel = pod.channel()
+    try:
+        found = Restoring(channel, pod.order["checkpoint_dir"], pod.task).run()
+    finally:
+        channel.close()
     if found:
         _Delivered(pod.folder).add(
             found, pod.order["checkpoint_dir"]

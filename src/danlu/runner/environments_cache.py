@@ -66,7 +66,11 @@ def locked(cache: str, digest: str, how: int, write: bool = True) -> Optional[in
     path = os.path.join(cache, LOCKS, digest)
     while True:
         flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
-        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except IsADirectoryError:
+            os.rmdir(path)  # the kubelet makes a folder of what it is to mount and does not find
+            continue
         try:
             fcntl.flock(descriptor, how)
         except BlockingIOError:
@@ -75,6 +79,8 @@ def locked(cache: str, digest: str, how: int, write: bool = True) -> Optional[in
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)  # it was removed between open and lock
+        if not write:  # and where it is mounted by itself it stays so
+            raise FileNotFoundError(path)
 
 
 def hold(cache: str, digest: str) -> int:

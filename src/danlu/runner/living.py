@@ -60,7 +60,7 @@ class Life:
         self._thread(pod.listen)
         status = 0
         if not begun:
-            fetching_thread = self._thread(pod.fetch)
+            fetching_thread = self._thread(self._fetching)
             status = self._wait()
             fetching_thread.join(1.0)
         else:
@@ -103,6 +103,13 @@ class Life:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         return thread
+
+    def _fetching(self) -> None:
+        try:
+            self._pod.fetch()
+        except BaseException:
+            self._pod.kill()  # the runner would wait for ever for what is not coming
+            raise
 
     def _carrying(self) -> None:
         while not self._carry_ended.is_set():

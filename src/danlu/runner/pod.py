@@ -183,6 +183,9 @@ class Pod:
                 fetching.Unpacking(tree, work).run(_counted(channel.download("/code"), received))
                 channel.close()
                 return
+            except OSError:
+                fetching.empty(work)  # on a full disk that makes the room to tell so
+                raise
             except Torn as error:
                 # it may be large, and the network bad; what breaks off at the same place again and again is damaged there
                 trials, most = (0 if received[0] > most else trials + 1), max(most, received[0])

@@ -40,6 +40,8 @@ def put(call: Call, attempt: str, task: str, body: TaskReport) -> Wishes:
         found = _current(tx, attempt, task)
         before = reports.of(tx, [attempt])
         known = before.get(attempt, {}).get(task)
+        if _is_late(said, known):
+            return False, wishes.of_attempt(JOBS.require(tx, found.job_id), found, before[attempt], now)
         same = known is not None and known.model_copy(update={"seen_at": None}) == said
         if same and known is not None and now - (known.seen_at or 0) < QUIET_NS:
             return False, wishes.of_attempt(JOBS.require(tx, found.job_id), found, before.get(attempt, {}), now)
@@ -47,7 +49,8 @@ def put(call: Call, attempt: str, task: str, body: TaskReport) -> Wishes:
 
     def work(tx: Transaction) -> Wishes:
         found = _current(tx, attempt, task)
-        reports.put(tx, attempt, task, said, now)
+        if not _is_late(said, reports.of(tx, [attempt]).get(attempt, {}).get(task)):
+            reports.put(tx, attempt, task, said, now)
         return wishes.of_attempt(JOBS.require(tx, found.job_id), found, reports.of(tx, [attempt])[attempt], now)
 
     new, wished = call.platform.database.read(look)
@@ -76,6 +79,15 @@ def _current(tx: Transaction, attempt: str, task: str) -> Attempt:
     if all(one.name != task for one in found.tasks):
         raise InvalidRequest(f"attempt {attempt} has no task {task[:80]!r}")
     return found
+
+
+def _is_late(said: TaskReport, known: TaskReport | None) -> bool:
+    """Says whether a report comes after the last one: a server that stood still had it, and the runner has sent it again."""
+
+    def ended(report: TaskReport) -> bool:
+        return any(event["event"] == "ended" for event in report.events)
+
+    return known is not None and ended(known) and not ended(said)
 
 
 def _event(said: dict[str, Any]) -> dict[str, Any]:

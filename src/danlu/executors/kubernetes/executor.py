@@ -40,6 +40,8 @@ ENDING: Final = "danlu.io/ending"
 START_TIMEOUT_S: Final = 600.0
 AGAIN_S: Final = 30.0
 """So often what has to end is deleted again, while it has not."""
+RUNNER_S: Final = 60.0
+"""So often the runner's ConfigMap is made again at a launch: it may be gone, by hand or with its namespace."""
 LAUNCH_S: Final = 60.0
 """So long after its Secret was made an attempt without its Jobs counts as one whose launch was cut short."""
 PATIENCE_S: Final = 1.0
@@ -110,7 +112,7 @@ class KubernetesExecutor(PodSpools):
         self._forgotten: dict[str, float] = {}
         """what was done to attempts, and when (monotonic): a list that was begun before does not have it"""
         self._seen: dict[str, Look] = {}
-        self._has_runner = False
+        self._runner_at: float | None = None
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         layers = (*(Layer(name) for name in manifests.LAYERS), Layer.MEMORY_LIMIT, Layer.CPU_LIMIT)
@@ -167,9 +169,9 @@ class KubernetesExecutor(PodSpools):
         template = self.config.templates.of(order.job.project)
         manifests.rest(order, settings, template, owner_uid="")  # that it can be is known before anything is made
         try:
-            if not self._has_runner:
+            if self._runner_at is None or self._monotonic() - self._runner_at >= RUNNER_S:
                 self._create("configmaps", manifests.config_map(settings, self.config.runner))
-                self._has_runner = True
+                self._runner_at = self._monotonic()
             made = self._create("secrets", secret)
             if made is None:
                 made = self._api.get(core(settings.namespace, "secrets", attempt_id))

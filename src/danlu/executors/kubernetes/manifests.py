@@ -19,6 +19,7 @@ from danlu.errors import LaunchRejected
 from danlu.executors.base import LaunchOrder
 from danlu.executors.kubernetes.template import PodTemplate
 from danlu.executors.orders import Folders, framework_files, order_file, order_text
+from danlu.runner.environments_cache import LOCKS
 
 ATTEMPT, JOB, PROJECT, ROLE, PLATFORM = (
     f"danlu.io/{name}" for name in ("attempt", "job", "project", "role", "platform")
@@ -265,7 +266,7 @@ def _job(
     if environment is not None:
         mount = {"name": ENVIRONMENTS, "mountPath": MOUNTED}
         spec["initContainers"] = [_fetches(settings, mount, spec["containers"][0]["resources"])]
-        spec["containers"][0]["volumeMounts"].append({**mount, "readOnly": True})
+        spec["containers"][0]["volumeMounts"] += _own(environment)
         spec["volumes"].append(_environments(settings))
     if len(order.attempt.tasks) > 1:
         spec["subdomain"] = order.attempt.id
@@ -338,6 +339,16 @@ def _fetches(settings: PodSettings, mount: Object, needs: Object) -> Object:
             {"name": "danlu-order", "mountPath": "/danlu/order", "readOnly": True},
         ],
     }  # fmt: skip
+
+
+def _own(environment: PodEnvironment) -> list[Object]:
+    """Returns what a job sees of its node's environments: its own and the lock that keeps that there. Others' are not for it
+    to read, nor are their locks, which whoever can open them can hold.
+    """
+    return [
+        {"name": ENVIRONMENTS, "mountPath": f"{MOUNTED}/{part}", "subPath": part, "readOnly": True}
+        for part in (environment.digest, f"{LOCKS}/{environment.digest}")
+    ]
 
 
 def _environments(settings: PodSettings) -> Object:

@@ -20,6 +20,8 @@ from danlu.runner import gang
 Object = Mapping[str, Any]
 HEARD_S: Final = 15.0
 """How long runners have to hear from the server that their gang is over, before their pods are deleted."""
+FIRST_WORD_S: Final = 60.0
+"""How long a runner has to be heard first, after the last moment at which its pod may have begun."""
 SIGKILL, SIGTERM, NOT_FOUND = 9, 15, 127
 OVER: Final = frozenset({"Succeeded", "Failed"})
 NO_REPORT: Final = TaskReport()
@@ -127,9 +129,8 @@ def _members(held: Held, reports: Mapping[str, TaskReport], world: World) -> lis
     found = []
     for spec in held.known["tasks"]:
         report = reports.get(str(spec["name"]), NO_REPORT)
-        status = told.Status(event for event in report.events if isinstance(event.get("event"), str))
+        status, task = _told(spec, report)
         pod = pods.get((str(spec["role"]), int(spec["index"])))
-        task = told.task(spec, status.of(str(spec["name"])))
         node = Health() if pod is None else _health(pod, world)
         runs = pod is not None and not node.lost and _phase(pod) not in OVER and reasons.terminated(pod) is None
         member = Member(
@@ -141,6 +142,15 @@ def _members(held: Held, reports: Mapping[str, TaskReport], world: World) -> lis
             member.lost = _lost(member, node, gone=finished.get(str(spec["role"]), True))
         found.append(member)
     return found
+
+
+def _told(spec: Mapping[str, Any], report: TaskReport) -> tuple[told.Status, Task]:
+    """Returns what is reported of a task; nothing where it cannot be so: its job has made that up, and harms nobody else."""
+    status = told.Status(event for event in report.events if isinstance(event.get("event"), str))
+    try:
+        return status, told.task(spec, status.of(str(spec["name"])))
+    except (ValueError, TypeError):
+        return told.Status(), told.task(spec, told.Told())
 
 
 def _health(pod: Object, world: World) -> Health:
@@ -247,10 +257,21 @@ def _late(held: Held, members: Sequence[Member], world: World) -> Why | None:
         return None
     waiting = [one for one in members if not one.over and (one.pod is None or _phase(one.pod) == "Pending")]
     if not waiting:
-        return None
+        return _silent(held, members, world)
     why = _waits(held, members)
     words = f"{len(waiting)} of {len(members)} pods did not run within {world.start_timeout_s:.0f} s"
     return Why(Reason.START_TIMEOUT, f"{words}: {why.message}" if why else words)
+
+
+def _silent(held: Held, members: Iterable[Member], world: World) -> Why | None:
+    """Returns that a pod runs whose runner was never heard: it may not reach the platform at all."""
+    if held.known.get("bare") or world.now - held.created_at < (world.start_timeout_s + FIRST_WORD_S) * SECOND_NS:
+        return None
+    one = next((one for one in members if one.runs and one.seen_at is None), None)
+    if one is None:
+        return None
+    words = f"the runner of {one.spec['name']} was never heard: can its pod reach the platform's address for pods?"
+    return Why(Reason.START_TIMEOUT, words)
 
 
 def _phase(pod: Object) -> str:

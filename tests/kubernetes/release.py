@@ -8,6 +8,7 @@ import os
 import py_compile
 import secrets
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import yaml
 from cryptography import x509
@@ -40,8 +42,9 @@ ENDS_S = 30
 
 def template(*words: str, **values: Any) -> list[dict[str, Any]]:
     """Returns the objects that the chart makes of values; no cluster is asked."""
-    text = command(builds.program("helm"), "template", "danlu", CHART, "--kube-version", KUBERNETES, "--namespace", "danlu",
-                   *words, *_set({"database.existingSecret": "db", "objectStore.url": "s3://danlu/here"} | values))  # fmt: skip
+    given = {"database.existingSecret": "db", "objectStore.url": "s3://danlu/here"} | values
+    place = ("--kube-version", KUBERNETES, "--namespace", "danlu")
+    text = command(builds.program("helm"), "template", "danlu", CHART, *place, *words, *_set(given))
     return [one for one in yaml.safe_load_all(text) if one]
 
 
@@ -80,6 +83,9 @@ def make_image(folder: Path) -> images.Image:
                            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)  # fmt: skip
     (folder / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
     (folder / "bin" / "python").symlink_to("/usr/bin/python3")
+    program = folder / "bin" / "danlu"
+    program.write_text("#!/opt/danlu/bin/python\nfrom danlu.cli.main import main\nmain()\n")
+    program.chmod(0o755)
     for path in (folder, *folder.rglob("*")):  # the same files are the same image, which nodes have already
         os.utime(path, (0, 0), follow_symlinks=False)
     return images.from_folder(IMAGE, folder, at="/opt/danlu")
@@ -150,12 +156,24 @@ class Release:
             and any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", ()))
         )  # fmt: skip
 
+    def scraped(self, pod: str, token: str) -> dict[str, float]:
+        """Returns a server's figures as Prometheus gets them: by a token, over TLS with the Secret's authority."""
+        context = ssl.create_default_context(cadata=self.things["tls"]["ca.crt"])
+        with self.forwarded(pod) as url:
+            port = url.rpartition(":")[2]
+            asked = Request(f"https://localhost:{port}/metrics", headers={"Authorization": f"Bearer {token}"})
+            with urlopen(asked, context=context, timeout=ENDS_S) as answer:
+                lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
     def first_key(self) -> dict[str, str]:
         """Returns the first administrator's key, as docs/how-to/kubernetes.md has it."""
-        said = self.cluster.kubectl("-n", self.namespace, "exec", "deployment/danlu", "--",
-                                    "python", "-m", "danlu.server.offline", "first-key")  # fmt: skip
-        found = json.loads(said)
+        found = json.loads(self.within("python", "-m", "danlu.server.offline", "first-key"))
         return {"DANLU_ACCESS_KEY_ID": found["access_key_id"], "DANLU_SECRET_ACCESS_KEY": found["secret"]}
+
+    def within(self, *words: str) -> str:
+        """Runs a command in one of the servers' pods."""
+        return self.cluster.kubectl("-n", self.namespace, "exec", "deployment/danlu", "--", *words)
 
     @contextmanager
     def forwarded(self, pod: str) -> Iterator[str]:

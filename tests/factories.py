@@ -8,7 +8,8 @@ from typing import Any
 
 from danlu.domain.actors import Role
 from danlu.domain.arrays import JobArray, array_id
-from danlu.domain.artifacts import Artifact
+from danlu.domain.artifacts import Artifact, TaskOutputs
+from danlu.domain.checkpoints import Checkpoint
 from danlu.domain.environments import Environment, EnvironmentSource
 from danlu.domain.ids import RANDOM_BITS, attempt_id, make_id
 from danlu.domain.jobs import Attempt, Job, Task
@@ -215,6 +216,26 @@ def make_artifact(artifact_id: str | None = None, *, now: int = NOW, **fields: A
             **fields,
         }
     )
+
+
+def make_checkpoint(checkpoint_id: str | None = None, *, now: int = NOW, **fields: Any) -> Checkpoint:
+    job = Ids()()
+    return Checkpoint.model_validate(
+        {
+            "id": checkpoint_id or Ids()("c"), "project": "default", "owner": job, "attempt_id": attempt_id(job, 1),
+            "task": "main-0", "rank": 0, "name": "step-1", "tree": "sha256:" + "a" * 64, "at": now, "size_bytes": 1,
+            "created_at": now, "updated_at": now, **fields,
+        }
+    )  # fmt: skip
+
+
+def make_outputs(outputs_id: str | None = None, *, now: int = NOW, **fields: Any) -> TaskOutputs:
+    return TaskOutputs.model_validate(
+        {
+            "id": outputs_id or Ids()("o"), "project": "default", "attempt_id": attempt_id(Ids()(), 1), "task": "main-0",
+            "tree": "sha256:" + "a" * 64, "created_at": now, "updated_at": now, **fields,
+        }
+    )  # fmt: skip
 
 
 def write_files(root: Path, files: dict[str, str | bytes]) -> Path:

@@ -213,8 +213,8 @@ class Api:
         price = make_price(self.new_id("p"), resource="memory")
         PRICES.add(tx, price)
         packed = make_environment(
-            self.new_id("e"), name="requirements-11111111", source=EnvironmentSource(requirements="six\n", python="3.11"),
-            source_digest="1" * 64, lock_digest="2" * 64, state=EnvironmentState.READY, reason=EnvironmentReason.BUILT,
+            self.new_id("e"), name="requirements-eeeeeeee", source=EnvironmentSource(requirements="six\n", python="3.11"),
+            source_digest="e" * 64, lock_digest="2" * 64, state=EnvironmentState.READY, reason=EnvironmentReason.BUILT,
             archive=Archive(address=address_of(FILE), size_bytes=len(FILE), unpacked_bytes=1, files=1),
         )  # fmt: skip
         ENVIRONMENTS.add(tx, packed)

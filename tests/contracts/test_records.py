@@ -17,11 +17,13 @@ from danlu.database.records import (
     ARRAYS,
     ARTIFACTS,
     ATTEMPTS,
+    CHECKPOINTS,
     ENVIRONMENTS,
     JOBS,
     KEYS,
     MEMBERS,
     NODES,
+    OUTPUTS,
     PRICES,
     PROJECTS,
     QUOTAS,
@@ -51,11 +53,13 @@ from tests.factories import (
     make_array,
     make_artifact,
     make_attempt,
+    make_checkpoint,
     make_environment,
     make_job,
     make_key,
     make_member,
     make_node,
+    make_outputs,
     make_price,
     make_project,
     make_quota,
@@ -93,6 +97,8 @@ from tests.factories import (
         (PRICES, make_price(valid_until=NOW)),
         (ENVIRONMENTS, make_environment(lock_digest="d" * 64, build_s=1.5, packages=3)),
         (ARTIFACTS, make_artifact(skipped=("a: socket",), size_bytes=2**60)),
+        (CHECKPOINTS, make_checkpoint(name="é" * 255, size_bytes=2**60)),
+        (OUTPUTS, make_outputs(skipped=("a: socket",))),
     ],
     ids=lambda value: value.model.KIND if isinstance(value, Records) else "",
 )
@@ -113,7 +119,7 @@ def test_a_record_comes_back_as_it_was_stored(database: Database, records: Recor
 def test_every_noun_is_in_the_test_above() -> None:
     assert {records.model.KIND for records in ALL} == {
         "job", "attempt", "node", "project", "user", "member", "key", "token", "secret", "environment", "quota",
-        "artifact", "price", "array",
+        "artifact", "price", "array", "checkpoint", "outputs",
     }  # fmt: skip
 
 

@@ -69,6 +69,11 @@ class Namespace:
         index = "batch.kubernetes.io/job-completion-index"
         return sorted(found, key=lambda pod: int(pod["metadata"].get("annotations", {}).get(index, 0)))
 
+    def delete(self, plural: str, name: str, *, grace_s: int | None = None) -> None:
+        """Deletes something, as by kubectl."""
+        options = {} if grace_s is None else {"gracePeriodSeconds": grace_s}
+        self.api("DELETE", f"/api/v1/namespaces/{self.name}/{plural}/{name}", {**options})
+
     def job_ends(self, name: str, how: str) -> dict[str, Any]:
         """Waits until a Job is `Complete` or `Failed`; returns it."""
 

@@ -95,7 +95,8 @@ class Server:
         return Client(Connection(self.url, bootstrap(self.home / KEY_FILE), self.home))
 
     def submit(self, *command: str, job_id: str | None = None, **spec: Any) -> Job:
-        fields = {"command": list(command), "env": "host", "interpreter": sys.executable, "cpu": 0.01, **spec}
+        where = {} if "image" in spec else {"env": "host", "interpreter": sys.executable}
+        fields = {"command": list(command), "cpu": 0.01, **where, **spec}
         job_id = job_id or make_id("j", time.time_ns(), secrets.randbits(82))
         with self.client() as client:
             found: Job = client.call("jobs.submit", {"job": job_id}, body=JobSpec.model_validate(fields))

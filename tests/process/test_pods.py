@@ -22,6 +22,7 @@ from danlu.api.bodies import MetricsQuery, StopRequest
 from danlu.client.code import send
 from danlu.domain.jobs import Attempt, Job, JobState, Reason
 from danlu.domain.secrets import SecretRequest
+from danlu.domain.trees import address_of
 from danlu.runner import frames
 from danlu.runner.living import OVER
 from tests.process.between import BUSY, INGRESS, Between
@@ -231,6 +232,49 @@ def test_it_is_stopped_before_it_has_begun(pods: Pods, between: Between) -> None
     between.says = b""
     assert pods.wait(job.id).state is JobState.CANCELLED
     assert "never" not in pods.lines(job.id, 1)
+
+
+@HERE
+@pytest.mark.parametrize(("lost", "why"), [("tree", "blob"), ("file", "broke off")])
+def test_code_that_is_gone_is_the_platforms_fault(
+    pods: Pods, between: Between, tmp_path: Path, lost: str, why: str
+) -> None:
+    """It is said, and the job is tried again without a loss of its own attempts."""
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "train.py").write_text("print('never')\n")
+    with pods.client() as client:
+        sent = send(client, code, cache=tmp_path / "cache").fields()
+    between.says = BUSY
+    job = pods.submit(sys.executable, "train.py", **sent)
+    until(lambda: pods.root(f"{job.id}-1").exists() and alive(pods.root(f"{job.id}-1")), TIMEOUT_S, "its pod begins")
+    digest = {"tree": sent["code"], "file": address_of((code / "train.py").read_bytes())}[lost].partition(":")[2]
+    gone = [path for path in (pods.home / "blobs").rglob("*") if path.is_file() and digest[2:] in path.name]
+    assert gone
+    for path in gone:
+        path.unlink()
+    between.says = b""
+    until(lambda: len(attempts(pods, job)) > 1, TIMEOUT_S, "it is begun again")
+    first = attempts(pods, job)[0]
+    assert first.reason is Reason.RUNNER_LOST
+    assert why in first.message
+
+
+@HERE
+def test_a_pod_that_is_told_to_end_before_it_has_begun(pods: Pods, between: Between) -> None:
+    between.says = BUSY
+    job = pods.submit(sys.executable, "-c", "print('never')")
+    root = pods.root(f"{job.id}-1")
+    until(
+        lambda: "does not answer" in (root / "container.log").read_text() if root.exists() else False,
+        TIMEOUT_S,
+        "it asks",
+    )
+    os.kill(pods.pid(f"{job.id}-1"), signal.SIGTERM)
+    until(lambda: any(e["event"] == "ended" for e in pods.status(f"{job.id}-1")), TIMEOUT_S, "it ends")
+    assert not any(event["event"] == "started" for event in pods.status(f"{job.id}-1"))
+    between.says = b""
+    until(lambda: len(attempts(pods, job)) > 1, TIMEOUT_S, "it is begun again")
 
 
 @HERE

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from danlu.client.artifacts import fetch, left_by
-from danlu.domain.jobs import Attempt, Job, JobState, Reason
+from danlu.domain.jobs import Job, JobState, Reason
 from danlu.runner.formats import DELIVERED, parse_status
 from tests.process.between import Between
 from tests.process.platform import until
@@ -59,10 +59,10 @@ def lose(pods: Pods, root: Path, attempt_id: str) -> None:
     (root / "lost").touch()
 
 
-def second(pods: Pods, job: Job) -> Attempt:
+def second(pods: Pods, job: Job) -> None:
+    """Waits until the next attempt's program has begun."""
     until(lambda: len(attempts(pods, job)) > 1, TIMEOUT_S, "it is begun again")
     until(lambda: "from" in " ".join(pods.lines_so_far(job.id, 2)), TIMEOUT_S, "it goes on")
-    return attempts(pods, job)[1]
 
 
 def test_training_goes_on_from_what_left_the_pod(pods: Pods) -> None:
@@ -73,10 +73,10 @@ def test_training_goes_on_from_what_left_the_pod(pods: Pods) -> None:
     until(lambda: delivered(root) == ["step-1", "step-2"], TIMEOUT_S, "the second one too")
     until(lambda: attempts(pods, job)[0].saved_as == "step-2", TIMEOUT_S, "and this is told")
     lose(pods, root, f"{job.id}-1")
-    resumed = second(pods, job)
+    second(pods, job)
     assert pods.lines_so_far(job.id, 2)[0] == "from 2"
-    assert resumed.resumed_from is not None
-    assert Path(resumed.resumed_from).name == "step-2"
+    until(lambda: attempts(pods, job)[1].resumed_from is not None, TIMEOUT_S, "it is told what it goes on from")
+    assert Path(str(attempts(pods, job)[1].resumed_from)).name == "step-2"
     other = pods.root(f"{job.id}-2")
     until(lambda: delivered(other) == ["step-2", "step-3"], TIMEOUT_S, "it goes on saving")
     go(other, 3)

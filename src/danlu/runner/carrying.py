@@ -170,10 +170,10 @@ class Carrier:
         self._channel.json("PUT", "/checkpoints/%s" % quote(name, safe=""), said)
 
     def _held(self, paths: List[str]) -> str:
-        """Links files where their program does not look, and returns that folder; theirs where there are no such links."""
+        """Links files where their program does not look, and returns that folder; theirs where that cannot be done."""
         shutil.rmtree(self._aside, ignore_errors=True)
-        os.makedirs(self._aside, mode=0o700)
         try:
+            os.makedirs(self._aside, mode=0o700)
             for path in paths:
                 target = os.path.join(self._aside, os.path.basename(path))
                 if os.path.isdir(path) and not os.path.islink(path):
@@ -181,7 +181,7 @@ class Carrier:
                 else:
                     os.link(path, target, follow_symlinks=False)
         except (OSError, shutil.Error) as error:
-            if os.path.lexists(paths[-1]):
+            if paths and os.path.lexists(paths[-1]):
                 return self._folder
             raise Changed("it is gone: %s" % str(error)[:300]) from error
         return self._aside

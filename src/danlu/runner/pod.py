@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import zipimport
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from . import carrying, fetching, formats
 from .channel import TIMEOUT_S, Channel, ChannelError, GaveUp, Over, Refused, Torn, Way
@@ -29,6 +29,7 @@ from .channel import TIMEOUT_S, Channel, ChannelError, GaveUp, Over, Refused, To
 HEARTBEAT_S, WISHES_S = 15.0, 25.0
 EVICTED_DELIVER_S = 25.0
 SALVAGE_S = 60.0
+TORN_TRIALS = 5
 NAMES = "names"
 """In the zip file: the names of what jobs may import of it."""
 OWN_VARIABLES = ("DANLU_POD_ROLE", "DANLU_POD_ROOT", "JOB_COMPLETION_INDEX", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_")
@@ -175,12 +176,18 @@ class Pod:
         if not tree:
             return
         work, channel = os.path.join(self.folder, "work"), self.channel()
+        most, trials = 0, 0
         while True:
+            received = [0]
             try:
-                fetching.Unpacking(tree, work).run(channel.download("/code"))
+                fetching.Unpacking(tree, work).run(_counted(channel.download("/code"), received))
                 channel.close()
                 return
             except Torn as error:
+                # it may be large, and the network bad; what breaks off at the same place again and again is damaged there
+                trials, most = (0 if received[0] > most else trials + 1), max(most, received[0])
+                if trials >= TORN_TRIALS:
+                    raise
                 self.way.failed(str(error))
                 self.way.pause(1.0)
                 fetching.empty(work)
@@ -284,6 +291,12 @@ class Pod:
         events = formats.read_status(os.path.join(self.folder, "status"))
         exited = [event for event in events if event["event"] == "exited"]
         return bool(exited) and exited[-1].get("exit_code") == 0
+
+
+def _counted(chunks: Iterator[bytes], received: List[int]) -> Iterator[bytes]:
+    for chunk in chunks:
+        received[0] += len(chunk)
+        yield chunk
 
 
 def image_environment() -> Dict[str, str]:

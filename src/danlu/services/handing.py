@@ -57,6 +57,7 @@ def packed(platform: Platform, project: str, tree: str) -> BinaryIO:
     absent = platform.blobs.absent(project, tree, most=1)
     if absent:
         raise NotFound(f"{absent[0]} of tree {tree} is not there", next_step="upload it again: danlu run, danlu apply")
+    platform.blobs.read(project, tree)  # what was there a while ago may be gone: that can be said now, and not later
     return io.BufferedReader(_Pieces(_frames(platform, project, tree)), READ_BYTES)
 
 

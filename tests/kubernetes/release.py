@@ -141,10 +141,9 @@ class Release:
             self.cluster.api("DELETE", f"/api/v1/namespaces/{self.jobs}")
         self.cluster.api("DELETE", f"/api/v1/namespaces/{self.namespace}")
 
-    def helm(self, verb: str, values: dict[str, Any]) -> None:
-        self.cluster.helm(
-            verb, "danlu", CHART, "--namespace", self.namespace, "--wait", "--timeout", "180s", *_set(values)
-        )
+    def helm(self, verb: str, values: dict[str, Any], *words: str) -> None:
+        place = ("--namespace", self.namespace, "--wait", "--timeout", "180s")
+        self.cluster.helm(verb, "danlu", CHART, *place, *words, *_set(values))
 
     def pods(self) -> list[str]:
         """Returns the names of the servers' pods that are ready and stay."""

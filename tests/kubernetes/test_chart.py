@@ -282,7 +282,7 @@ def test_a_release_runs_jobs_and_outlives_a_server_an_upgrade_and_its_end(releas
     assert "hello" in release.danlu(other, *hello, home=tmp_path)
 
     added = {"volumes": [{"name": "scratch", "emptyDir": {}}], "mounts": [{"name": "scratch", "mountPath": "/scratch"}]}
-    release.helm("upgrade", wanted(release, **{"jobs.templates": {"default": added}}))
+    release.helm("upgrade", {"jobs.templates": {"default": added}}, "--reset-then-reuse-values")
     wait_until("two servers of the new values", 60, lambda: len(release.pods()) == 2)
     assert release.secret("danlu-keys") == kept
     release.within("danlu", "db", "status")
@@ -293,3 +293,7 @@ def test_a_release_runs_jobs_and_outlives_a_server_an_upgrade_and_its_end(releas
     release.cluster.helm("uninstall", "danlu", "--namespace", release.namespace, "--wait")
     assert release.secret("danlu-keys") == kept
     assert release.pods() == []
+    # the platform is there again: the same database, the same keys
+    release.helm("install", wanted(release, replicas=1))
+    assert release.secret("danlu-keys") == kept
+    assert "long" in release.danlu(release.pods()[0], "get", "jobs", "-o", "name", home=tmp_path)

@@ -72,21 +72,23 @@ def make_image(folder: Path) -> images.Image:
     """Makes the server's image: what its Dockerfile installs, of the files that are installed here."""
     packages = folder / "lib" / "python3.11" / "site-packages"
     for one in locked():
-        found = distribution(one.name)
-        for file in found.files or ():
-            if file.suffix != ".pyc":
+        for file in distribution(one.name).files or ():
+            if file.locate().exists():  # byte code among them: it is as old as its source says
                 target = (packages / file).resolve()  # programs are in ../../../bin
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(str(file.locate()), target)
-    shutil.copytree(ROOT / "src" / "danlu", packages / "danlu", ignore=shutil.ignore_patterns("__pycache__"))
-    compileall.compile_dir(folder, quiet=2, force=True, workers=2, stripdir=str(folder), prependdir="/opt/danlu",
+    ours = packages / "danlu"
+    shutil.copytree(ROOT / "src" / "danlu", ours, ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(ours, quiet=2, workers=2, stripdir=str(folder), prependdir="/opt/danlu",
                            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)  # fmt: skip
     (folder / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
     (folder / "bin" / "python").symlink_to("/usr/bin/python3")
     program = folder / "bin" / "danlu"
     program.write_text("#!/opt/danlu/bin/python\nfrom danlu.cli.main import main\nmain()\n")
     program.chmod(0o755)
-    for path in (folder, *folder.rglob("*")):  # the same files are the same image, which nodes have already
+    made = (folder, *(path for path in folder.rglob("*") if path.is_dir()), *ours.rglob("*"), *(folder / "bin").iterdir(),
+            folder / "pyvenv.cfg")  # fmt: skip
+    for path in made:  # the same files are the same image, which nodes have already
         os.utime(path, (0, 0), follow_symlinks=False)
     return images.from_folder(IMAGE, folder, at="/opt/danlu")
 

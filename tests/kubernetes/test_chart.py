@@ -250,31 +250,21 @@ def test_a_release_runs_jobs_and_outlives_a_server_an_upgrade_and_its_end(releas
         assert asked == rules.get((group, resource), set()) | everywhere, resource
         assert {verb for verb in VERBS if release.may(verb, group, resource, "default")} == everywhere, resource
 
-    token = json.loads(release.danlu(servers[0], "token", "create", "prometheus", "-o", "json", home=tmp_path))[
-        "secret"
-    ]
+    said = release.danlu(servers[0], "token", "create", "prometheus", "-o", "json", home=tmp_path)
+    token = json.loads(said)["secret"]
     leads = {pod: release.scraped(pod, token)["danlu_leader"] for pod in servers}
     assert sorted(leads.values()) == [0, 1]
     leader, other = sorted(servers, key=lambda pod: -leads[pod])
-    hello = ("run", "--no-code", "--", "sh", "-c", "id -u; ls -d /scratch; echo hello")
+    # built and packed by a server, fetched by a pod
+    with_environment = ("run", "--no-code", "--env", "python", "--", "python", "-c", "import sys; print(sys.prefix)")
+    assert "/danlu/environments/" in release.danlu(leader, *with_environment, home=tmp_path)
+    hello = ("run", "--no-code", "--image", images.PYTHON, "--", "sh", "-c", "id -u; ls -d /scratch; echo hello")
     assert release.danlu(leader, *hello, home=tmp_path).splitlines()[-2:] == ["200000", "hello"]
     # what needs each of the rights that remain: the output of an image without Python, and a command in a pod
     bare = ("run", "--no-code", "--image", images.BUSYBOX, "--", "echo", "hello")
     assert "hello" in release.danlu(other, *bare, home=tmp_path)
-    release.danlu(
-        other,
-        "run",
-        "-d",
-        "--no-code",
-        "--name",
-        "long",
-        "--image",
-        images.PYTHON,
-        "--",
-        "sleep",
-        "1000",
-        home=tmp_path,
-    )
+    endless = ("run", "-d", "--no-code", "--name", "long", "--image", images.PYTHON, "--", "sleep", "1000")
+    release.danlu(other, *endless, home=tmp_path)
     release.danlu(other, "wait", "long", "--for", "running", home=tmp_path)
     assert "200000" in release.danlu(other, "exec", "long", "--", "id", "-u", home=tmp_path)
 

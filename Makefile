@@ -14,8 +14,8 @@ help:
 	@echo "make test        the tests that this machine can run"
 	@echo "make cluster     as root: a Kubernetes cluster of two nodes on this machine, for the tests (make cluster-down)"
 	@echo "make check       style, types, generated documents"
-	@echo "make docs        generate docs/reference again"
-	@echo "make lock        resolve requirements/dev.txt and the environments' locks again"
+	@echo "make docs        generate docs/reference and the roles of the Helm chart again"
+	@echo "make lock        resolve requirements/*.txt and the environments' locks again"
 	@echo "make benchmarks  measure; prints the figures of docs/reference/performance.md"
 	@echo "make soak        the simulation with 2,000 seeds, 10,000 traces, 100,000 histories of the ledger, every attack on every text"
 	@echo "make clean       remove .venv and what tests and checks left"
@@ -50,10 +50,14 @@ check: install
 
 docs: install
 	$(BIN)/python docs/generate.py
+	$(BIN)/python deploy/generate.py
 
 lock: install
 	$(BIN)/uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-emit-index-url -o requirements/dev.txt
+	# what the server's image installs: the very versions that are tested here
+	$(BIN)/uv pip compile -q pyproject.toml --extra kubernetes --extra s3 --group build --constraint requirements/dev.txt \
+		--universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements/server.txt
 	$(BIN)/python -m danlu.environments.relock
 
 benchmarks: install

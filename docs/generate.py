@@ -126,8 +126,7 @@ SERVER: Final[Mapping[str, str]] = {
     "password may lie in `~/.pgpass` too",
     "DANLU_BLOBS": "`s3://BUCKET/PREFIX`: code, logs and outputs there, instead of in the data folder",
     "AWS_*": "how that bucket is reached, see [object storage](../how-to/object-storage.md)",
-    "DANLU_MASTER_KEY": "the key that seals access keys' secrets, 64 hexadecimal digits, instead of `keys/master` of the "
-    "data folder",
+    "DANLU_MASTER_KEY": "what seals access keys' secrets, 64 hexadecimal digits, instead of the data folder's `keys/master`",
     "DANLU_MASTER_KEY_FILE": "a file of mode 0600 that holds it, where DANLU_MASTER_KEY is not set",
     "DANLU_EXECUTOR": "`kubernetes`: jobs run as pods; else as processes of this machine. What follows is for pods",
     "DANLU_POD_URL": "where pods reach the platform, such as `http://danlu.danlu:7070`",
@@ -135,6 +134,7 @@ SERVER: Final[Mapping[str, str]] = {
     "DANLU_POD_IMAGE": "what jobs run in that name no image; `python:3.12` when left out",
     "DANLU_POD_TEMPLATES": "a YAML file with what is added to pods, `default` and by project: node selector, tolerations, "
     "priority class, pull secrets, volumes, labels, annotations",
+    "DANLU_ENVIRONMENT_IMAGES": "the environments that pods have by an image: `tensorflow-1=registry.example.com/tf1:2,...`",
     "DANLU_POD_UID_BASE": "a project's pods run as this plus the project's number; 200000 when left out",
     "DANLU_POD_ENVIRONMENTS": "where nodes keep unpacked environments: `hostPath:/PATH`, `pvc:NAME` or `emptyDir`; "
     "`hostPath:/var/lib/danlu/environments` when left out",

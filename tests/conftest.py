@@ -40,10 +40,10 @@ def cannot_run(reason: str) -> None:
 
 
 class Cluster:
-    """A private PostgreSQL in a folder of its own, reached by a unix socket only."""
+    """A private PostgreSQL in a folder of its own, reached by a unix socket, and with a password where it listens."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, listen: tuple[str, int] | None = None) -> None:
+        self.folder, (self.host, self.port) = folder, listen or ("", 5432)
         self._numbers = itertools.count(1)
         self._user = "postgres" if os.geteuid() == 0 else None
         if self._user:
@@ -51,11 +51,15 @@ class Cluster:
         # an order of texts that differs from the bytes' own shows what relies on either
         self._run("initdb", "-U", "danlu", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--locale-provider=icu",
                   "--icu-locale=en", "--no-sync", "-D", str(folder / "data"))  # fmt: skip
+        if listen:
+            with (folder / "data" / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all 10.0.0.0/8 scram-sha-256\n")
         self.start()
 
     def start(self) -> None:
         self._run("pg_ctl", "start", "-w", "-t", str(START_TIMEOUT_S), "-D", str(self.folder / "data"), "-l",
-                  str(self.folder / "log"), "-o", f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' "
+                  str(self.folder / "log"), "-o", f"-c listen_addresses='{self.host}' -c port={self.port} "
+                  f"-c unix_socket_directories='{self.folder}' "
                   "-c fsync=off -c max_connections=60 -c shared_buffers=32MB")  # fmt: skip
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -68,15 +72,18 @@ class Cluster:
             raise RuntimeError(f"{program} failed: {done.stderr.decode()[-2000:]}")
 
     def url(self, name: str) -> str:
-        return f"postgresql+psycopg://danlu@/{name}?host={self.folder}"
+        return f"postgresql+psycopg://danlu@/{name}?host={self.folder}&port={self.port}"
+
+    def _connect(self, name: str) -> psycopg.Connection:
+        return psycopg.connect(host=str(self.folder), port=self.port, user="danlu", dbname=name, autocommit=True)
 
     def execute(self, statement: str) -> None:
-        with psycopg.connect(host=str(self.folder), user="danlu", dbname="postgres", autocommit=True) as connection:
+        with self._connect("postgres") as connection:
             connection.execute(statement)  # type: ignore[arg-type]
 
     def count(self, name: str, query: str) -> int:
         """Returns the number that a query finds in a database."""
-        with psycopg.connect(host=str(self.folder), user="danlu", dbname=name, autocommit=True) as connection:
+        with self._connect(name) as connection:
             row = connection.execute(query.encode()).fetchone()
         return int(row[0]) if row else 0
 
@@ -96,26 +103,27 @@ class Cluster:
 @pytest.fixture
 def own_cluster() -> Iterator[Cluster]:
     """A PostgreSQL for one test, which may stop it and start it again."""
-    with _running_cluster() as running:
+    with running_cluster() as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A running PostgreSQL with a migrated database called ``migrated``."""
-    with _running_cluster() as running:
+    with running_cluster() as running:
         running.execute("CREATE DATABASE migrated")
         Database.open(running.url("migrated")).close()
         yield running
 
 
 @contextlib.contextmanager
-def _running_cluster() -> Iterator[Cluster]:
+def running_cluster(listen: tuple[str, int] | None = None) -> Iterator[Cluster]:
+    """A PostgreSQL of its own; `listen`: where it is reached by TCP too."""
     if not (POSTGRES / "initdb").exists():
         cannot_run(f"PostgreSQL 15 is not in {POSTGRES}")
     folder = Path(tempfile.mkdtemp(prefix="danlu-pg-", dir="/tmp"))  # a socket's path is limited to 108 bytes
     try:
-        running = Cluster(folder)
+        running = Cluster(folder, listen)
         try:
             yield running
         finally:

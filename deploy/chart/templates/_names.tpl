@@ -27,3 +27,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "danlu.scheme" -}}
 {{ if .Values.tls.existingSecret }}https{{ else }}http{{ end }}
 {{- end -}}
+
+{{/* One name in the whole cluster, for what lies outside of the release's namespace. */}}
+{{- define "danlu.unique" -}}
+{{ printf "%s.%s" (include "danlu.name" .) .Release.Namespace | trunc 63 | trimSuffix "-" | trimSuffix "." }}
+{{- end -}}
+
+{{- define "danlu.templates" -}}
+{{ toYaml .Values.jobs.templates }}
+{{- end -}}

@@ -19,7 +19,7 @@ from danlu.database import leadership
 from danlu.database.engine import Database, Transaction
 from danlu.database.leadership import FOREVER, SECOND, Candidate, Fenced, Lease, Term
 from danlu.database.records import PROJECTS
-from danlu.errors import DatabaseUnavailable, LeadershipLost
+from danlu.errors import LeadershipLost
 from danlu.executors.base import Capabilities, Executor, Spools
 from tests.databases import WAIT_S, together
 from tests.factories import make_project
@@ -182,7 +182,7 @@ def test_a_renewal_does_not_wait_for_writes(postgresql: Database) -> None:
 
 
 def test_who_stands_still_in_a_write_keeps_nobody(cluster: Any) -> None:
-    """As a server that was stopped: its transaction is undone, and the lead is taken."""
+    """As a server that was stopped: its transaction is undone, and the lead is taken; what it tries again is refused."""
     name = cluster.create("migrated")
     database, other = Database.open(cluster.url(name), write_pause_ms=200), Database.open(cluster.url(name))
     try:
@@ -192,7 +192,7 @@ def test_who_stands_still_in_a_write_keeps_nobody(cluster: Any) -> None:
             add("still", tx)
             assert take(other, B) is not None
 
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(LeadershipLost):
             old.write(still)
         assert not exists(database, "still")
     finally:

@@ -113,7 +113,7 @@ class Database:
             for one, begin in ((engine, "BEGIN IMMEDIATE"), (readers, "BEGIN")):
                 event.listen(one, "begin", partial(_begin_sqlite, begin=begin))
         else:
-            engine = readers = postgresql.engine(parsed, pause_ms=write_pause_ms)
+            engine, readers = postgresql.engine(parsed, pause_ms=write_pause_ms), postgresql.engine(parsed)
         try:
             # of several servers, older ones may still need what a step takes away
             migrations.migrate(engine, contract=engine.dialect.name == "sqlite")

@@ -15,8 +15,9 @@ from sqlalchemy.pool import NullPool
 from danlu.errors import AlreadyRunning, DatabaseUnavailable, InvalidRequest
 
 OLDEST: Final = 15
-CONNECTIONS_KEPT: Final = 8
-CONNECTIONS_MORE: Final = 16
+CONNECTIONS_KEPT: Final = 4
+"""For those that write, and as many for those that read."""
+CONNECTIONS_MORE: Final = 8
 """Beside those, while there is much to do."""
 CONNECTION_WAIT_S: Final = 15
 """For one of them to be free."""

@@ -37,6 +37,9 @@ class Wire:
     torn_at: int | None = None
     """Every download breaks off after so many bytes."""
 
+    def close(self) -> None:
+        """Nothing is kept open."""
+
     def call(
         self, method: str, path: str, body: Any = b"", *, query: dict[str, Any] | None = None, content: str = BINARY
     ) -> Answer:  # fmt: skip

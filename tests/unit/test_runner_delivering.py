@@ -173,11 +173,11 @@ def test_a_long_status_is_told_in_short() -> None:
 def test_that_it_has_ended_is_told_last(tmp_path: Path) -> None:
     events = [{"event": "exited", "at": 1, "error": "caf\u00e9"}, {"event": "ended", "at": 2}]
     (tmp_path / "status").write_text("".join(json.dumps(event) + "\n" for event in events))
-    (tmp_path / "saved.json").write_text('{"name": "a", "at": 5, "more": 1}')
+    (tmp_path / "kept.json").write_text('{"name": "a", "at": 5, "more": 1}')
     reporter = Reporter(str(tmp_path), "main-0", Server(), 15.0, print, print)  # type: ignore[arg-type]
     assert json.loads(reporter.report()) == {"events": events[:1], "saved": {"name": "a", "at": 5}}
     assert json.loads(reporter.report(ended=True))["events"] == events
-    (tmp_path / "saved.json").write_text("null")
+    (tmp_path / "kept.json").write_text("null")
     assert json.loads(reporter.report())["saved"] is None
 
 

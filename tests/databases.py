@@ -40,3 +40,17 @@ def together(count: int, work: Callable[[int], Any]) -> list[Any]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(one, range(count)))
+
+
+MADE = {
+    "0006": ("meters", "ledger", "ledger_lines", "prices"), "0007": ("quotas",), "0008": ("stored", "stored_things"),
+    "0009": ("leadership",), "0010": ("reports",), "0011": ("checkpoints", "outputs"),
+}  # fmt: skip
+"""The tables that each step of the schema has made."""
+
+
+def set_back(execute: Callable[[str], object], revision: str) -> None:
+    """Makes a database one that an older version left: what later steps have made is gone."""
+    for table in (table for made, tables in MADE.items() if made > revision for table in tables):
+        execute(f"DROP TABLE {table}")
+    execute(f"UPDATE alembic_version SET version_num = '{revision}'")

@@ -34,7 +34,7 @@ from danlu.services.context import Call, Platform, PlatformFacts
 from danlu.services.usage import report
 from danlu.services.vault import Vault
 from tests.books import audit, books, rows
-from tests.databases import together
+from tests.databases import set_back, together
 from tests.factories import (
     GIB,
     NOW,
@@ -451,9 +451,7 @@ def test_what_is_held_when_the_ledger_comes_is_metered_from_then_on(
     database.close()
     engine = create_engine(database_url)
     with engine.begin() as connection:  # as a version without it left it
-        for table in ("meters", "ledger", "ledger_lines", "prices", "quotas", "stored", "stored_things"):
-            connection.exec_driver_sql(f"DROP TABLE {table}")
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0005'")
+        set_back(connection.exec_driver_sql, "0005")
     engine.dispose()
     again = Database.open(database_url)
     try:

@@ -47,7 +47,7 @@ def test_starts_make_a_copy_a_day_and_refused_ones_none(server: Server, tmp_path
 
 
 def test_an_older_schema_is_copied_once_before_it_changes(tmp_path: Path) -> None:
-    engine, config = create_engine(f"sqlite:///{tmp_path / 'danlu.db'}"), migrations._config()
+    engine, config = create_engine(f"sqlite:///{tmp_path / 'danlu.db'}"), migrations._config(migrations.FOLDER)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0002")

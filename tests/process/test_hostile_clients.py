@@ -167,8 +167,12 @@ def test_one_user_does_not_take_all_requests(server: Server, hostile: Credential
             one.sendall(head(server, "PUT", path, hostile, headers, body) + body[:1])
         for one in opened:
             one.settimeout(0.05)
-            with contextlib.suppress(OSError):
+            try:
                 refused += one.recv(64).startswith(b"HTTP/1.1 429")
+            except ConnectionResetError:
+                refused += 1  # its answer was overtaken by the end of the connection
+            except TimeoutError:
+                continue
         others_get_answers(server)
         assert refused == 20
         with Client(Connection(server.url, hostile), patience_s=0) as client, pytest.raises(TooManyRequests) as caught:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from danlu.blobs.local import LocalBlobs
-from danlu.blobs.streams import Streams
+from danlu.blobs.local_streams import LocalStreams
 from danlu.config import environment_images
 from danlu.controllers.environments import EnvironmentsController
 from danlu.controllers.packing import Packing
@@ -78,7 +78,7 @@ class Platform:
         self.blobs = LocalBlobs(folder / "blobs")
         packing = Packing(self.builds, self.blobs, Frozen(), Hub())
         self.controller = EnvironmentsController(
-            database, self.builds, Streams(folder / "blobs"), Frozen(), Hub(), Tasks(lambda task: task()),
+            database, self.builds, LocalStreams(folder / "blobs"), Frozen(), Hub(), Tasks(lambda task: task()),
             packing=packing,
         )  # fmt: skip
         database.write(lambda tx: [PROJECTS.add(tx, make_project(f"p{number}", number)) for number in (0, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from danlu.blobs.local import LocalBlobs
 from danlu.blobs.unused import SETTLE_S
 from danlu.controllers.collection import CollectionController
 from danlu.database.engine import Database
-from danlu.database.records import ARTIFACTS
+from danlu.database.records import ARTIFACTS, OUTPUTS
 from danlu.domain.artifacts import Artifact
 from danlu.domain.trees import Entry, address_of, encode
 from danlu.errors import Conflict, Unavailable
@@ -29,7 +30,7 @@ from danlu.services.context import Hub
 from danlu.services.unused import collect, find, references
 from tests.contracts.test_stored import Clock, World
 from tests.databases import add
-from tests.factories import NOW, Trees, make_job
+from tests.factories import NOW, Trees, make_artifact, make_job, make_outputs
 from tests.stores import Store
 
 P = "default"
@@ -157,3 +158,23 @@ def test_who_prunes_is_told_what_goes(bench: World) -> None:
     removed(bench)
     assert service.prune(call, PruneBlobsRequest(unused_for=3600)).blobs == 0
     assert bench.blobs.stored_bytes(P) == 0
+
+
+@pytest.mark.parametrize("at", range(1, 7))
+def test_what_a_task_sent_is_used_while_it_becomes_an_artifact(bench: World, at: int) -> None:
+    tree, addresses = tree_of(bench, a=b"1")
+    sent = make_outputs(tree=tree)
+    bench.database.write(lambda tx: OUTPUTS.add(tx, sent))
+    reads = itertools.count(1)
+
+    def collected(tx: Any) -> None:
+        ARTIFACTS.add(tx, make_artifact(tree=tree))
+        OUTPUTS.remove(tx, sent)
+
+    def read(work: Any) -> Any:
+        if next(reads) == at:
+            bench.database.write(collected)
+        return bench.database.read(work)
+
+    looks = SimpleNamespace(read=read, write=bench.database.write)
+    assert references(looks, bench.blobs, P) >= addresses  # type: ignore[arg-type]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Select, delete, insert, select, update
 
 from danlu.database import tables
 from danlu.database.engine import Transaction
@@ -22,16 +22,17 @@ def of(tx: Transaction, attempt_ids: Collection[str]) -> Reports:
     asked = sorted(attempt_ids)
     for first in range(0, len(asked), AT_ONCE):
         query = select(tables.reports).where(reports.attempt_id.in_(asked[first : first + AT_ONCE]))
-        for row in tx.connection.execute(query).mappings():
-            report = TaskReport.model_validate({**row["body"], "seen_at": row["seen_at"]})
-            found.setdefault(row["attempt_id"], {})[row["task"]] = report
+        _read(tx, query, found)
     return found
 
 
 def every(tx: Transaction) -> Reports:
     """Returns all of them: those of attempts that were not collected yet."""
-    found = Reports()
-    for row in tx.connection.execute(select(tables.reports)).mappings():
+    return _read(tx, select(tables.reports), Reports())
+
+
+def _read(tx: Transaction, query: Select[Any], found: Reports) -> Reports:
+    for row in tx.connection.execute(query).mappings():
         report = TaskReport.model_validate({**row["body"], "seen_at": row["seen_at"]})
         found.setdefault(row["attempt_id"], {})[row["task"]] = report
     return found

@@ -56,8 +56,9 @@ def references(database: Store, blobs: Blobs, project: str) -> set[str]:
         diff = None if job.spec.git is None else job.spec.git.diff
         found |= {diff} if diff is not None else set()
         waiting += [job.spec.code] if job.spec.code is not None else []
-    waiting += [artifact.tree for artifact in _each(database, ARTIFACTS, project)]
+    # what tasks sent becomes an artifact: who looked the other way round could miss both
     waiting += [outputs.tree for outputs in _each(database, OUTPUTS, project)]
+    waiting += [artifact.tree for artifact in _each(database, ARTIFACTS, project)]
     waiting += [checkpoint.tree for checkpoint in _each(database, CHECKPOINTS, project)]
     archives = (environment.archive for environment in _each(database, ENVIRONMENTS, project))
     found |= {archive.address for archive in archives if archive is not None}

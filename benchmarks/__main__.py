@@ -7,7 +7,7 @@ import sys
 
 NAMES = (
     "commands", "idle", "log_call", "queue", "lines", "gang", "gang_logs", "usage", "environment_build", "code_upload",
-    "signing", "ledger", "simulation", "decision", "eta", "object_store", "takeover", "pods",
+    "signing", "ledger", "simulation", "decision", "eta", "object_store", "takeover", "pods", "fleet",
 )  # fmt: skip
 
 names = sys.argv[1:] or NAMES

@@ -63,9 +63,11 @@ def _copy(one: socket.socket, other: socket.socket) -> None:
 
 
 class Company:
-    """The platform: ``servers`` are its two, of which the first leads at the beginning."""
+    """The platform: ``servers`` are its two, or those named, of which the first leads at the beginning."""
 
-    def __init__(self, namespace: Namespace, database: PostgreSQL, store: S3Server, folder: Path) -> None:
+    def __init__(
+        self, namespace: Namespace, database: PostgreSQL, store: S3Server, folder: Path, servers: str = "ab", **environ: str
+    ) -> None:  # fmt: skip
         self.namespace = namespace
         self.balancer = Balancer(layout.HOST)
         name = f"d{secrets.token_hex(4)}"
@@ -74,9 +76,9 @@ class Company:
             **store.environment(), "DANLU_BLOBS": f"s3://{store.make_bucket(name)}/platform",
             "DANLU_DATABASE_URL": database.url(name).replace("+psycopg", ""), "DANLU_MASTER_KEY": secrets.token_hex(32),
             "DANLU_EXECUTOR": "kubernetes", "DANLU_KUBECONFIG": str(layout.kubeconfig()), "DANLU_POD_IMAGE": PYTHON,
-            "DANLU_KUBERNETES_NAMESPACE": namespace.name, "DANLU_POD_URL": self.balancer.url,
+            "DANLU_KUBERNETES_NAMESPACE": namespace.name, "DANLU_POD_URL": self.balancer.url, **environ,
         }  # fmt: skip
-        self.servers = [self._server(folder / name) for name in "ab"]
+        self.servers = [self._server(folder / name) for name in servers]
 
     def _server(self, home: Path) -> Server:
         home.mkdir(mode=0o700)

@@ -34,7 +34,7 @@ from danlu.environments.sources import (
     source_digest,
     source_for,
 )
-from danlu.errors import Conflict, InvalidSpec, NotFound
+from danlu.errors import Conflict, InvalidSpec, NotFound, VersionConflict
 from danlu.services.context import Call
 
 BUILD_TASK = "build"
@@ -88,7 +88,10 @@ def ensure(tx: Transaction, call: Call, what: Wanted, *, now: int, newest: bool 
             created_at=now,
             updated_at=now,
         )
-        ENVIRONMENTS.add(tx, made, actor=call.actor.name)
+        try:
+            ENVIRONMENTS.add(tx, made, actor=call.actor.name)
+        except Conflict as error:  # somebody else has asked for it at the same time: theirs is taken
+            raise VersionConflict(f"environment {made.name} of project {call.project} was made meanwhile") from error
         return made
     over = (EnvironmentState.FAILED, EnvironmentState.REMOVED)
     if known[0].state not in over and not (newest and known[0].state is EnvironmentState.READY):

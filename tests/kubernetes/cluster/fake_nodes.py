@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +19,23 @@ BATCH = 50
 CONNECTIONS = 8
 READY_TIMEOUT_S = 180.0
 NODES_IN_RACK = 16
+ALIVE = {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"}
+RUNNING = """
+phase: Running
+hostIP: {{ NodeIPWith .spec.nodeName | Quote }}
+podIP: {{ PodIPWith .spec.nodeName false .metadata.uid .metadata.name .metadata.namespace | Quote }}
+startTime: {{ Now | Quote }}
+conditions:
+- {type: Ready, status: "True", lastTransitionTime: {{ Now | Quote }}}
+containerStatuses:
+{{ range .spec.containers }}
+- name: {{ .name | Quote }}
+  image: {{ .image | Quote }}
+  ready: true
+  restartCount: 0
+  state: {running: {startedAt: {{ Now | Quote }}}}
+{{ end }}
+"""
 
 
 def fake_node(number: int, gpus: int) -> dict[str, Any]:
@@ -33,13 +51,34 @@ def fake_node(number: int, gpus: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def add(count: int, gpus: int) -> None:
-    """Makes fake nodes up to a number, and waits until all are ready."""
+def _stage(name: str, wanted: list[dict[str, Any]], then: dict[str, Any]) -> dict[str, Any]:
+    spec = {"resourceRef": {"apiGroup": "v1", "kind": "Pod"}, "selector": {"matchExpressions": wanted}, "next": then}
+    return {"apiVersion": "kwok.x-k8s.io/v1alpha1", "kind": "Stage", "metadata": {"name": name}, "spec": spec}
+
+
+STAY = (
+    _stage("run", [ALIVE, {"key": ".status.podIP", "operator": "DoesNotExist"}], {"statusTemplate": RUNNING}),
+    _stage("go", [{**ALIVE, "operator": "Exists"}], {"finalizers": {"empty": True}, "delete": True}),
+)
+"""Pods run until somebody sets their status, or deletes them. Source of the format: kwok.sigs.k8s.io/docs/user/stages."""
+
+
+def add(count: int, gpus: int, *, stay: bool = False) -> None:
+    """Makes fake nodes up to a number, and waits until all are ready.
+
+    Args:
+        count: of nodes.
+        gpus: of each.
+        stay: a Job's pods run on until somebody ends them; else they succeed at once.
+    """
     if processes.find("kwok") is None:
+        stages = layout.run() / "stages.yaml"
+        stages.write_text("\n---\n".join(map(json.dumps, STAY)))
         processes.start("kwok", [
             program("kwok"), f"--kubeconfig={layout.kubeconfig()}", f"--cidr={PODS}", "--node-ip=10.213.255.1",
             f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake", "--manage-all-nodes=false",
             "--node-lease-duration-seconds=120", "--server-address=127.0.0.1:0",
+            *([f"--config={stages}"] if stay else []),
         ])  # fmt: skip
     wanted = [fake_node(number, gpus) for number in range(count)]
     _everywhere("POST", [("/api/v1/nodes", node) for node in wanted], harmless=409)

@@ -75,7 +75,7 @@ def figures() -> list[Figure]:
         Figure(f"{JOBS:,} jobs at once on {NODES:,} nodes: admitted before one that was submitted earlier",
                f"{early}; {good:,} succeeded", "0", early == 0 and good == JOBS, told, ""),
         Figure("the server's memory meanwhile, at most", f"{peak / 1e6:.0f} MB (idle {idle / 1e6:.0f} MB)",
-               f"{MOST_BYTES / 1e6:.0f} MB", peak < MOST_BYTES, f"its CPU time: {cpu:.0f} s, {1000 * cpu / JOBS:.0f} ms a job",
+               f"{MOST_BYTES / 1e6:.0f} MB", peak < MOST_BYTES, f"its CPU time {cpu:.0f} s, {1000 * cpu / JOBS:.0f} ms a job",
                f"as many bare Jobs, made by {THREADS} connections, to their last pod's start: {bare_s:.0f} s"),
     ]  # fmt: skip
 
@@ -95,8 +95,10 @@ def _count(engine: Any, what: str) -> int:
 def _early(engine: Any, jobs: list[Submitted]) -> int:
     """Returns how many jobs were admitted before another one whose submission was answered before theirs was sent."""
     with engine.connect() as connection:
-        rows = connection.execute(text("SELECT job_id, min((body->>'created_at')::bigint) FROM attempts GROUP BY job_id")).all()
-    admitted: dict[str, int] = {job_id: at for job_id, at in rows}
+        rows = connection.execute(
+            text("SELECT job_id, min((body->>'created_at')::bigint) FROM attempts GROUP BY job_id")
+        ).all()
+    admitted: dict[str, int] = {row[0]: row[1] for row in rows}
     count, answered, group = 0, float("inf"), float("inf")
     at = None
     for job in sorted(jobs, key=lambda one: -admitted[one.job_id]):
@@ -159,10 +161,11 @@ class Runners:
         return self._own.api
 
     def _run(self) -> None:
-        path = f"/api/v1/namespaces/{self._space}/pods"
+        api = importlib.import_module("tests.kubernetes.cluster.api")
+        path, names = f"/api/v1/namespaces/{self._space}/pods", api.Api(api.METADATA)
         while not self._over.wait(LOOK_S):
             work = []
-            for pod in self._api().pages(path, labelSelector=ATTEMPT, fieldSelector="status.phase=Running"):
+            for pod in names.pages(path, labelSelector=ATTEMPT, fieldSelector="status.phase=Running"):
                 name, now = pod["metadata"]["name"], time.monotonic()
                 if name not in self._known:
                     self._known.add(name)
@@ -177,14 +180,20 @@ class Runners:
     def _do(self, does: Callable[[Any], None], pod: Any) -> None:
         try:
             does(pod)
-        except Exception as error:  # it is tried again with the next sign of life
+        except Exception as error:  # noqa: BLE001 - it is tried again with the next sign of life
             self.failures += 1
+            self._forget_connections()
             name = pod["metadata"]["name"]
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
             if name in self._began:
                 self._due[name] = time.monotonic() + LOOK_S
             else:
                 self._known.discard(name)
+
+    def _forget_connections(self) -> None:
+        for connection in vars(self._own).values():
+            connection.close()
+        vars(self._own).clear()
 
     def _begin(self, pod: Any) -> None:
         name, attempt = pod["metadata"]["name"], pod["metadata"]["labels"][ATTEMPT]
@@ -196,12 +205,16 @@ class Runners:
         self._due[name] = time.monotonic() + HEARTBEAT_S
 
     def _again(self, pod: Any) -> None:
-        self._report(pod, {"event": "started", "task": "main-0", "at": self._began[pod["metadata"]["name"]][2], "pid": 1})
+        self._report(
+            pod, {"event": "started", "task": "main-0", "at": self._began[pod["metadata"]["name"]][2], "pid": 1}
+        )
 
     def _end(self, pod: Any) -> None:
         now, name = time.time_ns(), pod["metadata"]["name"]
         began = {"event": "started", "task": "main-0", "at": self._began[name][2], "pid": 1}
-        self._report(pod, began, {"event": "exited", "task": "main-0", "at": now, "exit_code": 0}, {"event": "ended", "at": now})
+        self._report(
+            pod, began, {"event": "exited", "task": "main-0", "at": now, "exit_code": 0}, {"event": "ended", "at": now}
+        )
         state = {"name": "main", "image": "", "imageID": "", "ready": False, "restartCount": 0,
                  "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}  # fmt: skip
         self._api()("PATCH", f"/api/v1/namespaces/{self._space}/pods/{name}/status",
@@ -244,7 +257,7 @@ def _bare(company: Any) -> float:
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(create, names))
     pods = f"/api/v1/namespaces/{company.namespace.name}/pods"
-    with api.Api() as asked:
+    with api.Api(api.METADATA) as asked:
 
         def running() -> int:
             found = asked.pages(pods, labelSelector="bare=true", fieldSelector="status.phase=Running")

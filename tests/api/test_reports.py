@@ -80,15 +80,15 @@ def test_a_report_is_kept_and_told(api: Api) -> None:
     counts = [api.platform.hub.count("attempts")]
     assert report(api, STARTED, saved={"name": "a", "at": 3}).status == 200
     counts.append(api.platform.hub.count("attempts"))
-    kept = reports_service.seen(api.database)[api.ids["attempt"]]["main-0"]
+    kept = reports_service.seen(api.database)()[api.ids["attempt"]]["main-0"]
     assert (kept.events, kept.saved and kept.saved.name) == ((STARTED,), "a")
     assert kept.seen_at
     assert report(api, STARTED, saved={"name": "a", "at": 3}).status == 200
     counts.append(api.platform.hub.count("attempts"))
-    assert reports_service.seen(api.database)[api.ids["attempt"]]["main-0"] == kept
+    assert reports_service.seen(api.database)()[api.ids["attempt"]]["main-0"] == kept
     report(api, STARTED, ENDED_WELL)
     counts.append(api.platform.hub.count("attempts"))
-    assert reports_service.seen(api.database)[api.ids["attempt"]]["main-0"].events == (STARTED, ENDED_WELL)
+    assert reports_service.seen(api.database)()[api.ids["attempt"]]["main-0"].events == (STARTED, ENDED_WELL)
     assert [after - before for before, after in itertools.pairwise(counts)] == [1, 0, 1]
 
 
@@ -97,7 +97,7 @@ def test_a_report_that_comes_after_the_last_one_changes_nothing(api: Api) -> Non
     ended = {"event": "ended", "at": NOW + 1}
     assert report(api, STARTED, ENDED_WELL, ended).status == 200
     assert report(api, STARTED).status == 200
-    kept = reports_service.seen(api.database)[api.ids["attempt"]]["main-0"]
+    kept = reports_service.seen(api.database)()[api.ids["attempt"]]["main-0"]
     assert kept.events == (STARTED, ENDED_WELL, ended)
 
 
@@ -107,7 +107,7 @@ def test_a_sign_of_life_is_stored_now_and_then(api: Api) -> None:
     kept = TaskReport(events=(STARTED,))
     api.database.write(lambda tx: reports.put(tx, api.ids["attempt"], "main-0", kept, old))
     report(api, STARTED)
-    assert (reports_service.seen(api.database)[api.ids["attempt"]]["main-0"].seen_at or 0) > old
+    assert (reports_service.seen(api.database)()[api.ids["attempt"]]["main-0"].seen_at or 0) > old
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_what_can_be_no_report_is_refused(api: Api, events: list[Any], why: str)
     answer = report(api, *events)
     assert answer.status in (400, 422)
     assert why in answer.content.decode()
-    assert reports_service.seen(api.database) == {}
+    assert reports_service.seen(api.database)() == {}
 
 
 def test_what_no_database_takes_is_replaced(api: Api) -> None:
     deep: Any = [[[[[["x"]]]]]]
     assert report(api, {**STARTED, "error": "a\0b", "large": 2**70, "deep": deep, "ok": [1, 2.5, None]}).status == 200
-    (event,) = reports_service.seen(api.database)[api.ids["attempt"]]["main-0"].events
+    (event,) = reports_service.seen(api.database)()[api.ids["attempt"]]["main-0"].events
     assert (event["error"], event["large"], event["ok"]) == ("a\ufffdb", None, [1, 2.5, None])
     assert "x" not in json.dumps(event["deep"])
 
@@ -256,7 +256,7 @@ def test_runners_that_wait_take_nobodys_turn(api: Api) -> None:
 
 
 def test_many_are_looked_at_together(api: Api) -> None:
-    found = wishes.of(api.platform, [api.ids["attempt"], f"{api.new_id('j')}-1"])
+    found = wishes.Look().of(api.platform, [api.ids["attempt"], f"{api.new_id('j')}-1"])
     assert found[api.ids["attempt"]] == wished(api)
     assert list(found.values()).count(None) == 1
 

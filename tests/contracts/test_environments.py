@@ -26,7 +26,7 @@ def test_jobs_that_are_the_first_to_want_an_environment_share_it(database: Datab
     platform = Platform(
         database=database, blobs=LocalBlobs(tmp_path), streams=LocalStreams(tmp_path), clock=Clock(),
         random_bits=secrets.randbits, attempt_key=b"k" * 32, vault=Vault(b"m" * 32, secrets.token_bytes),
-        facts=PlatformFacts(home=str(tmp_path), started_at=NOW, isolation="one user", host_environment=False, images="podman"),
+        facts=PlatformFacts(home="/", started_at=NOW, isolation="one user", host_environment=False, images="podman"),
     )  # fmt: skip
     database.write(lambda tx: PROJECTS.add(tx, make_project()))
 

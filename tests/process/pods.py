@@ -74,7 +74,7 @@ class Kubernetes:
             start(root, task.role, task.index)
 
     def observe(self) -> tuple[Observation, ...]:
-        seen = reports.seen(self.database)
+        seen = reports.seen(self.database)()
         return tuple(self._observation(path, seen.get(path.name, {})) for path in sorted(self._folder.glob("j*")))
 
     def _observation(self, folder: Path, said: Any) -> Observation:

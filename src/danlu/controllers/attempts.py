@@ -12,6 +12,7 @@ from danlu.controllers.decisions import Action, Decision, decide, rejected
 from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries
 from danlu.database.engine import Transaction
+from danlu.database.kept import Kept
 from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.environments import (
@@ -108,6 +109,8 @@ class AttemptsController:
     monotonic: Callable[[], int] = time.monotonic_ns
     _trials: Trials = field(default_factory=Trials)
     _alive: dict[str, Sighting] = field(default_factory=dict)
+    _attempts: Kept[Attempt] = field(default_factory=lambda: Kept(ATTEMPTS))
+    _jobs: Kept[Job] = field(default_factory=lambda: Kept(JOBS))
 
     def step(self) -> float:
         """Looks once."""
@@ -115,7 +118,9 @@ class AttemptsController:
         before = self.monotonic()
         seen = {one.attempt_id: one for one in self.executor.observe()}
         after = self.monotonic()
-        attempts, jobs = self.database.read(_live)
+        attempts, jobs = self.database.read(
+            lambda tx: (queries.holding_attempts(tx, known=self._attempts), queries.holders(tx, self._jobs))
+        )
         now = self.clock.now()
         for attempt in attempts:
             if attempt.id in busy:
@@ -290,8 +295,3 @@ def _runs(seen: Observation, attempt: Attempt) -> bool:
     if seen.phase is Phase.STARTING:
         return attempt.started_at is not None
     return seen.phase is Phase.RUNNING and seen.started_at is not None
-
-
-def _live(tx: Transaction) -> tuple[list[Attempt], dict[str, Job]]:
-    attempts = queries.holding_attempts(tx)
-    return attempts, {attempt.job_id: JOBS.require(tx, attempt.job_id) for attempt in attempts}

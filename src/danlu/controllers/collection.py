@@ -17,6 +17,7 @@ from danlu.blobs.streams import StreamKey, Streams
 from danlu.controllers.tasks import Tasks, Trials
 from danlu.database import queries, reports
 from danlu.database.engine import Transaction
+from danlu.database.kept import Kept
 from danlu.database.leadership import Fenced
 from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, OUTPUTS
 from danlu.domain.artifacts import Artifact, TaskOutputs
@@ -55,11 +56,12 @@ class CollectionController:
     clock: Clock
     hub: Hub
     tasks: Tasks
+    _known: Kept[Attempt] = field(default_factory=lambda: Kept(ATTEMPTS))
     _trials: Trials = field(default_factory=Trials)
 
     def step(self) -> float:
         """Looks once. An attempt with much to copy takes turns with the others."""
-        attempts = self.database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS))
+        attempts = self.database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS, self._known))
         now, busy = self.clock.now(), self.tasks.running()
         waiting = deque(a for a in attempts if a.id not in busy and self._trials.due(a.id, now))
         while waiting:

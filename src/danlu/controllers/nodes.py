@@ -12,7 +12,7 @@ from danlu.domain.nodes import NODE_PROJECT, Node, NodeCapacity
 from danlu.errors import ExecutorUnavailable
 from danlu.executors.base import Executor
 from danlu.services.context import Clock, Hub
-from danlu.services.nodes import MAX_NODES
+from danlu.services.fitting import MAX_NODES
 
 PERIOD_S = 60.0
 

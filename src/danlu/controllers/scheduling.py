@@ -12,10 +12,12 @@ from danlu.controllers.preempting import preempt
 from danlu.controllers.recordings import Recording
 from danlu.database import queries
 from danlu.database.engine import Transaction, write_anew
+from danlu.database.kept import Kept
 from danlu.database.leadership import Fenced
 from danlu.database.records import ATTEMPTS, JOBS, NODES, QUOTAS
 from danlu.domain.ids import attempt_id
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Estimate, Job, JobState, Preemption, Reason, Task
+from danlu.domain.nodes import Node
 from danlu.errors import LeadershipLost, VersionConflict
 from danlu.scheduler.model import SECOND_NS, Placement, Shape
 from danlu.scheduler.model import Preemption as Planned
@@ -25,7 +27,8 @@ from danlu.scheduler.rooms import Rooms, take_seats
 from danlu.services import estimating
 from danlu.services.context import Clock, Hub
 from danlu.services.eligibility import Change
-from danlu.services.nodes import MAX_NODES, rooms_of
+from danlu.services.fitting import MAX_NODES
+from danlu.services.nodes import rooms_of
 from danlu.services.queue import Feed
 from danlu.services.quotas import MAX_QUOTAS
 
@@ -53,6 +56,8 @@ class SchedulingController:
     recording: Recording | None = None
     _waits: dict[str, tuple[Reason, str]] = field(default_factory=dict)
     _estimates: dict[str, Estimate] = field(default_factory=dict)
+    _nodes: Kept[Node] = field(default_factory=lambda: Kept(NODES))
+    _attempts: Kept[Attempt] = field(default_factory=lambda: Kept(ATTEMPTS))
 
     def __post_init__(self) -> None:
         if self.recording is not None:
@@ -131,7 +136,7 @@ class SchedulingController:
         """Stores placements that still hold under the newest state; returns how many."""
         queries.lock(tx, "placing")  # two servers place one after the other
         now = self.clock.now()
-        newest = _Newest.of(tx)
+        newest = _Newest.of(tx, self._nodes, self._attempts)
         stored = 0
         for placement in placements:
             job = JOBS.get(tx, placement.job_id)
@@ -207,9 +212,9 @@ class _Newest:
     leased: set[int]
 
     @classmethod
-    def of(cls, tx: Transaction) -> _Newest:
-        holding = queries.holding_attempts(tx)
-        rooms = rooms_of((node.capacity for node in NODES.find(tx, limit=MAX_NODES)), holding)
+    def of(cls, tx: Transaction, nodes: Kept[Node], attempts: Kept[Attempt]) -> _Newest:
+        holding = queries.holding_attempts(tx, known=attempts)
+        rooms = rooms_of((node.capacity for node in nodes.look(tx, limit=MAX_NODES).values()), holding)
         newest = cls(
             rooms, Tree.of(QUOTAS.find(tx, limit=MAX_QUOTAS)), queries.arrays_holding(tx),
             {port for attempt in holding for task in attempt.tasks for port in task.ports},

@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
 from danlu.database.engine import Transaction
+from danlu.database.kept import Kept
 from danlu.database.records import ARRAYS, ATTEMPTS, JOBS
 from danlu.domain.arrays import LETTER as ARRAY_LETTER
 from danlu.domain.arrays import JobArray
@@ -317,12 +318,16 @@ def job_counts_by_project(tx: Transaction) -> dict[tuple[str, str], int]:
     return {(str(project), str(state)): int(count) for project, state, count in counted}
 
 
-def holding_attempts(tx: Transaction, project: str | None = None) -> list[Attempt]:
-    """Returns every attempt that holds resources, of a project or of all, by id."""
-    query = select(tables.attempts).where(tables.OPEN_ATTEMPT).order_by(tables.attempts.c.id).limit(MAX_OPEN_ATTEMPTS)
-    if project is not None:
-        query = query.where(tables.attempts.c.project == project)
-    return [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
+def holding_attempts(tx: Transaction, project: str | None = None, known: Kept[Attempt] | None = None) -> list[Attempt]:
+    """Returns every attempt that holds resources, of a project or of all, by id; what has not changed from ``known``."""
+    theirs = () if project is None else (tables.attempts.c.project == project,)
+    return [*(known or Kept(ATTEMPTS)).look(tx, tables.OPEN_ATTEMPT, *theirs, limit=MAX_OPEN_ATTEMPTS).values()]
+
+
+def holders(tx: Transaction, known: Kept[Job]) -> dict[str, Job]:
+    """Returns the jobs of the attempts that hold resources, by id; those that have not changed from ``known``."""
+    theirs = select(tables.attempts.c.job_id).where(tables.OPEN_ATTEMPT)
+    return known.look(tx, tables.jobs.c.id.in_(theirs), limit=MAX_OPEN_ATTEMPTS)
 
 
 def took_of_late(tx: Transaction, limit: int) -> dict[str, list[int]]:
@@ -369,10 +374,9 @@ def node_versions(tx: Transaction) -> dict[str, int]:
     return {str(row[0]): int(row[1]) for row in tx.connection.execute(select(nodes.id, nodes.version))}
 
 
-def uncollected_attempts(tx: Transaction, limit: int) -> list[Attempt]:
-    """Returns attempts whose logs or results are not all kept yet, by id."""
-    query = select(tables.attempts).where(tables.UNCOLLECTED).order_by(tables.attempts.c.id).limit(limit)
-    return [ATTEMPTS._record(row) for row in tx.connection.execute(query).mappings()]
+def uncollected_attempts(tx: Transaction, limit: int, known: Kept[Attempt] | None = None) -> list[Attempt]:
+    """Returns attempts whose logs or results are not all kept yet, by id; those that have not changed from ``known``."""
+    return [*(known or Kept(ATTEMPTS)).look(tx, tables.UNCOLLECTED, limit=limit).values()]
 
 
 def secret_names(tx: Transaction, project: str) -> list[str]:

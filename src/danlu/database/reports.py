@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Select, delete, insert, select, update
+from sqlalchemy import Select, case, delete, insert, select, update
 
 from danlu.database import tables
 from danlu.database.engine import Transaction
@@ -26,9 +26,27 @@ def of(tx: Transaction, attempt_ids: Collection[str]) -> Reports:
     return found
 
 
-def every(tx: Transaction) -> Reports:
-    """Returns all of them: those of attempts that were not collected yet."""
-    return _read(tx, select(tables.reports), Reports())
+class Heard:
+    """All reports, those of attempts that were not collected yet, of look after look: what came since is read anew."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, TaskReport]] = {}
+
+    def look(self, tx: Transaction) -> Reports:
+        """Returns them. Any thread may look; what it returns is for nobody to change."""
+        reports, known, times = tables.reports.c, self._known, dict[str, dict[str, int]]()
+        for attempt_id, task, seen_at in tx.connection.execute(
+            select(reports.attempt_id, reports.task, reports.seen_at)
+        ):
+            times.setdefault(attempt_id, {})[task] = seen_at
+        kept = {one: known[one] for one, seen in times.items() if one in known and _times(known[one]) == seen}
+        fresh = of(tx, times.keys() - kept.keys())
+        self._known = found = {one: kept.get(one) or fresh[one] for one in times if one in kept or one in fresh}
+        return found
+
+
+def _times(reports: Mapping[str, TaskReport]) -> dict[str, int | None]:
+    return {task: report.seen_at for task, report in reports.items()}
 
 
 def _read(tx: Transaction, query: Select[Any], found: Reports) -> Reports:
@@ -39,12 +57,12 @@ def _read(tx: Transaction, query: Select[Any], found: Reports) -> Reports:
 
 
 def put(tx: Transaction, attempt_id: str, task: str, report: TaskReport, seen_at: int) -> None:
-    """Keeps a task's report in place of the one before."""
+    """Keeps a task's report in place of the one before, which its time tells it apart from."""
     reports, body = tables.reports, report.model_dump(mode="json", exclude={"seen_at"})
     changed = tx.connection.execute(
         update(reports)
         .where(reports.c.attempt_id == attempt_id, reports.c.task == task)
-        .values(seen_at=seen_at, body=body)
+        .values(seen_at=case((reports.c.seen_at < seen_at, seen_at), else_=reports.c.seen_at + 1), body=body)
     )
     if not changed.rowcount:
         tx.connection.execute(insert(reports).values(attempt_id=attempt_id, task=task, seen_at=seen_at, body=body))

@@ -77,9 +77,7 @@ def local(settings: Settings, known: Known) -> Runs:
 def pods(settings: KubernetesSettings, known: Known) -> Runs:
     """Returns what runs attempts as pods."""
     runner = zipapp.build()
-    executor = kubernetes(
-        settings, runner, zipapp.name(runner), hint=known.hint, reports=lambda: reports.seen(known.database)
-    )
+    executor = kubernetes(settings, runner, zipapp.name(runner), hint=known.hint, reports=reports.seen(known.database))
     return Runs(executor, ClusterImages(), executor.close)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from typing import Final
 
@@ -22,6 +23,8 @@ LOG: Final = logging.getLogger("danlu.server")
 LOOK_S: Final = 1.0
 """Without a hint: another server may have been told, or the time of a gang be over."""
 PAUSE_S: Final = 0.05
+SHARE: Final = 2.0
+"""A look that took long is followed by a pause in proportion, so that many who wait leave the processor to others."""
 TOPICS: Final = frozenset({"jobs", "attempts", "wishes"})
 
 
@@ -31,6 +34,7 @@ class WishesBoard:
     def __init__(self) -> None:
         self._waiting: Counter[str] = Counter()
         self._found: dict[str, Wishes | None] = {}
+        self._look_at = wishes.Look()
         self._looked = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._ending = False
@@ -69,16 +73,18 @@ class WishesBoard:
 
     async def _look(self, platform: Platform) -> None:
         """Looks again and again for all who wait, until nobody does."""
-        waiter = Waiter(platform.hub, TOPICS)
+        waiter, took_s = Waiter(platform.hub, TOPICS), 0.0
         with waiter.listening():
             while self._waiting:
                 await waiter.wait(LOOK_S)
-                await asyncio.sleep(PAUSE_S)  # many hints become one look
+                await asyncio.sleep(min(LOOK_S, max(PAUSE_S, SHARE * took_s)))  # many hints become one look
+                began = time.monotonic()
                 try:
-                    found = await anyio.to_thread.run_sync(wishes.of, platform, set(self._waiting))
+                    found = await anyio.to_thread.run_sync(self._look_at.of, platform, set(self._waiting))
                 except DanluError as error:
                     LOG.warning("what is wished of attempts cannot be told now: %s", error)
                     continue
+                took_s = time.monotonic() - began
                 self._found = {one: found[one] for one in self._waiting if one in found}
                 self._looked.set()
                 self._looked = asyncio.Event()

@@ -23,6 +23,7 @@ from danlu.domain.events import CALL, Event
 from danlu.domain.ids import make_id
 from danlu.domain.isolation import Layer
 from danlu.domain.keys import AccessKey
+from danlu.services.fitting import Empty
 from danlu.services.vault import Vault
 
 T = TypeVar("T")
@@ -138,6 +139,7 @@ class Platform:
     """By access key: what was found to be true of it. See services/access.py."""
     hiding: AbstractContextManager[Any] = field(default_factory=lambda: threading.BoundedSemaphore(HIDING_AT_ONCE))
     """Entered while secrets are looked for in what jobs send, which takes a processor: the others are for everybody else."""
+    nodes: Empty = field(default_factory=Empty)
     url: str = ""
     diagnose: Callable[[Sequence[Environment], bool], tuple[Check, ...]] = lambda _built, _index: ()
     stop_server: Callable[[bool], None] = lambda _jobs_first: None

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from danlu.api.bodies import AllJobsQuery, JobsQuery, Paging, RetryRequest, StopRequest
 from danlu.database import queries
 from danlu.database.engine import Transaction
-from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS, NODES
+from danlu.database.records import ARTIFACTS, ATTEMPTS, JOBS
 from danlu.domain.arrays import array_id
 from danlu.domain.artifacts import Artifact
 from danlu.domain.commands import name_from_command
@@ -23,8 +23,7 @@ from danlu.domain.specs import JobSpec, json_changes
 from danlu.domain.validation import invalid_spec, suggestion
 from danlu.domain.views import Page, Why
 from danlu.errors import Conflict, InvalidRequest, InvalidSpec, NeverFits, NotFound
-from danlu.scheduler.sizing import never_fits
-from danlu.services import arrays, blobs, dependencies, environments, explaining, nodes, projects, quotas, secrets
+from danlu.services import arrays, blobs, dependencies, environments, explaining, projects, quotas, secrets
 from danlu.services.context import Call
 
 SUGGESTED = 200
@@ -110,7 +109,8 @@ def _submit(call: Call, job_id: str, spec: JobSpec, *, retried: Job | None) -> J
         known = JOBS.get(tx, job_id)
         if known is not None:
             return _same(call, known, spec)
-        _check_fits(tx, spec)
+        if (never := platform.nodes.never_fits(tx, spec)) is not None:
+            raise NeverFits(f"it can never fit: {never[0]}", next_step=never[1])
         quotas.require_room(tx, call.project, spec)
         quotas.require_left(tx, call.project, {STORAGE: 1}, "what a new job leaves")
         secrets.require(tx, call.project, spec)
@@ -171,13 +171,6 @@ def _same(call: Call, known: Job, spec: JobSpec) -> Job:
     if known.project == call.project and known.spec == spec:
         return known
     raise Conflict(f"the id {known.id} belongs to another job", next_step="make a new id for each job")
-
-
-def _check_fits(tx: Transaction, spec: JobSpec) -> None:
-    capacities = [node.capacity for node in NODES.find(tx, limit=nodes.MAX_NODES)]
-    never = never_fits(spec, capacities) if capacities else None
-    if never is not None:
-        raise NeverFits(f"it can never fit: {never[0]}", next_step=never[1])
 
 
 def _made_up_name(tx: Transaction, project: str, spec: JobSpec) -> str:

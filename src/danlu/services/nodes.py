@@ -13,8 +13,7 @@ from danlu.domain.resources import Resources
 from danlu.domain.views import NodeUse, Page
 from danlu.scheduler.rooms import Rooms
 from danlu.services.context import Call
-
-MAX_NODES = 10_000
+from danlu.services.fitting import MAX_NODES
 
 
 def list(call: Call) -> Page[NodeUse]:

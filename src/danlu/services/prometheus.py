@@ -14,7 +14,7 @@ from danlu.domain.ledger import HELD, SECOND_NS
 from danlu.domain.nodes import Node
 from danlu.domain.usage import By, Piece
 from danlu.services.context import Call
-from danlu.services.nodes import MAX_NODES
+from danlu.services.fitting import MAX_NODES
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

@@ -20,8 +20,8 @@ from danlu.domain.users import PLATFORM
 from danlu.domain.validation import suggestion
 from danlu.domain.views import Page, QuotaUse
 from danlu.errors import Conflict, InvalidRequest, NeverFits, NotFound, QuotaExceeded
-from danlu.services import nodes
 from danlu.services.context import Call
+from danlu.services.fitting import MAX_NODES
 from danlu.services.users import require_name
 
 MAX_QUOTAS = 10_000
@@ -96,7 +96,7 @@ def set(call: Call, quota: str, body: QuotaChange) -> QuotaUse:
         path = rules.path(quotas, quota)
         warnings = [
             *rules.unreachable(path),
-            *rules.unavailable(quotas, _there(NODES.find(tx, limit=nodes.MAX_NODES))),
+            *rules.unavailable(quotas, _there(NODES.find(tx, limit=MAX_NODES))),
         ]
         return _use(path, _used(tx, quotas)).model_copy(update={"warnings": tuple(warnings)})
 
@@ -289,7 +289,7 @@ def _use(path: Sequence[Quota], used: Mapping[str, Mapping[str, int]]) -> QuotaU
 def _used(tx: Transaction, quotas: Mapping[str, Quota]) -> dict[str, Counter[str]]:
     """Returns what is held now of each quota: by its project, or by all projects below."""
     holding = queries.holding_attempts(tx) if quotas else ()
-    kinds = _kinds(NODES.find(tx, limit=nodes.MAX_NODES)) if holding else {}
+    kinds = _kinds(NODES.find(tx, limit=MAX_NODES)) if holding else {}
     by_project: dict[str, Counter[str]] = {}
     for attempt in holding:
         by_project.setdefault(attempt.project, Counter()).update(_held(attempt, kinds))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from danlu.database import reports
@@ -63,9 +63,10 @@ def put(call: Call, attempt: str, task: str, body: TaskReport) -> Wishes:
     return wished
 
 
-def seen(database: Database) -> Mapping[str, Mapping[str, TaskReport]]:
-    """Returns what runners have said of the attempts that are not collected yet, by attempt and task."""
-    return database.read(reports.every)
+def seen(database: Database) -> Callable[[], Mapping[str, Mapping[str, TaskReport]]]:
+    """Returns what tells what runners have said of the attempts that are not collected yet, by attempt and task."""
+    heard = reports.Heard()
+    return lambda: database.read(heard.look)
 
 
 def require_own(call: Call, attempt: str) -> None:

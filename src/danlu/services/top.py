@@ -16,6 +16,7 @@ from danlu.domain.views import GpuUse, JobUse, NodeLoad, TaskUse, Top, Waiting
 from danlu.runner.formats import SYSTEM
 from danlu.services import nodes
 from danlu.services.context import Call
+from danlu.services.fitting import MAX_NODES
 from danlu.services.metrics import METRICS
 
 TAILS_BYTES: Final = (16 * 1024, 256 * 1024, 4 * 2**20)
@@ -35,7 +36,7 @@ def get(call: Call) -> Top:
         running = {job.id: job for job in JOBS.find(tx, id=ids, limit=MAX_JOBS)} if ids else {}
         where: dict[str, Any] = {"project": call.project, "state": JobState.QUEUED}
         waiting = JOBS.find(tx, limit=MAX_WAITING, **where)
-        return holding, NODES.find(tx, limit=nodes.MAX_NODES), running, waiting, JOBS.count(tx, **where)
+        return holding, NODES.find(tx, limit=MAX_NODES), running, waiting, JOBS.count(tx, **where)
 
     holding, machines, running, waiting, count = call.platform.database.read(work)
     used = {

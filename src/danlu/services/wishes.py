@@ -8,6 +8,7 @@ from typing import Final
 
 from danlu.database import reports
 from danlu.database.engine import Transaction
+from danlu.database.kept import Kept
 from danlu.database.records import ATTEMPTS, JOBS
 from danlu.domain.jobs import Attempt, AttemptState, Desired, Job
 from danlu.domain.notices import Stop, Wishes, notice_of
@@ -18,27 +19,31 @@ from danlu.runner.formats import BADLY, WELL
 from danlu.services.context import Platform
 
 SECOND_NS: Final = 1_000_000_000
-AT_ONCE: Final = 500
 NOTHING: Final = "nothing"
 
 
-def of(platform: Platform, attempt_ids: Collection[str]) -> dict[str, Wishes | None]:
-    """Returns what is wished of some attempts; None of those that are over."""
-    asked, now = sorted(attempt_ids), platform.clock.now()
+class Look:
+    """Looks at what is wished of attempts; the same ones again cost only what has changed."""
 
-    def work(tx: Transaction) -> dict[str, Wishes | None]:
-        found = dict.fromkeys(asked, None) | dict[str, Wishes | None]()
-        for first in range(0, len(asked), AT_ONCE):
-            attempts = ATTEMPTS.find(tx, id=tuple(asked[first : first + AT_ONCE]), limit=AT_ONCE)
-            jobs = {job.id: job for job in JOBS.find(tx, id=tuple({a.job_id for a in attempts}), limit=AT_ONCE)}
+    def __init__(self) -> None:
+        self._attempts, self._jobs = Kept(ATTEMPTS), Kept(JOBS)
+
+    def of(self, platform: Platform, attempt_ids: Collection[str]) -> dict[str, Wishes | None]:
+        """Returns what is wished of some attempts; None of those that are over."""
+        now = platform.clock.now()
+
+        def work(tx: Transaction) -> dict[str, Wishes | None]:
+            found: dict[str, Wishes | None] = dict.fromkeys(attempt_ids)
+            attempts = self._attempts.named(tx, attempt_ids).values()
+            jobs = self._jobs.named(tx, {attempt.job_id for attempt in attempts})
             said = reports.of(tx, [attempt.id for attempt in attempts if len(attempt.tasks) > 1])
             for attempt in attempts:
                 job = jobs[attempt.job_id]
                 if job.attempts == attempt.number and not (attempt.state is AttemptState.ENDED and attempt.collected):
                     found[attempt.id] = of_attempt(job, attempt, said.get(attempt.id, {}), now)
-        return found
+            return found
 
-    return platform.database.read(work)
+        return platform.database.read(work)
 
 
 def require(platform: Platform, attempt_id: str) -> Wishes:
@@ -47,7 +52,7 @@ def require(platform: Platform, attempt_id: str) -> Wishes:
     Raises:
         StaleAttempt: it is over.
     """
-    found = of(platform, [attempt_id])[attempt_id]
+    found = Look().of(platform, [attempt_id])[attempt_id]
     if found is None:
         raise StaleAttempt(f"attempt {attempt_id} is over")
     return found

@@ -15,6 +15,7 @@ from tests.kubernetes.cluster import keys, layout
 TIMEOUT_S = 30.0
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
+METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 class Refused(Exception):
@@ -26,9 +27,10 @@ class Refused(Exception):
 
 
 class Api:
-    """One connection, kept open; not to be shared between threads."""
+    """One connection, kept open; not to be shared between threads. It asks for answers of a type, such as `METADATA`."""
 
-    def __init__(self) -> None:
+    def __init__(self, accept: str = "application/json") -> None:
+        self._accept = accept
         self._context = ssl.create_default_context(cafile=str(layout.keys() / "authority.crt"))
         self._context.load_cert_chain(layout.keys() / "admin.crt", layout.keys() / "admin.key")
         self._connection: http.client.HTTPSConnection | None = None
@@ -55,7 +57,7 @@ class Api:
                 self._connection = http.client.HTTPSConnection(
                     layout.HOST, keys.PORT, context=self._context, timeout=TIMEOUT_S
                 )
-            self._connection.request(method, target, sent, {"Content-Type": type})
+            self._connection.request(method, target, sent, {"Content-Type": type, "Accept": self._accept})
             answer = self._connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -88,7 +90,7 @@ class Api:
         more = ""
         while True:
             found = json.loads(self.text("GET", path, None, **query, limit=500, **({"continue": more} if more else {})))
-            yield from found["items"]
+            yield from found["items"] or ()  # null where only metadata is asked for and there is none
             more = found["metadata"].get("continue", "")
             if not more:
                 return

@@ -33,6 +33,7 @@ METADATA: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v
 INSTALL: Final = "pip install 'danlu[kubernetes]'"
 
 Object = dict[str, Any]
+Keep = Callable[[Object], Object | None]
 
 
 class Refused(Exception):
@@ -115,26 +116,28 @@ class Api:
             if not error.missing:
                 raise
 
-    def list_all(self, path: str, *, metadata: bool = False, **selectors: str) -> tuple[list[Object], str]:
-        """Returns all objects of a list, and the version from which a watch goes on.
+    def list_all(self, path: str, keep: Keep, *, metadata: bool = False, **selectors: str) -> tuple[list[Object], str]:
+        """Returns of all objects of a list what ``keep`` keeps, and the version from which a watch goes on.
 
-        What is read in pages and grows too old meanwhile is read from the beginning.
+        What is read in pages and grows too old meanwhile is read from the beginning. One page is in memory as a whole.
         """
         for _ in range(RELISTS):
             try:
-                return self._pages(path, selectors, metadata=metadata)
+                return self._pages(path, keep, selectors, metadata=metadata)
             except Refused as error:
                 if not error.gone:
                     raise
         raise ExecutorUnavailable(f"{path} changes faster than it can be listed")
 
-    def _pages(self, path: str, selectors: Mapping[str, str], *, metadata: bool) -> tuple[list[Object], str]:
+    def _pages(
+        self, path: str, keep: Keep, selectors: Mapping[str, str], *, metadata: bool
+    ) -> tuple[list[Object], str]:  # fmt: skip
         found: list[Object] = []
         params: dict[str, Any] = {**selectors, "limit": PAGE}
         headers = {"Accept": METADATA} if metadata else None
         while True:
             page = self._call("GET", path, params=params, headers=headers)
-            found += page.get("items") or []
+            found += filter(None, map(keep, page.get("items") or []))
             token = page["metadata"].get("continue")
             if not token:
                 return found, str(page["metadata"].get("resourceVersion", ""))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from danlu.errors import DanluError, ExecutorUnavailable
-from danlu.executors.kubernetes.client import Api, Refused, batch, core
+from danlu.executors.kubernetes.client import Api, Keep, Refused, batch, core
 from danlu.executors.kubernetes.manifests import ATTEMPT, PLATFORM
 
 LOG: Final = logging.getLogger("danlu.executors")
@@ -44,7 +44,7 @@ class Cluster:
         """Asks nothing yet."""
         self.api, self.namespace, self.monotonic = api, namespace, monotonic
         self.selector = f"{PLATFORM}={platform}"
-        self._lock = threading.Lock()
+        self._lock, self._asking = threading.Lock(), threading.Lock()
         self._found: dict[str, Objects] = {}
         self._listed_at: float | None = None
         self.as_of = 0.0
@@ -91,7 +91,9 @@ class Cluster:
             ("secret", core(self.namespace, "secrets"), True), ("job", batch(self.namespace, "jobs"), False),
             ("pod", core(self.namespace, "pods"), False),
         ):  # fmt: skip
-            items, version = self._all(path, metadata=metadata, labelSelector=self.selector)
+            items, version = self._all(
+                path, marks if metadata else trimmed, metadata=metadata, labelSelector=self.selector
+            )
             for item in items:
                 attempt_id = (item["metadata"].get("labels") or {}).get(ATTEMPT)
                 if not attempt_id:
@@ -100,40 +102,49 @@ class Cluster:
                 if kind == "secret":
                     one.secret = item
                 else:
-                    (one.jobs if kind == "job" else one.pods).append(trimmed(item))
+                    (one.jobs if kind == "job" else one.pods).append(item)
             self._version = version
         self._found = found
 
     def nodes(self) -> list[Object]:
         """Returns the cluster's nodes, as they were at most some seconds ago."""
-        now = self.monotonic()
-        if self._nodes is None or now - self._nodes[0] >= NODES_S:
-            self._nodes = now, [trimmed(node) for node in self._all(core("", "nodes"))[0]]
-        return self._nodes[1]
+        with self._asking:  # many may ask at once: one of them lists
+            now = self.monotonic()
+            if self._nodes is None or now - self._nodes[0] >= NODES_S:
+                self._nodes = now, self._all(core("", "nodes"), trimmed)[0]
+            return self._nodes[1]
 
     def everybodys_pods(self) -> list[Object]:
-        """Returns the pods of the cluster, or where that is not allowed of the namespace."""
+        """Returns what others' pods of the cluster take, or where that is not allowed those of the namespace."""
+        running = "status.phase!=Succeeded,status.phase!=Failed"
         try:
-            found, _ = self.api.list_all(core("", "pods"), fieldSelector="status.phase!=Succeeded,status.phase!=Failed")
+            return self.api.list_all(core("", "pods"), self._others, fieldSelector=running)[0]
         except Refused as error:
             if error.status != 403:
                 raise unavailable(error) from error
-            found, _ = self._all(core(self.namespace, "pods"))
-        return found
+            return self._all(core(self.namespace, "pods"), self._others)[0]
+
+    def _others(self, pod: Object) -> Object | None:
+        meta = pod["metadata"]
+        label = f"{PLATFORM}={(meta.get('labels') or {}).get(PLATFORM)}"
+        if (meta.get("namespace"), label) == (self.namespace, self.selector):
+            return None
+        return {part: _some(pod.get(part) or {}, names) for part, names in TAKEN.items()}
 
     def warnings(self) -> dict[str, list[Object]]:
         """Returns the namespace's warnings by the name of what they are about, as they were some seconds ago."""
-        now = self.monotonic()
-        if self._events is None or now - self._events[0] >= EVENTS_S:
-            found: dict[str, list[Object]] = {}
-            for event in self._all(core(self.namespace, "events"), fieldSelector="type=Warning")[0]:
-                found.setdefault(str((event.get("involvedObject") or {}).get("name")), []).append(event)
-            self._events = now, found
-        return self._events[1]
+        with self._asking:
+            now = self.monotonic()
+            if self._events is None or now - self._events[0] >= EVENTS_S:
+                found: dict[str, list[Object]] = {}
+                for event in self._all(core(self.namespace, "events"), whole, fieldSelector="type=Warning")[0]:
+                    found.setdefault(str((event.get("involvedObject") or {}).get("name")), []).append(event)
+                self._events = now, found
+            return self._events[1]
 
-    def _all(self, path: str, *, metadata: bool = False, **selectors: str) -> tuple[list[Object], str]:
+    def _all(self, path: str, keep: Keep, *, metadata: bool = False, **selectors: str) -> tuple[list[Object], str]:
         try:
-            return self.api.list_all(path, metadata=metadata, **selectors)
+            return self.api.list_all(path, keep, metadata=metadata, **selectors)
         except Refused as error:
             raise unavailable(error) from error
 
@@ -173,6 +184,10 @@ def unavailable(error: Refused) -> ExecutorUnavailable:
     )
 
 
+TAKEN: Final = {
+    "metadata": ("namespace", "labels"), "spec": ("nodeName", "containers", "initContainers", "overhead"),
+    "status": ("phase",),
+}  # fmt: skip
 KEPT: Final = {
     "metadata": ("name", "namespace", "uid", "labels", "creationTimestamp", "deletionTimestamp"),
     "spec": ("nodeName", "taints", "unschedulable", "parallelism"),
@@ -181,6 +196,16 @@ KEPT: Final = {
         "active", "failed", "succeeded",
     ),
 }  # fmt: skip
+
+
+def whole(item: Object) -> Object:
+    """Returns all of an object."""
+    return item
+
+
+def marks(item: Object) -> Object:
+    """Returns of an object what it is called, and what was written on it."""
+    return {"metadata": _some(item["metadata"], ("name", "uid", "labels", "annotations", "creationTimestamp"))}
 
 
 def trimmed(item: Object) -> Object:

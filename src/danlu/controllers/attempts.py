@@ -107,9 +107,10 @@ class AttemptsController:
     launches: Launches
     tasks: Tasks
     monotonic: Callable[[], int] = time.monotonic_ns
+    known: Kept[Attempt] = field(default_factory=lambda: Kept(ATTEMPTS))
+    """shared with the other controllers of a term: thousands are in memory once"""
     _trials: Trials = field(default_factory=Trials)
     _alive: dict[str, Sighting] = field(default_factory=dict)
-    _attempts: Kept[Attempt] = field(default_factory=lambda: Kept(ATTEMPTS))
     _jobs: Kept[Job] = field(default_factory=lambda: Kept(JOBS))
 
     def step(self) -> float:
@@ -119,7 +120,7 @@ class AttemptsController:
         seen = {one.attempt_id: one for one in self.executor.observe()}
         after = self.monotonic()
         attempts, jobs = self.database.read(
-            lambda tx: (queries.holding_attempts(tx, known=self._attempts), queries.holders(tx, self._jobs))
+            lambda tx: (queries.holding_attempts(tx, known=self.known), queries.holders(tx, self._jobs))
         )
         now = self.clock.now()
         for attempt in attempts:

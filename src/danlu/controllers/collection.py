@@ -56,12 +56,13 @@ class CollectionController:
     clock: Clock
     hub: Hub
     tasks: Tasks
-    _known: Kept[Attempt] = field(default_factory=lambda: Kept(ATTEMPTS))
+    known: Kept[Attempt] = field(default_factory=lambda: Kept(ATTEMPTS))
+    """shared with the other controllers of a term: thousands are in memory once"""
     _trials: Trials = field(default_factory=Trials)
 
     def step(self) -> float:
         """Looks once. An attempt with much to copy takes turns with the others."""
-        attempts = self.database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS, self._known))
+        attempts = self.database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS, self.known))
         now, busy = self.clock.now(), self.tasks.running()
         waiting = deque(a for a in attempts if a.id not in busy and self._trials.due(a.id, now))
         while waiting:

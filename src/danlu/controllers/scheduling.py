@@ -54,10 +54,11 @@ class SchedulingController:
     executor: str
     feed: Feed = field(default_factory=Feed)
     recording: Recording | None = None
+    known: Kept[Attempt] = field(default_factory=lambda: Kept(ATTEMPTS))
+    """shared with the other controllers of a term: thousands are in memory once"""
     _waits: dict[str, tuple[Reason, str]] = field(default_factory=dict)
     _estimates: dict[str, Estimate] = field(default_factory=dict)
     _nodes: Kept[Node] = field(default_factory=lambda: Kept(NODES))
-    _attempts: Kept[Attempt] = field(default_factory=lambda: Kept(ATTEMPTS))
 
     def __post_init__(self) -> None:
         if self.recording is not None:
@@ -136,7 +137,7 @@ class SchedulingController:
         """Stores placements that still hold under the newest state; returns how many."""
         queries.lock(tx, "placing")  # two servers place one after the other
         now = self.clock.now()
-        newest = _Newest.of(tx, self._nodes, self._attempts)
+        newest = _Newest.of(tx, self._nodes, self.known)
         stored = 0
         for placement in placements:
             job = JOBS.get(tx, placement.job_id)

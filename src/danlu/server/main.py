@@ -49,8 +49,9 @@ from danlu.controllers.tasks import Tasks, Workers
 from danlu.database import migrations, moving, sqlite_file
 from danlu.database.engine import Database, Transaction, write_anew
 from danlu.database.hints import Hints
+from danlu.database.kept import Kept
 from danlu.database.leadership import SECOND, Candidate, Fenced, Term
-from danlu.database.records import PROJECTS
+from danlu.database.records import ATTEMPTS, PROJECTS
 from danlu.domain.diagnosis import Check
 from danlu.domain.environments import Environment
 from danlu.domain.isolation import Layer
@@ -223,7 +224,7 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
     """
     clock, hub = SystemClock(), Hub()
     # each kind of work has threads of its own: large outputs must not hold up a launch
-    workers = (Workers("launch", 8), Workers("keep", 2), Workers("build", BUILD_THREADS))
+    workers = (Workers("launch", 8), Workers("keep", 4), Workers("build", BUILD_THREADS))
     kept = keys.load(keys.make_folder(settings.home), os.environ)
     vault = Vault(kept.master, secrets.token_bytes)
     hints = None if settings.database_url is None else Hints(settings.database_url, hub.notify, hub.notify_all)
@@ -289,20 +290,19 @@ def _begin(
     settings: Settings, platform: Platform, runs: Runs, launches: Launches, beside: Beside, term: Term
 ) -> list[Loop]:
     """Returns the controllers of a term. They know nothing of an earlier one."""
-    database, executor, clock, hub = (
-        Fenced(platform.database, term), LedExecutor(runs.executor, term), platform.clock, platform.hub
-    )  # fmt: skip
-    blobs, streams = platform.blobs, platform.streams
+    database, executor = Fenced(platform.database, term), LedExecutor(runs.executor, term)
+    clock, hub, blobs, streams = platform.clock, platform.hub, platform.blobs, platform.streams
     builder, launching, keeping, building = beside
     nodes = NodesController(database, executor, clock, hub)
     nodes.begin()  # the first submit must know what could ever fit
+    known = Kept(ATTEMPTS)
     steps: list[tuple[str, Callable[[], float], str]] = [
         ("nodes", nodes.step, "nodes"),
         ("scheduling", SchedulingController(
-            database, clock, hub, executor.capabilities.name, recording=Recording(streams)).step, "jobs"),
-        ("attempts", AttemptsController(database, executor, clock, hub, launches, launching).step, "attempts"),
+            database, clock, hub, executor.capabilities.name, recording=Recording(streams), known=known).step, "jobs"),
+        ("attempts", AttemptsController(database, executor, clock, hub, launches, launching, known=known).step, "attempts"),
         ("collection", CollectionController(
-            database, executor, executor, blobs, streams, clock, hub, keeping).step, "output"),
+            database, executor, executor, blobs, streams, clock, hub, keeping, known=known).step, "output"),
         ("environments", EnvironmentsController(
             database, builder, streams, clock, hub, building, runs.images,
             Packing(builder, blobs, clock, hub) if executor.capabilities.archives else None).step, "environments"),

@@ -241,8 +241,7 @@ class KubernetesExecutor(PodSpools):
 
     def stop(self, attempt_id: str, *, grace_s: float, notice: Notice | None = None) -> None:
         """See Executor. A notice reaches the runners by the server, which they ask; in vain, and their pods are deleted."""
-        seen = self._seen.get(attempt_id)
-        if seen is not None and seen.observation.phase in (Phase.ENDED, Phase.LOST):
+        if self._is_ended(attempt_id):
             return
         if notice is not None and attempt_id in self._bare:
             # it has no runner to tell it: SIGTERM is its notice, whatever signal it would have liked
@@ -266,28 +265,34 @@ class KubernetesExecutor(PodSpools):
         with self._lock:
             if attempt_id in self._launching:
                 return
-        objects = self.cluster.look().get(attempt_id)
-        if attempt_id in self._launched and objects is None:
+        if not self._is_ended(attempt_id) and self._may_run(attempt_id):
             return
-        if objects is not None:
-            held = self._held(attempt_id, objects)
-            if held is not None:
-                world = World(self._health([objects]), self._now(), self.config.start_timeout_s)
-                seen = look(held, self._reports().get(attempt_id, {}), world)
-                cut_short = self._is_cut_short(held, objects, {})
-                if seen.observation.phase not in (Phase.ENDED, Phase.LOST) and not cut_short:
-                    return
         try:
             self._api.delete(core(self.config.settings.namespace, "secrets", attempt_id))
         except Refused as error:
             raise unavailable(error) from error
         self._forgotten[attempt_id] = self._monotonic()
-        self.cluster.changed()
         for kept in (self._known, self._asked, self._seen, self._launched):
             kept.pop(attempt_id, None)
         self._whole.discard(attempt_id)
         self._anew.discard(attempt_id)
         self._forget_output(attempt_id)
+
+    def _is_ended(self, attempt_id: str) -> bool:
+        """Whether it was seen that nothing of it runs any more: nothing begins again of what has ended."""
+        seen = self._seen.get(attempt_id)
+        return seen is not None and seen.observation.phase in (Phase.ENDED, Phase.LOST)
+
+    def _may_run(self, attempt_id: str) -> bool:
+        objects = self.cluster.look().get(attempt_id)
+        if objects is None:
+            return attempt_id in self._launched
+        held = self._held(attempt_id, objects)
+        if held is None or self._is_cut_short(held, objects, {}):
+            return False
+        world = World(self._health([objects]), self._now(), self.config.start_timeout_s)
+        seen = look(held, self._reports().get(attempt_id, {}), world)
+        return seen.observation.phase not in (Phase.ENDED, Phase.LOST)
 
     def open_session(self, attempt_id: str, task: str, request: SessionRequest) -> socket.socket:
         """See Executor."""

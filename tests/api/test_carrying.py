@@ -20,7 +20,7 @@ from danlu.domain.checkpoints import CheckpointReport
 from danlu.domain.trees import address_of
 from danlu.errors import StaleAttempt
 from danlu.runner import sending
-from danlu.runner.channel import GaveUp, Over
+from danlu.runner.channel import JSON, GaveUp, Over
 from danlu.runner.checkpoints import Seals
 from danlu.runner.trees import TreeError
 from danlu.services import artifacts
@@ -313,6 +313,21 @@ def test_a_stale_attempt_keeps_nothing(attempts: Attempts) -> None:
         with pytest.raises(Over, match="is over"):
             work()
     assert attempts.kept() == []
+
+
+@pytest.mark.parametrize("age_s", [1, -1])
+def test_a_report_that_comes_late_does_not_take_the_place_of_a_newer_one(attempts: Attempts, age_s: int) -> None:
+    """A server stood still with the first, and the runner has gone on; what is newer may have an older time."""
+    pod = attempts.pod("main-0")
+    saved(pod, "last.pt", b"first", 1000)
+    pod.carrier.step()
+    late = pod.wire.sent[-1]
+    saved(pod, "last.pt", b"the second", 1000 + age_s)
+    pod.carrier.finish()
+    (kept,) = attempts.kept()
+    assert kept.size_bytes == len(b"the second")
+    pod.wire.call(*late, content=JSON)
+    assert attempts.kept() == [kept]
 
 
 def test_an_attempt_whose_place_is_taken_while_it_asks_keeps_nothing(attempts: Attempts) -> None:

@@ -74,6 +74,7 @@ class Carrier:
         self._folder = str(pod.order["checkpoint_dir"])
         self._aside = os.path.join(self._folder, ".danlu", "sending")
         self._sent_at: Dict[str, float] = {}
+        self._number = 0
         self._unfit: Dict[str, Stamp] = {}
         self._channel: Any = None
         self._told = b""
@@ -170,7 +171,10 @@ class Carrier:
             _require(held, stamp)
         finally:
             shutil.rmtree(self._aside, ignore_errors=True)
-        said = {"task": self._pod.task, "tree": whole.address, "at": wall(written(stamp))}
+        # files may have any time, and a call that was given up may arrive after the next: what was sent later counts
+        self._number = max(self._number + 1, time.time_ns())
+        at = wall(written(stamp))
+        said = {"task": self._pod.task, "tree": whole.address, "at": at, "sent_at": self._number}
         self._channel.json("PUT", "/checkpoints/%s" % quote(name, safe=""), said)
 
     def _held(self, paths: List[str]) -> str:

@@ -22,6 +22,8 @@ MAX_FOUND: Final = 100_000
 def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Checkpoint:
     """Stores that a task has saved something under a name, instead of what it had saved under it before.
 
+    What was sent before that, and comes only now as a server stood still with it, changes nothing: returned is what is kept.
+
     Of names that differ in numbers alone the newest are kept. What attempts before it have left is not touched meanwhile:
     not all of this attempt's tasks may have got it yet.
 
@@ -43,9 +45,11 @@ def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Che
         if rank is None:
             raise InvalidRequest(f"attempt {attempt} has no task {body.task}")
         now = call.platform.clock.now()
-        saved = {"tree": body.tree, "at": min(body.at, now), "size_bytes": size}
+        saved = {"tree": body.tree, "at": min(body.at, now), "sent_at": body.sent_at, "size_bytes": size}
         of_task = CHECKPOINTS.find(tx, attempt_id=attempt, task=body.task, limit=MAX_FOUND)
         known = next((one for one in of_task if one.name == name), None)
+        if known is not None and body.sent_at < known.sent_at:
+            return known
         if known is not None:
             new = known.evolved(now=now, **saved)
             CHECKPOINTS.put(tx, known, new)

@@ -26,6 +26,7 @@ from tests.process.package_index import kept_environments, kept_folder, require_
 
 TOKEN = "danlu_attempt_x"
 ATTEMPT = "j" + "0" * 26 + "-1"
+POD = f"{ATTEMPT}-main-0"
 REQUIREMENTS = "tabulate==0.9.0\n"
 """Pure Python, with a console script."""
 
@@ -77,7 +78,7 @@ class Kept:
     def fill(self, name: str, **changed: Any) -> int:
         """Runs an init container on a node; returns its exit status."""
         order, attempt = self.node(name, **changed)
-        return program.main([], str(order), str(attempt))
+        return program.main(POD, str(order), str(attempt))
 
     def cache(self, name: str) -> Path:
         return self.folder / name / "environments"
@@ -179,7 +180,9 @@ def test_the_second_pod_of_a_node_fetches_nothing(kept: Kept) -> None:
     assert kept.fill("node") == 0
     assert kept.asked == [0]
     assert json.loads((kept.folder / "node" / "attempt" / program.TOLD).read_text())["found"] is True
-    os.close(program.hold({**kept.pods.order(), "path": str(kept.cache("node") / kept.pods.digest)}))
+    cache = kept.cache("node")
+    os.link(environments_cache.file_of(str(cache), kept.pods.digest, POD), cache / environments_cache.HELD)
+    os.close(program.hold({**kept.pods.order(), "path": str(cache / kept.pods.digest)}))
 
 
 def test_it_goes_on_where_a_connection_broke_off(kept: Kept) -> None:

@@ -190,6 +190,8 @@ def test_a_job_sees_no_environment_but_its_own() -> None:
         [mount for mount in one["volumeMounts"] if mount["name"] == manifests.ENVIRONMENTS] for one in (first, task)
     ]
     assert mounts[0] == [{"name": manifests.ENVIRONMENTS, "mountPath": MOUNTED}]
-    assert [(mount["mountPath"], mount["subPath"], mount["readOnly"]) for mount in mounts[1]] == [
-        (f"{MOUNTED}/{own.digest}", own.digest, True), (f"{MOUNTED}/.locks/{own.digest}", f".locks/{own.digest}", True),
-    ]  # fmt: skip
+    pod = f"{job['metadata']['labels'][manifests.ATTEMPT]}-main-$(JOB_COMPLETION_INDEX)"
+    held = {"mountPath": f"{MOUNTED}/.held", "subPathExpr": f".uses/{own.digest}/{pod}"}
+    own_one = {"mountPath": f"{MOUNTED}/{own.digest}", "subPath": own.digest}
+    assert mounts[1] == [{"name": manifests.ENVIRONMENTS, "readOnly": True, **one} for one in (own_one, held)]
+    assert first["command"][-2:] == ["environment", pod]

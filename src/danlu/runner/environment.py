@@ -1,4 +1,4 @@
-"""``runner.pyz environment``: what a pod that needs an environment does first, in a container of its own.
+"""``runner.pyz environment POD``: what a pod that needs an environment does first, in a container of its own.
 
 It makes sure that the environment is in the node's folder, fetching and unpacking it if no pod of the node has yet. Its exit
 status is 0 where it is there, OVER where the attempt is over, and TROUBLE where it is nobody's fault in the job: the last
@@ -15,10 +15,10 @@ import ssl
 import sys
 import time
 import urllib.parse
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Optional
 
 from . import environments_cache
-from .environments_cache import Full, Gone, ensure, make_room
+from .environments_cache import HELD, Full, Gone, ensure, make_room
 from .unpacking import Bounds, Damaged, unpack
 
 ORDER, ATTEMPT = "/danlu/order", "/danlu/attempt"
@@ -140,11 +140,12 @@ class Progress:
         return data
 
 
-def fill(asked: Dict[str, Any], download: Download, say: Callable[[str], None]) -> bool:
+def fill(asked: Dict[str, Any], pod: str, download: Download, say: Callable[[str], None]) -> bool:
     """Makes sure that an environment is in the node's folder; returns whether it was there.
 
     Args:
         asked: the order's ``environment`` (see domain/environments.py: PodEnvironment.order).
+        pod: whose first container this is.
         download: where it comes from.
         say: called with each line for whoever looks.
     """
@@ -161,7 +162,7 @@ def fill(asked: Dict[str, Any], download: Download, say: Callable[[str], None]) 
 
     try:
         return ensure(
-            cache, digest, make, lambda: say("environment %s: another pod of this node unpacks it; waiting" % name)
+            cache, digest, pod, make, lambda: say("environment %s: another pod of this node unpacks it; waiting" % name)
         )
     finally:
         download.close()
@@ -173,12 +174,12 @@ def hold(asked: Dict[str, Any]) -> int:
     Raises:
         Gone: it is not there any more.
     """
-    return environments_cache.hold(os.path.dirname(asked["path"]), asked["digest"])
+    cache = os.path.dirname(asked["path"])
+    return environments_cache.hold(cache, asked["digest"], os.path.join(cache, HELD))
 
 
-def main(arguments: List[str], order_folder: str = ORDER, attempt_folder: str = ATTEMPT) -> int:
-    """Runs as the program above; returns the exit status."""
-    del arguments
+def main(name: str, order_folder: str = ORDER, attempt_folder: str = ATTEMPT) -> int:
+    """Runs as the program above, for the pod of this name; returns the exit status."""
     begun = time.monotonic()
     try:
         with open(os.path.join(order_folder, "order.json"), "rb") as file:
@@ -190,7 +191,7 @@ def main(arguments: List[str], order_folder: str = ORDER, attempt_folder: str = 
             authority = None
         asked = pod["environment"]
         download = Download(pod, token, asked["size_bytes"], authority, say)
-        found = fill(asked, download, say)
+        found = fill(asked, name, download, say)
     except Over as error:
         return _failed(OVER, str(error))
     except (Full, Damaged, Unreachable, OSError) as error:

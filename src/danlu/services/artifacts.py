@@ -31,7 +31,7 @@ def report(call: Call, attempt: str, task: str, body: OutputsReport) -> TaskOutp
     blobs.require_tree(call, body.tree, "output folder")
 
     def work(tx: Transaction) -> TaskOutputs:
-        job, record = access.current(tx, attempt)
+        job, record = access.current(tx, attempt, stores=True)
         if all(known.name != task for known in record.tasks):
             raise InvalidRequest(f"attempt {attempt} has no task {task}")
         now = call.platform.clock.now()

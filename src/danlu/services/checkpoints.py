@@ -40,7 +40,7 @@ def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Che
     size, _ = totals(decode(call.platform.blobs.read(call.project, body.tree)))
 
     def work(tx: Transaction) -> Checkpoint:
-        job, record = access.current(tx, attempt)
+        job, record = access.current(tx, attempt, stores=True)
         rank = next((task.rank for task in record.tasks if task.name == body.task), None)
         if rank is None:
             raise InvalidRequest(f"attempt {attempt} has no task {body.task}")

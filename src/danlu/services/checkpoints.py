@@ -12,7 +12,7 @@ from danlu.domain.jobs import Job
 from danlu.domain.trees import decode, require_name, totals
 from danlu.domain.views import Page
 from danlu.errors import InvalidRequest
-from danlu.services import access, blobs
+from danlu.services import access, blobs, stored
 from danlu.services.context import Call
 from danlu.services.reports import require_own
 
@@ -37,7 +37,7 @@ def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Che
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
     blobs.require_tree(call, body.tree, "checkpoint")
-    size, _ = totals(decode(call.platform.blobs.read(call.project, body.tree)))
+    size, files = totals(decode(call.platform.blobs.read(call.project, body.tree)))
 
     def work(tx: Transaction) -> Checkpoint:
         job, record = access.current(tx, attempt, stores=True)
@@ -62,6 +62,7 @@ def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Che
                 }
             )  # fmt: skip
             CHECKPOINTS.add(tx, new)
+        stored.told(tx, record, size, files, now)
         for over in given_up([new, *(one for one in of_task if one.name != name)]):
             CHECKPOINTS.remove(tx, over)
         return new

@@ -47,6 +47,10 @@ ENVIRONMENT, ENVIRONMENTS = "environment", "danlu-environments"
 HOST_PATH: Final = "hostPath:"
 FETCHING_BYTES: Final = 256 << 20
 """The memory that fetching an environment may take."""
+LEAST_CPU_MILLI: Final = 500
+"""No container is limited to less: the runner in it, which reads and sends, would take a minute to begin. What is asked of
+nodes, counted and billed is what its job asks for.
+"""
 LOCALHOST: Final = "127.0.0.1"
 LAYERS: Final = (
     "separate-user", "no-new-privileges", "mount-namespace", "ipc-namespace", "private-tmp", "hidden-processes", "seccomp",
@@ -267,7 +271,7 @@ def _job(
     environment = _archived(order)
     if environment is not None:
         pod = f"{order.attempt.id}-{task.role}-$({INDEX_VARIABLE})"
-        spec["initContainers"] = [_fetches(settings, pod, spec["containers"][0]["resources"])]
+        spec["initContainers"] = [_fetches(settings, pod, asked)]
         spec["containers"][0]["volumeMounts"] += _own(environment, pod)
         spec["volumes"].append(_environments(settings))
     if len(order.attempt.tasks) > 1:
@@ -323,14 +327,19 @@ def _image(order: LaunchOrder, settings: PodSettings) -> str:
     return own or order.job.spec.image or settings.image
 
 
-def _fetches(settings: PodSettings, pod: str, needs: Object) -> Object:
+def _fetches(settings: PodSettings, pod: str, asked: TaskSpec) -> Object:
     """Returns what fetches the environment first. Its image is never the job's: what it writes, other jobs run."""
     on_node = settings.environments.startswith(HOST_PATH)
     as_root = {"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False} if on_node else {}  # the kubelet makes it root's
-    memory = max(int(needs["requests"].get("memory", 0)), FETCHING_BYTES)
+    needs = asked.resources
+    requests = _resources(settings, asked)["requests"]
+    limits = {
+        "cpu": f"{max(needs.cpu_milli, LEAST_CPU_MILLI)}m",
+        "memory": str(max(needs.memory_bytes, FETCHING_BYTES)),
+    }
     return {
         "name": ENVIRONMENT, "image": settings.image, "command": [*RUNNER[:-1], ENVIRONMENT, pod],
-        "resources": {"requests": needs["requests"], "limits": {**needs["requests"], "memory": str(memory)}},
+        "resources": {"requests": requests, "limits": {**requests, **limits}},
         "securityContext": {
             **as_root, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True,
         },
@@ -370,7 +379,7 @@ def _resources(settings: PodSettings, asked: TaskSpec) -> Object:
     if needs.memory_bytes:
         requests["memory"] = most["memory"] = str(needs.memory_bytes)
     if asked.cpu is not None:
-        most["cpu"] = f"{needs.cpu_milli}m"
+        most["cpu"] = f"{max(needs.cpu_milli, LEAST_CPU_MILLI)}m"
     if needs.gpus:
         requests[settings.gpu_resource] = most[settings.gpu_resource] = str(needs.gpus)
     return {"requests": requests, **({"limits": most} if most else {})}

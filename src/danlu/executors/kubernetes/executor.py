@@ -31,7 +31,7 @@ from danlu.executors.kubernetes.nodes import Health, capacity, health
 from danlu.executors.kubernetes.observing import Held, Look, World, look
 from danlu.executors.kubernetes.quantities import SECOND_NS, ns
 from danlu.executors.kubernetes.reasons import Why
-from danlu.executors.kubernetes.spools import PodSpools
+from danlu.executors.kubernetes.spools import NOTHING_KEPT, Kept, PodSpools
 from danlu.executors.kubernetes.template import Templates
 from danlu.executors.kubernetes.withdrawn import STOPPED, TERMINATED
 
@@ -92,11 +92,11 @@ class KubernetesExecutor(PodSpools):
     """See Executor and Spools in executors/base.py."""
 
     def __init__(
-        self, config: KubernetesConfig, api: Api, *, reports: Reports, hint: Hint = lambda: None,
+        self, config: KubernetesConfig, api: Api, *, reports: Reports, kept: Kept = NOTHING_KEPT, hint: Hint = lambda: None,
         now: Callable[[], int] = time.time_ns, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """Asks nothing yet. ``reports`` returns what runners reported, by attempt and task; ``now`` ns UTC."""
-        super().__init__(api, config.settings.namespace)
+        super().__init__(api, config.settings.namespace, kept)
         self.config, self._api, self._reports, self._hint = config, api, reports, hint
         self._now, self._monotonic = now, monotonic
         settings = config.settings

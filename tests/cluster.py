@@ -61,6 +61,8 @@ class Cluster:
     writes: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     log: dict[str, bytes] = field(default_factory=dict)
+    answered: int = 0
+    """bytes of logs"""
     version: int = 1
     made: set[tuple[str, str]] = field(default_factory=set)
     lock: Any = field(default_factory=threading.RLock)
@@ -115,7 +117,10 @@ class Cluster:
             if method != "GET":
                 self.writes.append(f"{method} {kind}")
             if found["more"] == "log":
-                return self.log.get(name, b"")
+                since = query.get("sinceTime", "").rstrip("Z")
+                found = b"".join(line for line in self.log.get(name, b"").splitlines(True) if line.decode() >= since)
+                self.answered += len(found)
+                return found
             if method == "POST":
                 return self._create(kind, ns, body)
             if name:

@@ -34,6 +34,8 @@ class Wire:
     attempt_id: str
     fault: Fault = lambda _method, _path: None
     asked: list[str] = field(default_factory=list)
+    sent: list[tuple[str, str, Any]] = field(default_factory=list)
+    """Method, path and body of each call."""
     torn_at: int | None = None
     """Every download breaks off after so many bytes."""
 
@@ -44,6 +46,7 @@ class Wire:
         self, method: str, path: str, body: Any = b"", *, query: dict[str, Any] | None = None, content: str = BINARY
     ) -> Answer:  # fmt: skip
         self.asked.append(f"{method} {path}")
+        self.sent.append((method, path, body))
         self.fault(method, path)
         self.api.tokens["pod"] = attempt_token(ATTEMPT_KEY, self.attempt_id)
         target = f"/v1/attempts/{self.attempt_id}{path}" + (f"?{urlencode(query)}" if query else "")

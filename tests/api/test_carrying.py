@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -20,8 +21,9 @@ from danlu.domain.checkpoints import CheckpointReport
 from danlu.domain.trees import address_of
 from danlu.errors import StaleAttempt
 from danlu.runner import sending
-from danlu.runner.channel import GaveUp, Over
+from danlu.runner.channel import JSON, GaveUp, Over, Refused
 from danlu.runner.checkpoints import Seals
+from danlu.runner.formats import KEPT, SAVED
 from danlu.runner.trees import TreeError
 from danlu.services import artifacts
 from danlu.services import checkpoints as services
@@ -126,6 +128,49 @@ def test_in_a_pod_a_checkpoint_is_kept_once_it_was_delivered(attempts: Attempts)
     assert not seals.saved_since(0), "it would be over before it has left the pod"
     pod.carrier.step()
     assert seals.saved_since(0)
+
+
+def told(pod: Pod) -> str | None:
+    """What is told as saved, once the runner has said what it has sealed."""
+    seals = Seals(str(pod.checkpoints))
+    seals.tell(seals.newest(), f"{pod.folder}/{SAVED}", str)
+    pod.carrier.step()
+    path = Path(pod.folder, KEPT)
+    return json.loads(path.read_text())["name"] if path.exists() else None
+
+
+def test_what_is_told_as_saved_is_what_the_server_has(attempts: Attempts) -> None:
+    """A program that saves faster than it can be sent, and one of which the server does not take the last one."""
+    pod = attempts.pod("main-0")
+    for step in range(3):
+        saved(pod, f"step-{step}", b"%d" % step, 1000 + step)
+    sent: list[str] = []
+
+    def goes_on(_method: str, path: str) -> None:
+        if path == "/checkpoints/step-2":
+            saved(pod, "step-3", b"3", 1003)
+            (pod.checkpoints / "step-2").unlink()
+        if path == "/checkpoints/step-3":
+            sent.append(path)
+            raise Refused(413, "TooLarge", "no")
+
+    pod.wire.fault = goes_on
+    assert told(pod) == "step-2"
+    assert sent
+    pod.carrier.finish()
+    assert [one.name for one in attempts.kept()] == ["step-2"]
+    assert told(pod) == "step-2"
+
+
+def test_what_was_brought_is_told_as_saved(attempts: Attempts) -> None:
+    pod = attempts.pod("main-0")
+    saved(pod, "step-1", b"1", 1001)
+    pod.carrier.step()
+    attempts.next()
+    other = attempts.pod("main-0")
+    assert told(other) is None
+    other.restore()
+    assert told(other) == "step-1"
 
 
 # TensorFlow
@@ -313,6 +358,21 @@ def test_a_stale_attempt_keeps_nothing(attempts: Attempts) -> None:
         with pytest.raises(Over, match="is over"):
             work()
     assert attempts.kept() == []
+
+
+@pytest.mark.parametrize("age_s", [1, -1])
+def test_a_report_that_comes_late_does_not_take_the_place_of_a_newer_one(attempts: Attempts, age_s: int) -> None:
+    """A server stood still with the first, and the runner has gone on; what is newer may have an older time."""
+    pod = attempts.pod("main-0")
+    saved(pod, "last.pt", b"first", 1000)
+    pod.carrier.step()
+    late = pod.wire.sent[-1]
+    saved(pod, "last.pt", b"the second", 1000 + age_s)
+    pod.carrier.finish()
+    (kept,) = attempts.kept()
+    assert kept.size_bytes == len(b"the second")
+    pod.wire.call(*late, content=JSON)
+    assert attempts.kept() == [kept]
 
 
 def test_an_attempt_whose_place_is_taken_while_it_asks_keeps_nothing(attempts: Attempts) -> None:

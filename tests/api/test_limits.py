@@ -194,6 +194,21 @@ def test_a_user_has_a_share_of_the_requests(api: Api) -> None:
     assert [answer.status for answer in together(api, ["member"] * 2, waits)] == [200, 200]
 
 
+def test_nothing_but_waiting_for_wishes_takes_no_turn(api: Api) -> None:
+    """A job names its checkpoints as it likes."""
+    api.limit(requests=0)
+    own = f"/v1/attempts/{api.ids['attempt']}"
+    asked = [
+        ("GET", "/wishes"),
+        ("PUT", "/checkpoints/wishes"),
+        ("PUT", "/wishes"),
+        ("GET", "/blobs/wishes"),
+        ("GET", "/code"),
+    ]
+    found = [api.send(method, own + path, actor="attempt", headers=JSON).status for method, path in asked]
+    assert found == [200, 429, 429, 429, 429]
+
+
 def test_a_good_proof_gets_in_however_many_wrong_ones_come_with_it(api: Api) -> None:
     """From one address: behind a proxy, or on one machine, all people have the same."""
     wrong: list[str | None] = ["danlu_wrong"] * (MAX_REQUESTS + 100)

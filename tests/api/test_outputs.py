@@ -12,12 +12,14 @@ import pytest
 from danlu.blobs.code import Code
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.tasks import Tasks
+from danlu.database import stored
 from danlu.database.engine import Transaction
 from danlu.database.records import ARTIFACTS, ATTEMPTS, CHECKPOINTS, OUTPUTS
 from danlu.domain.artifacts import Artifact
 from danlu.domain.jobs import AttemptState, Reason
 from danlu.domain.trees import address_of, frames
-from danlu.runner.channel import GaveUp, Over
+from danlu.runner.channel import GaveUp, Over, Refused
+from danlu.services.stored import MAX_UNREFERENCED_BYTES
 from tests.api.edge import FILE, Api
 from tests.api.pods import Attempts
 from tests.factories import NOW, write_files
@@ -176,6 +178,46 @@ def test_checkpoints_that_newer_ones_replaced_are_given_up_then(gang: Attempts) 
 
 
 # what is refused
+
+
+def unreferenced(gang: Attempts, more: int = 0) -> int:
+    """Returns how much the attempt has sent that is in nothing it has told of, once that is ``more``."""
+    own = gang.attempt_id
+    return gang.api.database.write(lambda tx: stored.add_unreferenced(tx, "default", own, more, NOW))
+
+
+def test_what_an_attempt_sends_and_never_tells_of_is_bounded(gang: Attempts) -> None:
+    pod, data = gang.pod("chief-0"), os.urandom(5000)
+    unreferenced(gang, MAX_UNREFERENCED_BYTES - 4000)
+    pack, whole = b"".join(frames([data])), f"/blobs/{address_of(data)}"
+    for _ in range(2):
+        with pytest.raises(Refused, match="is the most"):
+            pod.wire.call("POST", "/blobs", pack)
+        with pytest.raises(Refused, match="is the most"):
+            pod.wire.call("PUT", whole, data[:10], query={"offset": 0, "size_bytes": len(data)})
+    pod.save("step-1", b"x" * 3000)
+    pod.prove()
+    pod.carrier.step()
+    assert [one.name for one in gang.kept()] == ["step-1"]
+    assert unreferenced(gang) <= MAX_UNREFERENCED_BYTES - 4000, "what it told of counts no more"
+    pod.wire.call("POST", "/blobs", pack)
+    assert unreferenced(gang) > MAX_UNREFERENCED_BYTES - 1000
+    pod.carrier.finish()
+    collected(gang)
+    assert unreferenced(gang) == 0
+
+
+def test_what_is_sent_in_pieces_counts_with_its_first_one_until_it_is_told_of(gang: Attempts) -> None:
+    pod, data = gang.pod("chief-0"), os.urandom(3 << 20)
+    address = f"/blobs/{address_of(data)}"
+    for offset in (0, 1 << 20):
+        pod.wire.call(
+            "PUT", address, data[offset : offset + (1 << 20)], query={"offset": offset, "size_bytes": len(data)}
+        )
+    assert unreferenced(gang) == len(data)
+    (pod.outputs / "data").write_bytes(data)
+    pod.carrier.finish()
+    assert unreferenced(gang) == 0
 
 
 def test_what_is_not_all_there_is_not_believed(gang: Attempts) -> None:

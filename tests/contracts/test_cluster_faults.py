@@ -228,6 +228,39 @@ def test_a_quota_or_a_webhook_that_refuses_the_pods_is_told_and_goes_on_when_it_
     assert bench.end(attempt_id).phase is Phase.ENDED
 
 
+def test_what_was_stopped_before_its_launch_is_not_begun_by_who_comes_late(bench: PodBench) -> None:
+    """An old leader that stood still before it, however often the new one has said that it may be forgotten."""
+    order, late = bench.order(*bench.program(hold=True)), bench._open()
+    for _ in range(2):
+        bench.executor.stop(order.attempt.id, grace_s=1.0)
+        bench.executor.forget(order.attempt.id)
+        bench.wait(15)
+    late.launch(order)
+    late.launch(order)
+    assert (bench.executor.observe(), late.observe()) == ((), ())
+    assert bench.cluster.all("jobs") == []
+    late.close()
+    bench.clock.at += 3600 * SECOND
+    bench.wait(15)
+    assert bench.cluster.all("secrets") == []
+
+
+def test_a_stop_that_meets_the_launch_is_tried_again(bench: PodBench) -> None:
+    order = bench.order(*bench.program(hold=True))
+    bench.executor.launch(order)
+    bench.again()
+    bench.cluster.faults = [Answer(404, "NotFound", "it is not there yet")]
+    with pytest.raises(ExecutorUnavailable, match="is being launched at this moment"):
+        bench.executor.stop(order.attempt.id, grace_s=1.0)
+    bench.executor.stop(order.attempt.id, grace_s=1.0)
+    assert bench.end(order.attempt.id).stopped
+
+
+def test_where_there_is_no_namespace_nothing_needs_to_be_withdrawn(bench: PodBench) -> None:
+    bench.cluster.delete_namespace("jobs")
+    bench.executor.stop(bench.order(*bench.program()).attempt.id, grace_s=1.0)
+
+
 def test_what_does_not_all_run_in_time_is_withdrawn(bench: PodBench) -> None:
     bench.settings = {"start_timeout_s": 60.0}
     bench.again()

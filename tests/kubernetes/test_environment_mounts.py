@@ -12,20 +12,19 @@ from tests.unit.test_manifests import SETTINGS, order
 
 OWN, OTHER = "d" * 64, "e" * 64
 FILLS = (
-    "import os, sys\n"
-    "os.makedirs(f'{sys.argv[1]}/.locks', exist_ok=True)\n"
-    "for name in sys.argv[2:]:\n"
-    "    os.makedirs(f'{sys.argv[1]}/{name}', exist_ok=True)\n"
-    "    for path in (f'{sys.argv[1]}/{name}/.danlu-archive.json', f'{sys.argv[1]}/.locks/{name}'):\n"
-    "        open(path, 'w').close()\n"
+    "import sys\n"
+    "sys.path.insert(0, '/danlu/runner/runner.pyz')\n"
+    "from danlu.runner import environments_cache as cache\n"
+    "for digest in sys.argv[3:]:\n"
+    "    cache.ensure(sys.argv[1], digest, sys.argv[2], lambda folder: {'unpacked_bytes': 1}, lambda: None)\n"
 )
 LOOKS = (
     "import os, sys\n"
     "sys.path.insert(0, '/danlu/runner/runner.pyz')\n"
     "from danlu.runner import environments_cache as cache\n"
-    "print(sorted(os.listdir(sys.argv[1])), os.listdir(sys.argv[1] + '/.locks'))\n"
-    "cache.hold(sys.argv[1], sys.argv[2])\n"
-    "for path in (sys.argv[2] + '/new', '.locks/' + sys.argv[2]):\n"
+    "print(sorted(os.listdir(sys.argv[1])))\n"
+    "cache.hold(sys.argv[1], sys.argv[2], f'{sys.argv[1]}/{cache.HELD}')\n"
+    "for path in (sys.argv[2] + '/new', cache.HELD):\n"
     "    try:\n"
     "        open(f'{sys.argv[1]}/{path}', 'w')\n"
     "    except OSError as error:\n"
@@ -51,7 +50,7 @@ def test_a_job_has_its_own_environment_and_sees_no_other(namespace: Namespace) -
     namespace.apply(runner)
     asked = job("own", "python3", "-c", LOOKS, MOUNTED, OWN, container={"volumeMounts": mounts[1]})
     pod = asked["spec"]["template"]["spec"]
-    words = ["python3", "-c", FILLS, MOUNTED, OWN, OTHER]
+    words = ["python3", "-c", FILLS, MOUNTED, first["command"][-1], OWN, OTHER]
     fills = {"name": "first", "image": pod["containers"][0]["image"], "command": words,
              "securityContext": first["securityContext"], "volumeMounts": mounts[0]}  # fmt: skip
     pod |= {"initContainers": [fills], "securityContext": spec["securityContext"], "volumes": [
@@ -62,4 +61,4 @@ def test_a_job_has_its_own_environment_and_sees_no_other(namespace: Namespace) -
     namespace.job_ends("own", "Complete")
     shutil.rmtree(f"/tmp/{namespace.name}", ignore_errors=True)
     (seen,) = namespace.pods("own")
-    assert namespace.log(seen).splitlines() == [f"['.locks', '{OWN}'] ['{OWN}']", *["Read-only file system"] * 2]
+    assert namespace.log(seen).splitlines() == [f"['.held', '{OWN}']", *["Read-only file system"] * 2]

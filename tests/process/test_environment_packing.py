@@ -21,13 +21,22 @@ from danlu.environments.builder import Builder
 from danlu.environments.sources import source_digest, source_for
 from danlu.runner import environment as program
 from danlu.runner import environments_cache
+from danlu.runner.channel import PROBLEM
 from tests.conftest import cannot_run
 from tests.process.package_index import kept_environments, kept_folder, require_index
 
 TOKEN = "danlu_attempt_x"
 ATTEMPT = "j" + "0" * 26 + "-1"
+POD = f"{ATTEMPT}-main-0"
 REQUIREMENTS = "tabulate==0.9.0\n"
 """Pure Python, with a console script."""
+
+
+Said = tuple[int, str, bytes]
+
+
+def problem(status: int, code: str) -> Said:
+    return status, PROBLEM, json.dumps({"code": code, "detail": f"it is {code}"}).encode()
 
 
 class Kept:
@@ -38,7 +47,8 @@ class Kept:
         self.asked: list[int] = []
         self.drops: list[int] = []
         """After how many bytes the next answers end too early."""
-        self.status = 200
+        self.refusals: list[Said] = []
+        """The next answers."""
         kept = self
 
         class Server(BaseHTTPRequestHandler):
@@ -57,11 +67,13 @@ class Kept:
         assert request.headers["Authorization"] == f"Bearer {TOKEN}"
         offset = int(parse_qs(url.query)["offset"][0])
         self.asked.append(offset)
-        request.send_response(self.status)
+        status, kind, said = self.refusals.pop(0) if self.refusals else (200, "application/octet-stream", b"")
+        request.send_response(status)
+        request.send_header("Content-Type", kind)
         request.end_headers()
         end = offset + self.drops.pop(0) if self.drops else len(self.data)
         with contextlib.suppress(ConnectionError):  # who asks has seen enough
-            request.wfile.write(self.data[offset:end] if self.status == 200 else b"no")
+            request.wfile.write(said or self.data[offset:end])
 
     def node(self, name: str, **changed: Any) -> tuple[Path, Path]:
         """Returns the folders of a pod on a node of that name: the order's and the attempt's."""
@@ -77,7 +89,7 @@ class Kept:
     def fill(self, name: str, **changed: Any) -> int:
         """Runs an init container on a node; returns its exit status."""
         order, attempt = self.node(name, **changed)
-        return program.main([], str(order), str(attempt))
+        return program.main(POD, str(order), str(attempt))
 
     def cache(self, name: str) -> Path:
         return self.folder / name / "environments"
@@ -179,7 +191,9 @@ def test_the_second_pod_of_a_node_fetches_nothing(kept: Kept) -> None:
     assert kept.fill("node") == 0
     assert kept.asked == [0]
     assert json.loads((kept.folder / "node" / "attempt" / program.TOLD).read_text())["found"] is True
-    os.close(program.hold({**kept.pods.order(), "path": str(kept.cache("node") / kept.pods.digest)}))
+    cache = kept.cache("node")
+    os.link(environments_cache.file_of(str(cache), kept.pods.digest, POD), cache / environments_cache.HELD)
+    os.close(program.hold({**kept.pods.order(), "path": str(cache / kept.pods.digest)}))
 
 
 def test_it_goes_on_where_a_connection_broke_off(kept: Kept) -> None:
@@ -196,11 +210,28 @@ def test_another_archive_than_was_ordered_is_not_taken(kept: Kept, capsys: pytes
     assert [path.name for path in kept.cache("node").iterdir()] == [environments_cache.LOCKS]
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 409])
-def test_an_attempt_that_is_over_ends_at_once(kept: Kept, status: int) -> None:
-    kept.status = status
+@pytest.mark.parametrize(
+    ("said", "times"),
+    [(problem(403, "NotAllowed"), 1), (problem(409, "StaleAttempt"), 1), (problem(401, "NotAuthenticated"), 3)],
+)
+def test_an_attempt_that_is_over_ends_at_once(kept: Kept, said: Said, times: int) -> None:
+    kept.refusals = [said] * 4
     assert kept.fill("node") == program.OVER
-    assert kept.asked == [0]
+    assert kept.asked == [0] * times
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 409, 502])
+def test_what_is_not_danlus_own_says_nothing_of_the_attempt(kept: Kept, status: int) -> None:
+    """An ingress answers so for a moment while its servers are replaced."""
+    kept.refusals = [(status, "text/html", b"<h1>backend not found</h1>")] * 3
+    assert kept.fill("node") == 0
+    assert kept.asked == [0] * 4
+
+
+def test_what_the_server_does_not_have_is_told(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    kept.refusals = [problem(404, "NotFound")]
+    assert kept.fill("node") == program.TROUBLE
+    assert "cannot be unpacked on this node: it is NotFound" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_told_before_anything_is_fetched(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from danlu.domain.jobs import Reason
 from danlu.executors.kubernetes import nodes, quantities, reasons
 from danlu.executors.kubernetes.manifests import PodSettings
-from danlu.executors.kubernetes.spools import stamped
+from danlu.executors.kubernetes.spools import Taken, pieces, resumed
 from tests.factories import GIB, SECOND
 
 AT = 1_700_000_000 * SECOND
@@ -269,7 +269,30 @@ def test_times(text: object, at: int | None) -> None:
     assert quantities.ns(text) == at
 
 
-def test_a_containers_log_becomes_a_stamped_one_that_only_grows() -> None:
-    text = b"2023-11-14T22:13:20.000000001Z one\n2023-11-14T22:13:19Z two\nno time\n2023-11-14T22:13:21Z torn"
-    assert stamped(text) == b"%d o. one\n%d o. two\n%d o. no time\n" % (AT + 1, AT + 1, AT + 1)
-    assert stamped(text + b" and whole\n").startswith(stamped(text))
+LOG = b"""\
+2023-11-14T22:13:20.000000001Z one
+2023-11-14T22:13:19Z two
+unable to retrieve container logs
+2023-11-14T22:13:20.5Z three
+2023-11-14T22:13:20.5Z four
+2023-11-14T22:13:20.5Z five
+2023-11-14T22:13:22Z six
+""".splitlines()
+STAMPED = b"%d o. one\n%d o. two\n" % (AT + 1, AT + 1) + b"".join(
+    b"%d o. %s\n" % (AT + at, said)
+    for at, said in ((SECOND // 2, b"three"), (SECOND // 2, b"four"), (SECOND // 2, b"five"), (2 * SECOND, b"six"))
+)
+
+
+@pytest.mark.parametrize("most", [1, 60, 1000])
+@pytest.mark.parametrize("looks", [(0, 1, 4, 7), (5, 7), (6, 7, 7)])
+def test_a_containers_log_becomes_a_stamped_one_each_line_once(most: int, looks: tuple[int, ...]) -> None:
+    taken, found = Taken(), b""
+    for end in looks:
+        for data, taken in pieces(LOG[:end], taken, most):  # noqa: B020 - from there on the next time
+            assert len(data) <= most or data.count(b"\n") == 1
+            found += data
+            assert taken.offset == len(found)
+            assert resumed(len(found), found[-100:]) == taken
+            assert resumed(len(found) + 5, found[-100:] + b"17000") == taken
+    assert found == STAMPED

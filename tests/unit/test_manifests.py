@@ -180,6 +180,18 @@ def test_a_projects_own_template_stands_in_the_place_of_the_default() -> None:
     assert template.parse(None, "x.yaml").of("a") == PodTemplate()
 
 
+@pytest.mark.parametrize(("cpu", "most"), [(0.01, "500m"), (0.5, "500m"), (2, "2000m")])
+def test_a_runner_can_begin_however_little_its_task_asks_for(cpu: float, most: str) -> None:
+    """What is asked of the node stays what the job asks for."""
+    archive = Archive(address=address_of(b"x"), size_bytes=1, unpacked_bytes=2, files=3)
+    own = PodEnvironment(name="pytorch", digest="d" * 64, archive=archive)
+    (job,) = objects(order(cpu=cpu).model_copy(update={"environment": own, "interpreter": own.interpreter}))
+    spec = job["spec"]["template"]["spec"]
+    for container in (*spec["initContainers"], *spec["containers"]):
+        found = container["resources"]
+        assert (found["requests"]["cpu"], found["limits"]["cpu"]) == (f"{round(cpu * 1000)}m", most)
+
+
 def test_a_job_sees_no_environment_but_its_own() -> None:
     archive = Archive(address=address_of(b"x"), size_bytes=1, unpacked_bytes=2, files=3)
     own = PodEnvironment(name="pytorch", digest="d" * 64, archive=archive)
@@ -190,6 +202,8 @@ def test_a_job_sees_no_environment_but_its_own() -> None:
         [mount for mount in one["volumeMounts"] if mount["name"] == manifests.ENVIRONMENTS] for one in (first, task)
     ]
     assert mounts[0] == [{"name": manifests.ENVIRONMENTS, "mountPath": MOUNTED}]
-    assert [(mount["mountPath"], mount["subPath"], mount["readOnly"]) for mount in mounts[1]] == [
-        (f"{MOUNTED}/{own.digest}", own.digest, True), (f"{MOUNTED}/.locks/{own.digest}", f".locks/{own.digest}", True),
-    ]  # fmt: skip
+    pod = f"{job['metadata']['labels'][manifests.ATTEMPT]}-main-$(JOB_COMPLETION_INDEX)"
+    held = {"mountPath": f"{MOUNTED}/.held", "subPathExpr": f".uses/{own.digest}/{pod}"}
+    own_one = {"mountPath": f"{MOUNTED}/{own.digest}", "subPath": own.digest}
+    assert mounts[1] == [{"name": manifests.ENVIRONMENTS, "readOnly": True, **one} for one in (own_one, held)]
+    assert first["command"][-2:] == ["environment", pod]

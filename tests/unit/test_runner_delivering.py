@@ -177,6 +177,9 @@ def test_that_it_has_ended_is_told_last(tmp_path: Path) -> None:
     reporter = Reporter(str(tmp_path), "main-0", Server(), 15.0, print, print)  # type: ignore[arg-type]
     assert json.loads(reporter.report()) == {"events": events[:1], "saved": {"name": "a", "at": 5}}
     assert json.loads(reporter.report(ended=True))["events"] == events
+    with (tmp_path / "status").open("a") as file:
+        file.write(json.dumps({"event": "ended", "at": 3, "saved": {"name": "sealed-only", "at": 6}}) + "\n")
+    assert json.loads(reporter.report(ended=True))["events"][-1]["saved"] == {"name": "a", "at": 5}
     (tmp_path / "kept.json").write_text("null")
     assert json.loads(reporter.report())["saved"] is None
 

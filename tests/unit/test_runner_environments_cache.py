@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from danlu.runner import environments_cache as cache
 from danlu.runner.environments_cache import Full, Gone
 
 ONE, TWO, THREE = "1" * 64, "2" * 64, "3" * 64
+POD, OTHER = "j1-1-main-0", "j2-1-worker-3"
 DAY_S = 86_400.0
 
 
@@ -36,13 +38,18 @@ def nobody() -> None:
 
 def fill(folder: Path, digest: str, *, unused_s: float = 0.0) -> None:
     """Has an environment there that was last asked for a while ago."""
-    assert not cache.ensure(str(folder), digest, make, nobody)
+    assert not cache.ensure(str(folder), digest, POD, make, nobody)
     lock = folder / cache.LOCKS / digest
     os.utime(lock, (at := lock.stat().st_mtime - unused_s, at))
 
 
+def hold(folder: Path, digest: str, pod: str = POD) -> int:
+    """As a job's container holds it."""
+    return cache.hold(str(folder), digest, cache.file_of(str(folder), digest, pod))
+
+
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {cache.LOCKS}
+    return {path.name for path in folder.iterdir()} - {cache.LOCKS, cache.USES}
 
 
 def room(folder: Path, *, wanted_bytes: int = 0, max_bytes: int = 1000, unused_s: float = 30 * DAY_S) -> list[str]:
@@ -51,7 +58,7 @@ def room(folder: Path, *, wanted_bytes: int = 0, max_bytes: int = 1000, unused_s
 
 def test_it_is_made_once_and_found_again(tmp_path: Path) -> None:
     fill(tmp_path, ONE)
-    assert cache.ensure(str(tmp_path), ONE, never, nobody)
+    assert cache.ensure(str(tmp_path), ONE, POD, never, nobody)
     assert (tmp_path / ONE / "file").read_text() == "whole"
     assert names(tmp_path) == {ONE}
 
@@ -65,10 +72,10 @@ def test_of_two_at_a_time_one_makes_it(tmp_path: Path) -> None:
         assert may_end.wait(30)
         return make(folder)
 
-    first = threading.Thread(target=lambda: found.append(cache.ensure(str(tmp_path), ONE, slow, nobody)))
+    first = threading.Thread(target=lambda: found.append(cache.ensure(str(tmp_path), ONE, POD, slow, nobody)))
     first.start()
     assert begun.wait(30)
-    second = threading.Thread(target=lambda: found.append(cache.ensure(str(tmp_path), ONE, never, waits.set)))
+    second = threading.Thread(target=lambda: found.append(cache.ensure(str(tmp_path), ONE, POD, never, waits.set)))
     second.start()
     assert waits.wait(30)
     may_end.set()
@@ -79,8 +86,8 @@ def test_of_two_at_a_time_one_makes_it(tmp_path: Path) -> None:
 
 def test_who_runs_with_it_does_not_keep_others_waiting(tmp_path: Path) -> None:
     fill(tmp_path, ONE)
-    descriptor = cache.hold(str(tmp_path), ONE)
-    assert cache.ensure(str(tmp_path), ONE, never, nobody)
+    descriptor = hold(tmp_path, ONE)
+    assert cache.ensure(str(tmp_path), ONE, POD, never, nobody)
     os.close(descriptor)
 
 
@@ -90,7 +97,7 @@ from danlu.runner import environments_cache
 def make(folder):
     open(folder + "/half", "w").close()
     os.kill(os.getpid(), signal.SIGKILL)
-environments_cache.ensure(sys.argv[1], sys.argv[2], make, None)
+environments_cache.ensure(sys.argv[1], sys.argv[2], "pod", make, None)
 """
 
 
@@ -99,7 +106,7 @@ def test_what_a_killed_one_left_is_made_anew(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, ONE], env={"PYTHONPATH": path}, check=False)
     assert done.returncode == -signal.SIGKILL
     assert names(tmp_path) == {f"{cache.NEW}{ONE}"}
-    assert not cache.ensure(str(tmp_path), ONE, make, nobody)
+    assert not cache.ensure(str(tmp_path), ONE, POD, make, nobody)
     assert names(tmp_path) == {ONE}
     assert not (tmp_path / ONE / "half").exists()
 
@@ -118,11 +125,11 @@ def test_a_failure_leaves_nothing(tmp_path: Path, error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        cache.ensure(str(tmp_path), ONE, fails, nobody)
+        cache.ensure(str(tmp_path), ONE, POD, fails, nobody)
     assert names(tmp_path) == set()
     with pytest.raises(Gone):
-        cache.hold(str(tmp_path), ONE)
-    assert not cache.ensure(str(tmp_path), ONE, make, nobody)
+        hold(tmp_path, ONE)
+    assert not cache.ensure(str(tmp_path), ONE, POD, make, nobody)
 
 
 def test_what_nobody_asks_for_goes(tmp_path: Path) -> None:
@@ -132,37 +139,71 @@ def test_what_nobody_asks_for_goes(tmp_path: Path) -> None:
     assert names(tmp_path) == {TWO}
     assert {path.name for path in (tmp_path / cache.LOCKS).iterdir()} == {TWO}
     with pytest.raises(Gone):
-        cache.hold(str(tmp_path), ONE)
+        hold(tmp_path, ONE)
 
 
 MOUNTED = """
 import os, sys
 from danlu.runner import environments_cache as cache
-opened = os.open
-lock = opened(os.path.join(sys.argv[1], cache.LOCKS, sys.argv[2]), os.O_RDONLY)
-os.unlink(os.path.join(sys.argv[1], cache.LOCKS, sys.argv[2]))
-os.open = lambda *_: opened("/proc/self/fd/%d" % lock, os.O_RDONLY)
+opened, path = os.open, cache.file_of(sys.argv[1], sys.argv[2], sys.argv[3])
+own = opened(path, os.O_RDONLY)
+os.unlink(path)
+os.open = lambda *_: opened("/proc/self/fd/%d" % own, os.O_RDONLY)
 try:
-    cache.hold(sys.argv[1], sys.argv[2])
+    cache.hold(sys.argv[1], sys.argv[2], path)
 except cache.Gone:
     print("gone")
 """
-"""As a container has a lock that was mounted to it by itself, and was removed since."""
+"""As a container has a file that was mounted to it by itself, and was removed since."""
 
 
-def test_a_lock_that_was_removed_though_it_is_mounted_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_file_that_was_removed_though_it_is_mounted_holds_nothing(tmp_path: Path) -> None:
     fill(tmp_path, ONE)
     path = str(Path(danlu.__file__).parent.parent)
-    words = [sys.executable, "-c", MOUNTED, tmp_path, ONE]
+    words = [sys.executable, "-c", MOUNTED, tmp_path, ONE, POD]
     done = subprocess.run(words, env={"PYTHONPATH": path}, check=False, capture_output=True, timeout=30)
     assert done.stdout == b"gone\n", done.stderr
+
+
+def test_what_a_job_can_lock_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """It can open what it sees, and hold it alone; another project's job has the same environment."""
+    fill(tmp_path, ONE, unused_s=99 * DAY_S)
+    own = os.open(cache.file_of(str(tmp_path), ONE, POD), os.O_RDONLY)
+    fcntl.flock(own, fcntl.LOCK_EX)
+    found: list[bool] = []
+
+    def other() -> None:
+        found.append(cache.ensure(str(tmp_path), ONE, OTHER, never, nobody))
+        os.close(hold(tmp_path, ONE, OTHER))
+
+    thread = threading.Thread(target=other, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert found == [True]
+    assert not thread.is_alive()
+    os.close(own)
+
+
+def test_files_of_pods_that_are_gone_do_not_pile_up(tmp_path: Path) -> None:
+    fill(tmp_path, ONE)
+    held = hold(tmp_path, ONE)
+    for number in range(3):
+        assert cache.ensure(str(tmp_path), ONE, f"gone-{number}", never, nobody)
+    for path in (tmp_path / cache.USES / ONE).iterdir():
+        os.utime(path, (0, 0))
+    assert cache.ensure(str(tmp_path), ONE, OTHER, never, nobody)
+    assert {path.name for path in (tmp_path / cache.USES / ONE).iterdir()} == {POD, OTHER}
+    os.close(held)
 
 
 def test_a_folder_in_the_place_of_a_lock_is_removed(tmp_path: Path) -> None:
     (tmp_path / cache.LOCKS / ONE).mkdir(parents=True)
     (tmp_path / ONE).mkdir()
-    assert not cache.ensure(str(tmp_path), ONE, make, nobody)
-    os.close(cache.hold(str(tmp_path), ONE))
+    (tmp_path / cache.USES / ONE / OTHER).mkdir(parents=True)
+    assert not cache.ensure(str(tmp_path), ONE, POD, make, nobody)
+    os.close(hold(tmp_path, ONE))
+    assert cache.ensure(str(tmp_path), ONE, POD, never, nobody)
+    assert [path.name for path in (tmp_path / cache.USES / ONE).iterdir()] == [POD]
 
 
 def test_where_there_are_too_many_the_oldest_go_but_the_young(tmp_path: Path) -> None:
@@ -176,7 +217,7 @@ def test_where_there_are_too_many_the_oldest_go_but_the_young(tmp_path: Path) ->
 
 def test_what_is_used_stays(tmp_path: Path) -> None:
     fill(tmp_path, ONE, unused_s=99 * DAY_S)
-    descriptor = cache.hold(str(tmp_path), ONE)
+    descriptor = hold(tmp_path, ONE)
     assert room(tmp_path, wanted_bytes=100, max_bytes=0) == []
     assert names(tmp_path) == {ONE}
     os.close(descriptor)
@@ -193,6 +234,9 @@ def test_a_full_disk_is_made_room_on_or_told(tmp_path: Path) -> None:
 def test_only_digests_are_names(tmp_path: Path) -> None:
     for name in ("../x", "", ONE[1:], f"{ONE}/.."):
         with pytest.raises(ValueError, match="no environment's digest"):
-            cache.ensure(str(tmp_path), name, never, nobody)
+            cache.ensure(str(tmp_path), name, POD, never, nobody)
         with pytest.raises(ValueError, match="no environment's digest"):
-            cache.hold(str(tmp_path), name)
+            cache.hold(str(tmp_path), name, str(tmp_path / "own"))
+    for name in ("../x", "", "a/b", ".x"):
+        with pytest.raises(ValueError, match="no pod's name"):
+            cache.ensure(str(tmp_path), ONE, name, never, nobody)

@@ -11,7 +11,8 @@ import pytest
 
 from danlu.blobs.folders import scan
 from danlu.domain.trees import Entry, address_of, encode, frames
-from danlu.runner.fetching import MAX_NODE_BYTES, Damaged, Unpacking, empty
+from danlu.runner.fetching import Damaged, Unpacking, empty
+from danlu.runner.trees import MAX_NODE_BYTES
 
 HELLO = b"hello\n"
 FILE = Entry("a.txt", "file", address_of(HELLO), 0o644, len(HELLO))
@@ -83,11 +84,12 @@ def test_a_folder_that_is_there_again_after_its_files_have_come(tmp_path: Path) 
         (b'{"format":1,"entries":[{"name":"../a","kind":"link","target":"x"}]}', [], "cannot be a file's name"),
         (b'{"format":1,"entries":[{"name":"a","kind":"link","target":"../x"}]}', [], "leaves its tree"),
         (b'{"format":1,"entries":[{"name":"a","kind":"link","target":"/x"}]}', [], "leaves its tree"),
-        (b'{"format":1,"entries":[{"name":"a","kind":"pipe"}]}', [], "does not describe a folder"),
+        (b'{"format":1,"entries":[{"name":"a","kind":"pipe"}]}', [], "not a tree node"),
         (b'{"format":1,"entries":[{"name":"a","kind":"link","target":"b"},{"name":"a","kind":"link","target":"b"}]}', [],
          "twice"),
-        (b'{"format":1,"entries":[{"name":"a","kind":"file","mode":2541,"size":1,"address":"x"}]}', [], "entry is wrong"),
-        (b"no JSON", [], "does not describe a folder"),
+        (b'{"format":1,"entries":[{"name":"a","kind":"file","mode":2541,"size":1,"address":"x"}]}', [], "mode is 2541"),
+        (b"no JSON", [], "not a tree node"),
+        (b'{"format":1, "entries":[]}', [], "not in canonical form"),
     ],
 )  # fmt: skip
 def test_nothing_else_is_taken(tmp_path: Path, root: bytes, blobs: list[bytes], why: str) -> None:

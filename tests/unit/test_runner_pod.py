@@ -93,7 +93,11 @@ def test_code_that_does_not_fit_leaves_room_to_tell_so(tmp_path: Path) -> None:
     root = encode(
         [Entry("a", "file", address_of(small), 0o644, 5), Entry("b", "file", address_of(large), 0o644, 10_000)]
     )
-    order = {"attempt_id": "j-1", "tasks": [{"name": "main-0"}], "pod": {"url": "http://x", "code": address_of(root)}}
+    order = {
+        "attempt_id": "j-1",
+        "tasks": [{"name": "main-0"}],
+        "pod": {"url": "http://x", "attempt_id": "j-1", "code": address_of(root)},
+    }
     write_files(tmp_path, {"order/order.json": json.dumps(order), "order/token": "t"})
     (tmp_path / "attempt" / "work").mkdir(parents=True)
 

@@ -146,6 +146,7 @@ class CollectionController:
                 ARTIFACTS.add(tx, self._artifact(attempt, found, now))
             ATTEMPTS.put(tx, newest, newest.evolved(now=now, collected=True, kept=""))
             reports.remove(tx, attempt.id)
+            stored.ended(tx, attempt)
             for told in OUTPUTS.find(tx, attempt_id=attempt.id, limit=MAX_TASKS):
                 OUTPUTS.remove(tx, told)
             checkpoints.give_up(tx, job)

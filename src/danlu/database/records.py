@@ -68,6 +68,13 @@ class Records(Generic[T]):
             raise NotFound(f"there is no {self.model.KIND} {record_id}")
         return record
 
+    def hold(self, tx: Transaction, record_id: str) -> T:
+        """Returns the record as ``require`` does; nobody changes it before the transaction has ended."""
+        row = tx.connection.execute(self._by_id.with_for_update(read=True), {"record_id": record_id}).mappings().first()
+        if row is None:
+            raise NotFound(f"there is no {self.model.KIND} {record_id}")
+        return self._record(row)
+
     def find(
         self, tx: Transaction, *, limit: int, order: str = "id", descending: bool = False, **where: Any
     ) -> list[T]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Select, case, delete, insert, select, update
+from sqlalchemy import Select, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from danlu.database import tables
 from danlu.database.engine import Transaction
@@ -56,16 +57,31 @@ def _read(tx: Transaction, query: Select[Any], found: Reports) -> Reports:
     return found
 
 
-def put(tx: Transaction, attempt_id: str, task: str, report: TaskReport, seen_at: int) -> None:
-    """Keeps a task's report in place of the one before, which its time tells it apart from."""
-    reports, body = tables.reports, report.model_dump(mode="json", exclude={"seen_at"})
-    changed = tx.connection.execute(
-        update(reports)
-        .where(reports.c.attempt_id == attempt_id, reports.c.task == task)
-        .values(seen_at=case((reports.c.seen_at < seen_at, seen_at), else_=reports.c.seen_at + 1), body=body)
-    )
-    if not changed.rowcount:
-        tx.connection.execute(insert(reports).values(attempt_id=attempt_id, task=task, seen_at=seen_at, body=body))
+def put(
+    tx: Transaction, attempt_id: str, task: str, report: TaskReport, seen_at: int,
+    follows: Callable[[TaskReport], bool] = lambda _before: True,
+) -> bool:  # fmt: skip
+    """Keeps a task's report in place of the one before, if it ``follows`` that one; returns whether it does.
+
+    Its time tells it apart from the one before.
+    """
+    reports = tables.reports
+    values = {"seen_at": seen_at, "body": report.model_dump(mode="json", exclude={"seen_at"})}
+    its = (reports.c.attempt_id == attempt_id, reports.c.task == task)
+    newest = select(reports).where(*its).with_for_update()
+    found = _read(tx, newest, Reports())
+    if not found:  # who stores the first one at the same time is waited for
+        first = (postgresql if tx.dialect == "postgresql" else sqlite).insert(reports)
+        row = first.values(attempt_id=attempt_id, task=task, **values).on_conflict_do_nothing()
+        if tx.connection.execute(row).rowcount:
+            return True
+        found = _read(tx, newest, Reports())
+    before = found[attempt_id][task]
+    if not follows(before):
+        return False
+    values["seen_at"] = max(seen_at, (before.seen_at or 0) + 1)
+    tx.connection.execute(update(reports).where(*its).values(**values))
+    return True
 
 
 def remove(tx: Transaction, attempt_id: str) -> None:

@@ -16,6 +16,7 @@ from danlu.database import queries, tables
 from danlu.database.engine import Transaction
 
 AT_ONCE: Final = 10
+UNREFERENCED: Final = "unreferenced/"
 
 
 class Thing(NamedTuple):
@@ -66,14 +67,35 @@ def arrived(tx: Transaction, whole: Thing, now: int) -> None:
 
 
 def _replace(tx: Transaction, new: Thing, now: int, *, upload: bool) -> None:
-    things = tables.stored_things
     old = thing(tx, new.project, new.name)
-    if old is not None:
-        tx.connection.execute(delete(things).where(things.c.project == new.project, things.c.name == new.name))
-    if new.size_bytes:
-        tx.connection.execute(insert(things).values(new._asdict()))
+    _put(tx, new)
     more = new.size_bytes - (0 if old is None else old.size_bytes)
     _add(tx, new.project, now, used_bytes=more, upload=upload)
+
+
+def _put(tx: Transaction, new: Thing) -> None:
+    things = tables.stored_things
+    tx.connection.execute(delete(things).where(things.c.project == new.project, things.c.name == new.name))
+    if new.size_bytes:
+        tx.connection.execute(insert(things).values(new._asdict()))
+
+
+def add_unreferenced(tx: Transaction, project: str, attempt_id: str, size_bytes: int, now: int) -> int:
+    """Adds to what an attempt has sent that nothing refers to yet, or takes from it; returns what that is now.
+
+    These bytes are counted as blobs or uploads: this counts nothing to what its project stores.
+    """
+    _add(tx, project, now, upload=False)  # as in set_thing
+    name = f"{UNREFERENCED}{attempt_id}"
+    known = thing(tx, project, name)
+    new = Thing(project, name, max(0, size_bytes + (0 if known is None else known.size_bytes)))
+    _put(tx, new)
+    return new.size_bytes
+
+
+def forget_unreferenced(tx: Transaction, project: str, attempt_id: str) -> None:
+    """Forgets what an attempt has sent: it sends nothing any more."""
+    _put(tx, Thing(project, f"{UNREFERENCED}{attempt_id}", 0))
 
 
 def names(tx: Transaction, prefix: str) -> list[str]:

@@ -25,6 +25,10 @@ class CheckpointReport(Value):
     task: str = Field(max_length=100)
     tree: str = Field(pattern=ADDRESS_PATTERN, description="a folder with its files")
     at: Ns = Field(description="when the last of its files was written")
+    sent_at: Ns = Field(
+        default=0,
+        description="when its task began to send it: later than what it had sent before, whatever files' times say",
+    )
 
 
 class Checkpoint(Record):
@@ -39,6 +43,7 @@ class Checkpoint(Record):
     name: str = Field(max_length=MAX_NAME)
     tree: str
     at: Ns = Field(description="when the last of its files was written")
+    sent_at: Ns = Field(default=0, description="when its task began to send it, by the clock of its pod")
     size_bytes: int = Field(ge=0, lt=2**63)
 
     @property

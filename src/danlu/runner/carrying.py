@@ -8,6 +8,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ AGAIN_S = 30.0
 """What is written again under the same name is sent no more often, unless time is short."""
 TRIALS = 3
 MAX_SAID_BYTES = 65_536
+MAX_SAID = 100
 
 
 def restore(pod: Any) -> None:
@@ -74,9 +76,11 @@ class Carrier:
         self._folder = str(pod.order["checkpoint_dir"])
         self._aside = os.path.join(self._folder, ".danlu", "sending")
         self._sent_at: Dict[str, float] = {}
+        self._number = 0
         self._unfit: Dict[str, Stamp] = {}
         self._channel: Any = None
         self._told = b""
+        self._said: List[Tuple[str, Stamp, bytes]] = []
 
     def step(self) -> None:
         """Sends what is proven and the server does not have, one after the other.
@@ -104,12 +108,14 @@ class Carrier:
         delivered = _Delivered(self._pod.folder)  # again: what was restored meanwhile is among them
         while True:
             found = self._next(delivered.stamps, ended)
+            self._hear()
             self._tell(delivered.stamps)
             if found is None:
                 return
             name, stamp = found
             try:
                 self._send(name, stamp)
+                self._tell({name: stamp})  # now: its program may have removed it meanwhile
                 delivered.add({name: stamp}, self._folder)
             except (TreeError, OSError, Refused) as error:
                 self._unfit[name] = stamp
@@ -133,20 +139,32 @@ class Carrier:
                 due.append((waits_since, -written(stamp), name, stamp))
         return min(due)[2:] if due else None
 
-    def _tell(self, delivered: Dict[str, Stamp]) -> None:
-        """Passes on what the runner says is saved, once that is delivered: until then it is lost with the pod."""
+    def _hear(self) -> None:
+        """Notes what the runner says is saved, in its words, of what: it is passed on once that is delivered."""
         try:
             with open(os.path.join(self._pod.folder, SAVED), "rb") as file:
                 said = file.read(MAX_SAID_BYTES)
-            if said == self._told:
+            if self._said and said == self._said[-1][2]:
                 return
-            newest = Seals(self._folder).newest()
-            stamp = delivered.get(os.path.basename(newest or ""))
+            seals = Seals(self._folder)
+            name = os.path.basename(seals.newest() or "")
+            stamp = seals.whole().get(name)
             if stamp and wall(written(stamp)) == json.loads(said.decode())["at"]:
-                write_atomically(os.path.join(self._pod.folder, KEPT), said)
-                self._told = said
+                self._said = [*self._said[-MAX_SAID:], (name, stamp, said)]
         except (OSError, ValueError, TypeError, KeyError):
-            return  # there is none yet, or the disk is full: the end tells it all the same
+            return  # there is none yet
+
+    def _tell(self, delivered: Dict[str, Stamp]) -> None:
+        """Passes on the newest of what the runner said that is delivered: the others would be lost with the pod."""
+        for at in reversed(range(len(self._said))):
+            name, stamp, said = self._said[at]
+            if delivered.get(name) == stamp:
+                del self._said[:at]
+                if said != self._told:
+                    with contextlib.suppress(OSError):  # the disk is full: the next one may be told
+                        write_atomically(os.path.join(self._pod.folder, KEPT), said)
+                        self._told = said
+                return
 
     def _pressed(self) -> bool:
         """Says whether the attempt has to make way: its time is short."""
@@ -170,7 +188,10 @@ class Carrier:
             _require(held, stamp)
         finally:
             shutil.rmtree(self._aside, ignore_errors=True)
-        said = {"task": self._pod.task, "tree": whole.address, "at": wall(written(stamp))}
+        # files may have any time, and a call that was given up may arrive after the next: what was sent later counts
+        self._number = max(self._number + 1, time.time_ns())
+        at = wall(written(stamp))
+        said = {"task": self._pod.task, "tree": whole.address, "at": at, "sent_at": self._number}
         self._channel.json("PUT", "/checkpoints/%s" % quote(name, safe=""), said)
 
     def _held(self, paths: List[str]) -> str:

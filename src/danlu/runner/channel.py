@@ -120,6 +120,14 @@ class Way:
         self._lock = threading.Lock()
         self._told_at: Optional[float] = None
 
+    @classmethod
+    def of_order(cls, folder: str, pod: Mapping[str, Any], log: Callable[[str], None]) -> "Way":
+        """Returns the way that an order names: by what it says for pods, and the token and the authority beside it."""
+        with open(os.path.join(folder, "token")) as file:
+            token = file.read().strip()
+        authority = os.path.join(folder, "ca.crt")
+        return cls(pod["url"], pod["attempt_id"], token, authority if os.path.exists(authority) else "", log)
+
     def end_within(self, seconds: float) -> None:
         """Lets nothing be tried for longer; a second call can only shorten that."""
         until = time.monotonic() + seconds
@@ -315,9 +323,11 @@ class Channel:
         if 200 <= response.status < 300:
             kind = str(response.headers.get("Content-Type", "")).partition(";")[0]
             if kind not in (JSON, BINARY):
+                response.close()  # where the connection ends with it, it is not the connection's any more
                 raise _Passing("%s: the answer is %s, not Danlu's own" % (path, kind or "of no type"))
             return response
         data = response.read(MAX_PROBLEM_BYTES)
+        response.close()
         self.close()
         problem = _problem(response, data)
         code, message = str(problem.get("code", "")), str(problem.get("detail") or problem.get("title") or "")[:1000]

@@ -217,11 +217,13 @@ class Reporter:
 
     def report(self, *, ended: bool = False) -> bytes:
         """Returns what there is to tell; that it has ended only with ``ended``."""
-        events = formats.read_status(os.path.join(self._folder, "status"))
+        events, saved = formats.read_status(os.path.join(self._folder, "status")), self._saved()
         if not ended:
             events = [event for event in events if event["event"] != "ended"]
+        # what its runner has sealed last may have been lost on its way
+        events = [dict(event, saved=saved) if "saved" in event else event for event in events]
         # half characters, as a file's name may have, are no JSON for others
-        text = json.dumps({"events": trimmed(events), "saved": self._saved()}, ensure_ascii=False)
+        text = json.dumps({"events": trimmed(events), "saved": saved}, ensure_ascii=False)
         return text.encode(errors="replace")
 
     def _stamp(self) -> List[Any]:

@@ -1,4 +1,4 @@
-"""What the runner's one file is started for: ``runner.pyz pod``, ``environment``, ``salvage FOLDER`` or ``enter [TASK]``.
+"""What the runner's one file is started for: ``runner.pyz pod``, ``environment POD``, ``salvage FOLDER`` or ``enter [TASK]``.
 
 A pod's two processes part here, before anything is imported that takes its time: side by side one becomes the runner, and the
 other fetches what that needs.
@@ -20,10 +20,10 @@ def main(arguments: List[str]) -> int:
     """Does what is asked; returns the exit code."""
     if arguments == ["pod"]:
         return _pod()
-    if arguments == ["environment"]:
+    if arguments[:1] == ["environment"] and len(arguments) == 2:
         from . import environment
 
-        return environment.main([])
+        return environment.main(arguments[1])
     if len(arguments) == 2 and arguments[0] == "salvage":
         from . import main as runner
         from .handed import Handed
@@ -34,7 +34,7 @@ def main(arguments: List[str]) -> int:
         from . import entering
 
         return entering.main(os.path.join(os.environ.get("DANLU_POD_ROOT", "/danlu"), "attempt"))
-    print("usage: runner.pyz pod | environment | salvage FOLDER | enter [TASK]", file=sys.stderr)
+    print("usage: runner.pyz pod | environment POD | salvage FOLDER | enter [TASK]", file=sys.stderr)
     return USAGE
 
 

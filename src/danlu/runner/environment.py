@@ -1,4 +1,4 @@
-"""``runner.pyz environment``: what a pod that needs an environment does first, in a container of its own.
+"""``runner.pyz environment POD``: what a pod that needs an environment does first, in a container of its own.
 
 It makes sure that the environment is in the node's folder, fetching and unpacking it if no pod of the node has yet. Its exit
 status is 0 where it is there, OVER where the attempt is over, and TROUBLE where it is nobody's fault in the job: the last
@@ -7,18 +7,15 @@ words say which. It tells on standard output how it goes, and leaves in the atte
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import os
-import ssl
 import sys
 import time
-import urllib.parse
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 from . import environments_cache
-from .environments_cache import Full, Gone, ensure, make_room
+from .channel import Channel, ChannelError, Over, Torn, Way
+from .environments_cache import HELD, Full, Gone, ensure, make_room
 from .unpacking import Bounds, Damaged, unpack
 
 ORDER, ATTEMPT = "/danlu/order", "/danlu/attempt"
@@ -27,98 +24,59 @@ TOLD = "environment.json"
 OVER, TROUBLE = 3, 4
 PATIENCE_S = 600.0
 """For so long without one more byte it goes on asking."""
-TIMEOUT_S = 60.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 10.0
 TELL_EVERY_S = 5.0
-ENDS = frozenset({401, 403, 404, 409})
-"""Answers that say that the attempt is over, or never was."""
 MAX_WORDS = 2000
 
 __all__ = ["Gone", "hold", "main"]
-
-
-class Over(Exception):
-    """The attempt is over."""
-
-
-class Unreachable(Exception):
-    """The server does not send it."""
 
 
 class Download:
     """The environment's archive from the server, from where it broke off wherever it does.
 
     Args:
-        pod: ``url`` and ``attempt_id`` of the order.
-        token: the attempt's.
+        way: to the server. Nothing else is asked on it: for how long it is tried is counted from the last byte that came.
         size_bytes: of the archive.
-        authority: a file with the server's certificate authority, if it has one of its own.
-        tell: called with what keeps it.
     """
 
-    def __init__(
-        self, pod: Dict[str, Any], token: str, size_bytes: int, authority: Optional[str], tell: Callable[[str], None]
-    ) -> None:
-        self._url = urllib.parse.urlsplit(pod["url"])
-        self._path = "%s/v1/attempts/%s/environment" % (self._url.path.rstrip("/"), pod["attempt_id"])
-        self._token, self._authority, self._tell = token, authority, tell
-        self._connection: Optional[http.client.HTTPConnection] = None
-        self._answer: Optional[http.client.HTTPResponse] = None
+    def __init__(self, way: Way, size_bytes: int) -> None:
+        self._way, self._channel = way, Channel(way)
+        self._pieces: Optional[Iterator[bytes]] = None
+        self._left = b""
         self.size_bytes, self.received = size_bytes, 0
 
     def read(self, most: int) -> bytes:
         """Returns the next bytes, none at the end.
 
         Raises:
-            Over: the server says that the attempt is.
-            Unreachable: it did not send one more byte in PATIENCE_S.
+            Over, Refused: the server does not send it.
+            GaveUp: it did not send one more byte in PATIENCE_S.
         """
-        pause_s, until = FIRST_PAUSE_S, time.monotonic() + PATIENCE_S
-        while self.received < self.size_bytes:
-            try:
-                if self._answer is None:
-                    self._answer = self._ask()
-                data = self._answer.read(min(most, self.size_bytes - self.received))
-                if data:
-                    self.received += len(data)
-                    return data
-                raise http.client.HTTPException("it ended at byte %d of %d" % (self.received, self.size_bytes))
-            except (OSError, http.client.HTTPException) as error:
-                self.close()
-                if time.monotonic() >= until:
-                    raise Unreachable(
-                        "the server at %s has not sent the environment's archive for %.0f s, byte %d of %d: %s"
-                        % (self._url.geturl(), PATIENCE_S, self.received, self.size_bytes, error)
-                    ) from error
-                self._tell("%s; again in %.1f s" % (error, pause_s))
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, LAST_PAUSE_S)
-        return b""
+        if not self._left and self.received < self.size_bytes:
+            self._left = self._next()[: self.size_bytes - self.received]
+        piece, self._left = self._left[:most], self._left[most:]
+        self.received += len(piece)
+        return piece
 
-    def _ask(self) -> http.client.HTTPResponse:
-        host, port = self._url.hostname or "", self._url.port
-        if self._url.scheme == "https":
-            context = ssl.create_default_context(cafile=self._authority)
-            self._connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
-        else:
-            self._connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
-        headers = {"Authorization": "Bearer " + self._token}
-        self._connection.request("GET", "%s?offset=%d" % (self._path, self.received), headers=headers)
-        answer = self._connection.getresponse()
-        if answer.status == 200:
-            return answer
-        with contextlib.closing(answer):
-            words = "%d %s" % (answer.status, answer.read(MAX_WORDS).decode(errors="replace"))
-        if answer.status in ENDS:
-            raise Over("the server answers for attempt's environment: " + words)
-        raise http.client.HTTPException("the server answers " + words)
+    def _next(self) -> bytes:
+        pause_s, self._way.until = FIRST_PAUSE_S, time.monotonic() + PATIENCE_S
+        while True:
+            if self._pieces is None:
+                self._pieces = self._channel.download("/environment", query={"offset": self.received})
+            try:
+                piece = next(self._pieces, b"")
+                if piece:
+                    return piece
+                raise Torn("it ended at byte %d of %d" % (self.received, self.size_bytes))
+            except Torn as error:
+                self._pieces = None
+                self._way.failed("the environment's archive: %s" % error)
+                self._way.pause(pause_s)
+                pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
     def close(self) -> None:
         """Lets the connection go."""
-        for one in (self._answer, self._connection):
-            if one is not None:
-                one.close()
-        self._connection = self._answer = None
+        self._channel.close()
 
 
 class Progress:
@@ -140,11 +98,12 @@ class Progress:
         return data
 
 
-def fill(asked: Dict[str, Any], download: Download, say: Callable[[str], None]) -> bool:
+def fill(asked: Dict[str, Any], pod: str, download: Download, say: Callable[[str], None]) -> bool:
     """Makes sure that an environment is in the node's folder; returns whether it was there.
 
     Args:
         asked: the order's ``environment`` (see domain/environments.py: PodEnvironment.order).
+        pod: whose first container this is.
         download: where it comes from.
         say: called with each line for whoever looks.
     """
@@ -161,7 +120,7 @@ def fill(asked: Dict[str, Any], download: Download, say: Callable[[str], None]) 
 
     try:
         return ensure(
-            cache, digest, make, lambda: say("environment %s: another pod of this node unpacks it; waiting" % name)
+            cache, digest, pod, make, lambda: say("environment %s: another pod of this node unpacks it; waiting" % name)
         )
     finally:
         download.close()
@@ -173,27 +132,22 @@ def hold(asked: Dict[str, Any]) -> int:
     Raises:
         Gone: it is not there any more.
     """
-    return environments_cache.hold(os.path.dirname(asked["path"]), asked["digest"])
+    cache = os.path.dirname(asked["path"])
+    return environments_cache.hold(cache, asked["digest"], os.path.join(cache, HELD))
 
 
-def main(arguments: List[str], order_folder: str = ORDER, attempt_folder: str = ATTEMPT) -> int:
-    """Runs as the program above; returns the exit status."""
-    del arguments
+def main(name: str, order_folder: str = ORDER, attempt_folder: str = ATTEMPT) -> int:
+    """Runs as the program above, for the pod of this name; returns the exit status."""
     begun = time.monotonic()
     try:
         with open(os.path.join(order_folder, "order.json"), "rb") as file:
             pod = json.loads(file.read().decode())["pod"]
-        with open(os.path.join(order_folder, "token")) as file:
-            token = file.read().strip()
-        authority: Optional[str] = os.path.join(order_folder, "ca.crt")
-        if not os.path.exists(str(authority)):
-            authority = None
         asked = pod["environment"]
-        download = Download(pod, token, asked["size_bytes"], authority, say)
-        found = fill(asked, download, say)
+        download = Download(Way.of_order(order_folder, pod, say), asked["size_bytes"])
+        found = fill(asked, name, download, say)
     except Over as error:
         return _failed(OVER, str(error))
-    except (Full, Damaged, Unreachable, OSError) as error:
+    except (Full, Damaged, ChannelError, OSError) as error:
         return _failed(TROUBLE, "the environment cannot be unpacked on this node: %s" % error)
     seconds = time.monotonic() - begun
     how = "is on this node already" if found else "fetched and unpacked in %.1f s" % seconds

@@ -1,10 +1,12 @@
 """The environments of a node: a folder that its pods share, in which each is unpacked once.
 
 ``DIGEST`` is a whole environment, ``.new-DIGEST`` one that is being unpacked or removed, ``.locks/DIGEST`` its lock: held
-alone by who unpacks or removes it, shared by who runs with it. A killed one's lock is free, and what it left is removed by
-the next. When a lock was last changed says when its environment was last asked for.
+alone by who unpacks or removes it, shared by who looks for it. A killed one's lock is free, and what it left is removed by
+the next. When a lock was last changed says when its environment was last asked for. ``.uses/DIGEST/POD`` is held by one pod
+while it runs with it: a file for each, since whoever can open a file can hold its lock, alone too.
 
-Only the init container, whose program and image are the platform's, can write here: for jobs the folder is read-only.
+Only the init container, whose program and image are the platform's, sees all that, and can write here. A job has, read-only,
+its environment and its own pod's file: what it does with that one keeps nobody waiting.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ import shutil
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-NEW, LOCKS, MARK = ".new-", ".locks", ".danlu-archive.json"
+NEW, LOCKS, USES, MARK = ".new-", ".locks", ".uses", ".danlu-archive.json"
+HELD = ".held"
+"""Where a job's container has its own pod's file."""
 YOUNG_S = 3600.0
 """Asked for so lately, an environment is not removed: its pod may still be fetching its image, and hold no lock yet."""
 POLL_S = 0.1
 SPARE_BYTES = 256 << 20
 """Of the disk, what stays free."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_POD = re.compile(r"[a-z0-9][a-z0-9-]{0,200}")
 
 
 class Gone(Exception):
@@ -51,25 +56,20 @@ def require_digest(digest: str) -> str:
     return digest
 
 
-def locked(cache: str, digest: str, how: int, write: bool = True) -> Optional[int]:
+def locked(cache: str, digest: str, how: int) -> Optional[int]:
     """Returns a descriptor that holds the lock; None where ``how`` does not wait and another has it.
 
     Args:
         cache: the folder.
         digest: of which environment.
         how: as in flock.
-        write: whether the folder can be written to; else the lock must be there.
-
-    Raises:
-        FileNotFoundError: it is not there.
     """
     path = os.path.join(cache, LOCKS, digest)
     while True:
-        flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
         try:
-            descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except IsADirectoryError:
-            os.rmdir(path)  # the kubelet makes a folder of what it is to mount and does not find
+            os.rmdir(path)  # the kubelet has made a folder of what it was to mount and did not find
             continue
         try:
             fcntl.flock(descriptor, how)
@@ -79,25 +79,34 @@ def locked(cache: str, digest: str, how: int, write: bool = True) -> Optional[in
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)  # it was removed between open and lock
-        if not write:  # and where it is mounted by itself it stays so
-            raise FileNotFoundError(path)
 
 
-def hold(cache: str, digest: str) -> int:
+def hold(cache: str, digest: str, own: str) -> int:
     """Returns a descriptor; while it is open the environment is not removed. Writes nothing.
+
+    Args:
+        cache: the folder.
+        digest: of which environment.
+        own: the pod's own file, wherever it is mounted.
 
     Raises:
         Gone: it was removed.
     """
-    try:
-        descriptor = locked(cache, require_digest(digest), fcntl.LOCK_SH, write=False)
-    except FileNotFoundError:
-        descriptor = None
-    if descriptor is None or not whole(cache, digest):
-        if descriptor is not None:
-            os.close(descriptor)
-        raise Gone("environment %s is not in %s any more" % (digest[:12], cache))
-    return descriptor
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(own, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits at most for who looks whether somebody holds it
+        # what was removed stays where it is mounted by itself
+        if os.fstat(descriptor).st_nlink and whole(cache, require_digest(digest)):
+            return descriptor
+        os.close(descriptor)
+    raise Gone("environment %s is not in %s any more" % (require_digest(digest)[:12], cache))
+
+
+def file_of(cache: str, digest: str, pod: str) -> str:
+    """Returns the path of a pod's own file."""
+    if not _POD.fullmatch(pod):
+        raise ValueError("%.80r is no pod's name" % pod)
+    return os.path.join(cache, USES, require_digest(digest), pod)
 
 
 def whole(cache: str, digest: str) -> bool:
@@ -105,32 +114,34 @@ def whole(cache: str, digest: str) -> bool:
     return os.path.exists(os.path.join(cache, digest, MARK))
 
 
-def ensure(cache: str, digest: str, make: Callable[[str], Dict[str, Any]], waits: Callable[[], None]) -> bool:
+def ensure(cache: str, digest: str, pod: str, make: Callable[[str], Dict[str, Any]], waits: Callable[[], None]) -> bool:
     """Makes sure that an environment is there; returns whether it was. Of several at a time one makes it.
 
     Args:
         cache: the folder.
         digest: of which environment.
+        pod: who is going to hold it: its file is there afterwards.
         make: fills an empty folder, and returns what is noted of it, ``unpacked_bytes`` among it. What it raises is raised,
             and nothing is left.
         waits: called where another one makes it.
     """
-    require_digest(digest)
+    own = file_of(cache, digest, pod)
     os.makedirs(os.path.join(cache, LOCKS), 0o755, exist_ok=True)
     while True:
-        if _look(cache, digest, waits):
+        if _look(cache, digest, own, waits):
             return True
-        # never waited for: who has made it meanwhile may run with it for days, and shares the lock all that time
+        # never waited for: who looks, or has begun with an earlier version, may share the lock for long
         with _alone(cache, digest) as alone:
             if alone:
-                if whole(cache, digest):
-                    return True
-                _make(cache, digest, make)
-                return False
+                found = whole(cache, digest)
+                if not found:
+                    _make(cache, digest, make)
+                _add(own)
+                return found
         time.sleep(POLL_S)
 
 
-def _look(cache: str, digest: str, waits: Callable[[], None]) -> bool:
+def _look(cache: str, digest: str, own: str, waits: Callable[[], None]) -> bool:
     """Returns whether an environment is there; waits for who is making it."""
     descriptor = locked(cache, digest, fcntl.LOCK_SH | fcntl.LOCK_NB)
     if descriptor is None:
@@ -139,9 +150,49 @@ def _look(cache: str, digest: str, waits: Callable[[], None]) -> bool:
     assert descriptor is not None  # noqa: S101 - it was waited for
     try:
         os.utime(os.path.join(cache, LOCKS, digest))
-        return whole(cache, digest)
+        found = whole(cache, digest)
+        if found:
+            _add(own)
+            _used(cache, digest, YOUNG_S)
+        return found
     finally:
         os.close(descriptor)
+
+
+def _add(own: str) -> None:
+    """Makes a pod's own file, under the environment's lock."""
+    os.makedirs(os.path.dirname(own), 0o755, exist_ok=True)
+    os.close(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+    os.utime(own)
+
+
+def _used(cache: str, digest: str, young_s: float) -> bool:
+    """Says whether a pod holds an environment; under its lock. The files of those that do not are removed.
+
+    Args:
+        cache: the folder.
+        digest: of which environment.
+        young_s: a file that was made so lately is left: its pod may not have begun.
+    """
+    used = False
+    folder = os.path.join(cache, USES, digest)
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        with contextlib.suppress(FileNotFoundError):  # another one, which shares the lock, was faster
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except IsADirectoryError:
+                os.rmdir(path)  # as in `locked`
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(descriptor).st_mtime >= young_s:
+                    os.unlink(path)
+            except BlockingIOError:
+                used = True
+            finally:
+                os.close(descriptor)
+    return used
 
 
 def _make(cache: str, digest: str, make: Callable[[str], Dict[str, Any]]) -> None:
@@ -234,13 +285,15 @@ def free_bytes(cache: str) -> int:
 def _discard(cache: str, digest: str) -> bool:
     """Removes an environment and what is left of it, unless somebody has its lock; returns whether it did."""
     with _alone(cache, digest) as alone:
-        if not alone:
+        if not alone or _used(cache, digest, 0.0):
             return False
         new = os.path.join(cache, NEW + digest)
         remove(new)
         with contextlib.suppress(FileNotFoundError):
             os.rename(os.path.join(cache, digest), new)
         remove(new)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(os.path.join(cache, USES, digest))
         os.unlink(os.path.join(cache, LOCKS, digest))
         return True
 

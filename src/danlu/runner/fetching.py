@@ -9,16 +9,13 @@ under a name that was free, and links, which must stay inside, are made last.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Tuple
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Tuple
+
+from .trees import MAX_DEPTH, MAX_NODE_BYTES, MAX_TREE_ENTRIES, Entry, TreeError, decode, link_stays_inside
 
 HEAD_BYTES = 40
-MAX_NODE_BYTES = 16 << 20
-MAX_ENTRIES, MAX_DEPTH = 1000000, 64
-MAX_NAME_BYTES = 255
-MODES = (0o644, 0o755)
 Place = Tuple[str, int]
 """A path, and a file's mode or a folder's depth."""
 
@@ -44,7 +41,7 @@ class Unpacking:
         self._nodes: Dict[str, List[Place]] = {root: [(folder, 0)]}
         self._files: Dict[str, _File] = {}
         self._placed: Dict[str, str] = {}
-        self._known: Dict[str, List[Dict[str, Any]]] = {}
+        self._known: Dict[str, Tuple[Entry, ...]] = {}
         self._links: List[Tuple[str, str]] = []
         self._entries = 0
 
@@ -79,7 +76,10 @@ class Unpacking:
         data = source.exactly(size)
         if "sha256:" + hashlib.sha256(data).hexdigest() != address:
             raise Damaged("%s is not what its address says" % address)
-        self._known[address] = _entries(data, address)
+        try:
+            self._known[address] = decode(data)
+        except TreeError as error:
+            raise Damaged("%s: %s" % (address, error)) from error
         for path, depth in self._nodes.pop(address):
             self._enter(address, path, depth)
 
@@ -87,25 +87,24 @@ class Unpacking:
         """Makes what a folder has in it, as far as that has come."""
         entries = self._known[address]
         self._entries += len(entries)
-        if self._entries > MAX_ENTRIES or depth > MAX_DEPTH:
-            raise Damaged("the tree has more than %d names or %d levels" % (MAX_ENTRIES, MAX_DEPTH))
+        if self._entries > MAX_TREE_ENTRIES or depth > MAX_DEPTH:
+            raise Damaged("the tree has more than %d names or %d levels" % (MAX_TREE_ENTRIES, MAX_DEPTH))
         for entry in entries:
-            kind, inner = entry["kind"], os.path.join(path, entry["name"])
-            if kind == "link":
-                if not _inside(depth, entry["target"]):
-                    raise Damaged("the link %s leaves its tree" % entry["name"])
-                self._links.append((inner, entry["target"]))
-            elif kind == "dir":
+            inner = os.path.join(path, entry.name)
+            if entry.kind == "link":
+                if not link_stays_inside(depth, entry.target):
+                    raise Damaged("the link %s leaves its tree" % entry.name)
+                self._links.append((inner, entry.target))
+            elif entry.kind == "dir":
                 os.mkdir(inner, 0o755)
-                if entry["address"] in self._known:
-                    self._enter(entry["address"], inner, depth + 1)
+                if entry.address in self._known:
+                    self._enter(entry.address, inner, depth + 1)
                 else:
-                    self._nodes.setdefault(entry["address"], []).append((inner, depth + 1))
-            elif entry["address"] in self._placed:
-                _copy(self._placed[entry["address"]], inner, entry["mode"])
+                    self._nodes.setdefault(entry.address, []).append((inner, depth + 1))
+            elif entry.address in self._placed:
+                _copy(self._placed[entry.address], inner, entry.mode)
             else:
-                wanted = self._files.setdefault(entry["address"], _File(entry["size"], []))
-                wanted.places.append((inner, entry["mode"]))
+                self._files.setdefault(entry.address, _File(entry.size, [])).places.append((inner, entry.mode))
 
     def _file(self, address: str, size: int, source: "_Source") -> None:
         wanted = self._files.pop(address)
@@ -160,41 +159,6 @@ class _Source:
             piece, self._held = self._held[:left], self._held[left:]
             left -= len(piece)
             yield piece
-
-
-def _entries(data: bytes, address: str) -> List[Dict[str, Any]]:
-    """Returns what a folder's description says is in it."""
-    try:
-        found = json.loads(data.decode())["entries"]
-        names = {_name(entry["name"]) for entry in found}
-        if len(names) != len(found):
-            raise ValueError("a name is there twice")
-        for entry in found:
-            kind = entry["kind"]
-            sized = kind == "link" or (type(entry["size"]) is int and entry["size"] >= 0)
-            if kind not in ("file", "dir", "link") or not sized or (kind == "file" and entry["mode"] not in MODES):
-                raise ValueError("an entry is wrong")
-            str(entry["target" if kind == "link" else "address"])
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise Damaged("%s does not describe a folder: %s" % (address, error)) from error
-    return list(found)
-
-
-def _name(name: Any) -> str:
-    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise ValueError("%.80r cannot be a file's name" % (name,))
-    if len(name.encode()) > MAX_NAME_BYTES:
-        raise ValueError("a name is too long")
-    return name
-
-
-def _inside(depth: int, target: Any) -> bool:
-    """Says whether a link so many folders below the root ends inside it: see domain/trees.py."""
-    if not isinstance(target, str) or not target or target.startswith("/") or "\0" in target:
-        return False
-    parts = [part for part in target.split("/") if part not in ("", ".")]
-    ups = next((at for at, part in enumerate(parts) if part != ".."), len(parts))
-    return ups <= depth and ".." not in parts[ups:]
 
 
 def _copy(source: str, path: str, mode: int) -> None:

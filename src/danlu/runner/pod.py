@@ -58,12 +58,7 @@ class Pod:
         self.order["tasks"] = tasks
         self.settings: Dict[str, Any] = self.order["pod"]
         self.attempt_id = str(self.order["attempt_id"])
-        with open(os.path.join(root, "order", "token")) as file:
-            self.token = file.read().strip()
-        authority = os.path.join(root, "order", "ca.crt")
-        self.way = Way(
-            self.settings["url"], self.attempt_id, self.token, authority if os.path.exists(authority) else "", self.log
-        )
+        self.way = Way.of_order(os.path.join(root, "order"), self.settings, self.log)
         self.way.timeout_s = float(self.settings.get("timeout_s", TIMEOUT_S))
         self.child = self.go = -1
         self._stop: Optional[bytes] = None
@@ -94,7 +89,7 @@ class Pod:
         if counted is not None:
             self.order["tasks"][0]["counters"] = counted
         self._write("order.json", json.dumps(self.order).encode())
-        self._write("token", self.token.encode())
+        self._write("token", self.way.token.encode())
         for name, (text, mode) in self.settings.get("files", {}).items():
             path = os.path.normpath(os.path.join(self.folder, name))
             if not path.startswith(self.folder + os.sep):

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from functools import partial
 from typing import Any, Final
@@ -20,7 +21,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from danlu import __version__
-from danlu.api import MAX_JSON_BYTES, OPEN_PATHS
+from danlu.api import BY_ID, MAX_JSON_BYTES, OPEN_PATHS
 from danlu.domain.actors import Actor
 from danlu.domain.signing import SAFE_METHODS, BadSignature, Claim, Message, claim
 from danlu.errors import DanluError, NotAllowed, NotAuthenticated, TooLarge, TooManyRequests, TooSlow
@@ -36,8 +37,9 @@ LET_IN: Final = "danlu.let_in"
 MAX_AUTHORITY: Final = 255
 NOTHING: Final = hashlib.sha256().digest()
 BINARY: Final = "application/octet-stream"
-WISHES: Final = "/wishes"
-"""With what the path ends on which runners wait."""
+WISHES: Final = BY_ID["wishes.wait"]
+"""The one operation that runners wait for."""
+WISHES_PATH: Final = re.compile(re.sub(r"\{\w+\}", "[^/]+", WISHES.path))
 INERT: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
@@ -101,7 +103,7 @@ class Gate:
         async with self._errors_told(scope, receive, send, request_id):
             receive, actor = await self._let_in(scope, receive, request_id)
             let_in = scope["state"].pop(LET_IN, contextlib.nullcontext)
-            waits = actor.attempt_id is not None and scope["path"].endswith(WISHES)
+            waits = actor.attempt_id is not None and _is_wait(scope)
             with (
                 (self._waits if waits else self._turns).one(actor),
                 let_in(),
@@ -185,6 +187,10 @@ class Gate:
         found = PlainTextResponse("ok\n" if alive else "not ready\n", 200 if alive else 503)
         found.raw_headers += INERT
         return found
+
+
+def _is_wait(scope: Scope) -> bool:
+    return scope.get("method") == WISHES.method and WISHES_PATH.fullmatch(scope["path"]) is not None
 
 
 def changes(scope: Scope) -> bool:

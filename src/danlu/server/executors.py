@@ -12,9 +12,11 @@ from typing import Final, NamedTuple
 import yaml
 
 from danlu.blobs.code import Code
+from danlu.blobs.streams import StreamKey, Streams
 from danlu.config import KubernetesSettings, Settings, runtime_folder
 from danlu.controllers.leader import Machine
 from danlu.database.engine import Database
+from danlu.database.records import ATTEMPTS
 from danlu.domain.images import Image
 from danlu.errors import PlatformError
 from danlu.executors.base import Hint, StoredImage
@@ -22,11 +24,13 @@ from danlu.executors.kubernetes import zipapp
 from danlu.executors.kubernetes.client import Api, connect
 from danlu.executors.kubernetes.executor import KubernetesConfig, KubernetesExecutor, Reports
 from danlu.executors.kubernetes.manifests import PodSettings
+from danlu.executors.kubernetes.spools import Kept
 from danlu.executors.kubernetes.template import Templates, parse
 from danlu.executors.local.engines import machine as engine_machine
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.local.gpus import declared
 from danlu.executors.local.images import ImageStore
+from danlu.runner.formats import LOG
 from danlu.services import reports
 
 MAX_FILE_BYTES: Final = 1 << 20
@@ -38,12 +42,14 @@ class Known(NamedTuple):
     Attributes:
         database: where runners' reports are.
         code: the code that is run.
+        streams: where what attempts write is kept.
         hint: called when something may have changed.
         secrets: returns what must not be printed, of an attempt.
     """
 
     database: Database
     code: Code
+    streams: Streams
     hint: Hint
     secrets: Callable[[str], tuple[str, ...]]
 
@@ -77,12 +83,26 @@ def local(settings: Settings, known: Known) -> Runs:
 def pods(settings: KubernetesSettings, known: Known) -> Runs:
     """Returns what runs attempts as pods."""
     runner = zipapp.build()
-    executor = kubernetes(settings, runner, zipapp.name(runner), hint=known.hint, reports=reports.seen(known.database))
+    executor = kubernetes(
+        settings, runner, zipapp.name(runner), hint=known.hint, reports=reports.seen(known.database),
+        kept=partial(_kept, known),
+    )  # fmt: skip
     return Runs(executor, ClusterImages(), executor.close)
 
 
+def _kept(known: Known, attempt_id: str, task: str, most: int) -> tuple[int, bytes]:
+    """See Kept in executors/kubernetes/spools.py."""
+    project = known.database.read(lambda tx: ATTEMPTS.require(tx, attempt_id)).project
+    key = StreamKey(project, attempt_id, task, LOG)
+    size, tail = known.streams.size(key), b""
+    at = max(0, size - most)
+    while at < size and most and (data := known.streams.read(key, at, size - at)):
+        tail, at = tail + data, at + len(data)
+    return size, tail
+
+
 def kubernetes(
-    settings: KubernetesSettings, runner: bytes, runner_name: str, *, reports: Reports, hint: Hint
+    settings: KubernetesSettings, runner: bytes, runner_name: str, *, reports: Reports, kept: Kept, hint: Hint
 ) -> KubernetesExecutor:
     """Returns what runs jobs as pods, at work. A cluster that does not answer now is asked again.
 
@@ -99,7 +119,7 @@ def kubernetes(
     way = partial(connect, settings.kubeconfig, settings.context)
     way().close()  # what is not configured is told at the start
     config = KubernetesConfig(pods, runner, _templates(settings), settings.start_timeout_s)
-    executor = KubernetesExecutor(config, Api(way), reports=reports, hint=hint)
+    executor = KubernetesExecutor(config, Api(way), reports=reports, kept=kept, hint=hint)
     executor.start()
     return executor
 

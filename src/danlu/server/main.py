@@ -244,7 +244,7 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
         hub.notify("output")
 
     runs = make(settings, Known(
-        database, Code(blobs), hint, lambda attempt: project_secrets.printable(database, vault, attempt)
+        database, Code(blobs), streams, hint, lambda attempt: project_secrets.printable(database, vault, attempt)
     ))  # fmt: skip
     write_anew(database, lambda tx: _first_project(tx, clock.now()))
     builder = _builder(settings, portable=runs.executor.capabilities.archives)

@@ -165,14 +165,20 @@ def _require_current(job: Job, attempt: Attempt) -> None:
         raise StaleAttempt(f"attempt {attempt.id} is over; the job's current attempt is {job.attempts}")
 
 
-def current(tx: Transaction, attempt_id: str) -> tuple[Job, Attempt]:
-    """Returns a job and its attempt, as they are in a transaction that stores something of that attempt.
+def current(tx: Transaction, attempt_id: str, *, stores: bool = False) -> tuple[Job, Attempt]:
+    """Returns a job and its attempt, as they are in a transaction.
+
+    Args:
+        tx: the transaction.
+        attempt_id: the attempt.
+        stores: something of that attempt is stored: it does not end, and nothing takes its place, before that is.
 
     Raises:
         StaleAttempt: it has ended, or another one took its place, since the request was let in.
     """
-    attempt = ATTEMPTS.require(tx, attempt_id)
-    job = JOBS.require(tx, attempt.job_id)
+    look = (ATTEMPTS.hold, JOBS.hold) if stores else (ATTEMPTS.require, JOBS.require)
+    attempt = look[0](tx, attempt_id)
+    job = look[1](tx, attempt.job_id)
     _require_current(job, attempt)
     return job, attempt
 

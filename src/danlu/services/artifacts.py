@@ -6,8 +6,9 @@ from danlu.database.engine import Transaction
 from danlu.database.records import ARTIFACTS, OUTPUTS
 from danlu.domain.artifacts import Artifact, OutputsReport, TaskOutputs
 from danlu.domain.ids import derived_id
+from danlu.domain.trees import decode, totals
 from danlu.errors import InvalidRequest, NotFound
-from danlu.services import access, blobs
+from danlu.services import access, blobs, stored
 from danlu.services.context import Call
 from danlu.services.reports import require_own
 
@@ -29,12 +30,14 @@ def report(call: Call, attempt: str, task: str, body: OutputsReport) -> TaskOutp
     """
     require_own(call, attempt)
     blobs.require_tree(call, body.tree, "output folder")
+    size, files = totals(decode(call.platform.blobs.read(call.project, body.tree)))
 
     def work(tx: Transaction) -> TaskOutputs:
-        job, record = access.current(tx, attempt)
+        job, record = access.current(tx, attempt, stores=True)
         if all(known.name != task for known in record.tasks):
             raise InvalidRequest(f"attempt {attempt} has no task {task}")
         now = call.platform.clock.now()
+        stored.told(tx, record, size, files, now)
         known = OUTPUTS.find(tx, attempt_id=attempt, task=task, limit=1)
         if known:
             new = known[0].evolved(now=now, tree=body.tree, skipped=body.skipped)

@@ -12,7 +12,7 @@ from danlu.domain.jobs import Job
 from danlu.domain.trees import decode, require_name, totals
 from danlu.domain.views import Page
 from danlu.errors import InvalidRequest
-from danlu.services import access, blobs
+from danlu.services import access, blobs, stored
 from danlu.services.context import Call
 from danlu.services.reports import require_own
 
@@ -21,6 +21,8 @@ MAX_FOUND: Final = 100_000
 
 def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Checkpoint:
     """Stores that a task has saved something under a name, instead of what it had saved under it before.
+
+    What was sent before that, and comes only now as a server stood still with it, changes nothing: returned is what is kept.
 
     Of names that differ in numbers alone the newest are kept. What attempts before it have left is not touched meanwhile:
     not all of this attempt's tasks may have got it yet.
@@ -35,17 +37,19 @@ def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Che
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
     blobs.require_tree(call, body.tree, "checkpoint")
-    size, _ = totals(decode(call.platform.blobs.read(call.project, body.tree)))
+    size, files = totals(decode(call.platform.blobs.read(call.project, body.tree)))
 
     def work(tx: Transaction) -> Checkpoint:
-        job, record = access.current(tx, attempt)
+        job, record = access.current(tx, attempt, stores=True)
         rank = next((task.rank for task in record.tasks if task.name == body.task), None)
         if rank is None:
             raise InvalidRequest(f"attempt {attempt} has no task {body.task}")
         now = call.platform.clock.now()
-        saved = {"tree": body.tree, "at": min(body.at, now), "size_bytes": size}
+        saved = {"tree": body.tree, "at": min(body.at, now), "sent_at": body.sent_at, "size_bytes": size}
         of_task = CHECKPOINTS.find(tx, attempt_id=attempt, task=body.task, limit=MAX_FOUND)
         known = next((one for one in of_task if one.name == name), None)
+        if known is not None and body.sent_at < known.sent_at:
+            return known
         if known is not None:
             new = known.evolved(now=now, **saved)
             CHECKPOINTS.put(tx, known, new)
@@ -58,6 +62,7 @@ def register(call: Call, attempt: str, name: str, body: CheckpointReport) -> Che
                 }
             )  # fmt: skip
             CHECKPOINTS.add(tx, new)
+        stored.told(tx, record, size, files, now)
         for over in given_up([new, *(one for one in of_task if one.name != name)]):
             CHECKPOINTS.remove(tx, over)
         return new

@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from danlu.database import reports
 from danlu.database.engine import Database, Transaction
-from danlu.database.records import JOBS
-from danlu.domain.jobs import Attempt
+from danlu.domain.jobs import Attempt, Job
 from danlu.domain.notices import Wishes
 from danlu.domain.reports import MAX_REPORT_BYTES, TaskReport
 from danlu.errors import InvalidRequest, NotAllowed
@@ -36,28 +35,24 @@ def put(call: Call, attempt: str, task: str, body: TaskReport) -> Wishes:
     said = TaskReport(events=tuple(_event(event) for event in body.events), saved=body.saved)
     now = call.platform.clock.now()
 
-    def look(tx: Transaction) -> tuple[bool, Wishes]:
-        found = _current(tx, attempt, task)
-        before = reports.of(tx, [attempt])
-        known = before.get(attempt, {}).get(task)
-        if _is_late(said, known):
-            return False, wishes.of_attempt(JOBS.require(tx, found.job_id), found, before[attempt], now)
-        same = known is not None and known.model_copy(update={"seen_at": None}) == said
-        if same and known is not None and now - (known.seen_at or 0) < QUIET_NS:
-            return False, wishes.of_attempt(JOBS.require(tx, found.job_id), found, before.get(attempt, {}), now)
-        return not same, Wishes(tag="")
+    def look(tx: Transaction) -> tuple[Job, Attempt, Mapping[str, TaskReport]]:
+        job, found = _current(tx, attempt, task)
+        return job, found, reports.of(tx, [attempt]).get(attempt, {})
+
+    job, found, before = call.platform.database.read(look)
+    known = before.get(task)
+    same = known is not None and known.model_copy(update={"seen_at": None}) == said
+    quiet = known is not None and same and now - (known.seen_at or 0) < QUIET_NS
+    if quiet or (known is not None and not _follows(said, known)):
+        return wishes.of_attempt(job, found, before, now)
 
     def work(tx: Transaction) -> Wishes:
-        found = _current(tx, attempt, task)
-        if not _is_late(said, reports.of(tx, [attempt]).get(attempt, {}).get(task)):
-            reports.put(tx, attempt, task, said, now)
-        return wishes.of_attempt(JOBS.require(tx, found.job_id), found, reports.of(tx, [attempt])[attempt], now)
+        job, found = _current(tx, attempt, task, stores=True)
+        stored = reports.put(tx, attempt, task, said, now, lambda newest: _follows(said, newest))
+        return wishes.of_attempt(job, found, {**before, task: said} if stored else before, now)
 
-    new, wished = call.platform.database.read(look)
-    if wished.tag:
-        return wished
     wished = call.write(work)
-    if new:
+    if not same:
         for topic in ("attempts", "wishes"):
             call.platform.hub.notify(topic)
     return wished
@@ -75,20 +70,20 @@ def require_own(call: Call, attempt: str) -> None:
         raise NotAllowed(f"{call.actor.name} may only speak for itself")
 
 
-def _current(tx: Transaction, attempt: str, task: str) -> Attempt:
-    _, found = access.current(tx, attempt)
+def _current(tx: Transaction, attempt: str, task: str, *, stores: bool = False) -> tuple[Job, Attempt]:
+    job, found = access.current(tx, attempt, stores=stores)
     if all(one.name != task for one in found.tasks):
         raise InvalidRequest(f"attempt {attempt} has no task {task[:80]!r}")
-    return found
+    return job, found
 
 
-def _is_late(said: TaskReport, known: TaskReport | None) -> bool:
-    """Says whether a report comes after the last one: a server that stood still had it, and the runner has sent it again."""
+def _follows(said: TaskReport, known: TaskReport) -> bool:
+    """Says whether a report may follow another: after the last one comes what a server had that stood still."""
 
     def ended(report: TaskReport) -> bool:
         return any(event["event"] == "ended" for event in report.events)
 
-    return known is not None and ended(known) and not ended(said)
+    return ended(said) or not ended(known)
 
 
 def _event(said: dict[str, Any]) -> dict[str, Any]:

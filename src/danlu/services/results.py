@@ -1,4 +1,7 @@
-"""The bytes of what attempts in pods leave: as any upload, but counted as results, of which none is refused for a limit."""
+"""The bytes of what attempts in pods leave: as any upload, but counted as results, of which none is refused for a quota.
+
+Only what an attempt sends and never tells of is bounded: see ``stored.results``.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def pack(call: Call, attempt: str, body: bytes) -> Stored:
     found, store = dict(unpack(body)), call.platform.blobs
     call.begin()
     new = sum(len(found[address]) for address in store.missing(call.project, found))
-    with stored.results(call.platform.database, call.platform.clock, call.project, new) as storing:
+    with stored.results(call.platform.database, call.platform.clock, call.project, new, attempt_id=attempt) as storing:
         count, storing.new_bytes = store.put_many(call.project, found.items())
     return Stored(blobs=count, size_bytes=storing.new_bytes)
 

@@ -12,9 +12,10 @@ from danlu.blobs.base import Blobs
 from danlu.database import stored
 from danlu.database.engine import Store, Transaction
 from danlu.database.stored import Thing
-from danlu.domain.jobs import Job
+from danlu.domain.jobs import Attempt, Job
 from danlu.domain.quotas import STORAGE
 from danlu.domain.resources import MAX_BYTES
+from danlu.errors import TooLarge
 from danlu.services import quotas
 from danlu.services.context import Call, Clock
 
@@ -25,6 +26,10 @@ QUIET_NS: Final = 600 * 1_000_000_000
 """For so long nothing has been stored for a project whose blobs are counted; after an upload that lasts longer they are
 counted again."""
 CHECKPOINTS: Final = "checkpoints/"
+MAX_UNREFERENCED_BYTES: Final = 4 << 40
+"""So much may an attempt have sent that is in nothing it has told of: far more than all that its tasks send at a time."""
+NODE_BYTES: Final = 1024
+"""What a file's line in the description of its folder takes at most, but for absurd names."""
 
 
 @dataclass(slots=True)
@@ -60,13 +65,52 @@ def upload(call: Call, size_bytes: int) -> Iterator[Storing]:
 
 
 @contextlib.contextmanager
-def results(database: Store, clock: Clock, project: str, size_bytes: int) -> Iterator[Storing]:
-    """Counts what a job has left, as ``upload`` does. There is always room: what was computed is not lost for a number."""
+def results(
+    database: Store, clock: Clock, project: str, size_bytes: int, *, attempt_id: str = ""
+) -> Iterator[Storing]:  # fmt: skip
+    """Counts what a job has left, as ``upload`` does. There is always room: what was computed is not lost for a number.
+
+    Args:
+        database: where it is counted.
+        clock: tells when.
+        project: whose it is.
+        size_bytes: how many bytes of it are new, as far as can be told before.
+        attempt_id: the attempt that sends it itself, and tells afterwards what it is.
+
+    Raises:
+        TooLarge: of what it has sent, too much is in nothing that it has told of.
+    """
     size_bytes = min(size_bytes, MAX_BYTES)  # of files with holes that is told, whatever it is
+
+    def begin(tx: Transaction) -> None:
+        if attempt_id:
+            _sent(tx, project, attempt_id, size_bytes, clock.now())
+        stored.add_blobs(tx, project, size_bytes, clock.now())
+
     if size_bytes:
-        database.write(lambda tx: stored.add_blobs(tx, project, size_bytes, clock.now()))
+        database.write(begin)
     with _settled(database, clock, project, size_bytes) as storing:
         yield storing
+
+
+def _sent(tx: Transaction, project: str, attempt_id: str, size_bytes: int, now: int) -> None:
+    total = stored.add_unreferenced(tx, project, attempt_id, size_bytes, now)
+    if total > MAX_UNREFERENCED_BYTES:
+        raise TooLarge(
+            f"attempt {attempt_id} would have sent {total:,} bytes that are in no checkpoint and no outputs it has told of; "
+            f"{MAX_UNREFERENCED_BYTES:,} is the most",
+            next_step="tell of what was sent: a checkpoint, outputs",
+        )
+
+
+def told(tx: Transaction, attempt: Attempt, size_bytes: int, files: int, now: int) -> None:
+    """Notes that an attempt has told what something is that it may have sent: a tree with so much in it."""
+    stored.add_unreferenced(tx, attempt.project, attempt.id, -(size_bytes + (files + 1) * NODE_BYTES), now)
+
+
+def ended(tx: Transaction, attempt: Attempt) -> None:
+    """Forgets what an attempt has sent and not told of, once it sends nothing any more."""
+    stored.forget_unreferenced(tx, attempt.project, attempt.id)
 
 
 @contextlib.contextmanager
@@ -90,6 +134,7 @@ def piece(call: Call, address: str, size_bytes: int, *, limited: bool = True) ->
 
     Raises:
         QuotaExceeded: there is none within a limit.
+        TooLarge: see ``results``.
     """
     now = call.platform.clock.now()
 
@@ -98,6 +143,8 @@ def piece(call: Call, address: str, size_bytes: int, *, limited: bool = True) ->
         kept = 0 if known is None else known.size_bytes
         if limited and size_bytes > kept:
             quotas.require_left(tx, call.project, {STORAGE: size_bytes - kept}, "an upload")
+        elif size_bytes > kept and call.actor.attempt_id is not None:
+            _sent(tx, call.project, call.actor.attempt_id, size_bytes - kept, now)
         new = Thing(call.project, address, max(size_bytes, kept), now + UNFINISHED_NS)
         stored.set_thing(tx, new, now, upload=True)
 

@@ -174,10 +174,40 @@ class Api:
         except Exception as error:
             raise ExecutorUnavailable(f"the watch of {path} was cut: {error}") from error
 
-    def text(self, path: str, **params: str) -> bytes:
-        """Returns what is no JSON: a container's log."""
-        content: bytes = self._answer("GET", path, params=params).content
-        return content
+    def lines(self, path: str, max_bytes: int, **params: str) -> Iterator[bytes]:
+        """Yields the whole lines of what is no JSON, a container's log, as they come. What is longer is cut, and says so.
+
+        Raises:
+            Refused: it is not to be had.
+            ExecutorUnavailable: it is not to be had now, or broke off.
+        """
+        held, cut = bytearray(), 0
+        for chunk in self._streamed(path, params):
+            parts = chunk.split(b"\n")
+            for at, part in enumerate(parts):
+                if at:
+                    yield bytes(held) + (b" [and %d bytes more]" % cut if cut else b"")
+                    held.clear()
+                    cut = 0
+                room = max(0, max_bytes - len(held))
+                held += part[:room]
+                cut += len(part) - len(part[:room])
+
+    def _streamed(self, path: str, params: Mapping[str, str]) -> Iterator[bytes]:
+        http = self._client()
+        try:
+            answer = http.send(http.build_request("GET", path, params=params), stream=True)
+            try:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _refused(answer)
+                yield from answer.iter_bytes()
+            finally:
+                answer.close()
+        except Refused:
+            raise
+        except Exception as error:
+            raise ExecutorUnavailable(f"{path} broke off: {error}") from error
 
     def socket(self, path: str, params: Sequence[tuple[str, str]], protocols: Sequence[str]) -> Any:
         """Returns a context manager with a web socket: ``receive_bytes``, ``send_bytes``, ``subprotocol``."""

@@ -23,7 +23,7 @@ from danlu.domain.reports import TaskReport
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, ExecutorUnavailable, LaunchRejected, NotRunning
 from danlu.executors.base import Capabilities, Hint, LaunchOrder, Notice, Observation, Phase
-from danlu.executors.kubernetes import bare, entering, manifests, reasons
+from danlu.executors.kubernetes import bare, entering, manifests, reasons, withdrawn
 from danlu.executors.kubernetes.client import Api, Refused, batch, core
 from danlu.executors.kubernetes.cluster import Cluster, Objects, unavailable
 from danlu.executors.kubernetes.manifests import ATTEMPT, INDEX, ROLE, TASKS, TO_DELIVER_S, PodSettings
@@ -31,11 +31,11 @@ from danlu.executors.kubernetes.nodes import Health, capacity, health
 from danlu.executors.kubernetes.observing import Held, Look, World, look
 from danlu.executors.kubernetes.quantities import SECOND_NS, ns
 from danlu.executors.kubernetes.reasons import Why
-from danlu.executors.kubernetes.spools import PodSpools
+from danlu.executors.kubernetes.spools import NOTHING_KEPT, Kept, PodSpools
 from danlu.executors.kubernetes.template import Templates
+from danlu.executors.kubernetes.withdrawn import STOPPED, TERMINATED
 
 LOG: Final = logging.getLogger("danlu.executors")
-STOPPED: Final = "danlu.io/stopped"
 ENDING: Final = "danlu.io/ending"
 START_TIMEOUT_S: Final = 600.0
 AGAIN_S: Final = 30.0
@@ -92,11 +92,11 @@ class KubernetesExecutor(PodSpools):
     """See Executor and Spools in executors/base.py."""
 
     def __init__(
-        self, config: KubernetesConfig, api: Api, *, reports: Reports, hint: Hint = lambda: None,
+        self, config: KubernetesConfig, api: Api, *, reports: Reports, kept: Kept = NOTHING_KEPT, hint: Hint = lambda: None,
         now: Callable[[], int] = time.time_ns, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """Asks nothing yet. ``reports`` returns what runners reported, by attempt and task; ``now`` ns UTC."""
-        super().__init__(api, config.settings.namespace)
+        super().__init__(api, config.settings.namespace, kept)
         self.config, self._api, self._reports, self._hint = config, api, reports, hint
         self._now, self._monotonic = now, monotonic
         settings = config.settings
@@ -157,7 +157,6 @@ class KubernetesExecutor(PodSpools):
             if missing:
                 raise LaunchRejected(f"its project requires {', '.join(missing)}, which pods do not have")
             self._make(order)
-            self._launched[attempt_id] = self._monotonic()
         finally:
             self.cluster.changed()
             with self._lock:
@@ -186,6 +185,7 @@ class KubernetesExecutor(PodSpools):
             self._api.delete(core(settings.namespace, "secrets", attempt_id))
             raise LaunchRejected(f"the cluster refuses it ({error.status} {error.reason}): {error.message}") from error
         self._whole.add(attempt_id)
+        self._launched[attempt_id] = self._monotonic()
 
     def _create(self, kind: str, content: dict[str, Any]) -> dict[str, Any] | None:
         """Makes an object; returns None where there is one of that name already."""
@@ -255,8 +255,11 @@ class KubernetesExecutor(PodSpools):
         asked, now = self._asked.get(attempt_id), self._monotonic()
         if asked is not None and asked.why is None and asked.grace_s <= grace_s and now - asked.at < AGAIN_S:
             return
-        said = json.dumps({"at": self._now(), "grace_s": grace_s})
-        if self._mark(attempt_id, {STOPPED: said}) or attempt_id in self._known:
+        said = {STOPPED: json.dumps({"at": self._now(), "grace_s": grace_s})}
+        marked = self._mark(attempt_id, said)
+        if marked is None and attempt_id not in self._known:
+            withdrawn.withdraw(self._api, self.config.settings, attempt_id, said)
+        elif marked is None or not withdrawn.is_withdrawn(marked):
             self._delete(attempt_id, grace_s)
             self._asked[attempt_id] = Asked(grace_s, now)
 
@@ -265,7 +268,7 @@ class KubernetesExecutor(PodSpools):
         with self._lock:
             if attempt_id in self._launching:
                 return
-        if not self._is_ended(attempt_id) and self._may_run(attempt_id):
+        if not (attempt_id in self._known and self._is_ended(attempt_id)) and self._stays(attempt_id):
             return
         try:
             self._api.delete(core(self.config.settings.namespace, "secrets", attempt_id))
@@ -283,12 +286,16 @@ class KubernetesExecutor(PodSpools):
         seen = self._seen.get(attempt_id)
         return seen is not None and seen.observation.phase in (Phase.ENDED, Phase.LOST)
 
-    def _may_run(self, attempt_id: str) -> bool:
+    def _stays(self, attempt_id: str) -> bool:
+        """Whether something of it may run, or keeps what runs late from beginning."""
         objects = self.cluster.look().get(attempt_id)
-        if objects is None:
-            return attempt_id in self._launched
-        held = self._held(attempt_id, objects)
-        if held is None or self._is_cut_short(held, objects, {}):
+        if objects is None and attempt_id in self._launched:
+            return True
+        secret = None if objects is None else objects.secret
+        if withdrawn.is_withdrawn(secret) if secret else withdrawn.found(self._api, self._spaces, attempt_id):
+            return True  # for a while: see _held
+        held = None if objects is None else self._held(attempt_id, objects)
+        if objects is None or held is None or self._is_cut_short(held, objects, {}):
             return False
         world = World(self._health([objects]), self._now(), self.config.start_timeout_s)
         seen = look(held, self._reports().get(attempt_id, {}), world)
@@ -331,6 +338,9 @@ class KubernetesExecutor(PodSpools):
     def _held(self, attempt_id: str, objects: Objects) -> Held | None:
         """Returns what is held of an attempt; None where its Secret is gone and nothing runs that was known."""
         marks: Mapping[str, Any] = {}
+        if objects.secret is not None and withdrawn.is_withdrawn(objects.secret) and attempt_id not in self._known:
+            withdrawn.give_up(self._api, self._spaces, objects.secret, self._now())
+            return self._orphan(attempt_id, objects)
         if objects.secret is not None:
             meta = objects.secret["metadata"]
             marks = meta.get("annotations") or {}
@@ -417,16 +427,15 @@ class KubernetesExecutor(PodSpools):
             return
         self._asked[attempt_id] = Asked(grace_s, now, why)
 
-    def _mark(self, attempt_id: str, annotations: Mapping[str, str]) -> bool:
-        """Writes into an attempt's Secret; returns whether there is one."""
+    def _mark(self, attempt_id: str, annotations: Mapping[str, str]) -> Mapping[str, Any] | None:
+        """Writes into an attempt's Secret, and returns it if there is one."""
         path = core(self.config.settings.namespace, "secrets", attempt_id)
         try:
-            self._api.patch(path, {"metadata": {"annotations": dict(annotations)}})
+            return self._api.patch(path, {"metadata": {"annotations": dict(annotations)}})
         except Refused as error:
             if error.missing:
-                return False
+                return None
             raise unavailable(error) from error
-        return True
 
     def _delete(self, attempt_id: str, grace_s: float) -> None:
         """Deletes its pods, which get the grace and the time to deliver, and its Jobs, so that they make no others."""
@@ -443,7 +452,7 @@ class KubernetesExecutor(PodSpools):
 
 def _passes(error: Refused) -> bool:
     """Whether what the API refuses now may be taken later: a quota, a namespace that is gone or going."""
-    going = "being terminated" in error.message or "exceeded quota" in error.message
+    going = TERMINATED in error.message or "exceeded quota" in error.message
     return error.missing or error.status == 409 or (error.status == 403 and going)
 
 

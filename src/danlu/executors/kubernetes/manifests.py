@@ -19,7 +19,7 @@ from danlu.errors import LaunchRejected
 from danlu.executors.base import LaunchOrder
 from danlu.executors.kubernetes.template import PodTemplate
 from danlu.executors.orders import Folders, framework_files, order_file, order_text
-from danlu.runner.environments_cache import LOCKS
+from danlu.runner.environments_cache import HELD, USES
 
 ATTEMPT, JOB, PROJECT, ROLE, PLATFORM = (
     f"danlu.io/{name}" for name in ("attempt", "job", "project", "role", "platform")
@@ -29,6 +29,8 @@ BARE: Final = "danlu.io/bare"
 TASKS: Final = "danlu.io/tasks"
 """The annotation with what the executor has to know of an attempt's tasks, whatever else of it is gone."""
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
+INDEX_VARIABLE: Final = "JOB_COMPLETION_INDEX"
+"""Kubernetes sets it in every container of an Indexed Job."""
 MAX_NAME: Final = 63
 MAX_SECRET_BYTES: Final = 1 << 20
 MAX_ANNOTATIONS_BYTES: Final = 240_000
@@ -45,6 +47,10 @@ ENVIRONMENT, ENVIRONMENTS = "environment", "danlu-environments"
 HOST_PATH: Final = "hostPath:"
 FETCHING_BYTES: Final = 256 << 20
 """The memory that fetching an environment may take."""
+LEAST_CPU_MILLI: Final = 500
+"""No container is limited to less: the runner in it, which reads and sends, would take a minute to begin. What is asked of
+nodes, counted and billed is what its job asks for.
+"""
 LOCALHOST: Final = "127.0.0.1"
 LAYERS: Final = (
     "separate-user", "no-new-privileges", "mount-namespace", "ipc-namespace", "private-tmp", "hidden-processes", "seccomp",
@@ -264,9 +270,9 @@ def _job(
     }
     environment = _archived(order)
     if environment is not None:
-        mount = {"name": ENVIRONMENTS, "mountPath": MOUNTED}
-        spec["initContainers"] = [_fetches(settings, mount, spec["containers"][0]["resources"])]
-        spec["containers"][0]["volumeMounts"] += _own(environment)
+        pod = f"{order.attempt.id}-{task.role}-$({INDEX_VARIABLE})"
+        spec["initContainers"] = [_fetches(settings, pod, asked)]
+        spec["containers"][0]["volumeMounts"] += _own(environment, pod)
         spec["volumes"].append(_environments(settings))
     if len(order.attempt.tasks) > 1:
         spec["subdomain"] = order.attempt.id
@@ -321,19 +327,24 @@ def _image(order: LaunchOrder, settings: PodSettings) -> str:
     return own or order.job.spec.image or settings.image
 
 
-def _fetches(settings: PodSettings, mount: Object, needs: Object) -> Object:
+def _fetches(settings: PodSettings, pod: str, asked: TaskSpec) -> Object:
     """Returns what fetches the environment first. Its image is never the job's: what it writes, other jobs run."""
     on_node = settings.environments.startswith(HOST_PATH)
     as_root = {"runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": False} if on_node else {}  # the kubelet makes it root's
-    memory = max(int(needs["requests"].get("memory", 0)), FETCHING_BYTES)
+    needs = asked.resources
+    requests = _resources(settings, asked)["requests"]
+    limits = {
+        "cpu": f"{max(needs.cpu_milli, LEAST_CPU_MILLI)}m",
+        "memory": str(max(needs.memory_bytes, FETCHING_BYTES)),
+    }
     return {
-        "name": ENVIRONMENT, "image": settings.image, "command": [*RUNNER[:-1], ENVIRONMENT],
-        "resources": {"requests": needs["requests"], "limits": {**needs["requests"], "memory": str(memory)}},
+        "name": ENVIRONMENT, "image": settings.image, "command": [*RUNNER[:-1], ENVIRONMENT, pod],
+        "resources": {"requests": requests, "limits": {**requests, **limits}},
         "securityContext": {
             **as_root, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True,
         },
         "volumeMounts": [
-            mount,
+            {"name": ENVIRONMENTS, "mountPath": MOUNTED},
             {"name": "danlu-attempt", "mountPath": "/danlu/attempt"},
             {"name": "danlu-runner", "mountPath": "/danlu/runner", "readOnly": True},
             {"name": "danlu-order", "mountPath": "/danlu/order", "readOnly": True},
@@ -341,13 +352,14 @@ def _fetches(settings: PodSettings, mount: Object, needs: Object) -> Object:
     }  # fmt: skip
 
 
-def _own(environment: PodEnvironment) -> list[Object]:
-    """Returns what a job sees of its node's environments: its own and the lock that keeps that there. Others' are not for it
-    to read, nor are their locks, which whoever can open them can hold.
+def _own(environment: PodEnvironment, pod: str) -> list[Object]:
+    """Returns what a job sees of its node's environments: its own and the file of its own pod that keeps that there. Others'
+    are not for it to read, nor is any lock for it that others have to take: whoever can open one can hold it.
     """
+    own, held = environment.digest, f"{USES}/{environment.digest}/{pod}"
     return [
-        {"name": ENVIRONMENTS, "mountPath": f"{MOUNTED}/{part}", "subPath": part, "readOnly": True}
-        for part in (environment.digest, f"{LOCKS}/{environment.digest}")
+        {"name": ENVIRONMENTS, "mountPath": f"{MOUNTED}/{own}", "subPath": own, "readOnly": True},
+        {"name": ENVIRONMENTS, "mountPath": f"{MOUNTED}/{HELD}", "subPathExpr": held, "readOnly": True},
     ]
 
 
@@ -367,7 +379,7 @@ def _resources(settings: PodSettings, asked: TaskSpec) -> Object:
     if needs.memory_bytes:
         requests["memory"] = most["memory"] = str(needs.memory_bytes)
     if asked.cpu is not None:
-        most["cpu"] = f"{needs.cpu_milli}m"
+        most["cpu"] = f"{max(needs.cpu_milli, LEAST_CPU_MILLI)}m"
     if needs.gpus:
         requests[settings.gpu_resource] = most[settings.gpu_resource] = str(needs.gpus)
     return {"requests": requests, **({"limits": most} if most else {})}

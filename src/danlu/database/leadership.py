@@ -152,6 +152,11 @@ class Term:
             self._over.set()
         return not self._over.is_set()
 
+    def over(self, timeout_s: float) -> bool:
+        """Waits until it was ended, for so long at most; returns whether it is over."""
+        self._over.wait(timeout_s)
+        return not self.leads
+
     def prolong(self, until: int) -> None:
         """Goes on until then, if it is not over."""
         if self.leads:

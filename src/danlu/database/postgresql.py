@@ -58,7 +58,12 @@ def shown(url: str | URL) -> str:
 
 
 def engine(
-    url: str | URL, *, pooled: bool = True, bounded: bool = True, pause_ms: int = 1000 * IDLE_IN_TRANSACTION_TIMEOUT_S
+    url: str | URL,
+    *,
+    pooled: bool = True,
+    bounded: bool = True,
+    pause_ms: int = 1000 * IDLE_IN_TRANSACTION_TIMEOUT_S,
+    connections: tuple[int, int] = (CONNECTIONS_KEPT, CONNECTIONS_MORE),
 ) -> Engine:
     """Returns an engine.
 
@@ -67,10 +72,11 @@ def engine(
         pooled: keep connections.
         bounded: a statement may not take long.
         pause_ms: so long a transaction may do nothing before PostgreSQL ends it.
+        connections: how many are kept, and how many more there may be.
     """
+    kept, more = connections
     pool: dict[str, Any] = {"poolclass": NullPool} if not pooled else {
-        "pool_size": CONNECTIONS_KEPT, "max_overflow": CONNECTIONS_MORE, "pool_timeout": CONNECTION_WAIT_S,
-        "pool_pre_ping": True,
+        "pool_size": kept, "max_overflow": more, "pool_timeout": CONNECTION_WAIT_S, "pool_pre_ping": True,
     }  # fmt: skip
     made = create_engine(address(url), connect_args=_arguments(address(url)), **pool)
     event.listen(made, "connect", partial(_bound, pause_ms=pause_ms) if bounded else _unbound)

@@ -156,7 +156,7 @@ class Leader:
                 else:
                     term.end()
             except Exception as error:
-                _log(error)
+                LOG.error("%s: %s", type(error).__name__, error, exc_info=_unless_known(error))
                 wait_s = min(LOOK_S, wait_s)
         self._hub.notify(TOPIC)
 
@@ -166,7 +166,7 @@ class Leader:
             try:
                 wait_s = self._step()
             except Exception as error:
-                _log(error)
+                LOG.error("%s: %s", type(error).__name__, error, exc_info=_unless_known(error))
                 wait_s = LOOK_S
             if not self._ending.is_set():
                 self._hub.wait(TOPIC, seen, wait_s)
@@ -202,9 +202,8 @@ class Leader:
             loop.stop(0.0)  # what they still write is refused
 
 
-def _log(error: Exception) -> None:
-    known = isinstance(error, DanluError)
-    LOG.error("%s: %s", type(error).__name__, error, exc_info=None if known else error)
+def _unless_known(error: Exception) -> Exception | None:
+    return None if isinstance(error, DanluError) else error
 
 
 class Machine(Executor, Spools, Protocol):

@@ -12,6 +12,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
+from danlu.domain.databases import SECRET_PARAMETERS
 from danlu.errors import AlreadyRunning, DatabaseUnavailable, InvalidRequest
 
 OLDEST: Final = 15
@@ -47,14 +48,20 @@ def address(url: str | URL) -> URL:
             "the database's address is not one of PostgreSQL",
             next_step="it looks like postgresql://USER@HOST:5432/DATABASE, or postgresql://USER@/DATABASE?host=/FOLDER/OF/SOCKET",
         )
+    if "@" in (parsed.host or ""):
+        raise InvalidRequest(
+            "the database's address has an @ too many: nobody can tell where its password ends",
+            next_step="write %40 for an @ in the password, %2F for /, %3A for :, %25 for %",
+        )
     return parsed.set(drivername="postgresql+psycopg")
 
 
 def shown(url: str | URL) -> str:
     """Returns an address as it may be shown: without a password."""
     parsed = address(url)
-    safe = {key: value for key, value in parsed.query.items() if key != "password"}
-    return parsed.set(drivername="postgresql", password=None, query=safe).render_as_string()
+    safe = {key: value for key, value in parsed.query.items() if key not in SECRET_PARAMETERS}
+    shown = URL.create("postgresql", parsed.username, None, parsed.host, parsed.port, parsed.database, safe)
+    return shown.render_as_string()
 
 
 def engine(

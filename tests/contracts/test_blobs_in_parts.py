@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import random
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from danlu.blobs import bucket_blobs, parts, wholeness
 from danlu.blobs.base import Blobs
+from danlu.blobs.bucket import Bucket
 from danlu.blobs.bucket_blobs import PART_BYTES
 from danlu.blobs.local import LocalBlobs
 from danlu.domain.trees import Entry, address_of, encode
@@ -339,3 +341,32 @@ def test_of_an_upload_that_was_given_up_nothing_stays(place: Place, monkeypatch:
     assert blobs.received("p", address_of(b"x" * 10)) == 0
     with blobs.open("p", address_of(whole)) as file:
         assert file.read() == whole
+
+
+class Asked(Bucket):
+    """A bucket that counts the parts that are asked for."""
+
+    asked = 0
+
+    def get(self, key: str) -> bytes:
+        self.asked += "/parts/" in key
+        return super().get(key)
+
+
+def test_who_reads_large_blobs_holds_little_ahead_of_all_who_do(place: Place) -> None:
+    """As pods do that begin at the same time and read slowly: their server's memory has an end."""
+    bucket, parts_of_it, ahead, readers = Asked(place.place), 3, 4, 5
+    blobs = bucket_blobs.BucketBlobs(bucket, read_ahead=ahead)
+    data = random.Random(1).randbytes(parts_of_it * PART_BYTES)
+    blobs.put("default", address_of(data), io.BytesIO(data))
+    for _ in range(2):  # what one has held ahead others may, once it has gone
+        bucket.asked = 0
+        files = [blobs.open("default", address_of(data)) for _ in range(readers)]
+        for file in files:
+            file.read(1)
+        assert readers <= bucket.asked <= readers + ahead < readers * parts_of_it
+        assert files[-1].read() == data[1:]
+        files[0].close()
+        assert files[1].read() == data[1:]
+        del files, file
+        gc.collect()

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from danlu.blobs.checked import Checked
+from danlu.blobs.marks import MARK, read_mark
 from danlu.blobs.parts import SUFFIX, Parts
 from danlu.blobs.unused import CONDEMNED, Condemnation, Condemned, Listed
 from danlu.blobs.wholeness import Wholeness
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.trees import MAX_NODE_BYTES, address_of, require_address
 from danlu.errors import DataDamaged, InvalidRequest, NotFound, TooLarge, storage_full_is_an_error
-from danlu.runner.formats import sync
+from danlu.runner.formats import sync, write_atomically
 
 SYNC_ONE_BY_ONE: Final = 16
 CHUNK_BYTES: Final = 2**20
@@ -73,6 +74,26 @@ class LocalBlobs:
         self._wholeness = Wholeness(self)
         self._naming = threading.Lock()
         self._condemnation = Condemnation(self._load_condemned, self._save_condemned)
+
+    def mark(self) -> int | None:
+        """See Blobs."""
+        with contextlib.suppress(FileNotFoundError):
+            return read_mark((self.root / MARK).read_bytes(), self.root)
+        return None
+
+    def set_mark(self, mark: int) -> int:
+        """See Blobs."""
+        unfinished = self._unfinished(self.root / MARK)
+        write_atomically(str(unfinished), str(mark).encode())
+        with contextlib.suppress(FileExistsError):
+            os.link(unfinished, self.root / MARK)
+        unfinished.unlink()
+        sync(str(self.root))
+        return read_mark((self.root / MARK).read_bytes(), self.root)
+
+    def empty(self) -> bool:
+        """See Blobs."""
+        return not any(_NAME.fullmatch(path.name) for path in self.root.iterdir())
 
     def _folder(self, project: str) -> Path:
         if not _NAME.fullmatch(project):

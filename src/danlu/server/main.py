@@ -24,14 +24,8 @@ from typing import Any, Final, NamedTuple
 import uvicorn
 
 from danlu import __version__
-from danlu.blobs.base import Blobs
-from danlu.blobs.bucket import bucket_checks, open_bucket
-from danlu.blobs.bucket_blobs import BucketBlobs
-from danlu.blobs.bucket_streams import BucketStreams
+from danlu.blobs.bucket import bucket_checks
 from danlu.blobs.code import Code
-from danlu.blobs.local import LocalBlobs
-from danlu.blobs.local_streams import LocalStreams
-from danlu.blobs.streams import Streams
 from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_folder
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
@@ -67,6 +61,7 @@ from danlu.runner import formats
 from danlu.server import app as edge
 from danlu.server import diagnosis, keys, tls
 from danlu.server.auth import Gate
+from danlu.server.blobs import open_blobs
 from danlu.server.clock import SystemClock
 from danlu.server.connections import Quiet, Server, counted
 from danlu.server.executors import Known, Make, Runs, chosen
@@ -205,16 +200,6 @@ def open_database(settings: Settings, now: int) -> Database:
     return Database.open(f"sqlite:///{path}")
 
 
-def open_blobs(settings: Settings) -> tuple[Blobs, Streams]:
-    """Returns where blobs and streams are kept; a bucket was tried."""
-    if settings.blobs is not None:
-        bucket = open_bucket(settings.blobs, settings.aws)
-        return BucketBlobs(bucket), BucketStreams(bucket)
-    blobs = LocalBlobs(settings.home / "blobs")
-    blobs.start()
-    return blobs, LocalStreams(settings.home / "blobs")
-
-
 def compose(settings: Settings, make: Make = chosen) -> Composition:
     """Opens everything in order; nothing serves or runs yet.
 
@@ -236,7 +221,7 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
     settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master, shared=shared)
     if settled.key is not None:
         keys.write_bootstrap(settings.home / "keys", settled.key)
-    blobs, streams = open_blobs(settings)
+    blobs, streams = open_blobs(settings, database)
 
     def hint() -> None:
         hub.notify("attempts")

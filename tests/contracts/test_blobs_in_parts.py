@@ -168,6 +168,23 @@ def test_what_was_given_up_is_removed(tmp_path: Path) -> None:
     assert blobs.received("p", address_of(b"new-one")) == 3
 
 
+def test_a_server_that_starts_leaves_what_another_one_of_the_folder_is_storing(tmp_path: Path) -> None:
+    first = LocalBlobs(tmp_path)
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            LocalBlobs(tmp_path).start()
+            return super().read(size)
+
+    first.put("default", address_of(b"whole"), Slow(b"whole"))
+    assert first.read("default", address_of(b"whole")) == b"whole"
+    left = tmp_path / ".unfinished" / "killed"
+    left.touch()
+    os.utime(left, (1, 1))
+    first.start()
+    assert not left.exists()
+
+
 def test_a_full_disk_keeps_what_has_arrived(small_disk: Any) -> None:
     blobs = LocalBlobs(small_disk(4 * 2**20) / "blobs")
     data = random.Random(1).randbytes(16 * 2**20)

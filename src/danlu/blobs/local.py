@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,8 @@ from danlu.runner.formats import sync, write_atomically
 
 SYNC_ONE_BY_ONE: Final = 16
 CHUNK_BYTES: Final = 2**20
+LEFT_S: Final = 3600.0
+"""What nothing was written to for so long no server is at."""
 ZEROS: Final = bytes(CHUNK_BYTES)
 _SYNCING: Final = ThreadPoolExecutor(8, thread_name_prefix="sync")
 _NAME: Final = re.compile(NAME_PATTERN)
@@ -266,10 +269,14 @@ class LocalBlobs:
         return self._received.append(project, _digest(address), piece, offset=offset, size=size, store=store)
 
     def start(self) -> None:
-        """Removes what uploads left unfinished that a killed server had begun, but for what may go on."""
+        """Removes what uploads left unfinished that a killed server had begun, but for what may go on.
+
+        What is young may be another server's, of the same folder, which is at it.
+        """
         for left in self._parts.iterdir():
-            if left.suffix != SUFFIX:
-                left.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                if left.suffix != SUFFIX and time.time() - left.stat().st_mtime > LEFT_S:
+                    left.unlink()
         self._received.sweep()
 
     def _unfinished(self, path: Path) -> Path:

@@ -55,7 +55,6 @@ def until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not happened():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_the_lease_is_renewed_while_controllers_are_made_however_long_that_takes(servers: Servers) -> None:

@@ -12,7 +12,7 @@ from danlu.blobs.base import Blobs
 from danlu.database.engine import Database
 from danlu.domain.trees import address_of
 from danlu.errors import DataDamaged, PlatformError
-from danlu.server.blobs import require_same
+from danlu.services.marks import require_same
 from tests.databases import together
 from tests.stores import Store
 

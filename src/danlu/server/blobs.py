@@ -1,10 +1,6 @@
-"""Opens the place where a platform's bytes are kept, and sees to it that it is the one that its database knows."""
+"""Opens the place where a platform's bytes are kept, of each kind."""
 
 from __future__ import annotations
-
-import secrets
-from pathlib import Path
-from typing import Final
 
 from danlu.blobs.base import Blobs
 from danlu.blobs.bucket import open_bucket
@@ -12,61 +8,20 @@ from danlu.blobs.bucket_blobs import BucketBlobs
 from danlu.blobs.bucket_streams import BucketStreams
 from danlu.blobs.local import LocalBlobs
 from danlu.blobs.local_streams import LocalStreams
-from danlu.blobs.marks import MARK
 from danlu.blobs.streams import Streams
 from danlu.config import Settings
-from danlu.database import stored
-from danlu.database.engine import Store
-from danlu.errors import PlatformError
-
-MARK_BITS: Final = 62
 
 
-def open_blobs(settings: Settings, database: Store) -> tuple[Blobs, Streams]:
-    """Returns where blobs and streams are kept; a bucket was tried.
+def open_blobs(settings: Settings) -> tuple[Blobs, Streams, str]:
+    """Returns where blobs and streams are kept, and what that is called; a bucket was tried.
 
     Raises:
-        PlatformError: it cannot be used, or is not where this platform's are.
+        PlatformError: it cannot be used.
     """
-    blobs: Blobs
-    streams: Streams
     if settings.blobs is not None:
         bucket = open_bucket(settings.blobs, settings.aws)
-        blobs, streams, place = BucketBlobs(bucket), BucketStreams(bucket), str(bucket.place)
-    else:
-        folder: Path = settings.home / "blobs"
-        local = LocalBlobs(folder)
-        local.start()
-        blobs, streams, place = local, LocalStreams(folder), str(folder)
-    require_same(blobs, database, place)
-    return blobs, streams
-
-
-def require_same(blobs: Blobs, database: Store, place: str) -> None:
-    """Sees to it that a store is its platform's: a number is kept in the database, and beside the bytes.
-
-    A store of another platform, or without this one's bytes, would be used without a word: what jobs refer to would be
-    missing, and pruning would remove what the other one's refer to.
-
-    Raises:
-        PlatformError: it is not.
-    """
-    known, here = database.read(stored.mark), blobs.mark()
-    if known is None and (here is None or blobs.empty()):  # a new platform; or one whose first start was broken off
-        here = blobs.set_mark(secrets.randbits(MARK_BITS))
-        mark = here
-        known = database.write(lambda tx: stored.set_mark(tx, mark))
-    if known == here:
-        return
-    file, what = f"{place}/{MARK}", "has no mark of a platform" if here is None else "has another platform's mark"
-    if known is None:
-        raise PlatformError(
-            f"{place} has another platform's bytes, and this database knows of none",
-            next_step="give each platform a place of its own (DANLU_HOME, DANLU_BLOBS); if that one is no more, remove "
-            f"{file}",
-        )
-    raise PlatformError(
-        f"the bytes of this platform (code, logs, outputs) are not in {place}: it {what}",
-        next_step="let DANLU_BLOBS name the place where they are, or leave it out for the folder in DANLU_HOME: nothing "
-        f"moves by itself. If they are lost for good, write {known} to {file} and start again",
-    )
+        return BucketBlobs(bucket), BucketStreams(bucket), str(bucket.place)
+    folder = settings.home / "blobs"
+    blobs = LocalBlobs(folder)
+    blobs.start()
+    return blobs, LocalStreams(folder), str(folder)

@@ -70,7 +70,7 @@ from danlu.server.listening import Listening, last_port, remember_port, resolve
 from danlu.server.listening import listen as sockets
 from danlu.server.log import RateLimit
 from danlu.server.sessions import MAX_MESSAGE_BYTES
-from danlu.services import first_user
+from danlu.services import first_user, marks
 from danlu.services import platform as platform_service
 from danlu.services import secrets as project_secrets
 from danlu.services.access import attempt_token
@@ -221,7 +221,7 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
     settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master, shared=shared)
     if settled.key is not None:
         keys.write_bootstrap(settings.home / "keys", settled.key)
-    blobs, streams = open_blobs(settings, database)
+    blobs, streams, place = open_blobs(settings)
 
     def hint() -> None:
         hub.notify("attempts")
@@ -256,6 +256,11 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
             "would run them on its own",
             next_step=f"use that one; if it was killed, start this one again in {led.left_ns / SECOND:.0f} s",
         )
+    try:
+        marks.require_same(blobs, database, place)
+    except DanluError:
+        leader.stop(LOOPS_END_S)
+        raise
     warnings = (settled.told,) if settled.told else ()
     return Composition(settings, platform, runs, workers, leader, warnings, hints)
 

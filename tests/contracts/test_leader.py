@@ -151,3 +151,22 @@ def test_stopped_twice_at_once_it_is_given_away_once_and_stays_so(servers: Serve
     leader.start()
     assert together(2, lambda _: leader.stop(WAIT_S)) == [True, True]
     assert servers.led().left_ns == 0
+
+
+def test_controllers_that_were_still_being_made_at_the_end_do_not_begin(servers: Servers) -> None:
+    begun, stopped, terms, started = threading.Event(), threading.Event(), list[Term](), list[str]()
+
+    def slow(term: Term) -> Sequence[Any]:
+        terms.append(term)
+        begun.set()
+        assert stopped.wait(WAIT_S)
+        return [SimpleNamespace(start=lambda: started.append("a loop"), stop=lambda _timeout_s: True)]
+
+    leader = servers.make("a", SHORT, slow)
+    leader.start()
+    assert begun.wait(WAIT_S)
+    leader.stop(0.0)
+    stopped.set()
+    leader._thread.join(WAIT_S)
+    assert started == []
+    assert not terms[0].leads

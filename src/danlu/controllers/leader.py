@@ -95,7 +95,9 @@ class Leader:
             term.end()
             raise
         self._term, self._told, self._holds = term, False, True
-        if self._running:
+        if self._ending.is_set():  # it was told to end meanwhile, and waits no longer
+            term.end()
+        elif self._running:
             self._start_loops()
         return None
 

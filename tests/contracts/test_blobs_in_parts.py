@@ -387,3 +387,20 @@ def test_who_reads_large_blobs_holds_little_ahead_of_all_who_do(place: Place) ->
         assert files[1].read() == data[1:]
         del files, file
         gc.collect()
+
+
+def test_what_was_sent_again_while_it_was_read_is_not_set_aside(place: Place) -> None:
+    reads, writes = bucket_blobs.BucketBlobs(place.bucket, read_ahead=0), place.blobs()
+    data = random.Random(2).randbytes(2 * PART_BYTES + 1)
+    address = address_of(data)
+    for _ in range(2):
+        writes.put("default", address, io.BytesIO(data))
+        with reads.open("default", address) as file:
+            file.read(1)
+            writes.remove("default", [address])
+            writes.put("default", address, io.BytesIO(data))
+            with pytest.raises(DataDamaged, match="was removed while it was read"):
+                file.read()
+        assert writes.missing("default", [address]) == ()
+    with writes.open("default", address) as file:
+        assert file.read() == data

@@ -425,7 +425,7 @@ class BucketBlobs:
         if isinstance(found, bytes):
             return io.BytesIO(found)
         joined = _Joined(_until_gone(self._read(self._parts(project, address), found.parts)))
-        checked = Checked(joined, found.size_bytes, address, lambda: self.damaged(project, address))
+        checked = Checked(joined, found.size_bytes, address, lambda: self._damaged(project, address, found))
         return io.BufferedReader(checked, PART_BYTES)
 
     def read(self, project: str, address: str) -> bytes:
@@ -435,6 +435,16 @@ class BucketBlobs:
         if len(data) > MAX_NODE_BYTES:
             raise TooLarge(f"blob {address} is larger than {MAX_NODE_BYTES} bytes")
         return data
+
+    def _damaged(self, project: str, address: str, read: _Parts) -> DataDamaged:
+        """Does so, unless it was removed while it was read, and perhaps sent again: that is as it should be."""
+        with contextlib.suppress(Absent):
+            if self._found(project, address) == read:
+                return self.damaged(project, address)
+        return DataDamaged(
+            f"blob {address} of project {project} was removed while it was read",
+            next_step="read it from the beginning again",
+        )
 
     def damaged(self, project: str, address: str) -> DataDamaged:
         """Sets a damaged blob aside, so that it can be sent again, and returns the error to raise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from danlu.controllers.loop import Loop
 from danlu.database import leadership, postgresql
 from danlu.database.engine import Database
 from danlu.database.leadership import Candidate, Lease, Term
+from danlu.server.main import candidate
 from danlu.services.context import Hub
 from tests.databases import WAIT_S, together
 
@@ -170,3 +172,11 @@ def test_controllers_that_were_still_being_made_at_the_end_do_not_begin(servers:
     leader._thread.join(WAIT_S)
     assert started == []
     assert not terms[0].leads
+
+
+def test_a_folder_without_a_boots_id_is_not_taken_for_another_machines(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    first, second = (candidate(tmp_path, "b7f3") for _ in range(2))
+    assert first.folder == second.folder != ""
+    assert first.holder != second.holder
+    assert candidate(tmp_path, "").folder == ""

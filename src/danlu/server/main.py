@@ -248,7 +248,7 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
     # of the server, not of a term: what an earlier term has begun is not begun beside it
     beside = Beside(builder, *(Tasks(some.spawn) for some in workers))
     begin = partial(_begin, settings, platform, runs, launches, beside)
-    leader = Leader(platform, candidate(settings.home), begin, pace=Pace.of(settings.lease_s))
+    leader = Leader(platform, candidate(settings.home, formats.boot_id()), begin, pace=Pace.of(settings.lease_s))
     led = leader.take(starting=True)
     if led is not None and not runs.executor.capabilities.shared:
         raise AlreadyRunning(
@@ -265,13 +265,16 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
     return Composition(settings, platform, runs, workers, leader, warnings, hints)
 
 
-def candidate(home: Path) -> Candidate:
-    """Returns this process as one that may lead; whoever holds the same folder's lock is its only process."""
+def candidate(home: Path, boot: str) -> Candidate:
+    """Returns this process as one that may lead; whoever holds the same folder's lock is its only process.
+
+    Where this machine's boot has no id, as in some sandboxes, another machine's folder could have the same name.
+    """
     lock = (home / "lock").stat()
     return Candidate(
         holder=secrets.token_hex(16),
         place=f"{socket.gethostname()}, process {os.getpid()}, {home}"[:MAX_PLACE],
-        folder=f"{formats.boot_id()}:{lock.st_dev}:{lock.st_ino}",
+        folder=f"{boot}:{lock.st_dev}:{lock.st_ino}" if boot else "",
     )
 
 

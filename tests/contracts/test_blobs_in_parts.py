@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import random
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from danlu.blobs import bucket_blobs, parts, wholeness
 from danlu.blobs.base import Blobs
+from danlu.blobs.bucket import Bucket
 from danlu.blobs.bucket_blobs import PART_BYTES
 from danlu.blobs.local import LocalBlobs
 from danlu.domain.trees import Entry, address_of, encode
@@ -164,6 +166,23 @@ def test_what_was_given_up_is_removed(tmp_path: Path) -> None:
     add(blobs, b"third", 0, 3)
     assert blobs.received("p", address_of(b"old-one")) == 0
     assert blobs.received("p", address_of(b"new-one")) == 3
+
+
+def test_a_server_that_starts_leaves_what_another_one_of_the_folder_is_storing(tmp_path: Path) -> None:
+    first = LocalBlobs(tmp_path)
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            LocalBlobs(tmp_path).start()
+            return super().read(size)
+
+    first.put("default", address_of(b"whole"), Slow(b"whole"))
+    assert first.read("default", address_of(b"whole")) == b"whole"
+    left = tmp_path / ".unfinished" / "killed"
+    left.touch()
+    os.utime(left, (1, 1))
+    first.start()
+    assert not left.exists()
 
 
 def test_a_full_disk_keeps_what_has_arrived(small_disk: Any) -> None:
@@ -339,3 +358,49 @@ def test_of_an_upload_that_was_given_up_nothing_stays(place: Place, monkeypatch:
     assert blobs.received("p", address_of(b"x" * 10)) == 0
     with blobs.open("p", address_of(whole)) as file:
         assert file.read() == whole
+
+
+class Asked(Bucket):
+    """A bucket that counts the parts that are asked for."""
+
+    asked = 0
+
+    def get(self, key: str) -> bytes:
+        self.asked += "/parts/" in key
+        return super().get(key)
+
+
+def test_who_reads_large_blobs_holds_little_ahead_of_all_who_do(place: Place) -> None:
+    """As pods do that begin at the same time and read slowly: their server's memory has an end."""
+    bucket, parts_of_it, ahead, readers = Asked(place.place), 3, 4, 5
+    blobs = bucket_blobs.BucketBlobs(bucket, read_ahead=ahead)
+    data = random.Random(1).randbytes(parts_of_it * PART_BYTES)
+    blobs.put("default", address_of(data), io.BytesIO(data))
+    for _ in range(2):  # what one has held ahead others may, once it has gone
+        bucket.asked = 0
+        files = [blobs.open("default", address_of(data)) for _ in range(readers)]
+        for file in files:
+            file.read(1)
+        assert readers <= bucket.asked <= readers + ahead < readers * parts_of_it
+        assert files[-1].read() == data[1:]
+        files[0].close()
+        assert files[1].read() == data[1:]
+        del files, file
+        gc.collect()
+
+
+def test_what_was_sent_again_while_it_was_read_is_not_set_aside(place: Place) -> None:
+    reads, writes = bucket_blobs.BucketBlobs(place.bucket, read_ahead=0), place.blobs()
+    data = random.Random(2).randbytes(2 * PART_BYTES + 1)
+    address = address_of(data)
+    for _ in range(2):
+        writes.put("default", address, io.BytesIO(data))
+        with reads.open("default", address) as file:
+            file.read(1)
+            writes.remove("default", [address])
+            writes.put("default", address, io.BytesIO(data))
+            with pytest.raises(DataDamaged, match="was removed while it was read"):
+                file.read()
+        assert writes.missing("default", [address]) == ()
+    with writes.open("default", address) as file:
+        assert file.read() == data

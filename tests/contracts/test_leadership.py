@@ -94,6 +94,18 @@ def test_the_owner_of_a_sqlite_file_leads_at_once_and_for_ever(sqlite: Database)
     assert sqlite.write(partial(leadership.renew, lease=lease, lease_s=0.0))
 
 
+@pytest.mark.parametrize("ahead_s", [3600.0, 5e9])
+def test_a_lease_of_a_clock_that_was_put_back_keeps_nobody(postgresql: Database, ahead_s: float) -> None:
+    """As after another machine has become the database's, or of a file's server."""
+    old = take(postgresql, A)
+    assert old is not None
+    postgresql.write(partial(leadership.renew, lease=old, lease_s=ahead_s))
+    found = postgresql.read(leadership.newest)
+    assert found is not None
+    assert found.left_ns == 0
+    assert take(postgresql, B) is not None
+
+
 def test_of_many_that_begin_at_once_one_leads(postgresql: Database) -> None:
     found = together(8, lambda number: take(postgresql, Candidate(f"s{number}", "")))
     assert [one.epoch for one in found if one is not None] == [1]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from danlu.database import migrations, moving, postgresql, queries, schema, sqlite_file
+from danlu.database import leadership, migrations, moving, postgresql, queries, schema, sqlite_file
 from danlu.database.engine import Database, Transaction
 from danlu.database.records import ATTEMPTS, JOBS, add_event
 from danlu.database.tables import METADATA
@@ -150,6 +150,26 @@ def test_every_value_arrives_and_the_file_stays_as_it_is(path: Path, url: str) -
         assert last == done.last_event + 1, "a reader's cursor is not passed by, though what it stood at is forgotten"
     finally:
         database.close()
+
+
+def test_who_led_does_not_lead_there(path: Path, url: str, cluster: Cluster, tmp_path: Path) -> None:
+    """The lease of a file's server does not end by itself: nobody else could ever take it."""
+    file = Database.open(f"sqlite:///{path}".replace("%", "%25").replace("?", "%3F").replace("#", "%23"))
+    file.write(lambda tx: leadership.take(tx, leadership.Candidate("a", "the file's server"), 5.0))
+    file.close()
+    moving.move(path, url, now=NOW, progress=quiet)
+    assert rows_of(url)["leadership"] == []
+    database = Database.open(url)
+    try:
+        other = leadership.Candidate("b", "a server of another machine")
+        assert database.write(lambda tx: leadership.take(tx, other, 5.0)) is not None
+    finally:
+        database.close()
+    moving.back_up(url, tmp_path / "copy.db", quiet)
+    empty = cluster.create()
+    moving.restore(tmp_path / "copy.db", cluster.url(empty), tmp_path / "cache", quiet)
+    assert rows_of(cluster.url(empty))["leadership"] == []
+    cluster.drop(empty)
 
 
 def test_no_server_starts_on_a_file_that_was_left_until_that_is_undone(path: Path, url: str) -> None:

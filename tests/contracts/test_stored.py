@@ -16,8 +16,10 @@ from danlu.blobs.base import Blobs
 from danlu.blobs.local import LocalBlobs
 from danlu.blobs.local_streams import LocalStreams
 from danlu.controllers.stored import LOOK_S, StoredController
+from danlu.database import leadership
 from danlu.database import stored as counts
 from danlu.database.engine import Database, Transaction
+from danlu.database.leadership import Candidate, Fenced, Term
 from danlu.database.records import ATTEMPTS, JOBS, PROJECTS
 from danlu.domain.actors import Actor
 from danlu.domain.jobs import AttemptState, Job, Reason
@@ -84,7 +86,10 @@ class World:
     def start(self) -> None:
         """Begins a server's life."""
         files: Any = self.files
-        self.controller = StoredController(self.database, files, self.blobs, self.clock)
+        lease = self.database.write(lambda tx: leadership.take(tx, Candidate("w", "this machine"), 60.0))
+        assert lease is not None
+        self.term = Term(lease, leadership.FOREVER)
+        self.controller = StoredController(Fenced(self.database, self.term), files, self.blobs, self.clock)
 
     def look(self) -> None:
         """Lets the controller look until it waits for what happens next."""

@@ -244,3 +244,13 @@ def test_what_comes_too_late_into_a_gap_of_what_was_put_together_is_not_read(
     place.bucket.put_new(stopped, b"from a server that was stopped for long")
     assert whole(streams) == b"012345"
     assert streams.append(KEY, 6, b"6") == 7
+
+
+def test_pieces_of_one_stream_come_to_servers_in_turn(store: Store) -> None:
+    """As behind a load balancer: what another server has stored meanwhile is no gap."""
+    first, second = store.streams(), store.streams()
+    data = b"".join(b"%d line\n" % number for number in range(9))
+    for number, at in enumerate(range(0, len(data), 7)):
+        end = (first, second, second)[number % 3].append(KEY, at, data[at : at + 7])
+        assert end == min(len(data), at + 7)
+    assert first.read(KEY, 0, len(data)) == data

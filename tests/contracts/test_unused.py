@@ -20,14 +20,15 @@ from danlu.blobs.local import LocalBlobs
 from danlu.blobs.unused import SETTLE_S
 from danlu.controllers.collection import CollectionController
 from danlu.database.engine import Database
+from danlu.database.leadership import Fenced
 from danlu.database.records import ARTIFACTS, OUTPUTS
 from danlu.domain.artifacts import Artifact
 from danlu.domain.trees import Entry, address_of, encode
-from danlu.errors import Conflict, Unavailable
+from danlu.errors import Conflict, LeadershipLost, Unavailable
 from danlu.services import blobs as service
 from danlu.services.blobs import require_tree
 from danlu.services.context import Hub
-from danlu.services.unused import collect, find, references
+from danlu.services.unused import Removal, find, references
 from tests.contracts.test_stored import Clock, World
 from tests.databases import add
 from tests.factories import NOW, Trees, make_artifact, make_job, make_outputs
@@ -55,10 +56,17 @@ def tree_of(bench: World, **files: bytes) -> tuple[str, set[str]]:
     return root, set(trees)
 
 
+def removal(bench: World) -> Removal:
+    """Returns what removes, as a server has it that leads from now on."""
+    return Removal(Fenced(bench.database, bench.term), bench.blobs, bench.clock)
+
+
 def removed(bench: World) -> None:
     """Lets the time pass that a condemned blob has."""
+    one = removal(bench)
+    one.step()
     bench.clock.at += int(SETTLE_S * 1e9) + 1
-    collect(bench.database, bench.blobs, bench.clock)
+    one.step()
 
 
 def test_what_jobs_and_artifacts_refer_to_is_used(bench: World) -> None:
@@ -88,7 +96,7 @@ def test_what_is_unused_goes_and_can_be_sent_again(bench: World, store: Store) -
                      lambda: bench.blobs.append(P, gone[0], io.BytesIO(b"unused"), offset=0, size=6)):  # fmt: skip
         with pytest.raises(Unavailable, match="is being removed"):
             store_it()
-    collect(bench.database, bench.blobs, bench.clock)
+    removal(bench).step()
     assert bench.blobs.read(P, gone[0]) == b"unused", "it is too early"
     removed(bench)
     assert bench.blobs.stored_bytes(P) == len(b"kept")
@@ -96,6 +104,37 @@ def test_what_is_unused_goes_and_can_be_sent_again(bench: World, store: Store) -
     assert not any("/parts/" in name for name in store.names())
     put(bench.blobs, b"unused")
     assert bench.blobs.missing(P, gone) == (address_of(large),)
+
+
+def test_a_server_whose_clock_is_late_leaves_as_much_time(bench: World) -> None:
+    """The one that condemned them; and one that comes to lead begins to wait anew."""
+    put(bench.blobs, b"unused")
+    bench.blobs.condemn(P, [address_of(b"unused")], bench.clock.wall() - 10 * int(SETTLE_S * 1e9))
+    removal(bench).step()
+    second = removal(bench)
+    second.step()
+    bench.clock.at += int(SETTLE_S * 1e9) - 1
+    second.step()
+    assert bench.blobs.stored_bytes(P) == len(b"unused")
+    bench.clock.at += 1
+    second.step()
+    assert bench.blobs.stored_bytes(P) == 0
+
+
+def test_who_does_not_lead_any_more_removes_nothing(bench: World) -> None:
+    """Another server may have removed them, and what is there now was sent again."""
+    put(bench.blobs, b"unused")
+    bench.blobs.condemn(P, [address_of(b"unused")], bench.clock.wall())
+    late = removal(bench)
+    late.step()
+    bench.clock.at += int(SETTLE_S * 1e9)
+    bench.term.end()
+    with pytest.raises(LeadershipLost):
+        late.step()
+    with pytest.raises(LeadershipLost):
+        bench.controller._unused(bench.clock.now())
+    assert bench.blobs.stored_bytes(P) == len(b"unused")
+    assert bench.blobs.condemned(P).addresses
 
 
 def test_what_a_job_comes_to_need_meanwhile_is_kept(bench: World) -> None:

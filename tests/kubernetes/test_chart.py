@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from danlu.config import KubernetesSettings, parse
+from danlu.database import migrations
 from danlu.executors.kubernetes.permissions import IN_CLUSTER, IN_NAMESPACE
 from danlu.executors.kubernetes.template import PodTemplate
 from danlu.executors.kubernetes.template import parse as templates_of
@@ -43,6 +44,7 @@ MORE = (("", "serviceaccounts"), ("", "pods/attach"), ("", "persistentvolumeclai
 """What the servers have no business with at all."""
 EVERYTHING: dict[str, Any] = {
     "replicas": 3, "image.pullSecrets": [{"name": "registry"}], "nodeSelector": {"a": "b"}, "podAnnotations": {"c": "d"},
+    "volumes": [{"name": "ca", "emptyDir": {}}], "volumeMounts": [{"name": "ca", "mountPath": "/ca"}],
     "tolerations": [{"key": "x", "operator": "Exists"}], "env": [{"name": "UV_DEFAULT_INDEX", "value": "https://index.test"}],
     "objectStore.endpoint": "http://s3.test", "objectStore.region": "here", "objectStore.existingSecret": "store",
     "tls.existingSecret": "tls", "ingress.enabled": True, "ingress.tlsSecret": "outer", "ingress.className": "nginx",
@@ -138,6 +140,19 @@ def test_the_server_reads_what_the_chart_sets(values: dict[str, Any]) -> None:
     found = templates_of(yaml.safe_load(kept["data"]["templates.yaml"]), "the chart")
     assert found.of("red").image_pull_secrets == ("registry",)
     assert found.of("blue").priority_class == "low"
+
+
+def test_a_server_that_changes_the_schema_or_waits_for_that_is_not_killed() -> None:
+    probe = server(template())["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 10 * migrations.LOCK_WAIT_S
+
+
+def test_files_of_the_companys_own_come_by_volumes() -> None:
+    volume, mount = {"name": "ca", "configMap": {"name": "c"}}, {"name": "ca", "mountPath": "/etc/company"}
+    objects = template(volumes=[volume], volumeMounts=[mount])
+    (deployment,) = of_kind(objects, "Deployment")
+    assert volume in deployment["spec"]["template"]["spec"]["volumes"]
+    assert mount in server(objects)["volumeMounts"]
 
 
 def test_a_template_of_pods_has_the_fields_that_the_server_knows() -> None:

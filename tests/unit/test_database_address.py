@@ -15,6 +15,11 @@ HIDDEN = (
     "postgresql://a:hunter2@h/d",
     "postgresql://a@h/d?password=hunter2",
     "postgresql://a:hunter2@h:5432/d?sslmode=require",
+    "postgresql://a@h/d?sslkey=k&sslpassword=hunter2",
+    "postgresql://a@h/d?scram_client_key=hunter2",
+    "postgresql://a:/hunter2@h/d",
+    "postgresql://a:#hunter2@h/d",
+    "postgresql://a:?hunter2@h/d",
 )
 
 
@@ -42,6 +47,21 @@ def test_what_is_no_address_is_refused_and_not_repeated(url: str) -> None:
         address(url)
     assert "hunter2" not in str(caught.value.to_problem())
     assert "postgresql://" in caught.value.next_step
+
+
+def test_what_follows_an_unescaped_at_is_not_taken_for_the_host() -> None:
+    """It would be shown, and looked up by name: it is half of a password."""
+    with pytest.raises(InvalidRequest, match="an @ too many") as caught:
+        address("postgresql://a:x@hunter2@h/d")
+    assert "%40" in caught.value.next_step
+    assert "hunter2" not in str(caught.value.to_problem())
+    with pytest.raises(InvalidRequest):
+        require_no_password("postgresql://a:x@hunter2@h/d")
+    assert address("postgresql://a:x%40hunter2@h/d").host == "h"
+
+
+def test_an_address_that_is_shown_can_be_given_again() -> None:
+    require_no_password(shown("postgresql://a:hunter2@h:5432/d?sslmode=require"))
 
 
 def test_a_file_may_hold_the_address(tmp_path: Path) -> None:

@@ -11,6 +11,15 @@ from danlu.blobs.unused import Condemned, Listed
 class Blobs(Protocol):
     """Bytes by content address. What one project has, no other can see or guess."""
 
+    def mark(self) -> int | None:
+        """Returns the number that tells which platform's store it is; None: nobody's yet."""
+
+    def set_mark(self, mark: int) -> int:
+        """Gives it a number unless it has one; returns the one that it has, for all who do so at the same time."""
+
+    def empty(self) -> bool:
+        """Says whether it has nothing of any project."""
+
     def missing(self, project: str, addresses: Iterable[str]) -> tuple[str, ...]:
         """Returns those addresses that the project does not have, in the order given."""
 

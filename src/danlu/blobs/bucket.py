@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,22 +119,40 @@ class Bucket:
         self._store = _open(place, retry_s, timeout_s)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="bucket")
 
-    def each(self, work: Callable[[A], B], things: Iterable[A], *, ahead: int = AT_ONCE) -> Iterator[B]:
+    def each(
+        self,
+        work: Callable[[A], B],
+        things: Iterable[A],
+        *,
+        ahead: int = AT_ONCE,
+        shared: threading.Semaphore | None = None,
+    ) -> Iterator[B]:
         """Yields what ``work`` returns of each thing, in their order, with so many at the same time.
 
         Where one fails, what was begun is waited for before its error is raised.
+
+        Args:
+            work: what is done.
+            things: to what.
+            ahead: how many are begun before the first is taken.
+            shared: how many of all who share it are begun beside each one's next.
         """
-        waiting, source = list[Any](), iter(things)
+        waiting, borrowed = list[Any](), 0
         try:
-            for thing in source:
-                waiting.append(self._threads.submit(work, thing))
-                if len(waiting) >= ahead:
+            for thing in things:
+                while waiting and (len(waiting) >= ahead or not (shared is None or shared.acquire(blocking=False))):
                     yield waiting.pop(0).result()
+                    borrowed = _given_back(shared, borrowed)
+                borrowed += 1 if waiting and shared is not None else 0
+                waiting.append(self._threads.submit(work, thing))
             while waiting:
                 yield waiting.pop(0).result()
+                borrowed = _given_back(shared, borrowed)
         finally:
             for one in waiting:
                 one.cancel() or one.exception()
+            while borrowed:
+                borrowed = _given_back(shared, borrowed)
 
     def get(self, key: str) -> bytes:
         """Returns an object's bytes.
@@ -280,6 +299,13 @@ class Bucket:
                 next_step=_REFUSED if refused else _MISSING if missing else StorageUnavailable.step,
                 **({"refused": True} if refused or missing else {}),
             ) from error
+
+
+def _given_back(shared: threading.Semaphore | None, borrowed: int) -> int:
+    """Gives one back, if any was borrowed; returns how many are left."""
+    if shared is not None and borrowed:
+        shared.release()
+    return max(0, borrowed - 1)
 
 
 def open_bucket(url: str, environ: Mapping[str, str]) -> Bucket:

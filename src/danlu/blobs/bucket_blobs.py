@@ -15,14 +15,16 @@ import itertools
 import json
 import re
 import secrets
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
-from danlu.blobs.bucket import Absent, Bucket, Object
+from danlu.blobs.bucket import PROBE, Absent, Bucket, Object
 from danlu.blobs.checked import Checked
+from danlu.blobs.marks import MARK, read_mark
 from danlu.blobs.parts import KEPT_S, Hashes
 from danlu.blobs.unused import CONDEMNED, Condemnation, Condemned, Listed
 from danlu.blobs.wholeness import Wholeness
@@ -46,6 +48,8 @@ LEAST_BYTES: Final = PART_BYTES // 2
 """Pieces that are smaller on average are put together: each costs a request to read."""
 MAX_PARTS: Final = 100_000
 PARTS_AT_ONCE: Final = 8
+READ_AHEAD: Final = 24
+"""Parts, of all who read: many pods fetch an environment at the same time."""
 ZEROS: Final = bytes(PART_BYTES)
 PIECES: Final = "pieces"
 """The upload that clients' pieces belong to; others have random names."""
@@ -96,6 +100,7 @@ class _Joined(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         while not self._left:
+            self._left = memoryview(b"")  # of two pieces one is held
             piece = next(self._pieces, None)
             if piece is None:
                 return 0
@@ -107,13 +112,34 @@ class _Joined(io.RawIOBase):
 
 
 class BucketBlobs:
-    """Blobs in a bucket."""
+    """Blobs in a bucket.
 
-    def __init__(self, bucket: Bucket) -> None:
-        self._bucket = bucket
+    Args:
+        bucket: where.
+        read_ahead: how many parts of large blobs are held in memory for all who read, beside the one that each reads.
+    """
+
+    def __init__(self, bucket: Bucket, *, read_ahead: int = READ_AHEAD) -> None:
+        self._bucket, self._read_ahead = bucket, threading.Semaphore(read_ahead)
         self._wholeness = Wholeness(self)
         self._hashes = Hashes()
         self._condemnation = Condemnation(self._load_condemned, self._save_condemned)
+
+    def mark(self) -> int | None:
+        """See Blobs."""
+        try:
+            return read_mark(self._bucket.get(MARK), self._bucket.place)
+        except Absent:
+            return None
+
+    def set_mark(self, mark: int) -> int:
+        """See Blobs."""
+        self._bucket.put_new(MARK, str(mark).encode())
+        return read_mark(self._bucket.get(MARK), self._bucket.place)
+
+    def empty(self) -> bool:
+        """See Blobs."""
+        return not any(map(_NAME.fullmatch, set(self._bucket.folders()) - {PROBE}))
 
     @staticmethod
     def _folder(project: str) -> str:
@@ -291,7 +317,7 @@ class BucketBlobs:
         def get(part: _Part) -> bytes:
             return self._bucket.get(f"{folder}/{part.key}") if part.key else ZEROS[: part.size_bytes]
 
-        return self._bucket.each(get, parts, ahead=PARTS_AT_ONCE)
+        return self._bucket.each(get, parts, ahead=PARTS_AT_ONCE, shared=self._read_ahead)
 
     def _pieces(self, project: str, address: str) -> list[Object]:
         """Returns the pieces that have arrived, up to the first gap. What is nearly given up is removed instead."""
@@ -399,7 +425,7 @@ class BucketBlobs:
         if isinstance(found, bytes):
             return io.BytesIO(found)
         joined = _Joined(_until_gone(self._read(self._parts(project, address), found.parts)))
-        checked = Checked(joined, found.size_bytes, address, lambda: self.damaged(project, address))
+        checked = Checked(joined, found.size_bytes, address, lambda: self._damaged(project, address, found))
         return io.BufferedReader(checked, PART_BYTES)
 
     def read(self, project: str, address: str) -> bytes:
@@ -409,6 +435,16 @@ class BucketBlobs:
         if len(data) > MAX_NODE_BYTES:
             raise TooLarge(f"blob {address} is larger than {MAX_NODE_BYTES} bytes")
         return data
+
+    def _damaged(self, project: str, address: str, read: _Parts) -> DataDamaged:
+        """Does so, unless it was removed while it was read, and perhaps sent again: that is as it should be."""
+        with contextlib.suppress(Absent):
+            if self._found(project, address) == read:
+                return self.damaged(project, address)
+        return DataDamaged(
+            f"blob {address} of project {project} was removed while it was read",
+            next_step="read it from the beginning again",
+        )
 
     def damaged(self, project: str, address: str) -> DataDamaged:
         """Sets a damaged blob aside, so that it can be sent again, and returns the error to raise."""

@@ -58,7 +58,7 @@ class BucketStreams(Streams):
         folder = key.folder
         for _ in range(TRIES):
             size = self._known_end(key)
-            if size is None:
+            if size is None or size < offset:  # another server may have gone on from there
                 found = self._all(key)
                 segments = _largest(found)
                 size = segments[-1].end if segments else 0

@@ -10,22 +10,26 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from danlu.blobs.checked import Checked
+from danlu.blobs.marks import MARK, read_mark
 from danlu.blobs.parts import SUFFIX, Parts
 from danlu.blobs.unused import CONDEMNED, Condemnation, Condemned, Listed
 from danlu.blobs.wholeness import Wholeness
 from danlu.domain.ids import NAME_PATTERN
 from danlu.domain.trees import MAX_NODE_BYTES, address_of, require_address
 from danlu.errors import DataDamaged, InvalidRequest, NotFound, TooLarge, storage_full_is_an_error
-from danlu.runner.formats import sync
+from danlu.runner.formats import sync, write_atomically
 
 SYNC_ONE_BY_ONE: Final = 16
 CHUNK_BYTES: Final = 2**20
+LEFT_S: Final = 3600.0
+"""What nothing was written to for so long no server is at."""
 ZEROS: Final = bytes(CHUNK_BYTES)
 _SYNCING: Final = ThreadPoolExecutor(8, thread_name_prefix="sync")
 _NAME: Final = re.compile(NAME_PATTERN)
@@ -73,6 +77,26 @@ class LocalBlobs:
         self._wholeness = Wholeness(self)
         self._naming = threading.Lock()
         self._condemnation = Condemnation(self._load_condemned, self._save_condemned)
+
+    def mark(self) -> int | None:
+        """See Blobs."""
+        with contextlib.suppress(FileNotFoundError):
+            return read_mark((self.root / MARK).read_bytes(), self.root)
+        return None
+
+    def set_mark(self, mark: int) -> int:
+        """See Blobs."""
+        unfinished = self._unfinished(self.root / MARK)
+        write_atomically(str(unfinished), str(mark).encode())
+        with contextlib.suppress(FileExistsError):
+            os.link(unfinished, self.root / MARK)
+        unfinished.unlink()
+        sync(str(self.root))
+        return read_mark((self.root / MARK).read_bytes(), self.root)
+
+    def empty(self) -> bool:
+        """See Blobs."""
+        return not any(_NAME.fullmatch(path.name) for path in self.root.iterdir())
 
     def _folder(self, project: str) -> Path:
         if not _NAME.fullmatch(project):
@@ -245,10 +269,14 @@ class LocalBlobs:
         return self._received.append(project, _digest(address), piece, offset=offset, size=size, store=store)
 
     def start(self) -> None:
-        """Removes what uploads left unfinished that a killed server had begun, but for what may go on."""
+        """Removes what uploads left unfinished that a killed server had begun, but for what may go on.
+
+        What is young may be another server's, of the same folder, which is at it.
+        """
         for left in self._parts.iterdir():
-            if left.suffix != SUFFIX:
-                left.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                if left.suffix != SUFFIX and time.time() - left.stat().st_mtime > LEFT_S:
+                    left.unlink()
         self._received.sweep()
 
     def _unfinished(self, path: Path) -> Path:

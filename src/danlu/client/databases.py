@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 from danlu.client.connection import data_folder
-from danlu.domain.databases import DatabaseChange, DatabaseStatus
+from danlu.domain.databases import SECRET_PARAMETERS, DatabaseChange, DatabaseStatus
 from danlu.errors import InvalidRequest, PlatformError, from_problem
 
 T = TypeVar("T", DatabaseStatus, DatabaseChange)
@@ -44,11 +44,12 @@ def change(verb: str, progress: Progress, *, to: str | None = None, file: Path |
 
 def require_no_password(url: str) -> None:
     """Raises InvalidRequest if an address has a password; its text is not repeated."""
-    try:
-        parts = urlsplit(url)
-        secret = parts.password is not None or any(name == "password" for name, _ in parse_qsl(parts.query))
-    except ValueError:
-        secret = True
+    # not by the rules of addresses: a password may have / or ? or # in it, against them
+    user, at, _ = url.partition("://")[2].rpartition("@")
+    names = re.split(r"[?&]", url)[1:]
+    secret = bool(at and ":" in user) or any(
+        name.partition("=")[0].strip().lower() in SECRET_PARAMETERS for name in names
+    )
     if secret:
         raise InvalidRequest(
             "the address has a password, and the command line can be read by everybody on this machine",

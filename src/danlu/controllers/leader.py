@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,16 +22,22 @@ from danlu.services.context import Platform
 
 LOG: Final = logging.getLogger("danlu.leader")
 LOOK_S: Final = 0.5
-"""How often who does not lead looks whether somebody does."""
 SHORTEST_S: Final = 0.02
+WHILE_LEADING_S: Final = 60.0
+TOPIC: Final = "leader"
+"""That somebody may have taken the lead, or given it away."""
 
 
 class Pace(NamedTuple):
-    """How long a lease lasts, how often it is renewed, and how long before its end its holder does nothing more."""
+    """How long a lease lasts, how often it is renewed, and how long before its end its holder does nothing more.
+
+    ``look_s``: how often who does not lead looks whether somebody does; who gives the lead away says so besides.
+    """
 
     lease_s: float
     renew_s: float
     margin_s: float
+    look_s: float = LOOK_S
 
     @classmethod
     def of(cls, lease_s: float) -> Pace:
@@ -43,6 +50,8 @@ class Leader:
 
     A term is over when the lease was not renewed in time by this machine's own clock, whatever keeps the database from
     answering; then its controllers are forgotten, with all that they had in memory, and others are made in the next one.
+    A thread of its own renews it, by a connection of its own: neither what makes the controllers, which asks a whole cluster,
+    nor many who write keep it from that.
 
     Args:
         platform: which is told whether its server leads.
@@ -54,13 +63,14 @@ class Leader:
         self, platform: Platform, who: Candidate, begin: Callable[[Term], Sequence[Loop]], *,
         pace: Pace, clock: Callable[[], int] = leadership.monotonic,
     ) -> None:  # fmt: skip
-        self._database, self._platform, self._who = platform.database, platform, who
+        self._database, self._hub, self._who = platform.database, platform.hub, who
         self._begin, self._pace, self._clock = begin, pace, clock
         self._term: Term | None = None
         self._loops: Sequence[Loop] = ()
         self._running = self._told = self._holds = False
-        self._ending = threading.Event()
+        self._ending, self._stopping = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="leader", daemon=True)
+        self._holding: threading.Thread | None = None
         platform.term = lambda: self._term
 
     def take(self, *, starting: bool = False) -> Lease | None:
@@ -71,14 +81,23 @@ class Leader:
         """
         before = self._clock()
         lease_s = self._pace.lease_s
-        lease = self._database.write(partial(leadership.take, who=self._who, lease_s=lease_s, starting=starting))
+        lease = self._database.write_first(partial(leadership.take, who=self._who, lease_s=lease_s, starting=starting))
         if lease is None:
-            return self._database.read(leadership.newest)
+            return self._database.write_first(leadership.newest)
         term = Term(lease, self._until(lease, before), self._clock)
         LOG.info("%s leads, with epoch %d", self._who.place, lease.epoch)
-        self._loops = self._begin(term)
+        if lease.until != leadership.FOREVER:
+            self._holding = threading.Thread(target=self._hold, args=(term,), name="lease", daemon=True)
+            self._holding.start()
+        try:
+            self._loops = self._begin(term)
+        except BaseException:
+            term.end()
+            raise
         self._term, self._told, self._holds = term, False, True
-        if self._running:
+        if self._ending.is_set():  # it was told to end meanwhile, and waits no longer
+            term.end()
+        elif self._running:
             self._start_loops()
         return None
 
@@ -94,18 +113,29 @@ class Leader:
         Idempotent, also beside itself.
         """
         self._ending.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-        ended = [loop.stop(timeout_s) for loop in self._loops]
-        term = self._term
-        if term is not None and term.leads and all(ended):
+        self._hub.notify(TOPIC)
+        with self._stopping:
+            until = time.monotonic() + timeout_s
+            if self._thread.ident is not None:
+                self._thread.join(timeout_s)
+            for loop in self._loops:
+                loop.stop(0.0)  # all are asked before one is waited for
+            ended = [loop.stop(max(0.0, until - time.monotonic())) for loop in self._loops]
+            if self._term is not None and self._term.leads:
+                self._give_away(self._term, ended=all(ended), timeout_s=timeout_s)
+            return all(ended)
+
+    def _give_away(self, term: Term, *, ended: bool, timeout_s: float) -> None:
+        """Ends a term; where nothing of it still works others may have the lead at once."""
+        term.end()
+        if self._holding is not None:
+            self._holding.join(timeout_s)  # it would take back what is given away
+        if ended and (self._holding is None or not self._holding.is_alive()):
             try:
-                self._database.write(partial(leadership.release, lease=term.lease))
+                self._database.write_first(partial(leadership.release, lease=term.lease))
+                self._hub.notify(TOPIC)  # other servers too
             except DanluError as error:
                 LOG.warning("the lead is not given away, it ends in %g s: %s", self._pace.lease_s, error.message)
-        if term is not None:
-            term.end()
-        return all(ended)
 
     def _start_loops(self) -> None:
         for loop in self._loops:
@@ -117,38 +147,48 @@ class Leader:
             return leadership.FOREVER
         return before + int((self._pace.lease_s - self._pace.margin_s) * SECOND)
 
+    def _hold(self, term: Term) -> None:
+        """Renews the lease of a term until it is over."""
+        wait_s = self._pace.renew_s
+        while not term.over(wait_s):
+            before, wait_s = self._clock(), self._pace.renew_s
+            try:
+                if self._database.write_first(partial(leadership.renew, lease=term.lease, lease_s=self._pace.lease_s)):
+                    term.prolong(self._until(term.lease, before))
+                else:
+                    term.end()
+            except Exception as error:
+                LOG.error("%s: %s", type(error).__name__, error, exc_info=_unless_known(error))
+                wait_s = min(LOOK_S, wait_s)
+        self._hub.notify(TOPIC)
+
     def _run(self) -> None:
         while not self._ending.is_set():
+            seen = self._hub.count(TOPIC)
             try:
                 wait_s = self._step()
             except Exception as error:
-                known = isinstance(error, DanluError)
-                LOG.error("%s: %s", type(error).__name__, error, exc_info=None if known else error)
+                LOG.error("%s: %s", type(error).__name__, error, exc_info=_unless_known(error))
                 wait_s = LOOK_S
-            self._ending.wait(wait_s)
+            if not self._ending.is_set():
+                self._hub.wait(TOPIC, seen, wait_s)
 
-    def _step(self) -> float | None:
-        """Looks once; returns after how many seconds to look again, None: never."""
+    def _step(self) -> float:
+        """Looks once; returns after how many seconds to look again: whether a term is over is seen without the database."""
         term = self._term
         if term is not None and term.leads:
-            if term.lease.until == leadership.FOREVER:
-                return None
-            before = self._clock()
-            if self._database.write(partial(leadership.renew, lease=term.lease, lease_s=self._pace.lease_s)):
-                term.prolong(self._until(term.lease, before))
-                if term.leads:
-                    return self._pace.renew_s
+            return WHILE_LEADING_S if term.lease.until == leadership.FOREVER else LOOK_S
         if term is not None and self._holds:
             self._step_down(term)
         return self._look()
 
     def _look(self) -> float:
-        led = self._database.read(leadership.newest)
+        led = self._database.write_first(leadership.newest)
         if led is not None and led.left_ns > 0 and led.holder != self._who.holder:
             self._tell(led)
-            return max(SHORTEST_S, min(LOOK_S, led.left_ns / SECOND))
+            return max(SHORTEST_S, min(self._pace.look_s, led.left_ns / SECOND))
         led = self.take()
-        return self._pace.renew_s if led is None else LOOK_S
+        return SHORTEST_S if led is None else LOOK_S
 
     def _tell(self, led: Lease) -> None:
         if not self._told:
@@ -162,6 +202,10 @@ class Leader:
         LOG.warning("%s does not lead any more: its term with epoch %d is over", self._who.place, term.lease.epoch)
         for loop in loops:
             loop.stop(0.0)  # what they still write is refused
+
+
+def _unless_known(error: Exception) -> Exception | None:
+    return None if isinstance(error, DanluError) else error
 
 
 class Machine(Executor, Spools, Protocol):

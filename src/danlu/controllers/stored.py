@@ -31,6 +31,7 @@ class StoredController:
 
     def __init__(self, database: Fenced, spools: Spools, blobs: Blobs, clock: Clock) -> None:
         self._database, self._spools, self._blobs, self._clock = database, spools, blobs, clock
+        self._removal = unused.Removal(database, blobs, clock)
         self._since = clock.now()
         self._next_all = self._next_running = self._next_sweep = 0
         self._owners: list[str] = []
@@ -57,8 +58,9 @@ class StoredController:
         """Removes what nobody uses any more: blobs that were condemned, uploads that were given up."""
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_NS
+            self._database.require()
             self._blobs.sweep()
-        unused.collect(self._database, self._blobs, self._clock)
+        self._removal.step()
 
     def _count(self, job: Job, running: Attempt | None) -> None:
         known = self._database.read(lambda tx: stored.checkpoints_counted(tx, job))

@@ -21,6 +21,8 @@ from sqlalchemy import JSON, Boolean, Column, String, Table
 from danlu.database import tables
 from danlu.errors import DatabaseDamaged
 
+COPIED: Final = tuple(table for table in tables.METADATA.sorted_tables if table is not tables.leadership)
+"""Not who leads: that is of the servers of one database. A lease of the other one's may last for ever."""
 ROWS_AT_ONCE: Final = 200
 """Of a table that is read from PostgreSQL: a record may be large."""
 TOLD_EVERY_S: Final = 0.1
@@ -69,15 +71,14 @@ class Side(Protocol):
 
 
 def copy(source: Side, target: Side, progress: Progress) -> Copied:
-    """Copies every table and compares what has arrived.
+    """Copies every table but who leads, and compares what has arrived.
 
     Raises:
         DatabaseDamaged: something did not arrive as it was; the caller undoes all of it.
     """
-    found = tables.METADATA.sorted_tables
     lasts = _lasts(source)  # once: what gives numbers knows of no transactions
-    told = _Told(progress, sum(source.count(table) for table in found))
-    for table in found:
+    told = _Told(progress, sum(source.count(table) for table in COPIED))
+    for table in COPIED:
         target.store(table, told.each("copying", source.rows(table)))
         if table.name in lasts:
             target.go_on_from(table, lasts[table.name])
@@ -95,14 +96,13 @@ def compare(source: Side, target: Side, progress: Progress) -> Copied:
 
 def _lasts(side: Side) -> dict[str, int]:
     """Returns the last number that was given out, of each table whose rows have numbers."""
-    return {table.name: side.last(table) for table in tables.METADATA.sorted_tables if _numbered(table)}
+    return {table.name: side.last(table) for table in COPIED if _numbered(table)}
 
 
 def _compared(source: Side, target: Side, lasts: Mapping[str, int], progress: Progress) -> Copied:
-    found = tables.METADATA.sorted_tables
-    counts = {table.name: source.count(table) for table in found}
+    counts = {table.name: source.count(table) for table in COPIED}
     told = _Told(progress, sum(counts.values()))
-    for table in found:
+    for table in COPIED:
         compared, newest = 0, 0
         sides = zip_longest(told.each("comparing", source.rows(table)), target.rows(table))
         for mine, other in sides:

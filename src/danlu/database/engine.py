@@ -88,8 +88,8 @@ class Store(Protocol):
 class Database:
     """Durable writes and consistent reads."""
 
-    def __init__(self, engine: Engine, readers: Engine) -> None:
-        self._engine, self._readers = engine, readers
+    def __init__(self, engine: Engine, readers: Engine, first: Engine | None = None) -> None:
+        self._engine, self._readers, self._first = engine, readers, first or engine
         self.dialect = engine.dialect.name
         self._open = True
         self._inside = 0
@@ -104,7 +104,7 @@ class Database:
             DatabaseDamaged, DatabaseTooNew: it was not written to.
             DatabaseUnavailable: it does not answer.
         """
-        parsed = make_url(url)
+        parsed, first = make_url(url), None
         if parsed.get_backend_name() == "sqlite":
             path = Path(parsed.database or "")
             sqlite_file.check(path)
@@ -114,10 +114,11 @@ class Database:
                 event.listen(one, "begin", partial(_begin_sqlite, begin=begin))
         else:
             engine, readers = postgresql.engine(parsed, pause_ms=write_pause_ms), postgresql.engine(parsed)
+            first = postgresql.engine(parsed, pause_ms=write_pause_ms, connections=(1, 1))
         try:
             # of several servers, older ones may still need what a step takes away
             migrations.migrate(engine, contract=engine.dialect.name == "sqlite")
-            return cls(engine, readers)
+            return cls(engine, readers, first)
         except DBAPIError as error:
             engine.dispose()
             raise _translated(error) from error
@@ -134,7 +135,12 @@ class Database:
             StorageFull, DatabaseUnavailable: nothing was stored.
         """
         with self._entered():
-            return self._run(work) if self._writer is None else self._writer.run(work)
+            return self._run(work, self._engine) if self._writer is None else self._writer.run(work)
+
+    def write_first(self, work: Callable[[Transaction], T]) -> T:
+        """Writes as ``write`` does; on PostgreSQL by a connection that is kept for this, however many others write."""
+        with self._entered():
+            return self._run(work, self._first) if self._writer is None else self._writer.run(work)
 
     def written(self, kinds: Iterable[str]) -> int | None:
         """Returns a number that has changed once a record of these kinds may have: what was read before is still true
@@ -142,11 +148,11 @@ class Database:
         """
         return None if self._writer is None else self._writer.written(kinds)
 
-    def _run(self, work: Callable[[Transaction], T]) -> T:
+    def _run(self, work: Callable[[Transaction], T], engine: Engine) -> T:
         for trial in range(RETRIES):
             transaction = None
             try:
-                with self._engine.connect() as connection:
+                with engine.connect() as connection:
                     begun = connection.begin()
                     transaction = Transaction(connection, self.dialect)
                     result = work(transaction)
@@ -238,8 +244,8 @@ class Database:
             self._left.wait_for(lambda: self._inside == 0, WRITE_TIMEOUT_S)
         if self._writer is not None:
             self._writer.close()
-        self._readers.dispose()
-        self._engine.dispose()
+        for engine in (self._readers, self._first, self._engine):
+            engine.dispose()
 
 
 def write_anew(database: Store, work: Callable[[Transaction], T]) -> T:

@@ -25,6 +25,8 @@ from danlu.errors import LeadershipLost
 T = TypeVar("T")
 SECOND: Final = 1_000_000_000
 FOREVER: Final = 2**63 - 1
+LONGEST_S: Final = 300.0
+"""No lease of PostgreSQL's lasts longer. One that seems to was given by a clock that was put back since, or by a file."""
 NOW: Final = {
     "postgresql": text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"),
     "sqlite": text("SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000000"),
@@ -60,7 +62,7 @@ class Lease(NamedTuple):
 def newest(tx: Transaction) -> Lease | None:
     """Returns who leads, or led last; None where nobody ever has."""
     row = tx.connection.execute(select(tables.leadership)).one_or_none()
-    return None if row is None else Lease(**row._mapping, left_ns=max(0, row.until - now(tx)))
+    return None if row is None else Lease(**row._mapping, left_ns=_left(tx, row.until, now(tx)))
 
 
 def take(tx: Transaction, who: Candidate, lease_s: float, *, starting: bool = False) -> Lease | None:
@@ -79,7 +81,7 @@ def take(tx: Transaction, who: Candidate, lease_s: float, *, starting: bool = Fa
         won = tx.connection.execute(first.values(row).returning(tables.leadership.c.epoch)).one_or_none() is not None
     else:
         own = old.holder == who.holder or (starting and bool(who.folder) and old.folder == who.folder)
-        if not (alone or own or old.until <= at):
+        if not (alone or own or not _left(tx, old.until, at)):
             return None
         row["epoch"] = old.epoch + 1
         won = bool(tx.connection.execute(update(tables.leadership).values(row)).rowcount)
@@ -97,6 +99,12 @@ def release(tx: Transaction, lease: Lease) -> None:
     """Lets others take the lead at once, if it is still held."""
     mine = tables.leadership.c.epoch == lease.epoch
     tx.connection.execute(update(tables.leadership).where(mine).values(until=0))
+
+
+def _left(tx: Transaction, until: int, at: int) -> int:
+    """Returns how long a lease keeps others away."""
+    left = max(0, until - at)
+    return left if tx.dialect == "sqlite" or left <= LONGEST_S * SECOND else 0
 
 
 def now(tx: Transaction) -> int:
@@ -143,6 +151,11 @@ class Term:
         if not self._over.is_set() and self._clock() >= self._until:
             self._over.set()
         return not self._over.is_set()
+
+    def over(self, timeout_s: float) -> bool:
+        """Waits until it was ended, for so long at most; returns whether it is over."""
+        self._over.wait(timeout_s)
+        return not self.leads
 
     def prolong(self, until: int) -> None:
         """Goes on until then, if it is not over."""

@@ -12,6 +12,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
+from danlu.domain.databases import SECRET_PARAMETERS
 from danlu.errors import AlreadyRunning, DatabaseUnavailable, InvalidRequest
 
 OLDEST: Final = 15
@@ -47,18 +48,29 @@ def address(url: str | URL) -> URL:
             "the database's address is not one of PostgreSQL",
             next_step="it looks like postgresql://USER@HOST:5432/DATABASE, or postgresql://USER@/DATABASE?host=/FOLDER/OF/SOCKET",
         )
+    if "@" in (parsed.host or ""):
+        raise InvalidRequest(
+            "the database's address has an @ too many: nobody can tell where its password ends",
+            next_step="write %40 for an @ in the password, %2F for /, %3A for :, %25 for %",
+        )
     return parsed.set(drivername="postgresql+psycopg")
 
 
 def shown(url: str | URL) -> str:
     """Returns an address as it may be shown: without a password."""
     parsed = address(url)
-    safe = {key: value for key, value in parsed.query.items() if key != "password"}
-    return parsed.set(drivername="postgresql", password=None, query=safe).render_as_string()
+    safe = {key: value for key, value in parsed.query.items() if key not in SECRET_PARAMETERS}
+    shown = URL.create("postgresql", parsed.username, None, parsed.host, parsed.port, parsed.database, safe)
+    return shown.render_as_string()
 
 
 def engine(
-    url: str | URL, *, pooled: bool = True, bounded: bool = True, pause_ms: int = 1000 * IDLE_IN_TRANSACTION_TIMEOUT_S
+    url: str | URL,
+    *,
+    pooled: bool = True,
+    bounded: bool = True,
+    pause_ms: int = 1000 * IDLE_IN_TRANSACTION_TIMEOUT_S,
+    connections: tuple[int, int] = (CONNECTIONS_KEPT, CONNECTIONS_MORE),
 ) -> Engine:
     """Returns an engine.
 
@@ -67,10 +79,11 @@ def engine(
         pooled: keep connections.
         bounded: a statement may not take long.
         pause_ms: so long a transaction may do nothing before PostgreSQL ends it.
+        connections: how many are kept, and how many more there may be.
     """
+    kept, more = connections
     pool: dict[str, Any] = {"poolclass": NullPool} if not pooled else {
-        "pool_size": CONNECTIONS_KEPT, "max_overflow": CONNECTIONS_MORE, "pool_timeout": CONNECTION_WAIT_S,
-        "pool_pre_ping": True,
+        "pool_size": kept, "max_overflow": more, "pool_timeout": CONNECTION_WAIT_S, "pool_pre_ping": True,
     }  # fmt: skip
     made = create_engine(address(url), connect_args=_arguments(address(url)), **pool)
     event.listen(made, "connect", partial(_bound, pause_ms=pause_ms) if bounded else _unbound)

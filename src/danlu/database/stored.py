@@ -17,6 +17,8 @@ from danlu.database.engine import Transaction
 
 AT_ONCE: Final = 10
 UNREFERENCED: Final = "unreferenced/"
+MARK: Final = "blobs' mark"
+"""The counter that is the number of the store where blobs are."""
 
 
 class Thing(NamedTuple):
@@ -166,3 +168,19 @@ def _row(project: str) -> dict[str, object]:
 
 def _insert(tx: Transaction) -> Any:
     return (postgresql.insert if tx.dialect == "postgresql" else sqlite.insert)(tables.stored)
+
+
+def mark(tx: Transaction) -> int | None:
+    """Returns the number of the store where blobs are; None where none was used yet."""
+    row = tables.counters.c
+    found = tx.connection.execute(select(row.value).where(row.project == "", row.name == MARK)).scalar_one_or_none()
+    return None if found is None else int(found)
+
+
+def set_mark(tx: Transaction, number: int) -> int:
+    """Remembers it unless one is; returns the one that is."""
+    build: Any = postgresql.insert if tx.dialect == "postgresql" else sqlite.insert
+    statement = build(tables.counters).values(project="", name=MARK, value=number).on_conflict_do_nothing()
+    tx.connection.execute(statement)
+    known = mark(tx)
+    return number if known is None else known

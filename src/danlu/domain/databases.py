@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
 from danlu.domain.records import Said, Value
+
+SECRET_PARAMETERS: Final = frozenset(
+    ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+)
+"""Of PostgreSQL's addresses: what may not be seen."""
 
 
 class PendingStep(Value):

@@ -24,14 +24,8 @@ from typing import Any, Final, NamedTuple
 import uvicorn
 
 from danlu import __version__
-from danlu.blobs.base import Blobs
-from danlu.blobs.bucket import bucket_checks, open_bucket
-from danlu.blobs.bucket_blobs import BucketBlobs
-from danlu.blobs.bucket_streams import BucketStreams
+from danlu.blobs.bucket import bucket_checks
 from danlu.blobs.code import Code
-from danlu.blobs.local import LocalBlobs
-from danlu.blobs.local_streams import LocalStreams
-from danlu.blobs.streams import Streams
 from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_folder
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
@@ -68,6 +62,7 @@ from danlu.runner import formats
 from danlu.server import app as edge
 from danlu.server import diagnosis, keys, tls
 from danlu.server.auth import Gate
+from danlu.server.blobs import open_blobs
 from danlu.server.clock import SystemClock
 from danlu.server.connections import Quiet, Server, counted
 from danlu.server.executors import Known, Make, Runs, chosen
@@ -76,7 +71,7 @@ from danlu.server.listening import Listening, last_port, remember_port, resolve
 from danlu.server.listening import listen as sockets
 from danlu.server.log import RateLimit
 from danlu.server.sessions import MAX_MESSAGE_BYTES
-from danlu.services import first_user
+from danlu.services import first_user, marks
 from danlu.services import platform as platform_service
 from danlu.services import secrets as project_secrets
 from danlu.services.access import attempt_token
@@ -206,16 +201,6 @@ def open_database(settings: Settings, now: int) -> Database:
     return Database.open(f"sqlite:///{path}")
 
 
-def open_blobs(settings: Settings) -> tuple[Blobs, Streams]:
-    """Returns where blobs and streams are kept; a bucket was tried."""
-    if settings.blobs is not None:
-        bucket = open_bucket(settings.blobs, settings.aws)
-        return BucketBlobs(bucket), BucketStreams(bucket)
-    blobs = LocalBlobs(settings.home / "blobs")
-    blobs.start()
-    return blobs, LocalStreams(settings.home / "blobs")
-
-
 def compose(settings: Settings, make: Make = chosen) -> Composition:
     """Opens everything in order; nothing serves or runs yet.
 
@@ -237,7 +222,7 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
     settled = first_user.settle(database, vault, known, clock.now(), new_master=settings.new_master, shared=shared)
     if settled.key is not None:
         keys.write_bootstrap(settings.home / "keys", settled.key)
-    blobs, streams = open_blobs(settings)
+    blobs, streams, place = open_blobs(settings)
 
     def hint() -> None:
         hub.notify("attempts")
@@ -264,7 +249,7 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
     # of the server, not of a term: what an earlier term has begun is not begun beside it
     beside = Beside(builder, *(Tasks(some.spawn) for some in workers))
     begin = partial(_begin, settings, platform, runs, launches, beside)
-    leader = Leader(platform, candidate(settings.home), begin, pace=Pace.of(settings.lease_s))
+    leader = Leader(platform, candidate(settings.home, formats.boot_id()), begin, pace=Pace.of(settings.lease_s))
     led = leader.take(starting=True)
     if led is not None and not runs.executor.capabilities.shared:
         raise AlreadyRunning(
@@ -272,17 +257,25 @@ def compose(settings: Settings, make: Make = chosen) -> Composition:
             "would run them on its own",
             next_step=f"use that one; if it was killed, start this one again in {led.left_ns / SECOND:.0f} s",
         )
+    try:
+        marks.require_same(blobs, database, place)
+    except DanluError:
+        leader.stop(LOOPS_END_S)
+        raise
     warnings = (settled.told,) if settled.told else ()
     return Composition(settings, platform, runs, workers, leader, warnings, hints)
 
 
-def candidate(home: Path) -> Candidate:
-    """Returns this process as one that may lead; whoever holds the same folder's lock is its only process."""
+def candidate(home: Path, boot: str) -> Candidate:
+    """Returns this process as one that may lead; whoever holds the same folder's lock is its only process.
+
+    Where this machine's boot has no id, as in some sandboxes, another machine's folder could have the same name.
+    """
     lock = (home / "lock").stat()
     return Candidate(
         holder=secrets.token_hex(16),
         place=f"{socket.gethostname()}, process {os.getpid()}, {home}"[:MAX_PLACE],
-        folder=f"{formats.boot_id()}:{lock.st_dev}:{lock.st_ino}",
+        folder=f"{boot}:{lock.st_dev}:{lock.st_ino}" if boot else "",
     )
 
 

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Final, TypeVar
 
 from danlu.blobs.base import Blobs
-from danlu.blobs.unused import SETTLE_S, Listed
+from danlu.blobs.unused import SETTLE_S, Condemned, Listed
 from danlu.database import stored
 from danlu.database.engine import Store, Transaction
+from danlu.database.leadership import Fenced
 from danlu.database.records import ARTIFACTS, CHECKPOINTS, ENVIRONMENTS, JOBS, OUTPUTS, Records
 from danlu.domain.records import Record
 from danlu.domain.trees import decode
@@ -22,7 +23,8 @@ from danlu.services.context import Clock
 
 R = TypeVar("R", bound=Record)
 PAGE: Final = 1000
-AT_ONCE: Final = 1000
+AT_ONCE: Final = 100
+"""Blobs that are removed between two looks whether that is still to be done."""
 
 
 def find(database: Store, blobs: Blobs, project: str, before: int) -> list[Listed]:
@@ -32,21 +34,43 @@ def find(database: Store, blobs: Blobs, project: str, before: int) -> list[Liste
     return [one for one in old if one.address not in used]
 
 
-def collect(database: Store, blobs: Blobs, clock: Clock) -> None:
-    """Removes what has been condemned for long enough and is still unused."""
-    for project in blobs.condemning():
-        condemned = blobs.condemned(project)
-        if not condemned.addresses or clock.wall() - condemned.at < SETTLE_S * 1e9:
-            continue
-        gone, size = sorted(condemned.addresses - references(database, blobs, project)), 0
+class Removal:
+    """Removes what has been condemned for long enough and is still unused.
+
+    How long that is this server's clock tells, from when the server has first seen it: another one's may be wrong. Only who
+    leads removes: what others remove late may have been sent again.
+    """
+
+    def __init__(self, database: Fenced, blobs: Blobs, clock: Clock) -> None:
+        self._database, self._blobs, self._clock = database, blobs, clock
+        self._seen: dict[str, tuple[Condemned, int]] = {}
+
+    def step(self) -> None:
+        """Looks once at all projects."""
+        seen: dict[str, tuple[Condemned, int]] = {}
+        for project in self._blobs.condemning():
+            condemned, now = self._blobs.condemned(project), self._clock.now()
+            if not condemned.addresses:
+                continue
+            known, since = self._seen.get(project, (None, now))
+            seen[project] = condemned, since if known == condemned else now
+        self._seen = seen
+        for project, (condemned, since) in seen.items():
+            if self._clock.now() - since >= SETTLE_S * 1e9:
+                self._remove(project, condemned)
+
+    def _remove(self, project: str, condemned: Condemned) -> None:
+        gone, size = sorted(condemned.addresses - references(self._database, self._blobs, project)), 0
         for at in range(0, len(gone), AT_ONCE):
-            if blobs.condemned(project) != condemned:
+            if self._blobs.condemned(project) != condemned:
                 break  # another server has removed them, and what is there now was sent again
-            size += blobs.remove(project, gone[at : at + AT_ONCE])
+            self._database.require()
+            size += self._blobs.remove(project, gone[at : at + AT_ONCE])
         else:
-            blobs.condemn(project, (), clock.wall())
+            self._database.require()
+            self._blobs.condemn(project, (), self._clock.wall())
         if size:
-            database.write(partial(stored.add_blobs, project=project, size_bytes=-size, now=clock.now()))
+            self._database.write(partial(stored.add_blobs, project=project, size_bytes=-size, now=self._clock.now()))
 
 
 def references(database: Store, blobs: Blobs, project: str) -> set[str]:

@@ -383,6 +383,33 @@ def test_pods_that_are_nobodys_are_ended_and_not_at_once(bench: PodBench) -> Non
     assert secret["metadata"]["name"] == attempt_id
 
 
+def test_pods_without_their_secret_are_there_for_a_server_that_has_just_begun(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    del bench.cluster.objects["secrets", "jobs", attempt_id]
+    bench.again()
+    assert seen(bench, attempt_id).phase is Phase.STARTING  # else what they hold would be given to others
+    bench.executor.forget(attempt_id)
+    bench.wait(120)
+    assert nothing_runs(bench, attempt_id)
+    assert bench.see(attempt_id) is None
+
+
+@pytest.mark.parametrize("last_word", [True, False])
+def test_a_runner_that_was_killed_in_its_pod_is_lost_and_no_failure(bench: PodBench, last_word: bool) -> None:
+    attempt_id = running(bench)
+    at = bench.clock.at
+    exited = {"event": "exited", "task": "main-0", "at": at, "error": "its runner was killed", "lost": True}
+    events = ({"event": "started", "task": "main-0", "at": at}, exited)
+    bench.executor._reports = lambda: {attempt_id: {"main-0": TaskReport(events=events)}}
+    bench.wait(2)
+    assert seen(bench, attempt_id).phase is Phase.RUNNING  # its pod still keeps what it had written
+    if last_word:
+        events = (*events, {"event": "ended", "at": at, "lost": True})
+    bench.lost.add(attempt_id)
+    found = bench.end(attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.RUNNER_LOST)
+
+
 def test_what_is_launched_while_everything_is_listed_is_not_lost(bench: PodBench) -> None:
     order = bench.order(*bench.program(lines=("once",)))
     bench.executor._runner_at = bench.executor._monotonic()

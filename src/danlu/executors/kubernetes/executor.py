@@ -206,12 +206,15 @@ class KubernetesExecutor(PodSpools):
         reports = self._reports()  # after the pods: who has ended has reported before
         world = World(self._health(found.values()), self._now(), self.config.start_timeout_s)
         looks: dict[str, Look] = {}
+        unknown: list[str] = []
         for attempt_id in sorted(found.keys() | self._known.keys()):
             objects = found.get(attempt_id, Objects())
             if attempt_id in forgotten or attempt_id in launched:  # of what was done meanwhile a list may have a part
                 continue
             held = self._held(attempt_id, objects)
             told = reports.get(attempt_id, {})
+            if held is None and _runs(objects):
+                unknown.append(attempt_id)  # whatever it is, something of it is there
             if held is None or attempt_id in launching or self._is_cut_short(held, objects, told):
                 continue
             seen = look(held, told, world)
@@ -228,7 +231,7 @@ class KubernetesExecutor(PodSpools):
         new = sorted(launched - launching - forgotten)
         return (
             *(one.observation for one in looks.values()),
-            *(Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in new),
+            *(Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in (*new, *unknown)),
         )
 
     def _since_listed(self) -> tuple[set[str], set[str]]:
@@ -271,6 +274,8 @@ class KubernetesExecutor(PodSpools):
             return
         if objects is not None:
             held = self._held(attempt_id, objects)
+            if held is None and _runs(objects):
+                return
             if held is not None:
                 world = World(self._health([objects]), self._now(), self.config.start_timeout_s)
                 seen = look(held, self._reports().get(attempt_id, {}), world)
@@ -362,10 +367,10 @@ class KubernetesExecutor(PodSpools):
 
     def _orphan(self, attempt_id: str, objects: Objects) -> Held | None:
         """Returns what is left of an attempt of which nobody knows more than that its pods run."""
-        running = [pod for pod in objects.pods if not _is_over(pod) and reasons.terminated(pod) is None]
-        if not running:
+        if not _runs(objects):
             self._orphans.pop(attempt_id, None)
             return None
+        running = [pod for pod in objects.pods if not _is_over(pod) and reasons.terminated(pod) is None]
         if self._monotonic() - self._orphans.setdefault(attempt_id, self._monotonic()) < ORPHAN_S:
             return None  # lists are made one after the other: its Secret may have been made between them
         tasks: list[Mapping[str, Any]] = [
@@ -450,6 +455,11 @@ def _by_task(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Returns the pods without a runner, by task."""
     marks = {pod["metadata"]["name"]: pod["metadata"].get("labels") or {} for pod in pods}
     return {f"{own.get(ROLE)}-{own.get(INDEX)}": name for name, own in marks.items() if manifests.BARE in own}
+
+
+def _runs(objects: Objects) -> bool:
+    """Whether there are pods that run, or may yet."""
+    return any(not _is_over(pod) and reasons.terminated(pod) is None for pod in objects.pods)
 
 
 def _is_over(pod: Mapping[str, Any]) -> bool:

@@ -206,7 +206,7 @@ class KubernetesExecutor(PodSpools):
         reports = self._reports()  # after the pods: who has ended has reported before
         world = World(self._health(found.values()), self._now(), self.config.start_timeout_s)
         looks: dict[str, Look] = {}
-        unknown: list[str] = []
+        parts: list[Observation] = []
         for attempt_id in sorted(found.keys() | self._known.keys()):
             objects = found.get(attempt_id, Objects())
             if attempt_id in forgotten or attempt_id in launched:  # of what was done meanwhile a list may have a part
@@ -214,8 +214,11 @@ class KubernetesExecutor(PodSpools):
             held = self._held(attempt_id, objects)
             told = reports.get(attempt_id, {})
             if held is None and _runs(objects):
-                unknown.append(attempt_id)  # whatever it is, something of it is there
-            if held is None or attempt_id in launching or self._is_cut_short(held, objects, told):
+                parts.append(Observation(attempt_id=attempt_id, phase=Phase.STARTING))  # something of it is there
+            if held is None or attempt_id in launching:
+                continue
+            if self._is_cut_short(held, objects, told):
+                parts.append(Observation(attempt_id=attempt_id, phase=Phase.STARTING, unfinished=True))
                 continue
             seen = look(held, told, world)
             looks[attempt_id] = seen
@@ -229,10 +232,8 @@ class KubernetesExecutor(PodSpools):
                 self._end(attempt_id, held.ending, float(held.known.get("grace_s", 0)))
         self._seen = looks
         new = sorted(launched - launching - forgotten)
-        return (
-            *(one.observation for one in looks.values()),
-            *(Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in (*new, *unknown)),
-        )
+        parts += [Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in new]
+        return (*(one.observation for one in looks.values()), *parts)
 
     def _since_listed(self) -> tuple[set[str], set[str]]:
         """Returns what was launched and what was forgotten since the newest list was begun."""
@@ -385,7 +386,7 @@ class KubernetesExecutor(PodSpools):
         return Held(attempt_id, {"tasks": tasks}, self._now(), ending=why, pods=tuple(running))
 
     def _is_cut_short(self, held: Held, objects: Objects, told: Mapping[str, TaskReport]) -> bool:
-        """Whether its launch was, by the end of a server: as if it were not there, so that it is launched again."""
+        """Whether its launch was, by the end of a server or an API that did not answer: it is launched again, or stopped."""
         if held.attempt_id in self._whole or held.stopped or held.ending is not None or told:
             return False
         there = {one["metadata"]["labels"].get(ROLE) for one in (*objects.jobs, *objects.pods)}

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from danlu.api.bodies import StopRequest
 from danlu.database import reports
+from danlu.domain.jobs import JobState
 from danlu.domain.notices import Wishes
 from danlu.domain.reports import TaskReport
+from danlu.domain.specs import JobSpec
 from danlu.errors import ExecutorUnavailable
 from danlu.executors.base import Observation, Phase
 from danlu.executors.kubernetes.executor import KubernetesExecutor
+from danlu.services import jobs
 from danlu.services.context import Call
 from tests.simulation.ground import Broken
 from tests.simulation.pods import Pods
@@ -31,6 +35,33 @@ def in_pods(executor: type[KubernetesExecutor] = KubernetesExecutor, **parts: An
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_every_promise_holds_on_a_cluster(seed: int, tmp_path: Path, template: Path) -> None:
     live(World(seed, tmp_path, template, in_pods()))
+
+
+def test_what_pods_have_said_goes_with_an_attempt_that_nobody_saw(tmp_path: Path, template: Path) -> None:
+    world = World(0, tmp_path, template, in_pods())
+    try:
+        job_id = world.platform.new_id("j")
+        jobs.submit(world.call, job_id, JobSpec.model_validate({"command": ["simulated", "hold"]}))
+        for name in ("environments", "scheduling", "attempts"):
+            world.controller(name)
+            while world.tasks:
+                world.task()
+        for _ in range(5):
+            world.time_passes(1)
+            world.ground.goes_on()
+        assert world.real.read(reports.every)
+        world.ground.cluster.delete_namespace("jobs")
+        for _ in range(20):
+            world.time_passes(10)
+            world.ground.goes_on()
+        world.lead()  # a server that has seen nothing of all this
+        jobs.stop(world.call, job_id, StopRequest())
+        world.controller("attempts")
+        world.check()
+        assert jobs.get(world.call, job_id).state is JobState.CANCELLED
+        assert world.real.read(reports.every) == {}
+    finally:
+        world.close()
 
 
 class FreesWhatTerminates(KubernetesExecutor):

@@ -11,13 +11,14 @@ import json
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from danlu.executors.kubernetes.manifests import ATTEMPT, INDEX
+from danlu.executors.kubernetes.manifests import ATTEMPT, HOSTNAME, INDEX
+from danlu.executors.kubernetes.quantities import amount
 
 SECOND = 1_000_000_000
 PATH = re.compile(
@@ -68,6 +69,7 @@ class Cluster:
     lock: Any = field(default_factory=threading.RLock)
     changes: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
     page: int = 500
+    unique: Callable[[], str] = lambda: uuid.uuid4().hex
 
     # what is there
 
@@ -75,7 +77,7 @@ class Cluster:
         self.version += 1
         meta = item["metadata"]
         meta["resourceVersion"] = str(self.version)
-        meta.setdefault("uid", str(uuid.uuid4()))
+        meta.setdefault("uid", self.unique())
         meta.setdefault("creationTimestamp", moment(self.now()))
         self.objects[kind, meta.get("namespace", ""), meta["name"]] = item
         self.changes.append((self.version, "MODIFIED", copy.deepcopy(item) | {"kind": kind}))
@@ -89,11 +91,13 @@ class Cluster:
     def all(self, kind: str, namespace: str | None = None) -> list[dict[str, Any]]:
         return [item for (k, ns, _), item in sorted(self.objects.items()) if k == kind and namespace in (None, ns)]
 
-    def node(self, name: str, *, cpu: int = 8, gpus: int = 0, **labels: str) -> dict[str, Any]:
-        free = {"cpu": str(cpu), "memory": "32Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
+    def node(
+        self, name: str, *, cpu: int = 8, memory: str = "32Gi", gpus: int = 0, labels: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        free = {"cpu": str(cpu), "memory": memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
         ready = {"type": "Ready", "status": "True", "lastTransitionTime": moment(self.now())}
         return self.put("nodes", {
-            "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, **labels}}, "spec": {},
+            "metadata": {"name": name, "labels": {HOSTNAME: name, **(labels or {})}}, "spec": {},
             "status": {"allocatable": free, "conditions": [ready], "nodeInfo": {"bootID": f"boot-{name}"}},
         })  # fmt: skip
 
@@ -137,6 +141,15 @@ class Cluster:
                 "kind": "List", "metadata": {"resourceVersion": str(self.version), **more},
                 "items": copy.deepcopy(items[start : start + size]),
             }  # fmt: skip
+
+    def watch(self, url: str) -> bytes:
+        """Returns the changes of pods since a version, as lines; raises an answer."""
+        since = int(parse_qs(urlsplit(url).query)["resourceVersion"][0])
+        with self.lock:
+            if self.faults:
+                raise self.faults.pop(0)
+            news = [(kind, item) for at, kind, item in self.changes if at > since and item["kind"] == "pods"]
+        return b"".join(json.dumps({"type": kind, "object": item}).encode() + b"\n" for kind, item in news)
 
     def _create(self, kind: str, ns: str, body: dict[str, Any]) -> dict[str, Any]:
         if ("namespaces", "", ns) not in self.objects:
@@ -192,6 +205,13 @@ class Cluster:
         node["lost"] = True
         self.put("nodes", node)
 
+    def find_node(self, name: str) -> None:
+        """A node that was lost answers again."""
+        node = self.objects["nodes", "", name]
+        node["status"]["conditions"] = [{"type": "Ready", "status": "True", "lastTransitionTime": moment(self.now())}]
+        node["lost"] = False
+        self.put("nodes", node)
+
     # what happens behind the API
 
     def tick(self) -> None:
@@ -237,7 +257,7 @@ class Cluster:
             owner = {"kind": "Job", "name": meta["name"], "uid": meta["uid"]}
             self.put("pods", {
                 "metadata": {
-                    **template["metadata"], "name": f"{meta['name']}-{index}-{uuid.uuid4().hex[:5]}",
+                    **template["metadata"], "name": f"{meta['name']}-{index}-{self.unique()[:5]}",
                     "namespace": meta["namespace"], "ownerReferences": [owner],
                     "labels": {**template["metadata"]["labels"], INDEX: str(index)},
                 },
@@ -254,15 +274,10 @@ class Cluster:
     def _schedule(self, pod: dict[str, Any]) -> None:
         if pod["spec"].get("nodeName") or pod["status"]["phase"] != "Pending":
             return
-        need = float(pod["spec"]["containers"][0]["resources"]["requests"]["cpu"].rstrip("m")) / 1000
         nodes = [node for node in self.all("nodes") if not node.get("lost") and not node["spec"].get("unschedulable")]
-        for node in nodes:
-            taken = sum(
-                float(other["spec"]["containers"][0]["resources"]["requests"]["cpu"].rstrip("m")) / 1000
-                for other in self.all("pods")
-                if other["spec"].get("nodeName") == node["metadata"]["name"] and other["status"]["phase"] not in OVER
-            )
-            if taken + need <= float(node["status"]["allocatable"]["cpu"]):
+        for node in sorted(nodes, key=lambda node: not _is_preferred(pod, node)):
+            own = [pod, *(p for p in self.all("pods") if p["spec"].get("nodeName") == node["metadata"]["name"])]
+            if _may_be_on(pod, node) and _fit(own, node):
                 pod["spec"]["nodeName"] = node["metadata"]["name"]
                 pod["assigned"] = self.now()
                 pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "True"}]
@@ -313,6 +328,35 @@ class Cluster:
             self.put("pods", pod)
 
 
+def _fit(pods: list[dict[str, Any]], node: dict[str, Any]) -> bool:
+    free = node["status"]["allocatable"]
+    needs = [
+        pod["spec"]["containers"][0]["resources"]["requests"] for pod in pods if pod["status"]["phase"] not in OVER
+    ]
+    return all(sum(amount(need.get(name)) for need in needs) <= amount(free.get(name)) for name in {*free, *needs[0]})
+
+
+def _may_be_on(pod: dict[str, Any], node: dict[str, Any]) -> bool:
+    """Whether a node has the labels that a pod requires."""
+    asked = _affinity(pod).get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
+    return not asked or any(_is_meant(term, node) for term in asked)
+
+
+def _is_preferred(pod: dict[str, Any], node: dict[str, Any]) -> bool:
+    asked = _affinity(pod).get("preferredDuringSchedulingIgnoredDuringExecution", [])
+    return any(_is_meant(one["preference"], node) for one in asked)
+
+
+def _affinity(pod: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
+    return found
+
+
+def _is_meant(term: dict[str, Any], node: dict[str, Any]) -> bool:
+    labels = node["metadata"]["labels"]
+    return all(labels.get(one["key"]) in one["values"] for one in term["matchExpressions"])
+
+
 def _matches(item: dict[str, Any], query: dict[str, str]) -> bool:
     labels = item["metadata"].get("labels") or {}
     wanted = [one.split("=") for one in query.get("labelSelector", "").split(",") if one]
@@ -336,7 +380,7 @@ class Server:
                     return
                 try:
                     if "watch=1" in self.path:
-                        self._watch()
+                        self._say(200, cluster.watch(self.path), {})
                         return
                     found = cluster.handle(self.command, self.path, body)
                     self._say(200, found if isinstance(found, bytes) else json.dumps(found).encode(), {})
@@ -345,15 +389,6 @@ class Server:
                     self._say(answer.status, json.dumps(said).encode(), answer.headers)
 
             do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815
-
-            def _watch(self) -> None:
-                since = int(parse_qs(urlsplit(self.path).query)["resourceVersion"][0])
-                with cluster.lock:
-                    if cluster.faults:
-                        raise cluster.faults.pop(0)
-                    news = [(kind, item) for at, kind, item in cluster.changes if at > since and item["kind"] == "pods"]
-                lines = [json.dumps({"type": kind, "object": item}).encode() + b"\n" for kind, item in news]
-                self._say(200, b"".join(lines), {})
 
             def _say(self, status: int, data: bytes, headers: dict[str, str]) -> None:
                 self.send_response(status)
@@ -382,9 +417,3 @@ class Server:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
-
-
-def served(cluster: Cluster) -> Iterator[Server]:
-    server = Server(cluster)
-    yield server
-    server.close()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from danlu.domain.reports import SavedCheckpoint, TaskReport
+from danlu.domain.reports import TaskReport
 from danlu.executors.base import LaunchOrder, Notice, Observation, Phase
 from danlu.executors.kubernetes.client import Api
 from danlu.executors.kubernetes.executor import KubernetesConfig, KubernetesExecutor
@@ -16,6 +16,7 @@ from danlu.runner import formats
 from tests.cluster import Cluster, Container, Server
 from tests.executors import Bench, SteppedClock
 from tests.factories import SECOND, make_capacity
+from tests.runners import report
 
 SETTINGS = PodSettings(
     namespace="jobs", platform="danlu", url="http://danlu.jobs:7070", image="python", runner="danlu-runner-0"
@@ -108,22 +109,12 @@ class PodBench(Bench):
         }
 
     def _report(self, seen: Observation, task: Any) -> TaskReport:
-        events: list[dict[str, Any]] = [{"event": "runner", "at": task.started_at or 0}]
-        if task.started_at is not None:
-            events.append({"event": "started", "task": task.name, "at": task.started_at})
         over = seen.phase is Phase.ENDED or task.ended_at is not None
-        if over and seen.attempt_id not in self.lost:
-            kept = task.model_dump(
-                include={"exit_code", "signal", "oom", "stopped", "port_taken", "last_lines", "error"}
-            )
-            at = task.ended_at or seen.ended_at
-            events.append({"event": "exited", "task": task.name, "at": at, **kept})
-            flags = {"stopped": seen.stopped, "timed_out": seen.timed_out, "preempted": seen.preempted}
-            if seen.attempt_id in self.evicted:
-                flags = {"evicted": True}
-            events.append({"event": "ended", "at": at, **flags})
-        saved = None if seen.saved_at is None else SavedCheckpoint(name=seen.saved_as, at=seen.saved_at)
-        return TaskReport(events=tuple(events), saved=saved, seen_at=self.clock.at)
+        flags: dict[str, Any] = {"stopped": seen.stopped, "timed_out": seen.timed_out, "preempted": seen.preempted}
+        if seen.attempt_id in self.evicted:
+            flags = {"evicted": True}
+        told = report(seen, task, flags if over else None, silent=seen.attempt_id in self.lost)
+        return told.model_copy(update={"seen_at": self.clock.at})
 
     # the bench
 

@@ -11,7 +11,7 @@ import pytest
 from danlu.domain.jobs import Reason
 from danlu.domain.reports import TaskReport
 from danlu.errors import ExecutorUnavailable, LaunchRejected
-from danlu.executors.base import Observation, Phase
+from danlu.executors.base import LaunchOrder, Observation, Phase
 from danlu.executors.kubernetes.manifests import ROLE
 from tests.cluster import Answer, Container
 from tests.factories import SECOND
@@ -137,12 +137,10 @@ def test_a_quota_of_objects_may_have_room_later(bench: PodBench) -> None:
     assert bench.end(order.attempt.id).phase is Phase.ENDED
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_launch_that_was_cut_short_is_gone_on_with(bench: PodBench, after: int) -> None:
-    program = bench.program(lines=("once",))
-    order = bench.order(
-        "unused", roles={"a": {"command": program}, "b": {"command": program}}, framework="none", cpu=0.25
-    )
+def cut_short(bench: PodBench, after: int, **program: Any) -> LaunchOrder:
+    """Launches a gang of two roles, and its API does not answer any more after so many writes; then by another server."""
+    words = bench.program(**program)
+    order = bench.order("unused", roles={"a": {"command": words}, "b": {"command": words}}, framework="none", cpu=0.25)
     bench.executor._runner_at = bench.executor._monotonic()
     handle, calls = bench.cluster.handle, 0
 
@@ -158,11 +156,29 @@ def test_a_launch_that_was_cut_short_is_gone_on_with(bench: PodBench, after: int
         bench.executor.launch(order)
     bench.cluster.handle = handle  # type: ignore[method-assign]
     bench.again()
-    assert bench.see(order.attempt.id) is None  # so that it is launched again
+    return order
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_launch_that_was_cut_short_is_gone_on_with(bench: PodBench, after: int) -> None:
+    order = cut_short(bench, after, lines=("once",))
+    told = seen(bench, order.attempt.id)
+    assert (told.phase, told.unfinished) == (Phase.STARTING, True)
     bench.executor.launch(order)
     found = bench.end(order.attempt.id)
     assert [task.exit_code for task in found.tasks] == [0, 0]
     assert bench.runners.begun == [order.attempt.id]
+
+
+def test_a_launch_that_was_cut_short_is_there_until_it_is_stopped(bench: PodBench) -> None:
+    order = cut_short(bench, 3, hold=True)
+    bench.wait(2)
+    assert seen(bench, order.attempt.id).unfinished
+    assert not nothing_runs(bench, order.attempt.id)  # the pod of the first role
+    bench.executor.stop(order.attempt.id, grace_s=1)
+    assert seen(bench, order.attempt.id).phase is not Phase.ENDED
+    bench.end(order.attempt.id)
+    assert nothing_runs(bench, order.attempt.id)
 
 
 def test_what_was_stopped_is_not_launched_again(bench: PodBench) -> None:
@@ -414,6 +430,33 @@ def test_pods_that_are_nobodys_are_ended_and_not_at_once(bench: PodBench) -> Non
     bench.wait(20)
     bench.until(lambda: nothing_runs(bench, attempt_id))
     assert secret["metadata"]["name"] == attempt_id
+
+
+def test_pods_without_their_secret_are_there_for_a_server_that_has_just_begun(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    del bench.cluster.objects["secrets", "jobs", attempt_id]
+    bench.again()
+    assert seen(bench, attempt_id).phase is Phase.STARTING  # else what they hold would be given to others
+    bench.executor.forget(attempt_id)
+    bench.wait(120)
+    assert nothing_runs(bench, attempt_id)
+    assert bench.see(attempt_id) is None
+
+
+@pytest.mark.parametrize("last_word", [True, False])
+def test_a_runner_that_was_killed_in_its_pod_is_lost_and_no_failure(bench: PodBench, last_word: bool) -> None:
+    attempt_id = running(bench)
+    at = bench.clock.at
+    exited = {"event": "exited", "task": "main-0", "at": at, "error": "its runner was killed", "lost": True}
+    events = ({"event": "started", "task": "main-0", "at": at}, exited)
+    bench.executor._reports = lambda: {attempt_id: {"main-0": TaskReport(events=events)}}
+    bench.wait(2)
+    assert seen(bench, attempt_id).phase is Phase.RUNNING  # its pod still keeps what it had written
+    if last_word:
+        events = (*events, {"event": "ended", "at": at, "lost": True})
+    bench.lost.add(attempt_id)
+    found = bench.end(attempt_id)
+    assert (found.phase, found.reason) == (Phase.LOST, Reason.RUNNER_LOST)
 
 
 def test_what_is_launched_while_everything_is_listed_is_not_lost(bench: PodBench) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from danlu.domain.environments import Environment, EnvironmentSource, Interpreter
+from danlu.domain.environments import Environment, EnvironmentSource, Interpreter, PodEnvironment
 from danlu.environments.sources import source_digest
 from danlu.errors import EnvironmentFailed
 
@@ -40,6 +40,12 @@ class SimulatedBuilder:
         if environment.lock_digest not in self.there or self.random.random() < self.vanish:
             return None
         return Interpreter(bin=Path(f"/environments/{environment.lock_digest}/bin"))
+
+    def for_pods(self, environment: Environment) -> PodEnvironment | None:
+        digest = environment.lock_digest
+        if digest is None or self.interpreter(environment) is None:
+            return None
+        return PodEnvironment(name=environment.name, digest=digest, image="python")
 
     def folders(self) -> frozenset[str]:
         return frozenset(self.there)

@@ -11,6 +11,7 @@ from danlu.database import leadership
 from danlu.database.engine import Database, Transaction
 
 T = TypeVar("T")
+SECOND = 1_000_000_000
 START = 1_700_000_000_000_000_000
 
 
@@ -38,6 +39,16 @@ class SimulatedClock:
 
     def now(self) -> int:
         return self.time.now() + self.wrong_by
+
+
+class Counted(Database):
+    """The real database, which counts what is written: promises of it are not checked again where nothing was."""
+
+    writes = 0
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        self.writes += 1
+        return super().write(work)
 
 
 @dataclass

@@ -25,7 +25,8 @@ from danlu.executors.base import LaunchOrder, Observation, Phase
 from danlu.executors.simulated import SimulatedExecutor
 from danlu.services import jobs
 from tests.books import rows
-from tests.simulation.world import NODES, SECOND, Broken, Parts, World
+from tests.simulation.ground import NODES, Broken
+from tests.simulation.world import SECOND, Parts, World
 
 T = TypeVar("T")
 SEEDS = int(os.environ.get("DANLU_SEEDS", "100"))

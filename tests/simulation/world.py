@@ -15,10 +15,8 @@ from typing import Any
 from danlu.api.bodies import RetryRequest, StopRequest
 from danlu.blobs.local import LocalBlobs
 from danlu.blobs.local_streams import LocalStreams
-from danlu.blobs.streams import StreamKey
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
-from danlu.controllers.decisions import service
 from danlu.controllers.environments import EnvironmentsController
 from danlu.controllers.leader import LedExecutor
 from danlu.controllers.nodes import NodesController
@@ -27,46 +25,28 @@ from danlu.controllers.recordings import Recording
 from danlu.controllers.scheduling import SchedulingController
 from danlu.controllers.tasks import Tasks
 from danlu.database import leadership, queries
-from danlu.database.engine import Database, Transaction
+from danlu.database.engine import Transaction
 from danlu.database.leadership import Candidate, Fenced, Term
-from danlu.database.records import ATTEMPTS, ENVIRONMENTS, JOBS, PROJECTS
+from danlu.database.records import ENVIRONMENTS, JOBS, PROJECTS
 from danlu.domain.actors import Actor
-from danlu.domain.environments import Environment
-from danlu.domain.jobs import LOST, Attempt, AttemptState, Desired, Job, JobState, Preemption, Reason
-from danlu.domain.nodes import Gpu, NodeCapacity
+from danlu.domain.jobs import Preemption
 from danlu.domain.projects import Project
 from danlu.domain.specs import JobSpec, TaskSpec
 from danlu.errors import Conflict, DanluError, NeverFits
-from danlu.executors.base import Phase
-from danlu.executors.simulated import Faults, SimulatedExecutor
-from danlu.scheduler.cycle import Scheduler
-from danlu.scheduler.recording import replay
-from danlu.services import environments, jobs
+from danlu.executors.simulated import SimulatedExecutor
+from danlu.services import environments, jobs, reports
+from danlu.services.access import attempt_token
 from danlu.services.context import Call, Platform, PlatformFacts
 from danlu.services.vault import Vault
-from tests.books import check_books
 from tests.simulation.builder import SimulatedBuilder
-from tests.simulation.faults import START, Killed, OfTerm, ShakyDatabase, SimulatedClock, Time
+from tests.simulation.faults import START, Counted, Killed, OfTerm, ShakyDatabase, SimulatedClock, Time
+from tests.simulation.ground import Broken, Machines
+from tests.simulation.promises import Promises
 from tests.simulation.wishes import Wishes
-from tests.traces import recorded
 
 SECOND = 1_000_000_000
 GIB = 2**30
 LEASE_S = 5.0
-NEVER_RAN = (Reason.LAUNCH_REJECTED, Reason.STOPPED, Reason.PREEMPTED)
-"""With these an attempt may end before it was launched."""
-
-
-class Broken(AssertionError):
-    """A promise of the system does not hold."""
-
-
-NODES = (
-    NodeCapacity(name="node-a", cpu_milli=4000, memory_bytes=16 * GIB, gpus=tuple(Gpu(index=i) for i in range(4))),
-    NodeCapacity(
-        name="node-b", cpu_milli=8000, memory_bytes=8 * GIB, gpus=tuple(Gpu(index=i, kind="h100") for i in range(2))
-    ),
-)
 
 
 @dataclass
@@ -76,7 +56,11 @@ class Parts:
     scheduling: type[SchedulingController] = SchedulingController
     attempts: type[AttemptsController] = AttemptsController
     collection: type[CollectionController] = CollectionController
-    executor: type[SimulatedExecutor] = SimulatedExecutor
+    executor: type[Any] = SimulatedExecutor
+    ground: Callable[[World], Any] = Machines
+    """what attempts run on: see ground.py"""
+    report: Callable[..., Any] = reports.put
+    """takes what a pod's runner says"""
     environments: type[EnvironmentsController] = EnvironmentsController
     fenced: type[Fenced] = Fenced
 
@@ -94,8 +78,8 @@ class World:
         self.clock = SimulatedClock(self.true_time)
         path = self.folder / f"{self.seed}.db"
         shutil.copyfile(self.template, path)
-        real = Database.open(f"sqlite:///{path}")
-        self.real = real
+        real = Counted.open(f"sqlite:///{path}")
+        self.real: Any = real
         self.database: Any = ShakyDatabase(real, self.random, stands_still=self.stands_still)
         self.servers = itertools.count(1)
         self.may_stand_still = self.standing = False
@@ -104,16 +88,18 @@ class World:
         store = self.folder / f"{self.seed}"
         self.streams = LocalStreams(store)
         self.blobs = LocalBlobs(store)
-        self.executor = self.parts.executor(NODES, self.true_time, self.random)
         self.builder = SimulatedBuilder(self.random)
-        facts = PlatformFacts(home="", started_at=START, isolation="", host_environment=True)
+        ground = self.parts.ground
+        facts = PlatformFacts(home="", started_at=START, isolation="", host_environment=ground is Machines)
         self.platform = Platform(
             database=real, blobs=self.blobs, streams=self.streams, clock=self.clock,
-            random_bits=self.random.getrandbits, facts=facts, attempt_key=b"",
+            random_bits=self.random.getrandbits, facts=facts, attempt_key=b"key",
             vault=Vault(b"m" * 32, self.random.randbytes),
         )  # fmt: skip
         self.call = Call(self.platform, Actor(id="k", name="user", administrator=True), "default")
         self.wishes = Wishes(self.call, self.random)
+        self.ground = ground(self)
+        self.promises = Promises(self)
         self.submitted: list[str] = []
         self.stopped: set[str] = set()
         self.set_back = False
@@ -133,7 +119,7 @@ class World:
 
         Somebody may have set the machine's clock meanwhile.
         """
-        jump = self.random.choices([0, 600, -600], weights=[8, 1, 1])[0]
+        jump = self.random.choices([0, 1, -1], weights=[8, 1, 1])[0] * self.ground.wrong_s
         self.set_back = self.set_back or jump < 0
         self.clock.wrong_by += int(jump * SECOND)
         self.tasks.clear()
@@ -146,11 +132,12 @@ class World:
         assert lease is not None
         term = self.term = Term(lease, leadership.FOREVER, lambda: self.true_time.at)
         database = self.parts.fenced(OfTerm(self.database, lease.epoch, self.late), term)
+        self.executor = self.ground.server()
         executor = LedExecutor(self.executor, term)
         spawn = self.tasks.append
         together = [Tasks(spawn) for _ in range(3)]
         hub = self.platform.hub
-        launches = Launches(self.builder, token=lambda _: "token", url=lambda: "http://localhost")
+        launches = Launches(self.builder, token=self.token, url=lambda: "http://localhost")
         self.controllers: dict[str, Any] = {
             "nodes": NodesController(database, executor, self.clock, hub),
             "scheduling": self.parts.scheduling(
@@ -166,6 +153,9 @@ class World:
                 database, self.builder, self.streams, self.clock, hub, together[2]
             ),
         }  # fmt: skip
+
+    def token(self, attempt_id: str) -> str:
+        return attempt_token(self.platform.attempt_key, attempt_id)
 
     def stands_still(self) -> None:
         """The leader's machine stands still in the middle of what it does. Another server leads and works; then it wakes.
@@ -190,7 +180,7 @@ class World:
 
     def shake(self) -> None:
         """Turns faults on."""
-        self.executor.faults = Faults(unavailable=0.05, unheard=0.1, rejected=0.02, lost=0.15)
+        self.ground.shake()
         self.builder.vanish = 0.05
         self.database.kill = 0.02
         self.database.pause = 0.03
@@ -198,12 +188,11 @@ class World:
 
     def calm(self) -> None:
         """Turns faults off."""
-        self.executor.faults = Faults()
+        self.ground.calm()
         self.builder.vanish = 0.0
         self.database.kill = 0.0
         self.database.pause = 0.0
         self.database.between = None
-        self.executor.nodes = NODES
 
     def act(self) -> None:
         """Lets one thing happen, then checks every promise. What is broken is told, whoever swallows it on the way."""
@@ -215,18 +204,21 @@ class World:
             raise self.broken
 
     def _act(self) -> None:
-        weights = {"user": 2, "controller": 10, "task": 5, "time": 4, "restart": 0.3, "node": 0.2, "preempt": 0.6}
-        (what,) = self.random.choices([*weights], weights=[*weights.values()])
+        acts: dict[str, tuple[float, Callable[[], None]]] = {
+            "user": (2, self.user), "controller": (10, self.controller), "task": (5, self.task), "time": (4, self.time),
+            "restart": (0.3, self.restart), "node": (0.2, self.ground.node), "preempt": (0.6, self.preempt),
+            **self.ground.acts,
+        }  # fmt: skip
+        (what,) = self.random.choices([*acts], weights=[weight for weight, _ in acts.values()])
         try:
-            {"user": self.user, "controller": self.controller, "task": self.task, "time": self.time,
-             "restart": self.restart, "node": self.node, "preempt": self.preempt}[what]()  # fmt: skip
+            acts[what][1]()
         except Killed:
             self.log.append("killed")
             self.restart()
         self.check()
 
     def time(self) -> None:
-        self.time_passes(self.random.choice([0.01, 0.1, 1.0, 5.0]))
+        self.time_passes(self.random.choice(self.ground.pauses_s))
 
     def time_passes(self, seconds: float) -> None:
         self.true_time.at += int(seconds * SECOND)
@@ -244,13 +236,6 @@ class World:
         )  # fmt: skip
         self.log.append(f"preempt {attempt.id}")
         self.database.write(lambda tx: preempt(tx, attempt, preemption, now))
-
-    def node(self) -> None:
-        """A machine goes, with all that runs there, or one that had gone is back."""
-        if len(self.executor.nodes) == len(NODES):
-            self.executor.lose(self.random.choice(NODES).name)
-        else:
-            self.executor.nodes = NODES
 
     def controller(self, name: str | None = None) -> None:
         name = name or self.random.choice(list(self.controllers))
@@ -324,7 +309,7 @@ class World:
         words += r.choice([[], ["print:late"]])
         gpu = r.choice([0, 0, 1, 2])
         environment: dict[str, Any] = r.choice(
-            [{"env": "host", "interpreter": "/usr/bin/python3"}, {"requirements": "a"}, {"requirements": "impossible"}]
+            [self.ground.own_environment, {"requirements": "a"}, {"requirements": "impossible"}]
             + [{"env": "python"}] * 4
         )
         if "hold" in words:  # it ends by itself only when somebody stops it: give it a limit for the end of the test
@@ -358,39 +343,7 @@ class World:
 
     def check(self) -> None:
         """Raises Broken unless every promise holds now."""
-        if self.late:
-            raise Broken(self.late[0])
-        held = self.real.read(queries.holding_attempts)
-        self._fits("the database", [(t.node, t.resources, t.devices) for a in held for t in a.tasks])
-        ports = [port for a in held for t in a.tasks for port in t.ports]
-        if len(set(ports)) != len(ports):
-            raise Broken("a port is leased twice")
-        self.wishes.check(held)
-        for attempt in held:
-            if len(attempt.tasks) != len(self.gangs.get(attempt.job_id, attempt.tasks)):
-                raise Broken(f"{attempt.id} has a part of its gang")
-        alive = self.executor.alive()
-        self._fits("the machines", [(t.node, t.resources, t.devices) for p in alive for t in p.order.attempt.tasks])
-        if len(set(self.executor.begun)) != len(self.executor.begun):
-            raise Broken("an attempt was started twice")
-        used = {p.order.interpreter.bin.parts[-2] for p in alive if p.order.interpreter is not None}
-        if used - self.builder.there - {"usr"}:
-            raise Broken("an environment was removed beneath an attempt")
-        for job in self.real.read(lambda tx: JOBS.find(tx, id=self.stopped or {"-"}, limit=10_000)):
-            if job.desired is not Desired.STOP:
-                raise Broken(f"an accepted stop of {job.id} was forgotten")
-
-    def _fits(self, where: str, shares: list[tuple[str, Any, tuple[int, ...]]]) -> None:
-        for node in NODES:
-            mine = [(need, devices) for name, need, devices in shares if name == node.name]
-            devices = [device for _, some in mine for device in some]
-            if len(set(devices)) != len(devices):
-                raise Broken(f"a GPU of {node.name} is sold twice, says {where}")
-            if (
-                sum(n.cpu_milli for n, _ in mine) > node.cpu_milli
-                or sum(n.memory_bytes for n, _ in mine) > node.memory_bytes
-            ):
-                raise Broken(f"{node.name} is oversold, says {where}")
+        self.promises.check()
 
     def finish(self) -> None:
         """Ends all faults, lets everything come to its end, and checks what must hold then."""
@@ -410,90 +363,17 @@ class World:
                 self.task()
                 self.check()
             self.true_time.at += 10 * SECOND
+            self.ground.goes_on()
             found = self.real.read(lambda tx: JOBS.find(tx, limit=10_000))
             uncollected = self.real.read(lambda tx: queries.uncollected_attempts(tx, 10_000))
-            if not any(job.live for job in found) and not uncollected and not self.executor.processes:
+            if not any(job.live for job in found) and not uncollected and not self.ground.left():
                 break
         else:
             raise Broken(
-                f"it does not come to an end: {[(j.id, j.state, j.reason) for j in found if j.live]}, {uncollected}"
+                f"it does not come to an end: {[(j.id, j.state, j.reason) for j in found if j.live]}, {uncollected}, "
+                f"{self.ground.left()}"
             )
-        attempts = self.real.read(lambda tx: ATTEMPTS.find(tx, limit=100_000))
-        self._moves_are_legal()
-        self.wishes.check_whole()
-        try:
-            check_books(self.real, self.clock.now(), NODES, exact=not self.set_back)
-        except AssertionError as error:
-            raise Broken(f"the ledger: {error}") from error
-        if (difference := replay(recorded(self.streams), Scheduler).difference) is not None:
-            raise Broken(f"what was decided is decided otherwise now: {difference}")
-        for job in found:
-            self._job_is_right(job, [a for a in attempts if a.job_id == job.id])
-
-    def _job_is_right(self, job: Job, attempts: list[Attempt]) -> None:
-        if sorted(a.number for a in attempts) != list(range(1, job.attempts + 1)):
-            raise Broken(f"{job.id} has attempts {[a.number for a in attempts]}, and says {job.attempts}")
-        if any(a.state is not AttemptState.ENDED for a in attempts):
-            raise Broken(f"an attempt of {job.id} has not ended")
-        if job.failures > job.spec.retry.attempts or job.attempts > job.failures + job.losses + job.preemptions + 1:
-            raise Broken(
-                f"{job.id} was tried too often: {job.failures} failures, {job.losses} losses, {job.preemptions} preemptions, "
-                f"{job.attempts} attempts"
-            )
-        lost = [a for a in attempts if a.reason in LOST and a.reason is not Reason.PREEMPTED]
-        made_way = [a for a in attempts if a.reason is Reason.PREEMPTED]
-        if job.losses > len(lost) or job.failures > len(attempts) - len(lost) - len(made_way):
-            raise Broken(f"{job.id} is charged with what it has not done: {[str(a.reason) for a in attempts]}")
-        if any(a.preemption is None for a in made_way) or job.preemptions > len(made_way):
-            raise Broken(f"{job.id} has made way for nobody")
-        if job.attained != sum(service(a) for a in attempts):
-            raise Broken(f"{job.id} has attained {job.attained}, its attempts {[service(a) for a in attempts]}")
-        asked = job.desired is Desired.STOP and job.array is not None  # or made when its array was stopped already
-        if (
-            job.state is JobState.CANCELLED
-            and not asked
-            and job.id not in self.stopped
-            and job.reason is not Reason.DEPENDENCY_FAILED
-        ):
-            raise Broken(f"{job.id} was cancelled by nobody")
-        for attempt in attempts:
-            self._attempt_is_right(job, attempt)
-            for task in attempt.tasks:
-                key = StreamKey(attempt.project, attempt.id, task.name, "log")
-                kept, wrote = self.streams.read(key, 0, 10**6), self.executor.written.get((attempt.id, task.name), b"")
-                if kept != wrote:
-                    raise Broken(f"the log of {task.name} of {attempt.id} is {kept!r}, it wrote {wrote!r}")
-            if attempt.id not in self.executor.begun and attempt.reason not in NEVER_RAN:
-                raise Broken(f"{attempt.id} never ran but ended by {attempt.reason}")
-
-    def _attempt_is_right(self, job: Job, attempt: Attempt) -> None:
-        end = self.executor.ends.get(attempt.id)
-        # what was stopped before anybody saw it has nothing to remember
-        unseen = attempt.reason is Reason.RUNNER_LOST or (
-            attempt.reason in (Reason.STOPPED, Reason.PREEMPTED) and not attempt.started_at
-        )
-        if end is not None and end.phase is Phase.ENDED and not unseen:
-            if attempt.tasks != end.tasks:
-                raise Broken(f"{attempt.id} ended as {end.tasks}, and is remembered as {attempt.tasks}")
-            if (attempt.reason is Reason.MAX_TIME_EXCEEDED) and not end.timed_out:
-                raise Broken(f"{attempt.id} had time left")
-        if attempt.reason is Reason.COMPLETED:
-            codes = {task.name: task.exit_code for task in ([] if end is None else end.tasks)}
-            bad = [task.name for task in job.spec.tasks if task.decides and codes.get(task.name) != 0]
-            if bad:
-                raise Broken(f"{attempt.id} is completed, but {bad} of it ended by {codes}")
-
-    def _moves_are_legal(self) -> None:
-        tables = {"job": Job.MOVES, "attempt": Attempt.MOVES, "environment": Environment.MOVES}
-        last: dict[str, str] = {}
-        for event in self.real.read(lambda tx: queries.events_after(tx, 0, limit=1_000_000)):
-            if event.kind not in tables:
-                continue
-            before = last.get(event.object_id)
-            same = before == event.state
-            if before is not None and not same and event.state not in tables[event.kind][before]:  # type: ignore[index]
-                raise Broken(f"{event.object_id} went from {before} to {event.state}")
-            last[event.object_id] = event.state
+        self.promises.check_end(found)
 
     def close(self) -> None:
         self.real.close()

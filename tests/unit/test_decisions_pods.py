@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from danlu.controllers.decisions import decide
-from danlu.domain.jobs import LOST, AttemptState, Job, JobState, Reason
+from danlu.controllers.decisions import Action, decide
+from danlu.domain.jobs import LOST, AttemptState, Desired, Job, JobState, Reason
 from danlu.executors.base import Observation, Phase
 from tests.factories import NOW, SECOND, make_attempt, make_job
 
@@ -47,3 +47,17 @@ def test_what_was_lost_is_queued_again_with_the_executors_reason_and_is_no_failu
     assert (found.attempts[-1].reason, found.attempts[-1].message) == (reason, "so it was")
     assert (found.jobs[-1].state, found.jobs[-1].reason, found.jobs[-1].failures) == (JobState.QUEUED, reason, 0)
     assert reason in LOST
+
+
+@pytest.mark.parametrize(
+    ("desired", "action", "state"),
+    [(Desired.RUN, Action.LAUNCH, AttemptState.LAUNCHING), (Desired.STOP, Action.STOP, AttemptState.ENDING)],
+)
+def test_a_launch_that_was_cut_short_is_done_again_or_ended_but_never_given_up_while_a_part_of_it_is_there(
+    desired: Desired, action: Action, state: AttemptState
+) -> None:
+    job = starting().model_copy(update={"desired": desired})
+    attempt = make_attempt(job, state=AttemptState.LAUNCHING, reason=Reason.LAUNCHING)
+    seen = Observation(attempt_id=attempt.id, phase=Phase.STARTING, unfinished=True)
+    found = decide(job, attempt, seen, LATER)
+    assert (found.action, (found.attempts or (attempt,))[-1].state) == (action, state)

@@ -10,7 +10,7 @@ from typing import Final, NoReturn, Protocol
 
 from danlu.controllers.decisions import Action, Decision, decide, rejected
 from danlu.controllers.tasks import Tasks, Trials
-from danlu.database import queries
+from danlu.database import queries, reports
 from danlu.database.engine import Transaction
 from danlu.database.kept import Kept
 from danlu.database.leadership import Fenced
@@ -276,6 +276,8 @@ class AttemptsController:
         for new_attempt in decision.attempts:
             ATTEMPTS.put(tx, attempt, new_attempt)
             attempt = new_attempt
+            if attempt.collected:  # nothing of it is kept, what its pods have said neither
+                reports.remove(tx, attempt.id)
         for new_job in decision.jobs:
             JOBS.put(tx, job, new_job)
             job = new_job

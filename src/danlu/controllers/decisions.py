@@ -108,7 +108,8 @@ def _alive(job: Job, attempt: Attempt, seen: Observation, now: int) -> Decision:
             jobs.append(latest_job.evolved(now=now, reason=Reason.PREEMPTED, message=words))
         return Decision(Action.GIVE_WAY, tuple(jobs), tuple(attempts))
     if not stopping:
-        return Decision(jobs=tuple(jobs), attempts=tuple(attempts))
+        again = seen.unfinished and attempt.state is AttemptState.LAUNCHING
+        return Decision(Action.LAUNCH if again else Action.NOTHING, tuple(jobs), tuple(attempts))
     if latest.state in (AttemptState.LAUNCHING, AttemptState.RUNNING):
         attempts.append(latest.moved(AttemptState.ENDING, now=now, reason=Reason.STOP_REQUESTED))
     if latest_job.state in (JobState.STARTING, JobState.RUNNING):

@@ -82,6 +82,10 @@ class Observation(Value):
     phase: Phase
     tasks: tuple[Task, ...] = Field(default=(), description="the attempt's tasks with what became of them")
     started_at: Ns | None = Field(default=None, description="when the first process ran")
+    unfinished: bool = Field(
+        default=False,
+        description="its launch was cut short, and a part of it is there: it is launched again, or stopped",
+    )
     ended_at: Ns | None = None
     seen_at: Ns | None = Field(default=None, description="of a lost one: its last sign of life that the executor knows")
     stopped: bool = Field(default=False, description="it ended because stop() was asked")

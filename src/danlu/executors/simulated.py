@@ -113,7 +113,7 @@ class Script:
 
 @dataclass(slots=True)
 class Process:
-    """One attempt in the simulated world."""
+    """One attempt in the simulated world: of its tasks those that have scripts, as each pod has but one."""
 
     order: LaunchOrder
     begins_at: int
@@ -128,6 +128,11 @@ class Process:
     collected: dict[str, int] = field(default_factory=dict)
     hidden: bool = False
 
+    @property
+    def tasks(self) -> list[TaskSpec]:
+        """What was asked of its tasks."""
+        return [task for task in self.order.job.spec.tasks if task.name in self.scripts]
+
     def over_at(self) -> int | None:
         """Returns when nothing of it is left any more; None while that is not known."""
         known = [at for at in (self._own_end(), self.lost_at, self._stop_end()) if at is not None]
@@ -137,7 +142,7 @@ class Process:
         """Returns when the gang is ended by its own rule, or by its last task; None where it goes on until it is stopped."""
         times = sorted({script.ends_at for script in self.scripts.values() if script.ends_at is not None})
         for at, following in itertools.pairwise([*times, 2**63]):
-            members = [self._member(task, at) for task in self.order.job.spec.tasks]
+            members = [self._member(task, at) for task in self.tasks]
             if all(member.ended_at is not None for member in members):
                 return at
             end_s = gang.end_at(members)
@@ -151,7 +156,7 @@ class Process:
         settled = self.settled_at()
         if settled is None:
             return None
-        known_s = gang.known_at(self._member(task, settled) for task in self.order.job.spec.tasks)
+        known_s = gang.known_at(self._member(task, settled) for task in self.tasks)
         return None if known_s is None else self.begins_at + round(known_s * SECOND)
 
     def _member(self, task: TaskSpec, now: int) -> gang.Member:
@@ -226,6 +231,57 @@ class Process:
         if any(script.heeds for script in self.scripts.values()):
             yields_at = min(yields_at, now + TO_END + PROVEN_NS)
         self.yields_at = yields_at
+
+    def stop(self, grace_s: float, now: int) -> None:
+        """Is asked to end; a second time can only shorten its grace."""
+        if self.stopped_at is None:
+            self.stopped_at = now
+        unbegun = self.begins_at > now  # its runner finds the stop before it starts anything
+        killed_at = now if unbegun else now + int(grace_s * SECOND)
+        self.killed_at = killed_at if self.killed_at is None else min(self.killed_at, killed_at)
+
+    def observation(self, now: int) -> Observation:
+        """Returns what there is to see of it."""
+        over = self.over_at()
+        ended = over is not None and over <= now
+        started = self.begins_at if self.begins_at <= now else None
+        phase = Phase.RUNNING if started is not None else Phase.STARTING
+        lost = ended and over == self.lost_at
+        asked, late = ended and self.was_asked(), ended and self.was_late()
+        made_way = ended and self.made_way() and not lost
+        saved_at, saved_as = self.saved(now) or (None, "")
+        if ended:
+            phase = Phase.LOST if lost else Phase.ENDED
+        mine = [task for task in self.order.attempt.tasks if task.name in self.scripts]
+        tasks = tuple(self._task(task, now, ended=ended, asked=asked) for task in mine)
+        return Observation(
+            attempt_id=self.order.attempt.id, phase=phase, tasks=tasks if started is not None or ended else (),
+            started_at=started, ended_at=over if ended else None,
+            stopped=asked and not late and not made_way, timed_out=late, preempted=made_way,
+            saved_at=saved_at, saved_as=saved_as, seen_at=over if lost else None,
+        )  # fmt: skip
+
+    def _task(self, task: Task, now: int, *, ended: bool, asked: bool) -> Task:
+        script, known = self.scripts[task.name], self.known_at()
+        over = (self.over_at() or 0) if ended else now
+        restarts = sum(at <= over for at in script.restarts)
+        if not ended:
+            return task.model_copy(update={"started_at": self.begins_at, "restarts": restarts})
+        until = min(at for at in (over, self.settled_at(), self.asked_at() if asked else None) if at is not None)
+        by_itself, lost = script.ends_at is not None and script.ends_at <= until, over == self.lost_at
+        ended_at = script.ends_at if by_itself and script.ends_at is not None else over
+        return task.model_copy(
+            update={
+                "started_at": self.begins_at if self.begins_at <= over else None,
+                "ended_at": ended_at,
+                "exit_code": script.exit_code if by_itself and not lost else None,
+                "signal": None if by_itself or lost else SIGKILL if script.deaf else SIGTERM,
+                "stopped": not lost
+                and (not by_itself or any(at is not None and ended_at > at for at in (known, self.noticed_at))),
+                "restarts": restarts,
+                "port_taken": task.ports[0] if script.robbed and by_itself and not lost else None,
+            }
+        )
 
     def log(self, task: str, now: int) -> bytes:
         """Returns what a task has written until ``now``."""
@@ -307,46 +363,8 @@ class SimulatedExecutor:
         )
 
     def _observation(self, attempt_id: str, process: Process, now: int) -> Observation:
-        over = process.over_at()
-        ended = over is not None and over <= now
-        started = process.begins_at if process.begins_at <= now else None
-        phase = Phase.RUNNING if started is not None else Phase.STARTING
-        lost = ended and over == process.lost_at
-        asked, late = ended and process.was_asked(), ended and process.was_late()
-        made_way = ended and process.made_way() and not lost
-        saved_at, saved_as = process.saved(now) or (None, "")
-        if ended:
-            phase = Phase.LOST if lost else Phase.ENDED
-        tasks = tuple(self._task(task, process, now, ended=ended, asked=asked) for task in process.order.attempt.tasks)
-        return Observation(
-            attempt_id=attempt_id, phase=phase, tasks=tasks if started is not None or ended else (),
-            started_at=started, ended_at=over if ended else None,
-            stopped=asked and not late and not made_way, timed_out=late, preempted=made_way,
-            saved_at=saved_at, saved_as=saved_as, seen_at=over if lost else None,
-        )  # fmt: skip
-
-    @staticmethod
-    def _task(task: Task, process: Process, now: int, *, ended: bool, asked: bool) -> Task:
-        script, known = process.scripts[task.name], process.known_at()
-        over = (process.over_at() or 0) if ended else now
-        restarts = sum(at <= over for at in script.restarts)
-        if not ended:
-            return task.model_copy(update={"started_at": process.begins_at, "restarts": restarts})
-        until = min(at for at in (over, process.settled_at(), process.asked_at() if asked else None) if at is not None)
-        by_itself, lost = script.ends_at is not None and script.ends_at <= until, over == process.lost_at
-        ended_at = script.ends_at if by_itself and script.ends_at is not None else over
-        return task.model_copy(
-            update={
-                "started_at": process.begins_at if process.begins_at <= over else None,
-                "ended_at": ended_at,
-                "exit_code": script.exit_code if by_itself and not lost else None,
-                "signal": None if by_itself or lost else SIGKILL if script.deaf else SIGTERM,
-                "stopped": not lost
-                and (not by_itself or any(at is not None and ended_at > at for at in (known, process.noticed_at))),
-                "restarts": restarts,
-                "port_taken": task.ports[0] if script.robbed and by_itself and not lost else None,
-            }
-        )
+        del attempt_id
+        return process.observation(now)
 
     def stop(self, attempt_id: str, *, grace_s: float, notice: Notice | None = None) -> None:
         """See Executor."""
@@ -358,11 +376,7 @@ class SimulatedExecutor:
         if notice is not None:
             process.notice(notice, now)
             return
-        if process.stopped_at is None:
-            process.stopped_at = now
-        unbegun = process.begins_at > now  # its runner finds the stop before it starts anything
-        killed_at = now if unbegun else now + int(grace_s * SECOND)
-        process.killed_at = killed_at if process.killed_at is None else min(process.killed_at, killed_at)
+        process.stop(grace_s, now)
 
     def forget(self, attempt_id: str) -> None:
         """See Executor."""

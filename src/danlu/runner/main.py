@@ -455,7 +455,7 @@ class Runner:
             task.follower.drain()
             task.follower.close()
             if task.name not in over:
-                self.say("exited", task=task.name, error="its runner was killed")
+                self.say("exited", task=task.name, error="its runner was killed", lost=True)
         self.say(
             "ended", stopped=False, timed_out=False, lost=True, message="the runner was lost", seen_at=seen_at or None
         )

@@ -206,13 +206,19 @@ class KubernetesExecutor(PodSpools):
         reports = self._reports()  # after the pods: who has ended has reported before
         world = World(self._health(found.values()), self._now(), self.config.start_timeout_s)
         looks: dict[str, Look] = {}
+        parts: list[Observation] = []
         for attempt_id in sorted(found.keys() | self._known.keys()):
             objects = found.get(attempt_id, Objects())
             if attempt_id in forgotten or attempt_id in launched:  # of what was done meanwhile a list may have a part
                 continue
             held = self._held(attempt_id, objects)
             told = reports.get(attempt_id, {})
-            if held is None or attempt_id in launching or self._is_cut_short(held, objects, told):
+            if held is None and _runs(objects):
+                parts.append(Observation(attempt_id=attempt_id, phase=Phase.STARTING))  # something of it is there
+            if held is None or attempt_id in launching:
+                continue
+            if self._is_cut_short(held, objects, told):
+                parts.append(Observation(attempt_id=attempt_id, phase=Phase.STARTING, unfinished=True))
                 continue
             seen = look(held, told, world)
             looks[attempt_id] = seen
@@ -226,10 +232,8 @@ class KubernetesExecutor(PodSpools):
                 self._end(attempt_id, held.ending, float(held.known.get("grace_s", 0)))
         self._seen = looks
         new = sorted(launched - launching - forgotten)
-        return (
-            *(one.observation for one in looks.values()),
-            *(Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in new),
-        )
+        parts += [Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in new]
+        return (*(one.observation for one in looks.values()), *parts)
 
     def _since_listed(self) -> tuple[set[str], set[str]]:
         """Returns what was launched and what was forgotten since the newest list was begun."""
@@ -294,9 +298,11 @@ class KubernetesExecutor(PodSpools):
         secret = None if objects is None else objects.secret
         if withdrawn.is_withdrawn(secret) if secret else withdrawn.found(self._api, self._spaces, attempt_id):
             return True  # for a while: see _held
-        held = None if objects is None else self._held(attempt_id, objects)
-        if objects is None or held is None or self._is_cut_short(held, objects, {}):
+        if objects is None:
             return False
+        held = self._held(attempt_id, objects)
+        if held is None or self._is_cut_short(held, objects, {}):
+            return held is None and _runs(objects)
         world = World(self._health([objects]), self._now(), self.config.start_timeout_s)
         seen = look(held, self._reports().get(attempt_id, {}), world)
         return seen.observation.phase not in (Phase.ENDED, Phase.LOST)
@@ -377,10 +383,10 @@ class KubernetesExecutor(PodSpools):
 
     def _orphan(self, attempt_id: str, objects: Objects) -> Held | None:
         """Returns what is left of an attempt of which nobody knows more than that its pods run."""
-        running = [pod for pod in objects.pods if not _is_over(pod) and reasons.terminated(pod) is None]
-        if not running:
+        if not _runs(objects):
             self._orphans.pop(attempt_id, None)
             return None
+        running = [pod for pod in objects.pods if not _is_over(pod) and reasons.terminated(pod) is None]
         if self._monotonic() - self._orphans.setdefault(attempt_id, self._monotonic()) < ORPHAN_S:
             return None  # lists are made one after the other: its Secret may have been made between them
         tasks: list[Mapping[str, Any]] = [
@@ -395,7 +401,7 @@ class KubernetesExecutor(PodSpools):
         return Held(attempt_id, {"tasks": tasks}, self._now(), ending=why, pods=tuple(running))
 
     def _is_cut_short(self, held: Held, objects: Objects, told: Mapping[str, TaskReport]) -> bool:
-        """Whether its launch was, by the end of a server: as if it were not there, so that it is launched again."""
+        """Whether its launch was, by the end of a server or an API that did not answer: it is launched again, or stopped."""
         if held.attempt_id in self._whole or held.stopped or held.ending is not None or told:
             return False
         there = {one["metadata"]["labels"].get(ROLE) for one in (*objects.jobs, *objects.pods)}
@@ -464,6 +470,11 @@ def _by_task(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Returns the pods without a runner, by task."""
     marks = {pod["metadata"]["name"]: pod["metadata"].get("labels") or {} for pod in pods}
     return {f"{own.get(ROLE)}-{own.get(INDEX)}": name for name, own in marks.items() if manifests.BARE in own}
+
+
+def _runs(objects: Objects) -> bool:
+    """Whether there are pods that run, or may yet."""
+    return any(not _is_over(pod) and reasons.terminated(pod) is None for pod in objects.pods)
 
 
 def _is_over(pod: Mapping[str, Any]) -> bool:

@@ -84,8 +84,15 @@ class Member:
 
     @property
     def over(self) -> bool:
-        """Whether its own end is known."""
-        return self.task.exit_code is not None or self.task.signal is not None or self.task.ended_at is not None
+        """Whether its own end is known: not where its runner was killed."""
+        told = self.task.exit_code is not None or self.task.signal is not None or self.task.ended_at is not None
+        return told and not self.killed
+
+    @property
+    def killed(self) -> bool:
+        """Whether its pod tells that the runner in it was."""
+        exited = self.status.of(str(self.spec["name"])).exited
+        return bool(exited.get("lost") or (self.status.ended or {}).get("lost"))
 
 
 def look(held: Held, reports: Mapping[str, TaskReport], world: World) -> Look:
@@ -193,6 +200,10 @@ def _lost(member: Member, node: Health, *, gone: bool) -> Why | None:
         return told_why or Why(
             Reason.POD_DELETED, f"the pod of {name} was deleted, and not by Danlu: by hand, or as its node was drained"
         )
+    if member.killed:
+        if member.runs:
+            return None  # what it had written is still being kept
+        return Why(Reason.RUNNER_LOST, f"the runner of {name} was killed; everything it had written was kept")
     if pod is None:
         return Why(Reason.POD_DELETED, f"the pod of {name} is gone, and nothing tells how it ended") if gone else None
     if node.lost:

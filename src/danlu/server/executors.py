@@ -118,8 +118,8 @@ def kubernetes(
     )  # fmt: skip
     way = partial(connect, settings.kubeconfig, settings.context)
     way().close()  # what is not configured is told at the start
-    config = KubernetesConfig(pods, runner, _templates(settings), settings.start_timeout_s)
-    executor = KubernetesExecutor(config, Api(way), reports=reports, kept=kept, hint=hint)
+    config = KubernetesConfig(pods, runner, _templates(settings), settings.start_timeout_s, kept)
+    executor = KubernetesExecutor(config, Api(way), reports=reports, hint=hint)
     executor.start()
     return executor
 

@@ -63,12 +63,16 @@ Reports = Callable[[], Mapping[str, Mapping[str, TaskReport]]]
 
 @dataclass(frozen=True, slots=True)
 class KubernetesConfig:
-    """How the executor works: what pods are like, the runner's zipapp, projects' templates, how long a start may take."""
+    """How the executor works: what pods are like, the runner's zipapp, projects' templates, how long a start may take.
+
+    ``kept`` tells what is kept of a log that it reads itself.
+    """
 
     settings: PodSettings
     runner: bytes = b""
     templates: Templates = field(default_factory=Templates)
     start_timeout_s: float = START_TIMEOUT_S
+    kept: Kept = NOTHING_KEPT
 
 
 class Known(NamedTuple):
@@ -92,11 +96,11 @@ class KubernetesExecutor(PodSpools):
     """See Executor and Spools in executors/base.py."""
 
     def __init__(
-        self, config: KubernetesConfig, api: Api, *, reports: Reports, kept: Kept = NOTHING_KEPT, hint: Hint = lambda: None,
+        self, config: KubernetesConfig, api: Api, *, reports: Reports, hint: Hint = lambda: None,
         now: Callable[[], int] = time.time_ns, monotonic: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """Asks nothing yet. ``reports`` returns what runners reported, by attempt and task; ``now`` ns UTC."""
-        super().__init__(api, config.settings.namespace, kept)
+        super().__init__(api, config.settings.namespace, config.kept)
         self.config, self._api, self._reports, self._hint = config, api, reports, hint
         self._now, self._monotonic = now, monotonic
         settings = config.settings

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -106,6 +107,7 @@ class KubernetesExecutor(PodSpools):
         self._whole: set[str] = set()
         self._anew: set[str] = set()
         self._orphans: dict[str, float] = {}
+        self._gone: dict[str, float] = {}
         self._known: dict[str, Known] = {}
         self._asked: dict[str, Asked] = {}
         self._launched: dict[str, float] = {}
@@ -233,7 +235,20 @@ class KubernetesExecutor(PodSpools):
         self._seen = looks
         new = sorted(launched - launching - forgotten)
         parts += [Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in new]
+        parts += self._vanished(reports.keys() - found.keys() - self._known.keys() - launching - launched - forgotten)
         return (*(one.observation for one in looks.values()), *parts)
+
+    def _vanished(self, attempt_ids: AbstractSet[str]) -> list[Observation]:
+        """Returns what was heard of and is not there: lost, once a later list shows that, and not to be launched again."""
+        now, as_of = self._monotonic(), self.cluster.as_of
+        self._gone = {attempt_id: self._gone.get(attempt_id, now) for attempt_id in sorted(attempt_ids)}
+        words = "its Secret and all its pods are gone: deleted by hand, or with the namespace"
+        return [
+            Observation(attempt_id=attempt_id, phase=Phase.LOST, reason=Reason.POD_DELETED, message=words)
+            if as_of > noted
+            else Observation(attempt_id=attempt_id, phase=Phase.STARTING)
+            for attempt_id, noted in self._gone.items()
+        ]
 
     def _since_listed(self) -> tuple[set[str], set[str]]:
         """Returns what was launched and what was forgotten since the newest list was begun."""

@@ -417,6 +417,9 @@ def test_what_was_heard_of_and_is_gone_is_lost_for_a_server_that_has_just_begun(
     bench.cluster.put("namespaces", {"metadata": {"name": "jobs"}})
     bench.again()
     assert seen(bench, attempt_id).phase is Phase.STARTING  # what is not seen is launched
+    with pytest.raises(ExecutorUnavailable):  # a launch that was decided on before
+        bench.executor.launch(bench.orders[attempt_id])
+    assert bench.cluster.all("secrets") == []
     bench.wait(2)
     assert (seen(bench, attempt_id).phase, seen(bench, attempt_id).reason) == (Phase.LOST, Reason.POD_DELETED)
 

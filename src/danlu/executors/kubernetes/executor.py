@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -107,6 +106,7 @@ class KubernetesExecutor(PodSpools):
         self._whole: set[str] = set()
         self._anew: set[str] = set()
         self._orphans: dict[str, float] = {}
+        self._heard: frozenset[str] = frozenset()
         self._gone: dict[str, float] = {}
         self._known: dict[str, Known] = {}
         self._asked: dict[str, Asked] = {}
@@ -119,14 +119,9 @@ class KubernetesExecutor(PodSpools):
         self._watcher: threading.Thread | None = None
         layers = (*(Layer(name) for name in manifests.LAYERS), Layer.MEMORY_LIMIT, Layer.CPU_LIMIT)
         self.capabilities = Capabilities(
-            name="kubernetes",
-            layers=layers,
-            no_layers=NO_LAYERS,
-            shared=True,
-            images="Kubernetes",
-            archives=True,
+            name="kubernetes", layers=layers, no_layers=NO_LAYERS, shared=True, images="Kubernetes", archives=True,
             sessions=True,
-        )
+        )  # fmt: skip
 
     def start(self) -> None:
         """Begins to watch; what it finds is looked at when somebody asks."""
@@ -174,7 +169,8 @@ class KubernetesExecutor(PodSpools):
             if self._runner_at is None or self._monotonic() - self._runner_at >= RUNNER_S:
                 self._create("configmaps", manifests.config_map(settings, self.config.runner))
                 self._runner_at = self._monotonic()
-            made = self._create("secrets", secret)
+            # what was heard of has begun: where its Secret is gone meanwhile, it is not begun a second time
+            made = None if attempt_id in self._heard else self._create("secrets", secret)
             if made is None:
                 made = self._api.get(core(settings.namespace, "secrets", attempt_id))
                 marks = made["metadata"].get("annotations") or {}
@@ -206,6 +202,7 @@ class KubernetesExecutor(PodSpools):
         found = self.cluster.look()
         launched, forgotten = self._since_listed()
         reports = self._reports()  # after the pods: who has ended has reported before
+        self._heard = frozenset(reports)
         world = World(self._health(found.values()), self._now(), self.config.start_timeout_s)
         looks: dict[str, Look] = {}
         parts: list[Observation] = []
@@ -238,7 +235,7 @@ class KubernetesExecutor(PodSpools):
         parts += self._vanished(reports.keys() - found.keys() - self._known.keys() - launching - launched - forgotten)
         return (*(one.observation for one in looks.values()), *parts)
 
-    def _vanished(self, attempt_ids: AbstractSet[str]) -> list[Observation]:
+    def _vanished(self, attempt_ids: Iterable[str]) -> list[Observation]:
         """Returns what was heard of and is not there: lost, once a later list shows that, and not to be launched again."""
         now, as_of = self._monotonic(), self.cluster.as_of
         self._gone = {attempt_id: self._gone.get(attempt_id, now) for attempt_id in sorted(attempt_ids)}

@@ -33,6 +33,13 @@ class Wired(KubernetesExecutor):
         self.bench.runners.stop(attempt_id, grace_s=grace_s, notice=notice)
         self.bench.told.add(attempt_id)
 
+    def forget(self, attempt_id: str) -> None:
+        """What was said of an attempt is removed before it is forgotten."""
+        super().forget(attempt_id)
+        cluster = self.bench.cluster
+        if ("secrets", SETTINGS.namespace, attempt_id) not in cluster.objects and not cluster.pods(attempt_id):
+            self.bench.collected.add(attempt_id)
+
 
 class PodBench(Bench):
     def __init__(self) -> None:
@@ -42,6 +49,7 @@ class PodBench(Bench):
         self.told: set[str] = set()
         self.lost: set[str] = set()
         self.evicted: set[str] = set()
+        self.collected: set[str] = set()
         self.cluster = Cluster(self.clock.now, self.container)
         self.cluster.put("namespaces", {"metadata": {"name": "jobs"}})
         self.cluster.node("node-1")
@@ -106,6 +114,7 @@ class PodBench(Bench):
         return {
             seen.attempt_id: {task.name: self._report(seen, task) for task in seen.tasks}
             for seen in self.runners.observe()
+            if seen.attempt_id not in self.collected
         }
 
     def _report(self, seen: Observation, task: Any) -> TaskReport:

@@ -25,7 +25,8 @@ def report(seen: Observation, task: Task, ended: dict[str, Any] | None, *, silen
     at = task.ended_at or seen.ended_at
     over = seen.phase in (Phase.ENDED, Phase.LOST) or task.ended_at is not None
     if over and not silent:
-        events.append({"event": "exited", "task": task.name, "at": at, **task.model_dump(include=EXITED)})
+        lost = {"lost": True} if seen.phase is Phase.LOST else {}
+        events.append({"event": "exited", "task": task.name, "at": at, **task.model_dump(include=EXITED), **lost})
     if ended is not None and not silent:
         events.append({"event": "ended", "at": at, **ended})
     saved = None if seen.saved_at is None else SavedCheckpoint(name=seen.saved_as, at=seen.saved_at)

@@ -440,7 +440,21 @@ def test_pods_without_their_secret_are_there_for_a_server_that_has_just_begun(be
     bench.executor.forget(attempt_id)
     bench.wait(120)
     assert nothing_runs(bench, attempt_id)
-    assert bench.see(attempt_id) is None
+    assert seen(bench, attempt_id).phase is Phase.LOST
+
+
+def test_what_was_heard_of_and_is_gone_is_lost_for_a_server_that_has_just_begun(bench: PodBench) -> None:
+    attempt_id = running(bench)
+    bench.cluster.delete_namespace("jobs")
+    bench.until(lambda: bench.cluster.pods(attempt_id) == [])
+    bench.cluster.put("namespaces", {"metadata": {"name": "jobs"}})
+    bench.again()
+    assert seen(bench, attempt_id).phase is Phase.STARTING  # what is not seen is launched
+    with pytest.raises(ExecutorUnavailable):  # a launch that was decided on before
+        bench.executor.launch(bench.orders[attempt_id])
+    assert bench.cluster.all("secrets") == []
+    bench.wait(2)
+    assert (seen(bench, attempt_id).phase, seen(bench, attempt_id).reason) == (Phase.LOST, Reason.POD_DELETED)
 
 
 @pytest.mark.parametrize("last_word", [True, False])
@@ -497,6 +511,7 @@ def test_another_platform_of_the_namespace_is_left_alone(bench: PodBench) -> Non
     for kind in ("secrets", "jobs", "pods"):
         for item in bench.cluster.all(kind):
             item["metadata"]["labels"]["danlu.io/platform"] = "other"
+    bench.collected.add(attempt_id)  # it is the other's database that has what its runner says
     bench.again()
     assert bench.executor.observe() == ()
     assert not nothing_runs(bench, attempt_id)

@@ -27,6 +27,7 @@ SETTINGS: Final = PodSettings(
 )
 START_TIMEOUT_S: Final = 60.0
 TROUBLE_S: Final = 60.0
+TROUBLES: Final = (*["down"] * 2, "slow", "erring", "image", "quota", *["delete"] * 3, "namespace")
 QUOTA: Final = 'pods "x" is forbidden: exceeded quota: gpus, requested: 8, used: 0, limited: 4'
 NOT_BY_ITSELF: Final = LOST | {Reason.STOPPED, Reason.LAUNCH_REJECTED, Reason.COMPLETED, Reason.MAX_TIME_EXCEEDED}
 """With what an attempt ends that no task's failure ended."""
@@ -85,7 +86,8 @@ class Pods:
     def acts(self) -> Mapping[str, tuple[float, Act]]:
         return {
             "cluster": (6, self.cluster.tick), "runner": (10, self._runner), "watch": (1, self._watch),
-            "again": (0.5, self._again), "trouble": (1.0, self._trouble),
+            "again": (0.5, self._again), "trouble": (1.2, self._trouble), "turn": (3, self._turn),
+            "node": (0.5, self.node),
         }  # fmt: skip
 
     def _container(self, pod: dict[str, Any]) -> Container:
@@ -98,6 +100,18 @@ class Pods:
         busy = [runner for runner in self.runners.values() if not runner.silent]
         if busy:
             self.random.choice(busy).step(self.random, self.way)
+
+    def _turn(self) -> None:
+        """Everybody does a little: most of a life is uneventful."""
+        for name in list(self.world.controllers):
+            self.world.controller(name)
+        while self.world.tasks:
+            self.world.task()
+        for _ in range(2):
+            self.cluster.tick()
+            for runner in list(self.runners.values()):
+                runner.step(self.random, self.way)
+            self.world.time_passes(0.5)
 
     def _again(self) -> None:
         if self.runners and self.way.lossy:
@@ -152,7 +166,9 @@ class Pods:
 
     def _trouble(self) -> None:
         until = self.time.at + int(self.random.uniform(1, TROUBLE_S) * SECOND)
-        what = self.random.choice(["down", "down", "slow", "erring", "image", "quota", "delete", "delete", "namespace"])
+        what = self.random.choice(
+            ["down", "down", "slow", "erring", "image", "quota", "delete", "delete", "delete", "namespace"]
+        )
         self.world.log.append(what)
         if what in ("down", "slow", "erring"):
             setattr(self.trouble, f"{what}_until", until)
@@ -173,7 +189,7 @@ class Pods:
             self.cluster.delete_namespace(SETTINGS.namespace)
 
     def shake(self) -> None:
-        self.way.lossy, self.way.killed, self.trouble.erring = 0.15, 0.15, 0.03
+        self.way.lossy, self.way.killed, self.trouble.erring = 0.15, 0.15, 0.06
 
     def calm(self) -> None:
         self.way.lossy = self.way.killed = self.trouble.erring = 0.0

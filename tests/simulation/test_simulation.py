@@ -34,10 +34,10 @@ ACTIONS = 250
 PLANTED_SEEDS = 40
 
 
-def live(world: World) -> None:
+def live(world: World, actions: int = ACTIONS) -> None:
     try:
         world.shake()
-        for _ in range(ACTIONS):
+        for _ in range(actions):
             world.act()
         world.finish()
     finally:

@@ -117,7 +117,7 @@ class Wire:
         return refusal(*self.random.choice(ERRORS)) if self.random.random() < often else None
 
     def _perhaps_killed(self) -> None:
-        if self.random.random() < self.trouble.erring / 20:
+        if self.random.random() < self.trouble.erring / 40:
             raise Killed
 
     def build_request(self, method: str, path: str, *, params: Mapping[str, Any], timeout: float) -> str:

@@ -110,6 +110,8 @@ class KubernetesExecutor(PodSpools):
         self._whole: set[str] = set()
         self._anew: set[str] = set()
         self._orphans: dict[str, float] = {}
+        self._heard: frozenset[str] = frozenset()
+        self._gone: dict[str, float] = {}
         self._known: dict[str, Known] = {}
         self._asked: dict[str, Asked] = {}
         self._launched: dict[str, float] = {}
@@ -121,14 +123,9 @@ class KubernetesExecutor(PodSpools):
         self._watcher: threading.Thread | None = None
         layers = (*(Layer(name) for name in manifests.LAYERS), Layer.MEMORY_LIMIT, Layer.CPU_LIMIT)
         self.capabilities = Capabilities(
-            name="kubernetes",
-            layers=layers,
-            no_layers=NO_LAYERS,
-            shared=True,
-            images="Kubernetes",
-            archives=True,
+            name="kubernetes", layers=layers, no_layers=NO_LAYERS, shared=True, images="Kubernetes", archives=True,
             sessions=True,
-        )
+        )  # fmt: skip
 
     def start(self) -> None:
         """Begins to watch; what it finds is looked at when somebody asks."""
@@ -175,7 +172,8 @@ class KubernetesExecutor(PodSpools):
             if self._runner_at is None or self._monotonic() - self._runner_at >= RUNNER_S:
                 self._create("configmaps", manifests.config_map(settings, self.config.runner))
                 self._runner_at = self._monotonic()
-            made = self._create("secrets", secret)
+            # what was heard of has begun: where its Secret is gone meanwhile, it is not begun a second time
+            made = None if attempt_id in self._heard else self._create("secrets", secret)
             if made is None:
                 made = self._api.get(core(settings.namespace, "secrets", attempt_id))
                 marks = made["metadata"].get("annotations") or {}
@@ -208,6 +206,7 @@ class KubernetesExecutor(PodSpools):
         found = self.cluster.look()
         launched, forgotten = self._since_listed()
         reports = self._reports()  # after the pods: who has ended has reported before
+        self._heard = frozenset(reports)
         world = World(self._health(found.values()), self._now(), self.config.start_timeout_s)
         looks: dict[str, Look] = {}
         parts: list[Observation] = []
@@ -237,7 +236,20 @@ class KubernetesExecutor(PodSpools):
         self._seen = looks
         new = sorted(launched - launching - forgotten)
         parts += [Observation(attempt_id=attempt_id, phase=Phase.STARTING) for attempt_id in new]
+        parts += self._vanished(reports.keys() - found.keys() - self._known.keys() - launching - launched - forgotten)
         return (*(one.observation for one in looks.values()), *parts)
+
+    def _vanished(self, attempt_ids: Iterable[str]) -> list[Observation]:
+        """Returns what was heard of and is not there: lost, once a later list shows that, and not to be launched again."""
+        now, as_of = self._monotonic(), self.cluster.as_of
+        self._gone = {attempt_id: self._gone.get(attempt_id, now) for attempt_id in sorted(attempt_ids)}
+        words = "its Secret and all its pods are gone: deleted by hand, or with the namespace"
+        return [
+            Observation(attempt_id=attempt_id, phase=Phase.LOST, reason=Reason.POD_DELETED, message=words)
+            if as_of > noted
+            else Observation(attempt_id=attempt_id, phase=Phase.STARTING)
+            for attempt_id, noted in self._gone.items()
+        ]
 
     def _since_listed(self) -> tuple[set[str], set[str]]:
         """Returns what was launched and what was forgotten since the newest list was begun."""

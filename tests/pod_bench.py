@@ -171,3 +171,32 @@ class PodBench(Bench):
     ) -> list[str]:
         flags = [word for word, wanted in (("hold", hold), ("deaf", deaf), ("heeds", heeds)) if wanted]
         return ["simulated", *(f"print:{line}" for line in lines), f"sleep:{after_s}", *flags, f"exit:{code}"]
+
+
+def running(bench: PodBench, **fields: object) -> str:
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True), **fields)
+    bench.printed(attempt_id, "up")
+    bench.until(lambda: seen(bench, attempt_id).phase is Phase.RUNNING)
+    return attempt_id
+
+
+def gang(bench: PodBench, replicas: int = 2) -> str:
+    program = bench.program(lines=("up",), hold=True)
+    roles = {"ps": {"replicas": 1, "command": program}, "worker": {"replicas": replicas, "command": program}}
+    attempt_id = bench.launch("unused", roles=roles, framework="tensorflow", grace=1, cpu=0.25)
+    bench.until(lambda: bench.log(attempt_id).count("up") == replicas + 1)
+    return attempt_id
+
+
+def seen(bench: PodBench, attempt_id: str) -> Observation:
+    found = bench.see(attempt_id)
+    assert found is not None
+    return found
+
+
+def is_over(found: Observation | None) -> bool:
+    return found is not None and found.phase in (Phase.ENDED, Phase.LOST)
+
+
+def nothing_runs(bench: PodBench, attempt_id: str) -> bool:
+    return all(pod["status"]["phase"] in ("Succeeded", "Failed") for pod in bench.cluster.pods(attempt_id))

@@ -7,10 +7,10 @@ secrets, no checkpoints, no outputs. So it is for a command that the image itsel
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from danlu.executors.kubernetes.manifests import BARE, INDEX
+from danlu.executors.kubernetes.manifests import BARE, INDEX, ROLE
 from danlu.runner import formats
 
 KUBERNETES_LABELS: Final = frozenset(
@@ -71,3 +71,9 @@ def job(made: Mapping[str, Any], order: Object) -> Object:
 
 def _own(meta: Mapping[str, Any]) -> Object:
     return {"annotations": meta["annotations"]} if meta.get("annotations") else {}
+
+
+def by_task(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the names of the pods without a runner, by task."""
+    marks = {pod["metadata"]["name"]: pod["metadata"].get("labels") or {} for pod in pods}
+    return {f"{own.get(ROLE)}-{own.get(INDEX)}": name for name, own in marks.items() if BARE in own}

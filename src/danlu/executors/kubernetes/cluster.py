@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from danlu.errors import DanluError, ExecutorUnavailable
+from danlu.executors.kubernetes import reasons
 from danlu.executors.kubernetes.client import Api, Keep, Refused, batch, core
 from danlu.executors.kubernetes.manifests import ATTEMPT, PLATFORM
 
@@ -33,6 +34,11 @@ class Objects:
     secret: Object | None = None
     jobs: list[Object] = field(default_factory=list)
     pods: list[Object] = field(default_factory=list)
+
+    @property
+    def running(self) -> list[Object]:
+        """The pods that run, or may yet."""
+        return [pod for pod in self.pods if not is_over(pod) and reasons.terminated(pod) is None]
 
 
 class Cluster:
@@ -174,6 +180,11 @@ class Cluster:
                 self._watching = False
                 LOG.exception("the watch of pods failed: it is begun again")
                 stopping.wait(WATCH_PAUSES_S[-1])
+
+
+def is_over(pod: Object) -> bool:
+    """Whether all that a pod had to do is done, or failed."""
+    return pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def unavailable(error: Refused) -> ExecutorUnavailable:

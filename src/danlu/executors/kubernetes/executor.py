@@ -23,9 +23,9 @@ from danlu.domain.reports import TaskReport
 from danlu.domain.sessions import SessionRequest
 from danlu.errors import DanluError, ExecutorUnavailable, LaunchRejected, NotRunning
 from danlu.executors.base import Capabilities, Hint, LaunchOrder, Notice, Observation, Phase
-from danlu.executors.kubernetes import bare, entering, manifests, reasons, withdrawn
+from danlu.executors.kubernetes import bare, entering, manifests, withdrawn
 from danlu.executors.kubernetes.client import Api, Refused, batch, core
-from danlu.executors.kubernetes.cluster import Cluster, Objects, unavailable
+from danlu.executors.kubernetes.cluster import Cluster, Objects, is_over, unavailable
 from danlu.executors.kubernetes.manifests import ATTEMPT, INDEX, ROLE, TASKS, TO_DELIVER_S, PodSettings
 from danlu.executors.kubernetes.nodes import Health, capacity, health
 from danlu.executors.kubernetes.observing import Held, Look, World, look
@@ -216,7 +216,7 @@ class KubernetesExecutor(PodSpools):
                 continue
             held = self._held(attempt_id, objects)
             told = reports.get(attempt_id, {})
-            if held is None and _runs(objects):
+            if held is None and objects.running:
                 parts.append(Observation(attempt_id=attempt_id, phase=Phase.STARTING))  # something of it is there
             if held is None or attempt_id in launching:
                 continue
@@ -226,7 +226,7 @@ class KubernetesExecutor(PodSpools):
             seen = look(held, told, world)
             looks[attempt_id] = seen
             if held.known.get("bare"):
-                self._bare[attempt_id] = _by_task(objects.pods)
+                self._bare[attempt_id] = bare.by_task(objects.pods)
             if seen.no_python and attempt_id not in self._anew:
                 self._make_bare(held)
             if seen.end is not None:
@@ -318,7 +318,7 @@ class KubernetesExecutor(PodSpools):
             return False
         held = self._held(attempt_id, objects)
         if held is None or self._is_cut_short(held, objects, {}):
-            return held is None and _runs(objects)
+            return held is None and bool(objects.running)
         world = World(self._health([objects]), self._now(), self.config.start_timeout_s)
         seen = look(held, self._reports().get(attempt_id, {}), world)
         return seen.observation.phase not in (Phase.ENDED, Phase.LOST)
@@ -399,10 +399,10 @@ class KubernetesExecutor(PodSpools):
 
     def _orphan(self, attempt_id: str, objects: Objects) -> Held | None:
         """Returns what is left of an attempt of which nobody knows more than that its pods run."""
-        if not _runs(objects):
+        running = objects.running
+        if not running:
             self._orphans.pop(attempt_id, None)
             return None
-        running = [pod for pod in objects.pods if not _is_over(pod) and reasons.terminated(pod) is None]
         if self._monotonic() - self._orphans.setdefault(attempt_id, self._monotonic()) < ORPHAN_S:
             return None  # lists are made one after the other: its Secret may have been made between them
         tasks: list[Mapping[str, Any]] = [
@@ -426,7 +426,7 @@ class KubernetesExecutor(PodSpools):
 
     def _health(self, every: Iterable[Objects]) -> dict[str, Health]:
         """Returns how the nodes are that pods run on; nothing where none does, or nobody may know."""
-        wanted = any(not _is_over(pod) and pod["spec"].get("nodeName") for one in every for pod in one.pods)
+        wanted = any(not is_over(pod) and pod["spec"].get("nodeName") for one in every for pod in one.pods)
         if not wanted:
             return {}
         now = self._now()
@@ -480,21 +480,6 @@ def _passes(error: Refused) -> bool:
 
 def _roles(known: Mapping[str, Any]) -> set[str]:
     return {str(task["role"]) for task in known["tasks"]}
-
-
-def _by_task(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Returns the pods without a runner, by task."""
-    marks = {pod["metadata"]["name"]: pod["metadata"].get("labels") or {} for pod in pods}
-    return {f"{own.get(ROLE)}-{own.get(INDEX)}": name for name, own in marks.items() if manifests.BARE in own}
-
-
-def _runs(objects: Objects) -> bool:
-    """Whether there are pods that run, or may yet."""
-    return any(not _is_over(pod) and reasons.terminated(pod) is None for pod in objects.pods)
-
-
-def _is_over(pod: Mapping[str, Any]) -> bool:
-    return pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def _is_pending(pod: Mapping[str, Any]) -> bool:

@@ -112,7 +112,7 @@ def test_the_last_report_stays_though_an_older_one_is_stored_at_the_same_time(ap
     statement = "INSERT INTO reports" if first else "UPDATE reports"
     with meanwhile(api, statement, lambda: services.put(call_of(api), api.ids["attempt"], "main-0", ENDED)):
         services.put(call_of(api), api.ids["attempt"], "main-0", SECOND)
-    assert services.seen(api.database)[api.ids["attempt"]]["main-0"].events == ENDED.events
+    assert services.seen(api.database)()[api.ids["attempt"]]["main-0"].events == ENDED.events
 
 
 def collect(api: Api) -> None:
@@ -134,7 +134,7 @@ def test_nothing_is_stored_of_an_attempt_that_ends_at_the_same_time(api: Api) ->
     own = api.ids["attempt"]
     with meanwhile(api, "INSERT INTO reports", lambda: collect(api)):
         services.put(call_of(api), own, "main-0", FIRST)
-    assert services.seen(api.database) == {}
+    assert services.seen(api.database)() == {}
 
 
 def test_no_checkpoint_is_stored_of_an_attempt_that_ends_at_the_same_time(api: Api) -> None:

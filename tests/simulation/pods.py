@@ -75,7 +75,7 @@ class Pods:
         self.wire = wire = Wire(self.cluster, self.time, self.random, self.trouble, self._between, self._posted)
         executor: KubernetesExecutor = world.parts.executor(
             KubernetesConfig(SETTINGS, b"runner", start_timeout_s=START_TIMEOUT_S),
-            Api(lambda: wire, world.time_passes), reports=lambda: seen(world.real), now=world.clock.now,
+            Api(lambda: wire, world.time_passes), reports=seen(world.real), now=world.clock.now,
             monotonic=lambda: self.time.at / SECOND,
         )  # fmt: skip
         return executor
@@ -235,7 +235,7 @@ class Pods:
             running.add((runner.attempt_id, runner.name))
 
     def check_stored(self) -> None:
-        told = self.world.real.read(reports.every)
+        told = self.world.real.read(reports.Heard().look)
         late = (
             self.world.real.read(lambda tx: ATTEMPTS.find(tx, id=tuple(told), collected=True, limit=1)) if told else []
         )

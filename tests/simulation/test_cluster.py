@@ -50,11 +50,11 @@ def test_what_pods_have_said_goes_with_an_attempt_that_is_refused_at_last(tmp_pa
         for _ in range(5):
             world.time_passes(1)
             world.ground.goes_on()
-        assert world.real.read(reports.every)
+        assert world.real.read(reports.Heard().look)
         (attempt,) = world.real.read(lambda tx: ATTEMPTS.find(tx, job_id=job_id, limit=2))
         job = jobs.get(world.call, job_id)
         world.controllers["attempts"]._reject(job, attempt, Reason.LAUNCH_REJECTED, "its environment has failed")
-        assert world.real.read(reports.every) == {}
+        assert world.real.read(reports.Heard().look) == {}
     finally:
         world.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -26,6 +27,7 @@ MAX_LEASE_S: Final = 300.0
 
 LOCAL, KUBERNETES = "local", "kubernetes"
 EXECUTORS: Final = (LOCAL, KUBERNETES)
+MAX_START_TIMEOUT_S: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ def database_url(environ: Mapping[str, str]) -> str | None:
         found = Path(name).expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise PlatformError(
-            f"the database's address cannot be read from {name} (DANLU_DATABASE_URL_FILE): {error}"
+            f"the database's address cannot be read from {name} (DANLU_DATABASE_URL_FILE): {error.args[-1]}",
+            next_step="give that file to this user, or set DANLU_DATABASE_URL",
         ) from error
     if not found:
         raise PlatformError(
@@ -172,6 +175,14 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(text)
     return number
+
+
+def _number(environ: Mapping[str, str], name: str, default: int, most: int) -> float:
+    text = environ.get(name) or str(default)
+    with contextlib.suppress(ValueError):
+        if 1 <= (found := float(text)) <= most:
+            return found
+    raise ValueError(f"{name}={text!r}: it is a number from 1 to {most}")
 
 
 def kubernetes(environ: Mapping[str, str]) -> KubernetesSettings | None:
@@ -195,13 +206,8 @@ def kubernetes(environ: Mapping[str, str]) -> KubernetesSettings | None:
     files = {"kubeconfig": "DANLU_KUBECONFIG", "authority": "DANLU_POD_CA", "templates": "DANLU_POD_TEMPLATES"}
     found: dict[str, Any] = {name: environ[variable] for name, variable in texts.items() if environ.get(variable)}
     found |= {name: Path(environ[variable]) for name, variable in files.items() if environ.get(variable)}
-    try:
-        timeout_s = _finite(environ.get("DANLU_START_TIMEOUT_S") or "600")
-        base = int(environ.get("DANLU_POD_UID_BASE") or "200000")
-    except ValueError as error:
-        raise ValueError(f"DANLU_START_TIMEOUT_S and DANLU_POD_UID_BASE are numbers: {error}") from error
-    if timeout_s < 1 or not 1 <= base <= 2**31 - 2**20:
-        raise ValueError("DANLU_START_TIMEOUT_S is at least 1 s, DANLU_POD_UID_BASE from 1 to 2146435072")
+    timeout_s = _number(environ, "DANLU_START_TIMEOUT_S", 600, MAX_START_TIMEOUT_S)
+    base = int(_number(environ, "DANLU_POD_UID_BASE", 200_000, 2**31 - 2**20))
     kept = environ.get("DANLU_POD_ENVIRONMENTS")
     if kept and not re.fullmatch(r"hostPath:/[^:]+|pvc:[a-z0-9][-a-z0-9.]*|emptyDir", kept):
         raise ValueError(f"DANLU_POD_ENVIRONMENTS={kept!r}: it is hostPath:/PATH, pvc:NAME or emptyDir")
@@ -234,7 +240,7 @@ def environment_images(text: str) -> dict[str, str]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, image = (word.strip() for word in part.partition("="))
         if not name or not image:
-            raise ValueError(f"{part[:200]!r} is not NAME=IMAGE")
+            raise ValueError(f"DANLU_ENVIRONMENT_IMAGES: {part[:200]!r} is not NAME=IMAGE")
         found[name] = image
     return found
 
@@ -283,17 +289,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Returns the settings from the command line and the environment; exits with 2 on wrong usage."""
-    parser = _parser()
-    found = parser.parse_args(list(arguments))
+    """Returns the settings from the command line and the environment; exits with 2 on wrong usage.
+
+    Raises:
+        PlatformError: a variable is not what it should be.
+    """
+    return settings(flags(arguments), environ)
+
+
+def flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns what stands on the command line; exits with 2 on wrong usage."""
+    return _parser().parse_args(list(arguments))
+
+
+def settings(found: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    """Returns the settings, of which the environment has those that are no flags.
+
+    Raises:
+        PlatformError: a variable is not what it should be.
+    """
     try:
         pods = kubernetes(environ)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
         images = environment_images(environ.get("DANLU_ENVIRONMENT_IMAGES", ""))
     except ValueError as error:
-        parser.error(f"DANLU_ENVIRONMENT_IMAGES: {error}")
+        raise PlatformError(str(error), next_step="docs/reference/environment-variables.md has all of them") from error
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
         home=home,

@@ -131,3 +131,11 @@ def test_whether_a_job_fits_is_asked_anew_of_nodes_that_changed(database: Databa
     never = database.read(lambda tx: empty.never_fits(tx, GPUS))
     assert never is not None
     assert "the largest node here has" in never[0] or "this machine" in never[0], never
+
+
+def test_what_a_cluster_has_no_gpu_for_is_not_told_to_declare_one(database: Database) -> None:
+    pods = make_node().evolved(now=make_node().updated_at, executor="kubernetes")
+    database.write(lambda tx: NODES.add(tx, pods))
+    never = database.read(lambda tx: Empty().never_fits(tx, GPUS))
+    assert never is not None
+    assert "danlu up --gpus" not in never[1]

@@ -12,6 +12,7 @@ from danlu.client import artifacts, code
 from danlu.domain.jobs import Job, JobState
 from danlu.errors import StorageUnavailable
 from tests.faults import FaultyProxy, answer
+from tests.process.commands import Person
 from tests.process.platform import Server, until
 from tests.s3_server import S3Server
 
@@ -97,6 +98,8 @@ def test_what_a_job_leaves_while_the_store_is_away_is_kept_once_it_is_back(
             lambda: "s3://danlu/" in client.call("jobs.attempts", {"job": job.id}).items[0].kept, 120,
             "its attempt says what it waits for",
         )  # fmt: skip
+    person = Person(tmp_path, {"DANLU_HOME": str(server.home)})
+    assert "attempt 1 is not kept yet" in person.danlu("describe", server.job(job.id).name)
     proxy.well()
     assert server.wait(job.id, timeout_s=180).state is JobState.SUCCEEDED
     assert server.lines(job.id, 1) == LINES

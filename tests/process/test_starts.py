@@ -83,3 +83,11 @@ def test_a_platform_stays_at_its_port_and_says_where_it_went_instead(home: Path,
         assert (again == moved) == ("another program" not in admin.said)
     finally:
         admin.danlu("down")
+
+
+def test_a_wrong_variable_is_said_without_how_a_server_is_called(home: Path, tmp_path: Path) -> None:
+    admin = Person(tmp_path, {"DANLU_HOME": str(home), "DANLU_EXECUTOR": "kubernets"})
+    admin.danlu("up", code=3)
+    said = re.sub(r"\s+", " ", admin.said)
+    assert "error: DANLU_EXECUTOR='kubernets': it is one of local, kubernetes" in said
+    assert "usage" not in said

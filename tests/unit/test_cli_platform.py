@@ -19,7 +19,7 @@ from danlu.config import default_home, parse
 from danlu.domain.jobs import Attempt, Task
 from danlu.domain.resources import Resources
 from danlu.domain.specs import JobSpec
-from danlu.errors import AlreadyRunning, Unavailable
+from danlu.errors import AlreadyRunning, PlatformError, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,20 @@ def test_attempts_that_are_not_kept_are_told_with_the_reason():
 
     attempts = [attempt(1, collected=True), attempt(2, kept="no room\non the disk"), attempt(3)]
     assert not_kept(attempts) == ["attempt 2 is not kept yet: no room on the disk"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DANLU_EXECUTOR", "kubernets"), ("DANLU_POD_UID_BASE", "abc"), ("DANLU_POD_UID_BASE", "0"),
+     ("DANLU_START_TIMEOUT_S", "nan"), ("DANLU_POD_ENVIRONMENTS", "here"), ("DANLU_ENVIRONMENT_IMAGES", "tf1")],
+)  # fmt: skip
+def test_a_wrong_variable_is_named_with_its_value(name: str, value: str) -> None:
+    environ = {"DANLU_EXECUTOR": "kubernetes", "DANLU_POD_URL": "http://danlu:7070", name: value}
+    with pytest.raises(PlatformError) as caught:
+        parse([], environ)
+    assert name in caught.value.message
+    assert repr(value) in caught.value.message
+    assert "environment-variables.md" in caught.value.next_step
 
 
 def test_for_how_long_events_are_kept_is_given_on():

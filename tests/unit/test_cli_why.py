@@ -30,6 +30,13 @@ def test_a_position_is_one_among_all_projects() -> None:
     )
 
 
+@pytest.mark.parametrize(("state", "said"), [("starting", "1m30s"), ("running", "20s")])
+def test_what_does_not_wait_is_so_since_it_began(state: str, said: str) -> None:
+    started_at = NOW - 20 * SECOND_NS if state == "running" else None
+    job = make_job(name="bert", state=state, queued_at=NOW - 90 * SECOND_NS, started_at=started_at)
+    assert headline(Why(job=job, asks=(), explanation=()), NOW) == f"bert is {state}, for {said}"
+
+
 @pytest.mark.parametrize(
     ("names", "count", "at_s", "line"),
     [

@@ -8,8 +8,8 @@ import pytest
 
 from danlu.client.databases import require_no_password
 from danlu.config import database_url
-from danlu.database.postgresql import address, shown
-from danlu.errors import InvalidRequest, PlatformError
+from danlu.database.postgresql import address, alone, shown
+from danlu.errors import DatabaseUnavailable, InvalidRequest, PlatformError
 
 HIDDEN = (
     "postgresql://a:hunter2@h/d",
@@ -74,3 +74,9 @@ def test_a_file_may_hold_the_address(tmp_path: Path) -> None:
     for name in (file, tmp_path / "none", tmp_path):
         with pytest.raises(PlatformError, match="DANLU_DATABASE_URL_FILE"):
             database_url({"DANLU_DATABASE_URL_FILE": str(name)})
+
+
+def test_a_parameter_that_does_not_exist_is_named() -> None:
+    with pytest.raises(DatabaseUnavailable, match='"sslmod"') as caught, alone("postgresql:///d?sslmod=require"):
+        pass
+    assert "its address right" in caught.value.next_step

@@ -102,6 +102,8 @@ def test_an_environment_that_is_gone(tmp_path: Path) -> None:
     gone = make_environment("e" + "0" * 26, name="sklearn", lock_digest="0" * 64)
     (check,) = environments.damaged(builder, [gone])
     assert (check.verdict, "1 of 1 are gone or damaged: sklearn" in check.value) == ("warn", True)
+    image = gone.source.model_copy(update={"catalogue": None, "python": None, "image": "busybox:1"})
+    assert list(environments.damaged(builder, [gone.evolved(now=gone.updated_at, source=image)])) == []
 
 
 @pytest.mark.parametrize(

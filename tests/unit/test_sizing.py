@@ -56,6 +56,13 @@ def test_gpus_are_not_declared_beside_real_ones_nor_by_kind() -> None:
         assert DECLARE not in found[1]
 
 
+def test_gpus_of_a_cluster_are_not_declared() -> None:
+    found = never_fits(spec(gpu=1), SMALL, declared=False)
+    assert found is not None
+    assert DECLARE not in found[1]
+    assert "device plugin" in found[1]
+
+
 @pytest.mark.parametrize("replicas", [3, 8, 7, 31])
 def test_what_is_proposed_fits(replicas: int) -> None:
     found = never_fits(workers(replicas), SMALL)

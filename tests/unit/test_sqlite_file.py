@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from danlu.database import sqlite_file
+from danlu.database import schema, sqlite_file
 from danlu.database.engine import Database
 from danlu.database.records import JOBS
 from danlu.errors import DatabaseDamaged, DatabaseTooNew
@@ -118,6 +118,14 @@ def test_what_a_killed_server_left_is_sound(tmp_path: Path) -> None:
         assert again.read(lambda tx: JOBS.get(tx, job.id)) == job
     finally:
         again.close()
+
+
+def test_what_is_still_in_the_log_counts_as_the_databases_size(tmp_path: Path) -> None:
+    path = tmp_path / "danlu.db"
+    with closing(Database.open(f"sqlite:///{path}")):
+        written_last = path.with_name("danlu.db-wal").stat().st_size
+        assert written_last > 0
+        assert schema.look_at_file(path).size_bytes == path.stat().st_size + written_last
 
 
 def test_a_backup_is_made_while_the_database_is_in_use(tmp_path: Path) -> None:

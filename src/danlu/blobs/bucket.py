@@ -294,9 +294,10 @@ class Bucket:
                 raise StorageFull(f"{self.place} takes no more: {_reason(text)}; nothing was stored") from error
             refused = any(word in text for word in _PERMISSION)
             missing = "NoSuchBucket" in text
+            step = _UNREACHED if "kind: Connect" in text else StorageUnavailable.step
             raise StorageUnavailable(
                 f"{self.place} does not answer as it should: {_reason(text)}",
-                next_step=_REFUSED if refused else _MISSING if missing else StorageUnavailable.step,
+                next_step=_REFUSED if refused else _MISSING if missing else step,
                 **({"refused": True} if refused or missing else {}),
             ) from error
 
@@ -332,6 +333,7 @@ _STEP: Final = "look at DANLU_BLOBS and the AWS_* variables of the server: danlu
 _REFUSED: Final = (
     "renew the server's credentials for the bucket (AWS_*), or give them what docs/how-to/object-storage.md lists"
 )
+_UNREACHED: Final = "is it running, and AWS_ENDPOINT_URL of the server right? Then try again"
 _MISSING: Final = "make the bucket, or correct DANLU_BLOBS"
 
 

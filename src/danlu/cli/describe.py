@@ -24,7 +24,7 @@ from danlu.domain.jobs import Attempt, Job, Reason, waits_since
 from danlu.domain.priorities import priority_text
 from danlu.domain.resources import format_bytes
 from danlu.domain.views import ArrayWhy
-from danlu.errors import DanluError, InvalidRequest
+from danlu.errors import DanluError, InvalidRequest, StorageUnavailable
 
 SHOWN_AFTER: Final = 20
 SHOWN_TASKS: Final = 32
@@ -110,8 +110,11 @@ def _environment(client: Client, job: Job) -> str:
 
 
 def _measured(client: Client, job: Job) -> bool:
-    """Whether the job recorded metrics of its own."""
-    return bool(client.call("jobs.metrics", {"job": job.id}, query=MetricsQuery(points=2)).series)
+    """Whether the job recorded metrics of its own; no, where the store that has them is away."""
+    try:
+        return bool(client.call("jobs.metrics", {"job": job.id}, query=MetricsQuery(points=2)).series)
+    except StorageUnavailable:
+        return False
 
 
 def _print(about: describing.Description, environment: str, *, measured: bool) -> None:

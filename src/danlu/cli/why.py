@@ -66,7 +66,8 @@ def headline(found: Why, now: int) -> str:
     """Returns what is said first: in which state it is, why, for how long, at which position."""
     job = found.job
     if job.state != "queued":
-        how = wording.outcome(job) if not job.live else f"is {job.state}, for {wording.age(job.started_at, now)}"
+        since = job.started_at if job.state == "running" else waits_since(job)
+        how = wording.outcome(job) if not job.live else f"is {job.state}, for {wording.age(since, now)}"
         return f"{job.name} {how}"
     text = f"{job.name} waits: {job.reason}, for {wording.age(waits_since(job), now)}"
     if found.position is None:

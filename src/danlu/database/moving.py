@@ -218,7 +218,8 @@ def _tables(connection: Connection) -> list[str]:
 
 def _not_empty(url: str | URL, tables: list[str], why: str = "") -> Conflict:
     return Conflict(
-        f"{postgresql.shown(url)} is not empty: it has {len(tables)} tables, {', '.join(tables[:3])} among them{why}",
+        f"{postgresql.shown(url)} is not empty: it has {len(tables):,} table{'s' if len(tables) > 1 else ''}, "
+        f"{', '.join(tables[:3])} among them{why}",
         next_step="give it an empty database: createdb NAME",
     )
 

@@ -175,7 +175,7 @@ def alone(url: str | URL) -> Iterator[None]:
     """
     try:
         connection = connect(url)
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:  # the latter: a parameter that does not exist
         raise unreachable(url, error) from error
     with contextlib.closing(connection):
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", (SERVING,)).fetchone()

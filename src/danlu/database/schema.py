@@ -36,7 +36,8 @@ def look_at_file(path: Path) -> Found:
     Raises:
         DatabaseDamaged, DatabaseTooNew: this version cannot use it.
     """
-    return Found(str(path), sqlite_file.check(path), path.stat().st_size if path.exists() else 0, None)
+    parts = (path, path.with_name(f"{path.name}-wal"))  # what was written last is in the log
+    return Found(str(path), sqlite_file.check(path), sum(part.stat().st_size for part in parts if part.exists()), None)
 
 
 def look_at(url: str | URL) -> Found:

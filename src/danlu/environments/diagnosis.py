@@ -53,7 +53,7 @@ def package_index(uv: Uv) -> Check:
 
 def damaged(builder: Builder, built: Iterable[Environment]) -> Iterator[Check]:
     """Says which built environments are not whole any more."""
-    listed = list(built)
+    listed = [env for env in built if env.source.image is None]  # images are kept by an engine, or by the nodes
     gone = [env.name for env in listed if builder.interpreter(env) is None]
     if gone:
         more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""

@@ -17,8 +17,11 @@ CPU_STEP = 50
 MEMORY_STEP = 2**20
 
 
-def never_fits(spec: JobSpec, nodes: Sequence[NodeCapacity]) -> tuple[str, str] | None:
-    """Returns None if the job fits on empty nodes; else why it never will, and what to do."""
+def never_fits(spec: JobSpec, nodes: Sequence[NodeCapacity], *, declared: bool = True) -> tuple[str, str] | None:
+    """Returns None if the job fits on empty nodes; else why it never will, and what to do.
+
+    declared: GPUs that are not found can be declared; those of a cluster's nodes are what the nodes offer.
+    """
     if spec.gpu_min is not None:  # it starts with the least, where no more is there
         spec = spec.model_copy(update={"gpu": spec.gpu_min, "gpu_min": None})
     tasks = spec.shapes
@@ -28,13 +31,13 @@ def never_fits(spec: JobSpec, nodes: Sequence[NodeCapacity]) -> tuple[str, str] 
     need, there = sum(tasks, start=Resources()), [_total(node, spec.gpu_kind) for node in nodes]
     if len(tasks) == 1:
         most = Resources(**{name: max(getattr(one, name) for one in there) for name in Resources.model_fields})
-        return f"it {why}", _advice(spec, need, most)
+        return f"it {why}", _advice(spec, need, most, declared=declared)
     most = sum(there, start=Resources())
     if not (short := _short(need, most)):  # it is there, but not where one task could have it
-        return f"it {why}", _advice(spec, need, most)
+        return f"it {why}", _advice(spec, need, most, declared=declared)
     have = "this machine has" if len(nodes) == 1 else f"all {len(nodes)} nodes together have"
     amounts = [", ".join(_amount(name, one, spec.gpu_kind) for name in short) for one in (need, most)]
-    return f"{_gang(spec)} need {amounts[0]}; {have} {amounts[1]}", _advice(spec, need, most)
+    return f"{_gang(spec)} need {amounts[0]}; {have} {amounts[1]}", _advice(spec, need, most, declared=declared)
 
 
 def _total(node: NodeCapacity, kind: str | None) -> Resources:
@@ -63,7 +66,7 @@ def _gang(spec: JobSpec) -> str:
     return f"{who} of {asks(spec.shapes[0], spec.gpu_kind)}" + (" each" if len(roles) > 1 else "")
 
 
-def _advice(spec: JobSpec, need: Resources, most: Resources) -> str:
+def _advice(spec: JobSpec, need: Resources, most: Resources, *, declared: bool) -> str:
     """Returns what to ask for instead: an equal share of what there is."""
     short, count = _short(need, most), len(spec.shapes)
     shares = []
@@ -83,8 +86,10 @@ def _advice(spec: JobSpec, need: Resources, most: Resources) -> str:
         largest = max(spec.gang_roles, key=lambda name: spec.gang_roles[name].replicas)
         less += f", or for fewer {largest}{'' if largest.endswith('s') else 's'}"
     step = f"{less}; what there is: danlu nodes"
-    if "gpus" in short and not most.gpus and spec.gpu_kind is None:
+    if "gpus" in short and not most.gpus and spec.gpu_kind is None and declared:
         step += f"\nGPUs that no driver shows are declared: danlu down, then danlu up --gpus {need.gpus}"
+    elif "gpus" in short and not most.gpus and not declared:
+        step += "\nnodes offer GPUs by a device plugin: kubectl describe nodes; GPUs of which name: DANLU_GPU_RESOURCE"
     return step
 
 

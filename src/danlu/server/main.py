@@ -26,7 +26,8 @@ import uvicorn
 from danlu import __version__
 from danlu.blobs.bucket import bucket_checks
 from danlu.blobs.code import Code
-from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, parse, runtime_folder
+from danlu.config import DEFAULT_PORT, PORTS_TRIED, Settings, flags, runtime_folder
+from danlu.config import settings as settings_of
 from danlu.controllers.attempts import AttemptsController, Launches
 from danlu.controllers.collection import CollectionController
 from danlu.controllers.environments import BUILD_THREADS, EnvironmentsController
@@ -451,10 +452,12 @@ def allow_many_files() -> None:
 
 def main(make: Make = chosen) -> int:
     """Runs a server; returns its exit code where it could not start, and ends the process where it could."""
+    asked = flags(sys.argv[1:])
     try:
-        settings = parse(sys.argv[1:], os.environ)
+        settings = settings_of(asked, os.environ)
     except PlatformError as error:
-        sys.stderr.write(f"{error.message} {error.next_step}\n")
+        sys.stderr.write(f"{error.message}\n  {error.next_step}\n")
+        say(asked.ready_fd, {"error": error.to_problem()})
         return 1
     if settings.diagnose is not None:
         builder = _builder(settings)

@@ -13,6 +13,7 @@ from danlu.domain.specs import JobSpec
 from danlu.scheduler.sizing import never_fits
 
 MAX_NODES: Final = 10_000
+PODS: Final = "kubernetes"
 MAX_SHAPES: Final = 1000
 
 Asked = tuple[tuple[Resources, ...], str | None, int | None]
@@ -34,7 +35,8 @@ class Empty:
         asked = spec.shapes, spec.gpu_kind, spec.gpu_min
         if not nodes or asked in fitting:
             return None
-        never = never_fits(spec, [node.capacity for node in nodes.values()])
+        declared = all(node.executor != PODS for node in nodes.values())
+        never = never_fits(spec, [node.capacity for node in nodes.values()], declared=declared)
         if never is None:
             fitting.add(asked)
         return never

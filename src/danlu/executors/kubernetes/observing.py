@@ -281,7 +281,7 @@ def _silent(held: Held, members: Iterable[Member], world: World) -> Why | None:
     one = next((one for one in members if one.runs and one.seen_at is None), None)
     if one is None:
         return None
-    words = f"the runner of {one.spec['name']} was never heard: can its pod reach the platform's address for pods?"
+    words = f"the runner of {one.spec['name']} was never heard: can its pod reach DANLU_POD_URL of the server?"
     return Why(Reason.START_TIMEOUT, words)
 
 

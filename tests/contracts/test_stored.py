@@ -388,8 +388,9 @@ def test_running_jobs_checkpoints_are_not_counted_for_each_look_at_something_els
     world.database.write(lambda tx: PROJECTS.add_all(tx, some))
     job = make_job(Ids()())
     attempt_of(world, job, state=AttemptState.RUNNING)
+    world.files.sizes[job.id] = 100
     world.look()
-    assert world.files.looks == 1
+    assert world.files.looks == 2  # with those of all jobs, and as it runs
 
 
 def test_what_was_counted_while_somebody_looked_is_not_replaced_by_what_he_saw(world: World) -> None:

@@ -36,6 +36,8 @@ T = TypeVar("T")
 PERIOD_S: Final = 10.0
 AGAIN_S: Final = 0.02
 PLACED_AT_ONCE: Final = 16
+HELD_FOR_ONE: Final = 32
+"""Of placements more are stored at once where much is held, as each store looks at all that is: one more for so many."""
 WRITTEN_AT_ONCE: Final = 32
 WRITTEN_A_STEP: Final = 512
 ESTIMATED_A_STEP: Final = 2
@@ -82,7 +84,8 @@ class SchedulingController:
         plan = feed.decider.decide(now)
         self._waits.update(plan.waits)
         placed = 0
-        for batch in _batches(plan.placements, PLACED_AT_ONCE):
+        at_once = max(PLACED_AT_ONCE, feed.held // HELD_FOR_ONE)
+        for batch in _batches(plan.placements, at_once):
             placed += write_anew(self.database, partial(self._place, placements=batch))
             self.hub.notify("attempts")
         asked = sum([self._preempt(preemption) for preemption in plan.preemptions])

@@ -48,11 +48,17 @@ class StoredController:
             self._count(job, None)
         if now >= self._next_running:
             self._next_running = now + RUNNING_NS
-            for attempt in self._database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS)):
+            for attempt in self._running():
                 self._count(self._database.read(partial(JOBS.require, record_id=attempt.job_id)), attempt)
         self._unused(now)
         more |= stored.blobs_again(self._database, self._blobs, max(self._since, now - DAY), now)
         return NEXT_S if more or self._owners else LOOK_S
+
+    def _running(self) -> list[Attempt]:
+        """Returns the attempts whose jobs may have checkpoints on this machine: those of pods count as blobs."""
+        if not any(True for _ in self._spools.checkpoint_owners()) and not self._database.read(stored.checkpoint_owners):
+            return []
+        return self._database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS))
 
     def _unused(self, now: int) -> None:
         """Removes what nobody uses any more: blobs that were condemned, uploads that were given up."""

@@ -59,6 +59,11 @@ class Feed:
         """Whom everything is told, and who decides."""
         return self.scheduler if self.recorder is None else self.recorder
 
+    @property
+    def held(self) -> int:
+        """How many attempts hold something, as it was told last."""
+        return len(self._attempts)
+
     def look(self, tx: Transaction) -> News:
         """Reads what has changed since ``tell``."""
         queued, holding, nodes = queries.queued_versions(tx), queries.holding_versions(tx), queries.node_versions(tx)

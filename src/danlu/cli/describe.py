@@ -158,7 +158,7 @@ def _print(about: describing.Description, environment: str, *, measured: bool) -
         missing = wording.not_in_force(job.spec, attempts[-1])
         unlimited = [f"{missing}: asked for, but this machine sets no such limit: danlu doctor"] if missing else []
         limits = [name for name in attempts[-1].limits if name.endswith("-limit")]
-        out.labelled("limits", [", ".join(limits) or "none are in force on this machine", *unlimited])
+        out.labelled("limits", [", ".join(limits) or "none are in force", *unlimited])
         out.labelled("isolation", [", ".join(name for name in attempts[-1].limits if name not in limits) or "none"])
     out.labelled("kept", wording.not_kept(attempts[-SHOWN_ATTEMPTS:]) + _kept(artifacts))
     out.labelled("events", _events(list(about.events), now))

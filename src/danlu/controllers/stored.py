@@ -56,7 +56,7 @@ class StoredController:
 
     def _running(self) -> list[Attempt]:
         """Returns the attempts whose jobs may have checkpoints on this machine: those of pods count as blobs."""
-        if not any(True for _ in self._spools.checkpoint_owners()) and not self._database.read(stored.checkpoint_owners):
+        if not [*self._spools.checkpoint_owners()] and not self._database.read(stored.checkpoint_owners):
             return []
         return self._database.read(lambda tx: queries.uncollected_attempts(tx, MAX_ATTEMPTS))
 

@@ -292,7 +292,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Returns the settings from the command line and the environment; exits with 2 on wrong usage.
 
     Raises:
-        PlatformError: a variable is not what it should be.
+        PlatformError: a variable is not what it should be, or a flag means nothing beside it.
     """
     return settings(flags(arguments), environ)
 
@@ -313,6 +313,11 @@ def settings(found: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
         images = environment_images(environ.get("DANLU_ENVIRONMENT_IMAGES", ""))
     except ValueError as error:
         raise PlatformError(str(error), next_step="docs/reference/environment-variables.md has all of them") from error
+    if pods is not None and found.gpus is not None:
+        raise PlatformError(
+            f"--gpus {found.gpus} is for jobs on this machine, and they run as pods here (DANLU_EXECUTOR=kubernetes)",
+            next_step="leave it out: the cluster's nodes say what GPUs they offer, by a device plugin",
+        )
     home = found.home.expanduser().absolute() if found.home else default_home(environ, root=os.geteuid() == 0)
     return Settings(
         home=home,

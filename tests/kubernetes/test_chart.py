@@ -172,6 +172,7 @@ def test_a_template_of_pods_has_the_fields_that_the_server_knows() -> None:
         ({"jobs.environments": "hostPath"}, "/jobs/environments"),
         ({"jobs.gpuKinds": {"h100": "A"}}, "want array"),
         ({"jobs.templates": {"default": {"hostNetwork": True}}}, "additional properties 'hostNetwork' not allowed"),
+        ({"jobs.createNamespace": True}, "jobs.createNamespace: name it by jobs.namespace"),
         ({"metrics.serviceMonitor.enabled": True}, "name the Secret with an administrator's token"),
     ],
 )

@@ -142,6 +142,11 @@ def test_a_wrong_variable_is_named_with_its_value(name: str, value: str) -> None
     assert "environment-variables.md" in caught.value.next_step
 
 
+def test_gpus_of_this_machine_mean_nothing_to_pods() -> None:
+    with pytest.raises(PlatformError, match="--gpus 8 is for jobs on this machine"):
+        parse(["--gpus", "8"], {"DANLU_EXECUTOR": "kubernetes", "DANLU_POD_URL": "http://danlu:7070"})
+
+
 def test_for_how_long_events_are_kept_is_given_on():
     flags = Kept(events_kept_days=30.0, max_events=5000).flags()
     found = parse(flags, {"DANLU_HOME": "/x"})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
@@ -17,15 +18,18 @@ from danlu.config import KubernetesSettings, Settings, runtime_folder
 from danlu.controllers.leader import Machine
 from danlu.database.engine import Database
 from danlu.database.records import ATTEMPTS
+from danlu.domain.diagnosis import Check, fail
 from danlu.domain.images import Image
-from danlu.errors import PlatformError
+from danlu.errors import DanluError, PlatformError
 from danlu.executors.base import Hint, StoredImage
+from danlu.executors.kubernetes import diagnosis as cluster_diagnosis
 from danlu.executors.kubernetes import zipapp
 from danlu.executors.kubernetes.client import Api, connect
 from danlu.executors.kubernetes.executor import KubernetesConfig, KubernetesExecutor, Reports
 from danlu.executors.kubernetes.manifests import PodSettings
 from danlu.executors.kubernetes.spools import Kept
 from danlu.executors.kubernetes.template import Templates, parse
+from danlu.executors.local import diagnosis as machine_diagnosis
 from danlu.executors.local.engines import machine as engine_machine
 from danlu.executors.local.executor import LocalConfig, LocalExecutor
 from danlu.executors.local.gpus import declared
@@ -110,18 +114,37 @@ def kubernetes(
         PlatformError: the cluster's library, its configuration or a file of the settings is missing.
         InvalidRequest: the pod templates are not what they should be.
     """
-    authority = "" if settings.authority is None else _text(settings, "authority")
-    pods = PodSettings(
-        namespace=settings.namespace, platform=settings.platform, url=settings.pod_url, image=settings.image,
-        runner=runner_name, authority=authority, gpu_resource=settings.gpu_resource, gpu_label=settings.gpu_label,
-        gpu_kinds=settings.gpu_kinds, uid_base=settings.uid_base, environments=settings.environments,
-    )  # fmt: skip
+    pods = _pods(settings, runner_name)
     way = partial(connect, settings.kubeconfig, settings.context)
     way().close()  # what is not configured is told at the start
     config = KubernetesConfig(pods, runner, _templates(settings), settings.start_timeout_s, kept)
     executor = KubernetesExecutor(config, Api(way), reports=reports, hint=hint)
     executor.start()
     return executor
+
+
+def checks(settings: Settings) -> Iterator[Check]:
+    """Yields what there is to say of what runs attempts, for ``danlu doctor``: this machine, or the cluster."""
+    if settings.kubernetes is None:
+        gpus = None if settings.gpus is None else declared(settings.gpus)
+        yield from machine_diagnosis.checks(gpus, settings.home, engine_machine(os.environ))
+        return
+    cluster = settings.kubernetes
+    try:
+        found, templates = _pods(cluster, ""), _templates(cluster)
+        with closing(Api(partial(connect, cluster.kubeconfig, cluster.context))) as api:
+            yield from cluster_diagnosis.checks(api, found, templates.default.tolerations)
+    except DanluError as error:
+        yield fail("cluster", error.message, error.next_step)
+
+
+def _pods(settings: KubernetesSettings, runner: str) -> PodSettings:
+    authority = "" if settings.authority is None else _text(settings, "authority")
+    return PodSettings(
+        namespace=settings.namespace, platform=settings.platform, url=settings.pod_url, image=settings.image,
+        runner=runner, authority=authority, gpu_resource=settings.gpu_resource, gpu_label=settings.gpu_label,
+        gpu_kinds=settings.gpu_kinds, uid_base=settings.uid_base, environments=settings.environments,
+    )  # fmt: skip
 
 
 def _templates(settings: KubernetesSettings) -> Templates:

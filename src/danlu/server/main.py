@@ -56,9 +56,6 @@ from danlu.environments.builder import Builder
 from danlu.environments.uv_command import Uv
 from danlu.errors import AlreadyRunning, DanluError, PlatformError, PortTaken, storage_full_is_an_error
 from danlu.executors.base import Capabilities
-from danlu.executors.local import diagnosis as machine_diagnosis
-from danlu.executors.local.engines import machine as engine_machine
-from danlu.executors.local.gpus import declared
 from danlu.runner import formats
 from danlu.server import app as edge
 from danlu.server import diagnosis, keys, tls
@@ -66,7 +63,7 @@ from danlu.server.auth import Gate
 from danlu.server.blobs import open_blobs
 from danlu.server.clock import SystemClock
 from danlu.server.connections import Quiet, Server, counted
-from danlu.server.executors import Known, Make, Runs, chosen
+from danlu.server.executors import Known, Make, Runs, checks, chosen
 from danlu.server.limits import Limits
 from danlu.server.listening import Listening, last_port, remember_port, resolve
 from danlu.server.listening import listen as sockets
@@ -331,9 +328,7 @@ def diagnose(settings: Settings, builder: Builder, built: Sequence[Environment],
     uv = Uv(settings.home / "cache" / "uv", settings.home / "environments" / ".python")
     return (
         *diagnosis.checks(settings.home, sqlite=settings.database_url is None),
-        *machine_diagnosis.checks(
-            None if settings.gpus is None else declared(settings.gpus), settings.home, engine_machine(os.environ)
-        ),
+        *checks(settings),
         *bucket_checks(settings.blobs, settings.aws),
         *environments_diagnosis.checks(builder, uv, built, index=index),
     )

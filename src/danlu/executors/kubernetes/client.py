@@ -97,9 +97,9 @@ class Api:
         """Returns an object."""
         return self._call("GET", path)
 
-    def create(self, path: str, content: Object) -> Object:
-        """Makes an object and returns it; ``Refused.exists`` where there is one of that name."""
-        return self._call("POST", path, content=content)
+    def create(self, path: str, content: Object, *, dry_run: bool = False) -> Object:
+        """Makes an object and returns it; ``Refused.exists`` where there is one of that name. A dry run only tells."""
+        return self._call("POST", path, content=content, params={"dryRun": "All"} if dry_run else None)
 
     def patch(self, path: str, content: Object) -> Object:
         """Changes what ``content`` names of an object (RFC 7386), and returns it."""

@@ -354,7 +354,10 @@ def _affinity(pod: dict[str, Any]) -> dict[str, Any]:
 
 def _is_meant(term: dict[str, Any], node: dict[str, Any]) -> bool:
     labels = node["metadata"]["labels"]
-    return all(labels.get(one["key"]) in one["values"] for one in term["matchExpressions"])
+    return all(
+        one["key"] not in labels if one["operator"] == "DoesNotExist" else labels.get(one["key"]) in one["values"]
+        for one in term["matchExpressions"]
+    )
 
 
 def _matches(item: dict[str, Any], query: dict[str, str]) -> bool:

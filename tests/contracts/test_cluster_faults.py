@@ -204,6 +204,16 @@ def test_what_fits_nowhere_is_told_with_the_numbers(bench: PodBench) -> None:
     assert "0/1 nodes are available: 1 Insufficient cpu." in seen(bench, attempt_id).message
 
 
+@pytest.mark.parametrize("product", ["NVIDIA-H100-80GB-HBM3", ""])
+def test_a_kind_of_gpu_that_nobody_has_named_is_asked_for_by_the_nodes_product(bench: PodBench, product: str) -> None:
+    bench.cluster.node("node-2", gpus=1, labels={"nvidia.com/gpu.product": product} if product else {})
+    (gpu,) = (gpu for node in bench.executor.capacity() for gpu in node.gpus)
+    assert gpu.kind == (product.lower() or "gpu")
+    attempt_id = bench.launch(*bench.program(lines=("up",), hold=True), gpu=1, gpu_kind=gpu.kind)
+    bench.printed(attempt_id, "up")
+    assert [pod["spec"]["nodeName"] for pod in bench.cluster.pods(attempt_id)] == ["node-2"]
+
+
 def test_a_quota_or_a_webhook_that_refuses_the_pods_is_told_and_goes_on_when_it_does_not(bench: PodBench) -> None:
     bench.cluster.refuse_pods = 'pods "x" is forbidden: exceeded quota: gpus, requested: 8, used: 0, limited: 4'
     attempt_id = bench.launch(*bench.program())

@@ -27,7 +27,7 @@ from danlu.executors.kubernetes import bare, entering, manifests, withdrawn
 from danlu.executors.kubernetes.client import Api, Refused, batch, core
 from danlu.executors.kubernetes.cluster import Cluster, Objects, is_over, unavailable
 from danlu.executors.kubernetes.manifests import ATTEMPT, INDEX, ROLE, TASKS, TO_DELIVER_S, PodSettings
-from danlu.executors.kubernetes.nodes import Health, capacity, health
+from danlu.executors.kubernetes.nodes import Health, capacity, health, named
 from danlu.executors.kubernetes.observing import Held, Look, World, look
 from danlu.executors.kubernetes.quantities import SECOND_NS, ns
 from danlu.executors.kubernetes.reasons import Why
@@ -164,7 +164,8 @@ class KubernetesExecutor(PodSpools):
                 self._launching.discard(attempt_id)
 
     def _make(self, order: LaunchOrder) -> None:
-        attempt_id, settings = order.attempt.id, self.config.settings
+        attempt_id, kind = order.attempt.id, order.job.spec.gpu_kind
+        settings = named(self.config.settings, kind, self.cluster.nodes)
         secret = manifests.secret(order, settings)
         template = self.config.templates.of(order.job.project)
         manifests.rest(order, settings, template, owner_uid="")  # that it can be is known before anything is made

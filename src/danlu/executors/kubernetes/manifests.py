@@ -73,7 +73,7 @@ class PodSettings:
         authority: the certificate of the platform's authority in PEM, where it is none that images know.
         gpu_resource: the extended resource that GPUs are.
         gpu_label: the nodes' label that tells a GPU's product.
-        gpu_kinds: Danlu's name of a kind -> the products that are meant.
+        gpu_kinds: Danlu's name of a kind -> the products that are meant; empty: a node that does not tell its product.
         uid_base: a project's pods run as this plus the project's number.
         environments: the volume that nodes keep environments in: ``hostPath:/PATH``, ``pvc:NAME`` or ``emptyDir``.
     """
@@ -402,9 +402,12 @@ def _affinity(order: LaunchOrder, settings: PodSettings, some: Sequence[Task]) -
     found: Object = {}
     kind = order.job.spec.gpu_kind
     if kind is not None and any(task.resources.gpus for task in some):
-        products = list(settings.gpu_kinds.get(kind, [kind]))
-        term = {"matchExpressions": [{"key": settings.gpu_label, "operator": "In", "values": products}]}
-        found["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": [term]}
+        products = settings.gpu_kinds.get(kind, [kind])
+        told = [product for product in products if product]
+        ways: list[Object] = [{"operator": "In", "values": told}] if told else []
+        ways += [{"operator": "DoesNotExist"}] if "" in products else []
+        terms = [{"matchExpressions": [{"key": settings.gpu_label, **way}]} for way in ways]
+        found["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
     planned = sorted({task.node for task in some if task.node})
     if planned:
         term = {"matchExpressions": [{"key": HOSTNAME, "operator": "In", "values": planned}]}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -98,6 +98,15 @@ def kind_of(marks: Mapping[str, str], settings: PodSettings) -> str:
     known = next((kind for kind, products in settings.gpu_kinds.items() if product in products), "")
     made = re.sub(r"[^a-z0-9_.]+", "-", product.lower()).strip("-_.")[:63]
     return known or made or NO_KIND
+
+
+def named(settings: PodSettings, kind: str | None, nodes: Callable[[], Iterable[Object]]) -> PodSettings:
+    """Returns the settings with the products that a kind of GPU is: where they do not say so, those of nodes that have it."""
+    if kind is None or kind in settings.gpu_kinds:
+        return settings
+    marks = [node["metadata"].get("labels") or {} for node in nodes()]
+    products = {str(some.get(settings.gpu_label, "")) for some in marks if kind_of(some, settings) == kind}
+    return replace(settings, gpu_kinds={**settings.gpu_kinds, kind: sorted(products or {kind})})
 
 
 def _takes_pods(node: Object, tolerations: tuple[Object, ...]) -> bool:

@@ -61,12 +61,14 @@ def figures() -> list[Figure]:
         engine = create_engine(company.environ["DANLU_DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:"))
         _until(lambda: _count(engine, "attempts") >= JOBS, lambda: f"{_count(engine, 'attempts')} admitted, {runners}")
         admitted_s = time.monotonic() - began
+        early = _early(engine, jobs)
+        memory = _memory(server.process.pid, "VmHWM") / 1e6
+        print(f"admitted after {admitted_s:.0f} s, {early} too early, {memory:.0f} MB", file=sys.stderr)
         ended = "attempts WHERE collected"
         _until(lambda: _count(engine, ended) >= JOBS, lambda: f"{_count(engine, ended)} ended, {runners}")
         ended_s = time.monotonic() - began
         cpu = _cpu_s(server.process.pid) - cpu
         peak = _memory(server.process.pid, "VmHWM")
-        early = _early(engine, jobs)
         good = _count(engine, "jobs WHERE state = 'succeeded'")
         engine.dispose()
         bare_s = _bare(company)

@@ -123,7 +123,8 @@ class AttemptsController:
             lambda tx: (queries.holding_attempts(tx, known=self.known), queries.holders(tx, self._jobs))
         )
         now = self.clock.now()
-        for attempt in attempts:
+        # what nothing is seen of first: a launch only begins here, while what is stored of others may wait for its turn
+        for attempt in sorted(attempts, key=lambda attempt: attempt.id in seen):
             if attempt.id in busy:
                 continue
             try:

@@ -36,6 +36,7 @@ T = TypeVar("T")
 PERIOD_S: Final = 10.0
 AGAIN_S: Final = 0.02
 PLACED_AT_ONCE: Final = 16
+MOST_AT_ONCE: Final = 64
 HELD_FOR_ONE: Final = 32
 """Of placements more are stored at once where much is held, as each store looks at all that is: one more for so many."""
 WRITTEN_AT_ONCE: Final = 32
@@ -84,7 +85,7 @@ class SchedulingController:
         plan = feed.decider.decide(now)
         self._waits.update(plan.waits)
         placed = 0
-        at_once = max(PLACED_AT_ONCE, feed.held // HELD_FOR_ONE)
+        at_once = min(MOST_AT_ONCE, max(PLACED_AT_ONCE, feed.held // HELD_FOR_ONE))
         for batch in _batches(plan.placements, at_once):
             placed += write_anew(self.database, partial(self._place, placements=batch))
             self.hub.notify("attempts")

@@ -46,6 +46,8 @@ from danlu.services.context import Clock, Hub
 LOG: Final = logging.getLogger("danlu.controllers")
 LIVE_PERIOD_S: Final = 1.0
 IDLE_PERIOD_S: Final = 30.0
+MOST_NS: Final = 1_000_000_000
+"""After so long in one step it looks again: what is to be launched by then does not wait until all others are stored."""
 MESSAGE_CHARACTERS: Final = 1000
 STORAGE_TRIALS: Final = 10
 UNKNOWN_GRACE_S: Final = 30.0
@@ -112,6 +114,7 @@ class AttemptsController:
     _trials: Trials = field(default_factory=Trials)
     _alive: dict[str, Sighting] = field(default_factory=dict)
     _jobs: Kept[Job] = field(default_factory=lambda: Kept(JOBS))
+    _last: str = ""
 
     def step(self) -> float:
         """Looks once."""
@@ -124,9 +127,14 @@ class AttemptsController:
         )
         now = self.clock.now()
         # what nothing is seen of first: a launch only begins here, while what is stored of others may wait for its turn
-        for attempt in sorted(attempts, key=lambda attempt: attempt.id in seen):
+        last, more = self._last, False
+        for attempt in sorted(attempts, key=lambda attempt: (attempt.id in seen, attempt.id <= last)):
             if attempt.id in busy:
                 continue
+            if self.monotonic() - after > MOST_NS:
+                more = True
+                break
+            self._last = attempt.id  # the next step goes on behind it
             try:
                 one = seen.get(attempt.id)
                 if one is not None and _runs(one, attempt):
@@ -143,7 +151,7 @@ class AttemptsController:
         self._end_strangers([one for one in seen.values() if one.attempt_id not in live | busy])
         self._trials.keep(live)
         self._alive = {attempt_id: at for attempt_id, at in self._alive.items() if attempt_id in live}
-        return self._trials.wait_s(now, LIVE_PERIOD_S if attempts else IDLE_PERIOD_S)
+        return 0.0 if more else self._trials.wait_s(now, LIVE_PERIOD_S if attempts else IDLE_PERIOD_S)
 
     def _seen(self, attempt: Attempt, seen: Observation | None) -> Attempt:
         """Returns an attempt that does not run any more with its last sign of life: what it held is billed until then.

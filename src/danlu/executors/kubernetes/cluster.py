@@ -13,6 +13,7 @@ from danlu.errors import DanluError, ExecutorUnavailable
 from danlu.executors.kubernetes import reasons
 from danlu.executors.kubernetes.client import Api, Keep, Refused, batch, core
 from danlu.executors.kubernetes.manifests import ATTEMPT, PLATFORM
+from danlu.executors.kubernetes.nodes import OVER
 
 LOG: Final = logging.getLogger("danlu.executors")
 RELIST_S: Final = 10.0
@@ -184,7 +185,7 @@ class Cluster:
 
 def is_over(pod: Object) -> bool:
     """Whether all that a pod had to do is done, or failed."""
-    return pod["status"].get("phase") in ("Succeeded", "Failed")
+    return pod["status"].get("phase") in OVER
 
 
 def unavailable(error: Refused) -> ExecutorUnavailable:

@@ -12,7 +12,7 @@ from danlu.executors import told
 from danlu.executors.base import Observation, Phase
 from danlu.executors.kubernetes import bare, reasons
 from danlu.executors.kubernetes.manifests import BARE, INDEX, ROLE
-from danlu.executors.kubernetes.nodes import Health
+from danlu.executors.kubernetes.nodes import OVER, Health
 from danlu.executors.kubernetes.quantities import SECOND_NS, ns
 from danlu.executors.kubernetes.reasons import Why
 from danlu.runner import gang
@@ -23,7 +23,6 @@ HEARD_S: Final = 15.0
 FIRST_WORD_S: Final = 60.0
 """How long a runner has to be heard first, after the last moment at which its pod may have begun."""
 SIGKILL, SIGTERM, NOT_FOUND = 9, 15, 127
-OVER: Final = frozenset({"Succeeded", "Failed"})
 NO_REPORT: Final = TaskReport()
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,6 +136,26 @@ def runs(world: World, script: str) -> str:
             world.task()
         world.time_passes(0.1)
     return job_id
+
+
+def test_a_look_that_takes_long_goes_on_where_it_was(tmp_path: Path, template: Path) -> None:
+    world = World(0, tmp_path, template)
+    try:
+        submitted = [world.platform.new_id("j") for _ in range(4)]
+        for job_id in submitted:
+            jobs.submit(world.call, job_id, JobSpec.model_validate({"command": ["simulated", "sleep:1000"], "cpu": 1}))
+        ticks = count(0, 600_000_000)  # ns: each step has time for one attempt
+        attempts: Any = world.controllers["attempts"]
+        attempts.monotonic = lambda: next(ticks)
+        for _ in range(40):
+            for name in world.controllers:
+                world.controller(name)
+            while world.tasks:
+                world.task()
+            world.time_passes(0.1)
+        assert {jobs.get(world.call, job_id).state for job_id in submitted} == {JobState.RUNNING}
+    finally:
+        world.close()
 
 
 class Lies(SimulatedExecutor):
